@@ -1,0 +1,23 @@
+# The commands of the project; README.md says what each does. Settings are environment variables.
+SHELL := /bin/sh
+PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null \
+	&& echo $$p && break; done)
+RUN = $(if $(PYTHON),$(PYTHON),$(error Python 3.11 or 3.12 is needed, and not found: install one, or name it with `make PYTHON=...`))
+
+.PHONY: up setup test check clean
+
+up:     ## fine-tune, merge, serve, chat
+	@exec $(RUN) scripts/up.py
+
+setup:  ## only the system packages and the environments
+	@exec $(RUN) scripts/setup.py
+
+test:   ## everything that CI runs
+	@exec $(RUN) scripts/test.py
+
+check:  ## format, lint and types only
+	@exec $(RUN) scripts/test.py check
+
+clean:  ## remove the environments; models and data in artifacts/ stay
+	rm -rf .venv

@@ -1,0 +1,81 @@
+"""The ASGI application: request log → gate → routes, with every failure in OpenAI's body."""
+
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp
+
+from api.access.security import Gate
+from api.errors import ApiError, InternalError, InvalidRequest, MethodNotAllowed, NotFound
+from api.routes import chat, health, models
+from api.service import Service
+from api.settings import Settings
+from api.telemetry import RequestLog, log
+
+# What pydantic puts into a location between a field of several types and the part that is wrong.
+_UNION_TAG = re.compile(r"(constrained-)?str|list\[.*\]")
+
+
+def create_app(settings: Settings, service: Service) -> ASGIApp:
+    """The whole service as one ASGI application; its lifespan loads and ends the engine."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        service.lifecycle.start()
+        yield
+        await service.lifecycle.stop()
+
+    app = FastAPI(
+        title="finechat",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.state.service = service
+    for module in (chat, models, health):
+        app.include_router(module.router)
+    app.exception_handler(ApiError)(_api_error)
+    app.exception_handler(HTTPException)(_http_error)
+    app.exception_handler(RequestValidationError)(_invalid)
+    app.exception_handler(Exception)(_defect)
+    routes = frozenset(path for route in app.routes if (path := getattr(route, "path", None)))
+    return RequestLog(Gate(app, settings), service.metrics, routes)
+
+
+async def _api_error(_: Request, error: ApiError) -> Response:
+    return error.response()
+
+
+async def _http_error(request: Request, error: HTTPException) -> Response:
+    """Starlette's own: no such path, wrong method, or a body that is not JSON at all."""
+    if error.status_code == 404:
+        return NotFound("There is no such path.").response()
+    if error.status_code == 405:
+        response = MethodNotAllowed(f"{request.method} is not possible here.").response()
+        response.headers.update(error.headers or {})
+        return response
+    return InvalidRequest("The body is not valid JSON.").response()
+
+
+async def _invalid(_: Request, error: RequestValidationError) -> Response:
+    """The first thing wrong with a request, with the name of its field."""
+    first = error.errors()[0]
+    if first["type"] == "json_invalid":
+        return InvalidRequest("The body is not valid JSON.").response()
+    names = (str(part) for part in first["loc"][1:] if not _UNION_TAG.fullmatch(str(part)))
+    field = ".".join(names)
+    if first["type"] == "extra_forbidden":
+        message = f"{field!r} is not a field of this API."
+    else:
+        message = f"{field or 'The body'}: {first['msg']}."
+    return InvalidRequest(message[:500], param=field[:200] or None).response()
+
+
+async def _defect(_: Request, error: Exception) -> Response:
+    log.error("event=defect", exc_info=error)
+    return InternalError("Internal error.").response()

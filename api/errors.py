@@ -1,0 +1,164 @@
+"""Every failure that a person or a client is told about.
+
+StartError                     the service cannot start: one line, exit code 1
+├── SettingsError              an environment variable is wrong or unsafe
+├── ArtifactError              the artifact is missing, incomplete or altered
+└── EngineStartError           the port is taken, or vLLM did not come up
+ClientGone                     the client hung up: nobody is left to tell
+ApiError                       an HTTP answer in OpenAI's error body
+├── InvalidRequest        400  a field is unknown, missing or out of range
+│   └── ContextLengthExceeded  prompt and answer do not fit the model
+├── Unauthorised          401
+├── NotFound              404  no such path
+│   └── ModelNotFound          no such model
+├── MethodNotAllowed      405
+├── BodyTimeout           408  the body did not arrive in time
+├── BodyTooLarge          413
+├── NotJson               415
+├── InternalError         500  a defect of ours; details are in the log only
+└── Unavailable           503  with Retry-After
+    ├── NotReady               starting, draining or failed
+    ├── Overloaded             as many requests as API_MAX_QUEUE allows are in progress
+    └── EngineFailed           the engine died or gave up on this request
+"""
+
+import orjson
+from pydantic import BaseModel
+from starlette.responses import Response
+
+
+class StartError(Exception):
+    """The service cannot start; the message is the one line that a person reads."""
+
+
+class SettingsError(StartError):
+    pass
+
+
+class ArtifactError(StartError):
+    pass
+
+
+class EngineStartError(StartError):
+    pass
+
+
+class ClientGone(Exception):
+    pass
+
+
+class ErrorDetail(BaseModel):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(BaseModel):
+    error: ErrorDetail
+
+
+class ApiError(Exception):
+    status = 500
+    type = "server_error"
+    code: str | None = None
+    headers: dict[str, str] = {}  # noqa: RUF012 - read only; subclasses replace it
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+
+    def body(self) -> bytes:
+        """OpenAI's error body as JSON."""
+        detail = {
+            "message": self.message,
+            "type": self.type,
+            "param": self.param,
+            "code": self.code,
+        }
+        return orjson.dumps({"error": detail})
+
+    def response(self) -> Response:
+        return Response(self.body(), self.status, headers=self.headers, media_type="application/json")
+
+
+class InvalidRequest(ApiError):
+    status = 400
+    type = "invalid_request_error"
+
+
+class ContextLengthExceeded(InvalidRequest):
+    code = "context_length_exceeded"
+
+
+class Unauthorised(ApiError):
+    status = 401
+    type = "invalid_request_error"
+    code = "invalid_api_key"
+    headers = {"www-authenticate": "Bearer"}  # noqa: RUF012
+
+
+class NotFound(ApiError):
+    status = 404
+    type = "invalid_request_error"
+    code = "not_found"
+
+
+class ModelNotFound(NotFound):
+    code = "model_not_found"
+
+
+class MethodNotAllowed(ApiError):
+    status = 405
+    type = "invalid_request_error"
+    code = "method_not_allowed"
+
+
+class BodyTimeout(ApiError):
+    status = 408
+    type = "invalid_request_error"
+    code = "request_timeout"
+    headers = {"connection": "close"}  # noqa: RUF012
+
+
+class BodyTooLarge(ApiError):
+    status = 413
+    type = "invalid_request_error"
+    code = "request_too_large"
+    headers = {"connection": "close"}  # noqa: RUF012
+
+
+class NotJson(ApiError):
+    status = 415
+    type = "invalid_request_error"
+    code = "unsupported_media_type"
+
+
+class HeadersTooLarge(ApiError):
+    status = 431
+    type = "invalid_request_error"
+    code = "headers_too_large"
+    headers = {"connection": "close"}  # noqa: RUF012
+
+
+class InternalError(ApiError):
+    code = "internal_error"
+
+
+class Unavailable(ApiError):
+    status = 503
+    headers = {"retry-after": "5"}  # noqa: RUF012
+
+
+class NotReady(Unavailable):
+    code = "not_ready"
+
+
+class Overloaded(Unavailable):
+    code = "overloaded"
+    headers = {"retry-after": "1"}  # noqa: RUF012
+
+
+class EngineFailed(Unavailable):
+    code = "engine_failed"

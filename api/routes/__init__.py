@@ -1,0 +1,1 @@
+"""One module for each family of HTTP routes; each declares a router and nothing global."""

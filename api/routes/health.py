@@ -1,0 +1,43 @@
+"""/health/live (restart me?), /health/ready (send me requests?) and /metrics.
+
+Live stays 200 while the model loads and while the service drains; only a dead engine ends it.
+"""
+
+from fastapi import APIRouter, Response
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from pydantic import BaseModel
+
+from api.engine.lifecycle import State
+from api.service import Service, ServiceOfApp
+
+
+class Health(BaseModel):
+    status: State
+    detail: str
+
+
+router = APIRouter()
+
+
+@router.get("/health/live", responses={503: {"model": Health}})
+async def live(service: ServiceOfApp, response: Response) -> Health:
+    if service.lifecycle.state is State.FAILED:
+        response.status_code = 503
+    return _health(service)
+
+
+@router.get("/health/ready", responses={503: {"model": Health}})
+async def ready(service: ServiceOfApp, response: Response) -> Health:
+    if service.lifecycle.state is not State.READY:
+        response.status_code = 503
+        response.headers["retry-after"] = "5"
+    return _health(service)
+
+
+@router.get("/metrics", response_class=Response)
+async def metrics(service: ServiceOfApp) -> Response:
+    return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+
+def _health(service: Service) -> Health:
+    return Health(status=service.lifecycle.state, detail=service.lifecycle.explanation)

@@ -1,0 +1,1 @@
+"""What a client may send and what it gets back, as pydantic models."""

@@ -1,0 +1,44 @@
+"""What the routes share: the parts of one running service, put together once."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from api.access.admission import Admission
+from api.engine.artifact import Artifact
+from api.engine.engine import Engine
+from api.engine.lifecycle import Lifecycle
+from api.errors import ModelNotFound
+from api.settings import Settings
+from api.telemetry import Metrics
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    artifact: Artifact
+    lifecycle: Lifecycle
+    admission: Admission
+    metrics: Metrics
+
+    def require_model(self, name: str) -> None:
+        """Raises: ModelNotFound unless `name` is the model that is served."""
+        if name != self.artifact.name:
+            raise ModelNotFound(
+                f"This service has no such model; it serves {self.artifact.name!r}.", param="model"
+            )
+
+
+def build_service(settings: Settings, artifact: Artifact, engine: Engine) -> Service:
+    metrics = Metrics()
+    admission = Admission(settings.max_queue, metrics)
+    lifecycle = Lifecycle(artifact, engine, admission, settings.drain_timeout_s)
+    return Service(artifact, lifecycle, admission, metrics)
+
+
+def _service_of(request: Request) -> Service:
+    service: Service = request.app.state.service
+    return service
+
+
+ServiceOfApp = Annotated[Service, Depends(_service_of)]

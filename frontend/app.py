@@ -1,0 +1,54 @@
+"""The chat page's process: settings, page, server. `python app.py`, configured by `FRONTEND_*`.
+
+Exit status 1 and one line on standard error if it cannot start.
+"""
+
+import logging
+import os
+import socket
+import sys
+import time
+
+from errors import SettingsError
+from settings import Settings, load_settings
+
+
+def main() -> None:
+    """Serve the page until it is told to stop."""
+    try:
+        settings = load_settings()
+        listener = _listen(settings)
+    except SettingsError as error:
+        sys.exit(f"frontend: {error}")
+    _log_in_utc()
+    # Read once, when Gradio is imported: nothing is reported to or fetched from anywhere.
+    os.environ.update(GRADIO_ANALYTICS_ENABLED="False", HF_HUB_OFFLINE="1")
+    from server import serve
+
+    serve(settings, listener)
+
+
+def _listen(settings: Settings) -> socket.socket:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        return socket.create_server((settings.host, settings.port), family=family)
+    except OSError as error:
+        reason = str(error.strerror).split(" (")[0]  # Python adds the address once more
+        raise SettingsError(
+            f"cannot listen on {settings.host}:{settings.port}: {reason}; "
+            "set FRONTEND_HOST and FRONTEND_PORT to a free address"
+        ) from error
+
+
+def _log_in_utc() -> None:
+    logging.Formatter.converter = time.gmtime
+    logging.basicConfig(
+        level=logging.INFO,
+        format="%(asctime)sZ level=%(levelname)s logger=%(name)s %(message)s",
+        datefmt="%Y-%m-%dT%H:%M:%S",
+    )
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,212 @@
+"""The OpenAI-style API, seen from the page: its state, and one streamed answer.
+
+In: the API's address and key, and conversations. Out: `Status` and a growing `Answer`, or an
+`ApiError`. It never retries by itself and never logs what is said, only how it went.
+"""
+
+import asyncio
+import json
+import logging
+import time
+import uuid
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from conversations import Message
+from errors import ApiError, CutShort, Malformed, Refused, Unreachable
+
+STATUS_TTL_S = 2.0  # all open pages share one look at the API in this time
+STATUS_TIMEOUT_S = 5.0
+SILENCE_TIMEOUT_S = 120.0  # a busy API may let a chat wait before its first token
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Status:
+    """The served model's name, or why there is none."""
+
+    model: str = ""
+    failure: ApiError | None = None
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to answer."""
+
+    temperature: float
+    max_tokens: int
+
+
+@dataclass
+class Answer:
+    """What has arrived so far.
+
+    tokens: as the API counts them, None until (and unless) it tells
+    first_token_s, last_token_s: since the request was sent
+    """
+
+    text: str = ""
+    tokens: int | None = None
+    first_token_s: float | None = None
+    last_token_s: float = 0.0
+    finish_reason: str = ""
+
+
+class Api:
+    """One per process; all chats share its connections."""
+
+    def __init__(
+        self, url: str, key: str | None = None, transport: httpx.AsyncBaseTransport | None = None
+    ) -> None:
+        self._http = httpx.AsyncClient(
+            base_url=url.rstrip("/").removesuffix("/v1"),
+            headers={"Authorization": f"Bearer {key}"} if key else {},
+            timeout=STATUS_TIMEOUT_S,
+            limits=httpx.Limits(max_connections=None),
+            transport=transport,
+        )
+        self._lock = asyncio.Lock()
+        self._status = Status()
+        self._looked_at = float("-inf")
+
+    async def close(self) -> None:
+        """Closes the connections."""
+        await self._http.aclose()
+
+    async def status(self) -> Status:
+        """The API's state, at most `STATUS_TTL_S` old. Never raises."""
+        async with self._lock:
+            if time.monotonic() - self._looked_at > STATUS_TTL_S:
+                self._status = await self._look()
+                self._looked_at = time.monotonic()
+            return self._status
+
+    async def _look(self) -> Status:
+        try:
+            models = await self._http.get("/v1/models")
+            if models.is_error:
+                raise _refused(models)
+            model = str(models.json()["data"][0]["id"])
+            # Not part of OpenAI's API: only a clear "not ready" counts, a 404 says nothing.
+            ready = await self._http.get("/health/ready")
+            if ready.status_code == httpx.codes.SERVICE_UNAVAILABLE:
+                raise _refused(ready)
+        except ApiError as error:
+            return Status(failure=error)
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            return Status(failure=Unreachable(type(error).__name__))
+        except (ValueError, LookupError, TypeError):
+            return Status(failure=Malformed("no model in /v1/models"))
+        return Status(model=model)
+
+    async def stream(
+        self, model: str, messages: Sequence[Message], sampling: Sampling
+    ) -> AsyncGenerator[Answer, None]:
+        """The same `Answer` again after each piece that arrives; closing this closes the request.
+
+        Raises: ApiError. What came before it stays in the last answer that was given out.
+        """
+        request_id = uuid.uuid4().hex
+        started, outcome, answer = time.monotonic(), "closed", Answer()
+        try:
+            async with aclosing(self._pieces(request_id, model, messages, sampling)) as pieces:
+                async for piece in pieces:
+                    _take(answer, piece, time.monotonic() - started)
+                    yield answer
+            if not answer.finish_reason:
+                raise CutShort("the stream ended without a finish reason")
+            outcome = answer.finish_reason
+        except httpx.HTTPError as error:
+            outcome = type(error).__name__
+            raise (CutShort if answer.text else Unreachable)(outcome) from error
+        except ApiError as error:
+            outcome = type(error).__name__
+            raise
+        finally:
+            logger.info(
+                "chat request_id=%s outcome=%s tokens=%s first_token_s=%s duration_s=%.3f",
+                request_id,
+                outcome,
+                answer.tokens,
+                answer.first_token_s and round(answer.first_token_s, 3),
+                time.monotonic() - started,
+            )
+
+    async def _pieces(
+        self, request_id: str, model: str, messages: Sequence[Message], sampling: Sampling
+    ) -> AsyncGenerator[dict[str, Any], None]:
+        body = {
+            "model": model,
+            "messages": messages,
+            "temperature": sampling.temperature,
+            "max_tokens": sampling.max_tokens,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+        async with self._http.stream(
+            "POST",
+            "/v1/chat/completions",
+            json=body,
+            headers={"X-Request-ID": request_id},
+            timeout=httpx.Timeout(STATUS_TIMEOUT_S, read=SILENCE_TIMEOUT_S),
+        ) as response:
+            if response.is_error:
+                await response.aread()
+                raise _refused(response)
+            async for data in _sse_data(response):
+                if data == b"[DONE]":
+                    return
+                try:
+                    piece = json.loads(data)
+                except ValueError as error:
+                    raise Malformed("an event is not JSON") from error
+                if "error" in piece:
+                    raise CutShort("the API reported an error within the stream")
+                yield piece
+
+
+async def _sse_data(response: httpx.Response) -> AsyncGenerator[bytes, None]:
+    """The payload of each `data:` line.
+
+    Not `aiter_lines`: that also breaks at U+2028 and its like, which JSON may carry unescaped.
+    """
+    rest = b""
+    async for block in response.aiter_bytes():
+        *lines, rest = (rest + block).split(b"\n")
+        for line in lines:
+            if line.startswith(b"data:"):
+                yield line.removeprefix(b"data:").strip()
+
+
+def _take(answer: Answer, piece: dict[str, Any], elapsed_s: float) -> None:
+    for choice in piece.get("choices") or ():
+        text = (choice.get("delta") or {}).get("content") or ""
+        if text:
+            answer.text += text
+            answer.last_token_s = elapsed_s
+            if answer.first_token_s is None:
+                answer.first_token_s = elapsed_s
+        answer.finish_reason = choice.get("finish_reason") or answer.finish_reason
+    if usage := piece.get("usage"):
+        answer.tokens = usage.get("completion_tokens")
+
+
+def _refused(response: httpx.Response) -> Refused:
+    """An error response as an exception; `response` is read."""
+    try:
+        error = response.json()["error"]
+        message, code = str(error["message"]), str(error.get("code") or "")
+    except (ValueError, LookupError, TypeError, AttributeError):
+        message, code = "", ""
+    retry_after = response.headers.get("retry-after", "")
+    return Refused(
+        response.status_code,
+        message,
+        code,
+        retry_after_s=int(retry_after) if retry_after.isdecimal() else None,
+    )

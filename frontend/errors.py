@@ -1,0 +1,54 @@
+"""What can go wrong between the page and the API.
+
+    FrontendError
+    ├── SettingsError      the environment does not describe a page; says which variable to set
+    └── ApiError
+        ├── Unreachable    nothing answered at the address, or nothing in time
+        ├── Refused        the API answered with an error status
+        ├── Malformed      it answered, but not as an OpenAI-style API does
+        └── CutShort       the answer began and then broke off
+
+The messages here are for a log. What a reader is told is in `words`.
+"""
+
+
+class FrontendError(Exception):
+    """Any failure that this service expects."""
+
+
+class SettingsError(FrontendError):
+    """The message is one line that says what to set."""
+
+
+class ApiError(FrontendError):
+    """The API did not give a whole answer."""
+
+
+class Unreachable(ApiError):
+    """No connection, or silence for longer than the client waits."""
+
+
+class Malformed(ApiError):
+    """An answer that is not OpenAI-style."""
+
+
+class CutShort(ApiError):
+    """The stream ended before the answer did."""
+
+
+class Refused(ApiError):
+    """An error status, with what its body and headers say.
+
+    message: the API's own text, empty if the body carries none
+    code: the `code` of OpenAI's error body, empty if there is none
+    retry_after_s: from the Retry-After header, None if it is absent or not a number
+    """
+
+    def __init__(
+        self, status: int, message: str = "", code: str = "", retry_after_s: int | None = None
+    ) -> None:
+        super().__init__(f"status={status} code={code or '-'}")
+        self.status = status
+        self.message = message
+        self.code = code
+        self.retry_after_s = retry_after_s

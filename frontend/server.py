@@ -1,0 +1,49 @@
+"""The page behind its gate, served on a socket that already listens."""
+
+import socket
+from contextlib import suppress
+
+import gradio as gr
+import uvicorn
+from fastapi import FastAPI
+from starlette.types import ASGIApp
+
+import look
+from client import Api
+from gate import Gate
+from page import build_page
+from settings import Settings
+
+
+def build_app(settings: Settings) -> ASGIApp:
+    """The ASGI application: Gradio without telemetry, uploads, API documents or outside fonts."""
+    key = settings.api_key.get_secret_value() if settings.api_key else None
+    api = Api(str(settings.api_url), key)
+    app = gr.mount_gradio_app(
+        FastAPI(on_shutdown=[api.close], docs_url=None, redoc_url=None, openapi_url=None),
+        build_page(settings, api),
+        path="/",
+        server_name=settings.host,
+        server_port=settings.port,
+        root_path=settings.root_path,
+        footer_links=[],
+        run_history=False,
+        show_error=False,
+        enable_monitoring=False,
+        pwa=False,
+        ssr_mode=False,
+        mcp_server=False,
+        theme=look.theme(),
+        css_paths=look.STYLE,
+    )
+    return Gate(app)
+
+
+def serve(settings: Settings, listener: socket.socket) -> None:
+    """Blocks until SIGINT or SIGTERM; open streams get two seconds to end."""
+    config = uvicorn.Config(
+        build_app(settings), log_config=None, access_log=False, timeout_graceful_shutdown=2
+    )
+    print(f"The chat page is at http://{settings.host}:{settings.port}", flush=True)
+    with suppress(KeyboardInterrupt):
+        uvicorn.Server(config).run(sockets=[listener])

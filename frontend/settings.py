@@ -1,0 +1,93 @@
+"""The environment (`FRONTEND_*`) in, one frozen `Settings` out. Reads nothing else."""
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    HttpUrl,
+    SecretStr,
+    StringConstraints,
+    ValidationError,
+)
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from errors import SettingsError
+
+PREFIX = "FRONTEND_"
+Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+
+
+class Example(BaseModel):
+    """A prompt to try: `title` on the button, `prompt` to the model."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    title: Text
+    prompt: Text
+
+
+DEFAULT_EXAMPLES = (
+    Example(title="Explain an idea", prompt="Explain what a hash table is, in five sentences."),
+    Example(title="Write some code", prompt="Write a Python function that reverses a string."),
+    Example(title="Rewrite a text", prompt="Make this polite: send me the report today."),
+)
+
+
+def _read_json(path: str) -> object:
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(error.strerror) from error
+
+
+class Settings(BaseSettings):
+    """Every option of the page; each field is the variable `FRONTEND_<FIELD>`.
+
+    examples: the variable names a JSON file, a list of `{"title": ..., "prompt": ...}`
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, env_ignore_empty=True, frozen=True, validate_default=False
+    )
+
+    api_url: HttpUrl = HttpUrl("http://127.0.0.1:8000")
+    api_key: SecretStr | None = None
+    host: str = "127.0.0.1"
+    port: int = Field(default=7860, ge=1, le=65535)
+    root_path: str = ""
+    title: Text = "Chat"
+    intro: Text = "Ask anything, or start with one of these."
+    examples: Annotated[tuple[Example, ...], NoDecode, BeforeValidator(_read_json)] = DEFAULT_EXAMPLES
+    temperature: float = Field(default=0.7, ge=0, le=2)
+    max_tokens: int = Field(default=512, ge=16, le=4096)
+    history_secret: SecretStr = SecretStr("finechat")
+
+
+def load_settings() -> Settings:
+    """Settings from the environment.
+
+    Raises: SettingsError naming every variable that is wrong or unknown, in one line.
+    """
+    known = {PREFIX + field.upper() for field in Settings.model_fields}
+    unknown = sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known)
+    if unknown:
+        raise SettingsError(
+            f"unset {', '.join(unknown)}: not an option; there are {', '.join(sorted(known))}"
+        )
+    try:
+        return Settings()
+    except ValidationError as error:
+        wrong = [_complaint(e["loc"], e["input"], e["msg"]) for e in error.errors()]
+        raise SettingsError(f"set {'; '.join(wrong)}") from error
+
+
+def _complaint(location: tuple[int | str, ...], seen: object, problem: str) -> str:
+    field, *item = location  # `item` is a place in the file of examples
+    where = f" item {'.'.join(map(str, item))}" if item else f"={seen}"
+    return f"{PREFIX}{str(field).upper()}{where}: {problem.removeprefix('Value error, ')}"

@@ -1,0 +1,208 @@
+"""What a bare machine lacks: system packages, and one virtual environment for each service.
+
+Only the standard library. Every function returns at once where nothing is to be done: an environment
+carries a stamp of the lock it was built from, written last, so one that was interrupted is built anew
+(from uv's cache, without downloading again).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import importlib.util
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+VENVS = ROOT / ".venv"
+UV = "uv==0.13.9"
+OLDEST, NEWEST = (3, 11), (3, 12)
+NEEDED_DISK_GIB = 6
+
+
+class SetupError(Exception):
+    """One line: what failed, and what to do."""
+
+
+def say(line: str) -> None:
+    print(line, flush=True)
+
+
+def check_python() -> None:
+    """Raises: SetupError unless the interpreter is one that the locks are made for."""
+    found = sys.version_info[:2]
+    if not OLDEST <= found <= NEWEST:
+        raise SetupError(
+            f"Python {found[0]}.{found[1]} is not supported: 3.11 or 3.12 is needed; "
+            "name one with `make PYTHON=/path/to/python3.12 ...`"
+        )
+
+
+def has_nvidia_gpu() -> bool:
+    """True if the NVIDIA driver answers."""
+    program = shutil.which("nvidia-smi")
+    return program is not None and subprocess.run([program, "-L"], capture_output=True).returncode == 0
+
+
+def install_system_packages(*, browser: bool = False) -> None:
+    """Install what is missing through apt, as root or by passwordless sudo.
+
+    Raises: SetupError with the exact line to run where that may not be done.
+    """
+    missing = _missing_packages(browser)
+    if not missing:
+        return
+    names = " ".join(missing)
+    say(f"   system packages: installing {names}")
+    sudo = [] if os.geteuid() == 0 else ["sudo", "-n"]
+    allowed = not sudo or (
+        shutil.which("sudo") and subprocess.run([*sudo, "true"], capture_output=True).returncode == 0
+    )
+    line = f"apt-get update && apt-get install -y --no-install-recommends {names}"
+    if not shutil.which("apt-get") or not allowed:
+        raise SetupError(f"system packages are missing and may not be installed from here; run: "
+                         f"sudo sh -c '{line}'")  # fmt: skip
+    done = _run([*sudo, "sh", "-c", line], env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"})
+    if done.returncode != 0:
+        raise SetupError(f"apt could not install {names}: {_last_line(done)}")
+
+
+def build(name: str) -> None:
+    """Build `.venv/<name>` from `<name>/requirements.txt`. Raises: SetupError."""
+    lock = _lock(name)
+    excludes = lock.with_name("excludes.txt")
+    options = ["--excludes", str(excludes)] if excludes.is_file() else []
+    venv = VENVS / name
+
+    def install() -> None:
+        _check_disk()
+        _run_uv(["venv", "--quiet", "--clear", "--python", sys.executable, str(venv)])
+        _run_uv(["pip", "install", "--quiet", "--python", str(venv), *options, "-r", str(lock)])
+
+    _once(venv / ".finechat-stamp", [lock, *([excludes] if options else [])], install)
+
+
+def add(name: str, lock: Path) -> None:
+    """Install one more lock file into `.venv/<name>`, for the tests. Raises: SetupError."""
+    venv = VENVS / name
+    command = ["pip", "install", "--quiet", "--python", str(venv), "-r", str(lock)]
+    _once(venv / f".finechat-stamp-{lock.stem}", [lock], lambda: _run_uv(command))
+
+
+def python(name: str) -> str:
+    """The interpreter of a service's environment."""
+    return str(VENVS / name / "bin" / "python")
+
+
+def service_environment() -> dict[str, str]:
+    """The environment for our processes: compiled modules kept, or every start costs ten seconds."""
+    kept = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+    return {**kept, "PYTHONUNBUFFERED": "1"}
+
+
+def end_with_parent() -> None:
+    """Linux: have the kernel end a child if we are killed ourselves (PR_SET_PDEATHSIG)."""
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+
+
+def _lock(name: str) -> Path:
+    """The API has a second lock for NVIDIA machines, since vLLM is another package there."""
+    cuda = ROOT / name / "requirements-cuda.txt"
+    return cuda if cuda.is_file() and has_nvidia_gpu() else ROOT / name / "requirements.txt"
+
+
+def _missing_packages(browser: bool) -> list[str]:
+    missing = []
+    if importlib.util.find_spec("ensurepip") is None:
+        missing.append(f"python{sys.version_info[0]}.{sys.version_info[1]}-venv")
+    if not has_nvidia_gpu():
+        try:
+            ctypes.CDLL("libnuma.so.1")  # vLLM's CPU build links it
+        except OSError:
+            missing.append("libnuma1")
+    if browser and not shutil.which("chromium"):
+        missing += ["chromium", "fonts-dejavu-core"]
+    return missing
+
+
+def _uv() -> Path:
+    """uv, in an environment of its own: it installs a service in seconds from its cache."""
+    tools = VENVS / "tools"
+    uv = tools / "bin" / "uv"
+    stamp = tools / ".finechat-stamp"
+    if not (stamp.is_file() and stamp.read_text() == UV and uv.is_file()):
+        for command in (
+            [sys.executable, "-m", "venv", "--clear", str(tools)],
+            [str(tools / "bin" / "pip"), "install", "--quiet", "--disable-pip-version-check", UV],
+        ):
+            done = _run(command)
+            if done.returncode != 0:
+                raise SetupError(f"{UV} could not be installed: {_last_line(done)}")
+        stamp.write_text(UV)
+    return uv
+
+
+def _uv_environment() -> dict[str, str]:
+    """uv does not read pip's settings; hand over where this machine keeps wheels, if it says."""
+    environment = dict(os.environ)
+    links = os.environ.get("PIP_FIND_LINKS") or _pip_setting("global.find-links")
+    if links:
+        environment.setdefault("UV_FIND_LINKS", ",".join(links.split()))
+    return environment
+
+
+def _pip_setting(key: str) -> str:
+    pip = VENVS / "tools" / "bin" / "pip"
+    done = subprocess.run([str(pip), "config", "get", key], capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+def _once(stamp: Path, inputs: Sequence[Path], install: Callable[[], None]) -> None:
+    """Install unless the stamp, written last, says that these very files were installed."""
+    digest = hashlib.sha256(sys.version.encode())
+    for file in inputs:
+        digest.update(file.read_bytes())
+    if stamp.is_file() and stamp.read_text() == digest.hexdigest():
+        return
+    label = f"   environment {stamp.parent.name}"
+    say(f"{label}: installing {inputs[0].relative_to(ROOT)}")
+    begun = time.monotonic()
+    try:
+        install()
+    except SetupError as error:
+        raise SetupError(
+            f"environment {stamp.parent.name} could not be built: {error}. Run the same command "
+            "again: what was downloaded whole is kept"
+        ) from None
+    stamp.write_text(digest.hexdigest())
+    say(f"{label}: ready after {time.monotonic() - begun:.1f} s")
+
+
+def _run_uv(arguments: list[str]) -> None:
+    done = _run([str(_uv()), *arguments], env=_uv_environment())
+    if done.returncode != 0:
+        raise SetupError(_last_line(done))
+
+
+def _check_disk() -> None:
+    VENVS.mkdir(exist_ok=True)
+    free_gib = shutil.disk_usage(VENVS).free / 2**30
+    if free_gib < NEEDED_DISK_GIB:
+        raise SetupError(
+            f"{free_gib:.1f} GiB are free under {VENVS}, {NEEDED_DISK_GIB} are needed; free some"
+        )
+
+
+def _run(command: list[str], env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, env=env, capture_output=True, text=True, preexec_fn=end_with_parent)
+
+
+def _last_line(done: subprocess.CompletedProcess[str]) -> str:
+    lines = [line.strip() for line in (done.stderr or done.stdout).splitlines() if line.strip()]
+    return " ".join(lines[-2:])[:400] or f"exit {done.returncode}"

@@ -1,0 +1,106 @@
+"""`make test`: sets up what the tests need and runs all of them; `make check` only the first stage.
+
+Each service's unit tests run in that service's own environment; the system test runs `make up` for
+real, with a real browser. Prints what every runner prints, and one closing line over all of them.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+from environments import (
+    ROOT,
+    VENVS,
+    SetupError,
+    add,
+    build,
+    check_python,
+    install_system_packages,
+    python,
+    say,
+    service_environment,
+)
+
+SERVICES = ("trainer", "api", "frontend")
+REPORTS = VENVS / "reports"
+
+
+def main(arguments: list[str]) -> int:
+    """0 if everything passed, 1 otherwise."""
+    try:
+        check_python()
+        install_system_packages(browser=arguments != ["check"])
+        for name in (*SERVICES, "tests"):
+            build(name)
+        for name in SERVICES:
+            add(name, ROOT / "tests" / "pytest.txt")
+    except SetupError as error:
+        say(f"make test: {error}")
+        return 1
+    checked = _check()
+    if arguments == ["check"]:
+        return 0 if checked else 1
+    REPORTS.mkdir(exist_ok=True)
+    results = [_suite(name, name) for name in SERVICES]
+    results.append(_suite("system", "tests"))
+    passed, failed, skipped = (sum(column) for column in zip(*results, strict=True))
+    failed += 0 if checked else 1
+    say(f"{passed} passed, {failed} failed" + (f", {skipped} skipped" if skipped else ""))
+    return 1 if failed else 0
+
+
+def _check() -> bool:
+    """Format, lint and types; all are run, so that one call shows everything."""
+    bin_dir = VENVS / "tests" / "bin"
+    ruff, mypy = str(bin_dir / "ruff"), str(bin_dir / "mypy")
+    checks = [
+        ([ruff, "format", "--check", "."], ""),
+        ([ruff, "check", "."], ""),
+        ([mypy, "--python-executable", python("trainer"), "trainer", "tests/trainer"], ""),
+        ([mypy, "--python-executable", python("api"), "api", "tests/api"], ""),
+        (
+            [mypy, "--python-executable", python("frontend"), "frontend", "tests/frontend"],
+            "frontend:tests/frontend",
+        ),
+        ([mypy, "scripts", "tests/system"], "scripts"),
+    ]
+    return all([_run(command, mypy_path) for command, mypy_path in checks])
+
+
+def _suite(folder: str, environment: str) -> tuple[int, int, int]:
+    """(passed, failed, skipped) of tests/<folder>."""
+    report = REPORTS / f"{folder}.xml"
+    report.unlink(missing_ok=True)
+    begun = time.monotonic()
+    _run([python(environment), "-m", "pytest", f"tests/{folder}", f"--junit-xml={report}"])
+    say(f"tests/{folder}: {time.monotonic() - begun:.0f} s")
+    return _count(report)
+
+
+def _count(report: Path) -> tuple[int, int, int]:
+    """A runner that left no report, or ran nothing, counts as one failure."""
+    if not report.is_file():
+        return 0, 1, 0
+    suite = ElementTree.parse(report).getroot().find("testsuite")
+    if suite is None:
+        return 0, 1, 0
+    total, failures, errors, skipped = (
+        int(suite.get(key, "0")) for key in ("tests", "failures", "errors", "skipped")
+    )
+    bad = failures + errors
+    return total - bad - skipped, bad if total else 1, skipped
+
+
+def _run(command: list[str], mypy_path: str = "") -> bool:
+    say("$ " + " ".join(part.replace(f"{ROOT}{os.sep}", "") for part in command))
+    environment = {**service_environment(), "MYPYPATH": mypy_path}
+    return subprocess.run(command, cwd=ROOT, env=environment).returncode == 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

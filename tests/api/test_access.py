@@ -1,0 +1,174 @@
+"""Who comes in: the key, the sizes, the number at once; and what of it is logged and counted."""
+
+import logging
+from collections.abc import AsyncIterator, Callable
+
+import httpx
+import pytest
+
+from api.access import security
+from conftest import KEY, FakeEngine, House, ask, eventually
+from test_chat import URL, assert_openai_error
+
+pytestmark = pytest.mark.anyio
+MakeHouse = Callable[..., House]
+BEARER = {"authorization": f"Bearer {KEY}"}
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"authorization": KEY},
+        {"authorization": f"Basic {KEY}"},
+        {"authorization": "Bearer "},
+        {"authorization": f"Bearer {KEY}x"},
+        {"authorization": f"Bearer {KEY.upper()}"},
+        {"x-api-key": KEY},
+        {"host": "x/health/live?", "x-forwarded-path": "/health/live"},
+    ],
+    ids=str,
+)
+async def test_without_the_right_key_only_health_is_open(
+    make_house: MakeHouse, headers: dict[str, str]
+) -> None:
+    house = make_house(key=KEY)
+    await house.load()
+    async with house.client(headers=headers) as client:
+        for path in ("/v1/models", "/metrics", "/openapi.json", "/nowhere", "//health/live"):
+            assert_openai_error(await client.get(path), 401, "invalid_api_key")
+        for path in ("/health/live/", "/health%2Flive%2F..", "/health/live/../../v1/models"):
+            assert (await client.get(path)).status_code == 401
+        assert_openai_error(await client.post(URL, json=ask()), 401, "invalid_api_key")
+        for path in ("/health/live", "/health/ready"):
+            assert (await client.get(path)).status_code == 200
+    assert house.engine.calls == []
+
+
+async def test_right_key_opens_everything(make_house: MakeHouse) -> None:
+    house = make_house(key=KEY)
+    await house.load()
+    async with house.client(headers={"authorization": f"bearer {KEY}"}) as client:
+        for path in ("/v1/models", "/metrics", "/openapi.json"):
+            assert (await client.get(path)).status_code == 200
+        assert (await client.post(URL, json=ask())).status_code == 200
+
+
+async def test_unknown_path_and_wrong_method_answer_in_openais_body(make_house: MakeHouse) -> None:
+    async with make_house().client() as client:
+        assert_openai_error(await client.get("/docs"), 404, "not_found")
+        assert_openai_error(await client.get("/v1/models/"), 404, "not_found")
+        assert_openai_error(await client.post("/invocations", json={}), 404, "not_found")
+        assert_openai_error(await client.post("/nowhere"), 404, "not_found")
+        assert_openai_error(await client.delete(URL), 405, "method_not_allowed")
+        wrong = await client.get(URL)
+        assert_openai_error(wrong, 405, "method_not_allowed")
+        assert wrong.headers["allow"] == "POST"
+
+
+@pytest.mark.parametrize("media_type", ["text/plain", "application/x-www-form-urlencoded", ""])
+async def test_body_that_is_not_declared_json_is_refused(make_house: MakeHouse, media_type: str) -> None:
+    async with make_house().client() as client:
+        answer = await client.post(URL, content=b"{}", headers={"content-type": media_type})
+    assert_openai_error(answer, 415, "unsupported_media_type")
+
+
+async def test_large_body_is_refused_declared_or_not(make_house: MakeHouse) -> None:
+    async def endless() -> AsyncIterator[bytes]:
+        for _ in range(40):
+            yield b" " * 2**15
+        pytest.fail("read on after the limit")
+
+    headers = {"content-type": "application/json"}
+    async with make_house().client(headers=headers) as client:
+        declared = await client.post(URL, content=b" " * (security.MAX_BODY_BYTES + 1))
+        assert_openai_error(declared, 413, "request_too_large")
+        assert_openai_error(await client.post(URL, content=endless()), 413, "request_too_large")
+
+
+async def test_slow_body_is_given_up(make_house: MakeHouse, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(security, "BODY_TIMEOUT_S", 0.05)
+    house = make_house(FakeEngine())
+
+    async def stalling() -> AsyncIterator[bytes]:
+        yield b"{"
+        await house.engine.release.wait()
+
+    headers = {"content-type": "application/json"}
+    async with house.client(headers=headers) as client:
+        assert_openai_error(await client.post(URL, content=stalling()), 408, "request_timeout")
+
+
+@pytest.mark.parametrize("size", [20_000, 200_000, 2_000_000])
+async def test_huge_header_is_refused(make_house: MakeHouse, size: int) -> None:
+    async with make_house().serving() as url, httpx.AsyncClient() as client:
+        try:
+            answer = await client.get(f"{url}/health/live", headers={"x-big": "x" * size})
+        except httpx.TransportError:
+            return  # the connection was cut while the client still sent
+        assert answer.status_code in (400, 431)
+
+
+async def test_full_house_refuses_with_retry_after(make_house: MakeHouse) -> None:
+    house = make_house(FakeEngine(hold_before=1), max_queue=1)
+    async with house.serving() as url, httpx.AsyncClient(base_url=url) as client:
+        async with client.stream("POST", URL, json=ask(stream=True)) as running:
+            refused = await client.post(URL, json=ask())
+            assert_openai_error(refused, 503, "overloaded")
+            assert refused.headers["retry-after"] == "1"
+            house.engine.release.set()
+            assert b"[DONE]" in await running.aread()
+        assert (await client.post(URL, json=ask())).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("sent", "kept"), [("page-7.a_B", True), ("x" * 65, False), ("a b", False), ("a=b", False)]
+)
+async def test_sane_request_id_is_echoed_and_another_replaced(
+    make_house: MakeHouse, sent: str, kept: bool
+) -> None:
+    async with make_house().client() as client:
+        answer = await client.get("/nowhere", headers={"x-request-id": sent})
+    assert (answer.headers["x-request-id"] == sent) is kept
+    assert len(answer.headers["x-request-id"]) >= 8
+
+
+async def test_logs_and_metrics_count_and_hold_no_text_or_key(
+    make_house: MakeHouse, caplog: pytest.LogCaptureFixture
+) -> None:
+    house = make_house(key=KEY)
+    await house.load()
+    secret = "my-secret-question"
+    with caplog.at_level(logging.DEBUG, logger="api"):
+        async with house.client(headers=BEARER) as client:
+            await client.post(URL, json=ask(messages=[{"role": "user", "content": secret}], user=secret))
+            await client.get(f"/{secret}")
+            metrics = (await client.get("/metrics")).text
+    assert f'finechat_requests_total{{route="{URL}",status="200"}} 1.0' in metrics
+    assert 'finechat_requests_total{route="other",status="404"} 1.0' in metrics
+    assert "finechat_completion_tokens_total 3.0" in metrics
+    assert "finechat_time_to_first_token_seconds_count 1.0" in metrics
+    assert "finechat_requests_in_progress 0.0" in metrics
+    assert f"route={URL} status=200" in caplog.text
+    for place in (metrics, caplog.text):
+        assert secret not in place
+        assert KEY not in place
+        assert "Hello" not in place
+
+
+async def test_hung_up_client_ends_its_generation(make_house: MakeHouse) -> None:
+    for stream in (True, False):
+        house = make_house(FakeEngine(hold_before=1))
+        async with house.serving() as url, httpx.AsyncClient(base_url=url) as client:
+            request = client.build_request("POST", URL, json=ask(stream=stream))
+            if stream:
+                answer = await client.send(request, stream=True)
+                await answer.aclose()
+            else:
+                with pytest.raises(httpx.ReadTimeout):
+                    await client.post(URL, json=ask(), timeout=0.3)
+            await eventually(lambda house=house: house.engine.aborted == 1)  # type: ignore[misc]
+            metrics = (await client.get("/metrics")).text
+            assert "finechat_aborted_total 1.0" in metrics
+            assert "finechat_requests_in_progress 0.0" in metrics
+            assert "finechat_active_streams 0.0" in metrics

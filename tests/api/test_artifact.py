@@ -1,0 +1,148 @@
+"""Contract 1, the reader's end: a directory that is not as its manifest says is never served."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+from pydantic import ValidationError
+
+from api.engine.artifact import Manifest, read_artifact
+from api.errors import ArtifactError
+from conftest import MODEL, example_manifest
+
+SCHEMA = json.loads((Path(__file__).parents[2] / "docs/artifact.schema.json").read_text())
+
+
+def rewrite(artifacts: Path, **changes: Any) -> None:
+    path = artifacts / "models/tiny-r8/manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_good_artifact_is_read_and_verified(artifacts: Path) -> None:
+    artifact = read_artifact(artifacts)
+    artifact.verify()
+    assert (artifact.name, artifact.manifest.id, artifact.max_positions) == (MODEL, "tiny-r8", 256)
+
+
+def test_model_and_json_schema_accept_the_same_example(artifacts: Path) -> None:
+    manifest = example_manifest(artifacts / "models/tiny-r8")
+    jsonschema.validate(manifest, SCHEMA)
+    Manifest.model_validate(manifest)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({name: None} for name in SCHEMA["required"]),
+        {"schema_version": 2},
+        {"unknown": 1},
+        {"id": "../x"},
+        {"config_hash": "0"},
+        {"files": {}},
+        {"description": ""},
+        {"evaluation": {"passed": False, "metrics": [{}], "gates": []}},
+    ],
+    ids=str,
+)
+def test_model_and_json_schema_refuse_the_same_defects(artifacts: Path, change: dict[str, Any]) -> None:
+    manifest = example_manifest(artifacts / "models/tiny-r8") | change
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(manifest, SCHEMA)
+    with pytest.raises(ValidationError):
+        Manifest.model_validate(manifest)
+
+
+def remove_current(artifacts: Path) -> None:
+    (artifacts / "models/current").unlink()
+
+
+def dangle_current(artifacts: Path) -> None:
+    remove_current(artifacts)
+    (artifacts / "models/current").symlink_to("gone")
+
+
+def point_current_outside(artifacts: Path) -> None:
+    (artifacts / "models/tiny-r8").rename(artifacts / "tiny-r8")
+    remove_current(artifacts)
+    (artifacts / "models/current").symlink_to("../tiny-r8")
+
+
+def remove_manifest(artifacts: Path) -> None:
+    (artifacts / "models/tiny-r8/manifest.json").unlink()
+
+
+def garble_manifest(artifacts: Path) -> None:
+    (artifacts / "models/tiny-r8/manifest.json").write_bytes(b"\xff{")
+
+
+def drop_a_field(artifacts: Path) -> None:
+    rewrite(artifacts, evaluation=None)
+
+
+def rename_directory(artifacts: Path) -> None:
+    (artifacts / "models/tiny-r8").rename(artifacts / "models/other")
+    remove_current(artifacts)
+    (artifacts / "models/current").symlink_to("other")
+
+
+def climb_out(artifacts: Path) -> None:
+    record = {"sha256": "0" * 64, "bytes": 0}
+    listed = example_manifest(artifacts / "models/tiny-r8")["files"]
+    rewrite(artifacts, files=listed | {"../../secret": record})
+
+
+def remove_a_file(artifacts: Path) -> None:
+    (artifacts / "models/tiny-r8/tokenizer.json").unlink()
+
+
+def change_a_byte(artifacts: Path) -> None:
+    path = artifacts / "models/tiny-r8/README.md"
+    path.write_bytes(path.read_bytes().swapcase())
+
+
+def cut_a_file(artifacts: Path) -> None:
+    path = artifacts / "models/tiny-r8/README.md"
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def link_a_file_out(artifacts: Path) -> None:
+    path = artifacts / "models/tiny-r8/README.md"
+    path.rename(artifacts / "README.md")
+    path.symlink_to("../../README.md")
+
+
+def plant_a_file(artifacts: Path) -> None:
+    (artifacts / "models/tiny-r8/modeling_evil.py").write_text("import os")
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (remove_current, "current is missing"),
+        (dangle_current, "points to gone, which is not there"),
+        (point_current_outside, "must be a symbolic link to a directory beside it"),
+        (remove_manifest, "manifest.json is missing"),
+        (garble_manifest, "manifest.json cannot be read"),
+        (drop_a_field, "evaluation"),
+        (rename_directory, "expected the directory's name 'other'"),
+        (climb_out, "'../../secret' is not a plain path"),
+        (remove_a_file, "tokenizer.json is missing"),
+        (change_a_byte, "README.md has SHA-256"),
+        (cut_a_file, "README.md has 6 bytes, manifest.json says 7"),
+        (link_a_file_out, "README.md is a symbolic link"),
+        (plant_a_file, "modeling_evil.py is not listed"),
+    ],
+)
+def test_damaged_artifact_is_refused_in_one_line_with_the_next_command(
+    artifacts: Path, damage: Callable[[Path], None], says: str
+) -> None:
+    damage(artifacts)
+    with pytest.raises(ArtifactError) as refusal:
+        read_artifact(artifacts).verify()
+    message = str(refusal.value)
+    assert says in message
+    assert "make up" in message
+    assert "\n" not in message

@@ -1,0 +1,224 @@
+"""POST /v1/chat/completions as an OpenAI client sees it, good and bad requests alike."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+
+from api.engine.engine import Delta, sampling_arguments
+from api.errors import EngineFailed
+from api.schema.chat import ChatCompletion, ChatRequest, Sampling
+from conftest import MODEL, FakeEngine, House, ask
+
+pytestmark = pytest.mark.anyio
+URL = "/v1/chat/completions"
+MakeHouse = Callable[..., House]
+
+
+async def post(house: House, **options: Any) -> httpx.Response:
+    await house.load()
+    async with house.client() as client:
+        return await client.post(URL, **options)
+
+
+def events(answer: httpx.Response) -> list[Any]:
+    lines = [line.removeprefix("data: ") for line in answer.text.split("\n\n") if line]
+    return [line if line == "[DONE]" else json.loads(line) for line in lines]
+
+
+def assert_openai_error(answer: httpx.Response, status: int, code: str | None) -> dict[str, Any]:
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/json"
+    error: dict[str, Any] = answer.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["code"] == code
+    return error
+
+
+async def test_answer_is_a_chat_completion(make_house: MakeHouse) -> None:
+    answer = await post(make_house(), json=ask())
+    completion = ChatCompletion.model_validate(answer.json())
+    assert completion.id.startswith("chatcmpl-")
+    assert (completion.model, completion.system_fingerprint) == (MODEL, "tiny-r8")
+    [choice] = completion.choices
+    assert (choice.message.content, choice.finish_reason) == ("Hello world", "stop")
+    assert completion.usage.completion_tokens == 3
+    assert completion.usage.total_tokens == completion.usage.prompt_tokens + 3
+
+
+async def test_stream_names_the_role_with_the_first_text_and_ends_with_done(
+    make_house: MakeHouse,
+) -> None:
+    house = make_house()
+    options = {"include_usage": True}
+    answer = await post(house, json=ask(stream=True, stream_options=options))
+    assert answer.headers["content-type"] == "text/event-stream; charset=utf-8"
+    first, second, finish, usage, done = events(answer)
+    assert first["choices"][0]["delta"] == {"role": "assistant", "content": "Hello"}
+    assert second["choices"][0]["delta"] == {"content": " world"}
+    assert finish["choices"][0] == {
+        "index": 0,
+        "delta": {},
+        "logprobs": None,
+        "finish_reason": "stop",
+    }
+    assert usage["choices"] == []
+    assert usage["usage"]["completion_tokens"] == 3
+    assert done == "[DONE]"
+    assert {first["id"], second["id"], finish["id"], usage["id"]} == {first["id"]}
+
+
+async def test_stream_without_usage_has_no_usage_field(make_house: MakeHouse) -> None:
+    answer = await post(make_house(), json=ask(stream=True))
+    assert not any("usage" in event for event in events(answer)[:-1])
+
+
+async def test_answer_without_text_is_still_a_whole_stream(make_house: MakeHouse) -> None:
+    engine = FakeEngine(deltas=[Delta("", 1, "stop")])
+    first, finish, done = events(await post(make_house(engine), json=ask(stream=True)))
+    assert first["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+    assert finish["choices"][0]["finish_reason"] == "stop"
+    assert done == "[DONE]"
+
+
+async def test_answer_may_fill_what_remains_of_the_context(make_house: MakeHouse) -> None:
+    house = make_house()
+    await post(house, json=ask())
+    [call] = house.engine.calls
+    assert call["max_tokens"] == 256 - len(call["prompt_ids"])
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"logit_bias": {"1": 100}}, "logit_bias"),
+        ({"tools": []}, "tools"),
+        ({"chat_template": "{{ 1 }}"}, "chat_template"),
+        ({"guided_regex": "a+"}, "guided_regex"),
+        ({"messages": []}, "messages"),
+        ({"messages": None}, "messages"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role"),
+        ({"messages": [{"role": "user", "content": "x", "name": "y"}]}, "messages.0.name"),
+        ({"n": 2}, "n"),
+        ({"temperature": 2.1}, "temperature"),
+        ({"temperature": "1"}, "temperature"),
+        ({"temperature": True}, "temperature"),
+        ({"top_p": 0}, "top_p"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_completion_tokens": 1.5}, "max_completion_tokens"),
+        ({"seed": 2**63}, "seed"),
+        ({"stop": list("abcde")}, "stop"),
+        ({"stop": "x" * 257}, "stop"),
+        ({"stream_options": {"x": 1}}, "stream_options.x"),
+    ],
+    ids=ascii,
+)
+async def test_bad_field_is_refused_by_its_name(
+    make_house: MakeHouse, fields: dict[str, Any], param: str
+) -> None:
+    house = make_house()
+    answer = await post(
+        house, content=json.dumps(ask(**fields)), headers={"content-type": "application/json"}
+    )
+    assert assert_openai_error(answer, 400, None)["param"] == param
+    assert house.engine.calls == []
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"[" * 100_000,
+        b"nul",
+        b"\xff\xfe",
+        b'{"seed": NaN}',
+        b'{"model": "\\ud800"}',
+        b'{"\\udfff": 1}',
+        b'{"seed": ' + b"9" * 5000 + b"}",
+    ],
+    ids=lambda body: repr(body[:20]),
+)
+async def test_body_that_is_not_json_is_refused(make_house: MakeHouse, body: bytes) -> None:
+    answer = await post(make_house(), content=body, headers={"content-type": "application/json"})
+    assert_openai_error(answer, 400, None)
+
+
+async def test_unknown_model_is_not_found(make_house: MakeHouse) -> None:
+    error = assert_openai_error(await post(make_house(), json=ask(model="gpt-4")), 404, "model_not_found")
+    assert error["param"] == "model"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    "fields",
+    [{"messages": [{"role": "user", "content": "x" * 300}]}, {"max_tokens": 250}],
+    ids=["prompt", "answer"],
+)
+async def test_what_does_not_fit_the_context_is_refused(
+    make_house: MakeHouse, fields: dict[str, Any], stream: bool
+) -> None:
+    answer = await post(make_house(), json=ask(**fields, stream=stream))
+    assert_openai_error(answer, 400, "context_length_exceeded")
+
+
+async def test_engine_failure_before_the_first_token_is_a_503(make_house: MakeHouse) -> None:
+    engine = FakeEngine(fail_before=(0, EngineFailed("dead")))
+    answer = await post(make_house(engine), json=ask(stream=True))
+    assert_openai_error(answer, 503, "engine_failed")
+    assert answer.headers["retry-after"]
+
+
+async def test_engine_failure_in_a_stream_is_its_last_event(make_house: MakeHouse) -> None:
+    engine = FakeEngine(fail_before=(1, EngineFailed("dead")))
+    first, error = events(await post(make_house(engine), json=ask(stream=True)))
+    assert first["choices"][0]["delta"]["content"] == "Hello"
+    assert error["error"]["code"] == "engine_failed"
+
+
+async def test_defect_of_ours_is_told_without_its_details(make_house: MakeHouse) -> None:
+    engine = FakeEngine(fail_before=(0, RuntimeError("secret detail")))
+    answer = await post(make_house(engine), json=ask())
+    assert_openai_error(answer, 500, "internal_error")
+    assert "secret" not in answer.text
+
+
+async def test_models_lists_the_artifacts_name(make_house: MakeHouse) -> None:
+    async with make_house().client() as client:
+        listed = (await client.get("/v1/models")).json()["data"]
+        assert [model["id"] for model in listed] == [MODEL]
+        assert (await client.get(f"/v1/models/{MODEL}")).json() == listed[0]
+        assert_openai_error(await client.get("/v1/models/other"), 404, "model_not_found")
+
+
+async def test_openapi_names_what_is_served_and_no_validation_error_of_fastapi(
+    make_house: MakeHouse,
+) -> None:
+    async with make_house().client() as client:
+        document = (await client.get("/openapi.json")).json()
+    assert set(document["paths"]) == {
+        "/v1/chat/completions",
+        "/v1/models",
+        "/v1/models/{model}",
+        "/health/live",
+        "/health/ready",
+        "/metrics",
+    }
+    responses = [
+        status
+        for path in document["paths"].values()
+        for operation in path.values()
+        for status in operation["responses"]
+    ]
+    assert "422" not in responses
+    request = document["components"]["schemas"]["ChatRequest"]
+    assert set(request["properties"]) == set(ChatRequest.model_fields)
+    assert request["additionalProperties"] is False
+
+
+def test_silent_request_takes_the_models_sampling_defaults() -> None:
+    defaults = {"temperature": 0.6, "top_p": 0.9, "max_tokens": 5}
+    made = sampling_arguments(Sampling(top_p=0.5, seed=1), defaults)
+    assert made == {"temperature": 0.6, "top_p": 0.5, "seed": 1}

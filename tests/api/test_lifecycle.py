@@ -1,0 +1,110 @@
+"""From first to last: HTTP is open, says the truth, and every stream is told how it ends."""
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Callable
+
+import httpx
+import pytest
+
+from api.engine.lifecycle import State
+from api.errors import EngineStartError, StartError
+from api.server import Server, listen
+from conftest import FakeEngine, House, ask, eventually
+from test_chat import URL, assert_openai_error, events
+
+pytestmark = pytest.mark.anyio
+MakeHouse = Callable[..., House]
+
+
+async def test_until_the_model_is_loaded_the_service_lives_and_says_starting(
+    make_house: MakeHouse,
+) -> None:
+    async with make_house().client() as client:
+        assert (await client.get("/health/live")).status_code == 200
+        ready = await client.get("/health/ready")
+        assert (ready.status_code, ready.json()["status"]) == (503, "starting")
+        refused = await client.post(URL, json=ask())
+        assert_openai_error(refused, 503, "not_ready")
+        assert refused.headers["retry-after"]
+
+
+async def test_altered_artifact_fails_the_start(make_house: MakeHouse) -> None:
+    house = make_house()
+    (house.settings.artifacts_dir / "models/tiny-r8/README.md").write_text("# Evil\n")
+    await house.load()
+    assert "README.md has SHA-256" in str(house.service.lifecycle.failure)
+
+
+@pytest.mark.parametrize("error", [EngineStartError("no"), RuntimeError("no")])
+async def test_engine_that_does_not_start_ends_the_server(make_house: MakeHouse, error: Exception) -> None:
+    house = make_house(FakeEngine(start_error=error))
+    server = Server(house.app, house.service.lifecycle)
+    await server.serve([listen("127.0.0.1", 0)])
+    assert isinstance(house.service.lifecycle.failure, StartError)
+    assert house.engine.stopped
+
+
+async def test_dead_engine_is_neither_live_nor_ready(make_house: MakeHouse) -> None:
+    house = make_house()
+    async with house.serving() as url, httpx.AsyncClient(base_url=url) as client:
+        house.engine.is_dead = True
+        await asyncio.sleep(0.3)  # the server stays, to say so
+        for path in ("/health/live", "/health/ready"):
+            answer = await client.get(path)
+            assert (answer.status_code, answer.json()["status"]) == (503, "failed")
+        assert_openai_error(await client.post(URL, json=ask()), 503, "engine_failed")
+
+
+async def test_sigterm_lets_streams_finish_and_refuses_new_requests(make_house: MakeHouse) -> None:
+    house = make_house(FakeEngine(hold_before=1))
+    async with house.serving() as url, httpx.AsyncClient(base_url=url) as client:
+        async with client.stream("POST", URL, json=ask(stream=True)) as running:
+            os.kill(os.getpid(), signal.SIGTERM)
+            await eventually(lambda: house.service.lifecycle.state is State.DRAINING)
+            assert (await client.get("/health/live")).status_code == 200
+            ready = await client.get("/health/ready")
+            assert (ready.status_code, ready.json()["status"]) == (503, "draining")
+            refused = await client.post(URL, json=ask())
+            assert_openai_error(refused, 503, "not_ready")
+            house.engine.release.set()
+            assert b"[DONE]" in await running.aread()
+    assert house.engine.stopped
+    assert house.service.lifecycle.state is State.STOPPED
+
+
+async def test_stream_that_outlasts_the_drain_is_told_so(make_house: MakeHouse) -> None:
+    house = make_house(FakeEngine(hold_before=1), drain_timeout_s=0.2)
+    async with house.serving() as url, httpx.AsyncClient(base_url=url) as client:
+        async with client.stream("POST", URL, json=ask(stream=True)) as running:
+            begun = time.monotonic()
+            os.kill(os.getpid(), signal.SIGINT)
+            await running.aread()
+    first, error = events(running)
+    assert first["choices"][0]["delta"]["content"] == "Hello"
+    assert error["error"]["code"] == "not_ready"
+    assert house.engine.aborted == 1
+    assert time.monotonic() - begun < 2
+
+
+async def test_waiting_request_that_outlasts_the_drain_gets_a_503(make_house: MakeHouse) -> None:
+    house = make_house(FakeEngine(hold_before=0), drain_timeout_s=0)
+    async with house.serving() as url, httpx.AsyncClient(base_url=url) as client:
+
+        async def stop_when_running() -> None:
+            await eventually(lambda: len(house.engine.calls) == 1)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        stopping = asyncio.create_task(stop_when_running())
+        assert_openai_error(await client.post(URL, json=ask()), 503, "not_ready")
+        await stopping
+
+
+async def test_port_in_use_is_said_in_one_line() -> None:
+    with (
+        listen("127.0.0.1", 0) as taken,
+        pytest.raises(EngineStartError, match=r"cannot listen on 127.0.0.1:.* in use"),
+    ):
+        listen("127.0.0.1", taken.getsockname()[1])

@@ -1,0 +1,65 @@
+"""The frames written from templates are the chunks that pydantic would have written."""
+
+import json
+from typing import Any
+
+import pytest
+
+from api import sse
+from api.errors import EngineFailed
+from api.schema.chat import ChatCompletionChunk, ChunkChoice, Delta, Usage
+
+TEXTS = ["", "plain", 'quo"te \\ back', "new\nline\r\t\x00\x1f", "\u2028 é 🙂", "data: [DONE]\n\n"]
+IDENTITY: dict[str, Any] = {"id": "chatcmpl-1", "created": 7, "model": "m"}
+
+
+def frames(include_usage: bool) -> sse.ChatFrames:
+    return sse.ChatFrames(**IDENTITY, fingerprint="f", include_usage=include_usage)
+
+
+def parsed(frame: bytes) -> Any:
+    assert frame.startswith(b"data: ") and frame.endswith(b"\n\n")
+    assert b"\n" not in frame[:-2]  # or a client would see two events
+    return json.loads(frame[len(b"data: ") :])
+
+
+def chunk(choice: ChunkChoice, *, include_usage: bool) -> dict[str, Any]:
+    built = ChatCompletionChunk(**IDENTITY, system_fingerprint="f", choices=[choice])
+    made = built.model_dump(exclude=set() if include_usage else {"usage"})
+    for name, value in choice.delta.model_dump().items():
+        if value is None:
+            del made["choices"][0]["delta"][name]
+    return made
+
+
+@pytest.mark.parametrize("include_usage", [False, True])
+@pytest.mark.parametrize("text", TEXTS)
+def test_text_frames_equal_the_pydantic_chunks(text: str, include_usage: bool) -> None:
+    written = frames(include_usage)
+    assert parsed(written.first(text)) == chunk(
+        ChunkChoice(delta=Delta(role="assistant", content=text)), include_usage=include_usage
+    )
+    assert parsed(written.text(text)) == chunk(
+        ChunkChoice(delta=Delta(content=text)), include_usage=include_usage
+    )
+
+
+@pytest.mark.parametrize("include_usage", [False, True])
+def test_finish_frame_equals_the_pydantic_chunk(include_usage: bool) -> None:
+    expected = chunk(ChunkChoice(delta=Delta(), finish_reason="length"), include_usage=include_usage)
+    assert parsed(frames(include_usage).finish("length")) == expected
+
+
+def test_usage_frame_has_no_choice() -> None:
+    usage = Usage(prompt_tokens=1, completion_tokens=2, total_tokens=3)
+    made = parsed(frames(True).usage(usage))
+    assert (made["choices"], made["usage"]) == ([], usage.model_dump())
+
+
+def test_error_frame_is_openais_error_body() -> None:
+    assert parsed(sse.error_frame(EngineFailed("gone")))["error"] == {
+        "message": "gone",
+        "type": "server_error",
+        "param": None,
+        "code": "engine_failed",
+    }

@@ -1,0 +1,141 @@
+import asyncio
+import logging
+
+import pytest
+
+from client import Answer, Api, Sampling
+from conversations import Message
+from errors import ApiError, CutShort, Malformed, Refused, Unreachable
+from fake_api import DONE, FakeApi, delta, event, running
+
+pytestmark = pytest.mark.anyio
+QUESTION = [Message(role="user", content="my secret question")]
+SAMPLING = Sampling(temperature=0.3, max_tokens=64)
+
+
+async def whole(api: Api) -> Answer:
+    return [answer async for answer in api.stream("small-model", QUESTION, SAMPLING)][-1]
+
+
+async def test_answer_is_the_joined_pieces_with_usage_and_times() -> None:
+    usage = event({"choices": [], "usage": {"completion_tokens": 2}})
+    async with running(FakeApi([delta("Hel"), delta("lo", "stop"), usage, DONE])) as fake:
+        answer = await whole(fake.api())
+    assert (answer.text, answer.tokens, answer.finish_reason) == ("Hello", 2, "stop")
+    assert answer.first_token_s is not None
+    assert 0 < answer.first_token_s <= answer.last_token_s
+
+
+async def test_request_carries_the_key_an_id_and_only_standard_fields() -> None:
+    async with running(FakeApi([delta("x", "stop"), DONE])) as fake:
+        await whole(fake.api("/v1/", "sk-1"))
+    (request,) = fake.requests
+    headers = request.pop("headers")
+    assert headers["authorization"] == "bearer sk-1"
+    assert len(headers["x-request-id"]) == 32
+    assert request == {
+        "model": "small-model",
+        "messages": QUESTION,
+        "temperature": 0.3,
+        "max_tokens": 64,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+
+
+@pytest.mark.parametrize("at", [1, 30, 60, 61])
+async def test_events_survive_any_split_and_unicode_line_separators(at: int) -> None:
+    stream = delta("a\u2028b\u0085c") + delta("", "stop") + DONE
+    async with running(FakeApi([stream[:at], stream[at:]])) as fake:
+        assert (await whole(fake.api())).text == "a\u2028b\u0085c"
+
+
+async def test_closing_the_stream_closes_the_request() -> None:
+    async with running(FakeApi([delta("one")], hang=True)) as fake:
+        stream = fake.api().stream("small-model", QUESTION, SAMPLING)
+        await anext(stream)
+        await stream.aclose()
+        await asyncio.wait_for(fake.client_left.wait(), 2)
+
+
+async def test_cancelling_before_the_first_token_closes_the_request() -> None:
+    async with running(FakeApi(hang=True)) as fake:
+        task = asyncio.create_task(whole(fake.api()))
+        while not fake.requests:
+            await asyncio.sleep(0.01)
+        task.cancel()
+        await asyncio.wait_for(fake.client_left.wait(), 2)
+
+
+@pytest.mark.parametrize(
+    ("events", "error"),
+    [
+        ([delta("begun")], CutShort),
+        ([delta("begun"), event({"error": {"message": "engine died"}})], CutShort),
+        ([b"data: <html>\n\n"], Malformed),
+    ],
+)
+async def test_stream_that_breaks_off_is_an_error(events: list[bytes], error: type[ApiError]) -> None:
+    async with running(FakeApi(events)) as fake:
+        with pytest.raises(error):
+            await whole(fake.api())
+
+
+async def test_refusal_carries_status_code_message_and_wait() -> None:
+    body = {"error": {"message": "slow down", "code": "rate_limit_exceeded"}}
+    fake = FakeApi(status=429, body=body, headers={"retry-after": "7"})
+    async with running(fake):
+        with pytest.raises(Refused) as caught:
+            await whole(fake.api())
+    refused = caught.value
+    assert (refused.status, refused.code, refused.message, refused.retry_after_s) == (
+        429,
+        "rate_limit_exceeded",
+        "slow down",
+        7,
+    )
+
+
+async def test_api_that_is_down_is_unreachable() -> None:
+    api = Api("http://127.0.0.1:9")
+    assert isinstance((await api.status()).failure, Unreachable)
+    with pytest.raises(Unreachable):
+        await whole(api)
+    await api.close()
+
+
+async def test_status_names_the_model_of_any_openai_server() -> None:
+    async with running(FakeApi(ready=(404, {}))) as fake:
+        status = await fake.api().status()
+    assert (status.model, status.failure) == ("small-model", None)
+
+
+async def test_status_tells_why_the_api_is_not_ready() -> None:
+    starting = (503, {"error": {"message": "loading weights", "code": "starting"}})
+    async with running(FakeApi(ready=starting)) as fake:
+        failure = (await fake.api().status()).failure
+    assert isinstance(failure, Refused)
+    assert failure.message == "loading weights"
+
+
+@pytest.mark.parametrize("body", [{}, {"data": []}, {"data": None}])
+async def test_status_of_something_else_is_malformed(body: dict[str, object]) -> None:
+    async with running(FakeApi(models=(200, body))) as fake:
+        assert isinstance((await fake.api().status()).failure, Malformed)
+
+
+async def test_many_pages_share_one_look_at_the_api() -> None:
+    async with running(FakeApi()) as fake:
+        api = fake.api()
+        await asyncio.gather(*(api.status() for _ in range(50)))
+    assert fake.seen == ["/v1/models", "/health/ready"]
+
+
+async def test_log_tells_how_it_went_and_not_what_was_said(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    async with running(FakeApi([delta("my secret answer", "stop"), DONE])) as fake:
+        await whole(fake.api(key="sk-secret"))
+    assert "outcome=stop" in caplog.text
+    assert "secret" not in caplog.text

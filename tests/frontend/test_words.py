@@ -1,0 +1,48 @@
+import pytest
+
+import words
+from client import Answer
+from errors import ApiError, CutShort, Malformed, Refused, Unreachable
+
+FAILURES = [
+    (Unreachable("ConnectError"), ["does not answer", "starting"]),
+    (CutShort("eof"), ["cut off", "kept", "Retry"]),
+    (Malformed("html"), ["FRONTEND_API_URL"]),
+    (Refused(401, "bad key"), ["key", "FRONTEND_API_KEY"]),
+    (Refused(403), ["key", "FRONTEND_API_KEY"]),
+    (Refused(404, "no such model", "model_not_found"), ["model", "FRONTEND_API_URL"]),
+    (Refused(400, "x", "context_length_exceeded"), ["too long", "new chat"]),
+    (Refused(400, "maximum context length is 2048 tokens"), ["too long", "new chat"]),
+    (Refused(413), ["too long", "new chat"]),
+    (Refused(422, "temperature must be at most 1."), ["temperature must be at most 1"]),
+    (Refused(429, retry_after_s=7), ["Too many chats", "in 7 seconds"]),
+    (Refused(429, retry_after_s=1), ["in 1 second."]),
+    (Refused(429), ["in a moment"]),
+    (Refused(503, "loading the weights", "starting"), ["not ready", "loading the weights"]),
+    (Refused(503, "", retry_after_s=20), ["not ready", "in 20 seconds"]),
+    (Refused(500, "KeyError: 'x'"), ["failed", "500", "in a moment"]),
+]
+
+
+@pytest.mark.parametrize(("failure", "parts"), FAILURES)
+def test_every_failure_says_what_is_the_matter_and_what_to_do(failure: ApiError, parts: list[str]) -> None:
+    said = words.why_not(failure)
+    assert all(part in said for part in parts), said
+    assert said.endswith(".")
+    assert "Error" not in said
+    assert "Traceback" not in said
+
+
+def test_remark_tells_length_speed_and_wait() -> None:
+    answer = Answer("x", tokens=11, first_token_s=0.5, last_token_s=1.5, finish_reason="stop")
+    assert words.about(answer) == "11 tokens · 10.0 tokens/s · first token after 0.50 s"
+
+
+def test_remark_tells_only_what_is_known() -> None:
+    assert words.about(Answer()) == ""
+    one = Answer("x", tokens=1, first_token_s=0.5, last_token_s=0.5)
+    assert words.about(one) == "1 tokens · first token after 0.50 s"
+
+
+def test_remark_says_when_the_length_limit_ended_the_answer() -> None:
+    assert words.about(Answer(finish_reason="length")) == "ended at the answer length limit"

@@ -1,0 +1,100 @@
+"""`make up` as a person runs it: real weights, real training, real vLLM, real page."""
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PROFILE = ROOT / "tests" / "system" / "profile.yaml"
+SCREENSHOTS = ROOT / ".venv" / "reports"
+READY = re.compile(r"^Ready: ", re.MULTILINE)
+
+
+@dataclass
+class Up:
+    """A running `make up`, its addresses and what it has printed."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+    artifacts: Path
+    api_url: str
+    page_url: str
+    ready_after_s: float = 0.0
+
+    @property
+    def output(self) -> str:
+        return self.log.read_text(encoding="utf-8", errors="replace")
+
+    def wait_until_ready(self, timeout_s: float) -> None:
+        begun = time.monotonic()
+        while not READY.search(self.output):
+            assert self.process.poll() is None, f"make up ended:\n{self.output[-3000:]}"
+            assert time.monotonic() - begun < timeout_s, f"not ready:\n{self.output[-3000:]}"
+            time.sleep(0.2)
+        self.ready_after_s = time.monotonic() - begun
+
+    def stop(self) -> float:
+        """SIGTERM as a supervisor sends it; seconds until `make up` is gone."""
+        begun = time.monotonic()
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            self.process.wait(30)
+        return time.monotonic() - begun
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def start(folder: Path, artifacts: Path, **settings: str) -> Up:
+    """`make up` with ports of its own and `settings` as further environment variables."""
+    api_port, page_port = free_port(), free_port()
+    environment = {
+        **os.environ,
+        "PROFILE": str(PROFILE),
+        "ARTIFACTS_DIR": str(artifacts),
+        "API_PORT": str(api_port),
+        "FRONTEND_PORT": str(page_port),
+        **settings,
+    }
+    log = folder / "up.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            ["make", "up"], cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT
+        )
+    return Up(process, log, artifacts, f"http://127.0.0.1:{api_port}", f"http://127.0.0.1:{page_port}")
+
+
+@pytest.fixture(scope="session")
+def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("artifacts")
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def first_up(tmp_path_factory: pytest.TempPathFactory, artifacts: Path) -> Iterator[Up]:
+    """The first start, which trains."""
+    up = start(tmp_path_factory.mktemp("first"), artifacts)
+    try:
+        up.wait_until_ready(timeout_s=900)
+        yield up
+    finally:
+        up.stop()
+
+
+def get(url: str) -> tuple[int, str]:
+    with urllib.request.urlopen(url, timeout=10) as response:
+        return response.status, response.read().decode()

@@ -1,0 +1,121 @@
+"""A tiny random Llama with a real tokenizer and a ChatML template: real code paths, in seconds."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] "
+    "+ '<|im_end|>' + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+CONTROLS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerFast:
+    """Byte-level, one token a byte, three control tokens first."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {token: i for i, token in enumerate([*CONTROLS, *alphabet])}
+    inner = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    made: PreTrainedTokenizerFast = PreTrainedTokenizerFast(
+        tokenizer_object=inner, pad_token=CONTROLS[0], bos_token=CONTROLS[1], eos_token=CONTROLS[2]
+    )
+    made.chat_template = CHATML
+    return made
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=512,
+            tie_word_embeddings=True,
+            pad_token_id=0,
+            bos_token_id=1,
+            eos_token_id=2,
+        )
+    )
+    model.train(False)
+    return model
+
+
+@pytest.fixture(scope="session")
+def base_directory(
+    tmp_path_factory: pytest.TempPathFactory,
+    tokenizer: PreTrainedTokenizerFast,
+    tiny_model: LlamaForCausalLM,
+) -> Path:
+    directory = tmp_path_factory.mktemp("base")
+    tiny_model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    (directory / "LICENSE").write_text("A licence.\n")
+    return directory
+
+
+def rows(count: int) -> list[dict[str, Any]]:
+    """Rows whose answer can be copied from the prompt, each its own group."""
+    return [
+        {
+            "conversations": [
+                {"from": "human", "value": f"Say word{i}."},
+                {"from": "gpt", "value": f"word{i}"},
+            ],
+            "source": "made",
+        }
+        for i in range(count)
+    ]
+
+
+@pytest.fixture
+def config_values(tmp_path: Path, base_directory: Path) -> dict[str, Any]:
+    """A whole configuration over the tiny model and a local JSONL file."""
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows(80)))
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("One?\nTwo?\nThree?\n")
+    return {
+        "name": "tiny",
+        "description": "A test.",
+        "base": {"id": "tests/tiny", "licence": "apache-2.0", "path": str(base_directory)},
+        "data": {
+            "source": str(data),
+            "max_length": 96,
+            "validation_rows": 6,
+            "test_rows": 6,
+            "general": {
+                "prompts": str(prompts), "train_prompts": 1, "test_prompts": 2, "max_new_tokens": 8,
+            },
+        },
+        "lora": {"scaling": 2.0},
+        "sweep": {"ranks": [2, 4], "learning_rates": [0.01], "parallel_arms": 2},
+        "train": {
+            "device": "cpu", "dtype": "float32", "tokens_per_step": 96, "max_steps": 6,
+            "save_every_steps": 2,
+        },
+        "evaluate": {
+            "samples": 2, "max_new_tokens": 8, "max_general_loss_increase": 9.0, "min_stopped": 0.0,
+        },
+    }  # fmt: skip
+
+
+@pytest.fixture
+def config_file(tmp_path: Path, config_values: dict[str, Any]) -> Path:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(config_values))
+    return path

@@ -1,0 +1,66 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from trainer.cli import main
+from trainer.config import CONFIGS, fingerprint, load
+from trainer.errors import ConfigError
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_shipped_profile_loads(path: Path) -> None:
+    assert load(path).name
+
+
+def test_unknown_key_is_refused_by_its_name(config_file: Path) -> None:
+    with pytest.raises(ConfigError, match=r"train\.learning_rat"):
+        load(config_file, ["train.learning_rat=1"])
+
+
+def test_rank_of_zero_is_refused_with_the_value_seen(config_file: Path) -> None:
+    with pytest.raises(ConfigError, match=r"sweep\.ranks\.0: .*greater than or equal to 1 \(got 0\)"):
+        load(config_file, ["sweep.ranks=[0]"])
+
+
+def test_every_problem_is_told_at_once(config_file: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(config_file, ["sweep.ranks=[0]", "lora.scaling=-1", "nonsense=1"])
+    assert all(word in str(caught.value) for word in ("sweep.ranks", "lora.scaling", "nonsense"))
+
+
+@pytest.mark.parametrize("override", ["train.max_steps", "=5", "name.deep=1", "train.max_steps=[1"])
+def test_malformed_override_is_refused(config_file: Path, override: str) -> None:
+    with pytest.raises(ConfigError, match="--set"):
+        load(config_file, [override])
+
+
+def test_missing_file_names_the_shipped_profiles(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="quickstart"):
+        load(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize("text", ["a: [", "- 1\n- 2\n", ""])
+def test_file_that_is_no_mapping_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match="bad"):
+        load(path)
+
+
+def test_relative_paths_count_from_the_file(tmp_path: Path, config_values: dict[str, Any]) -> None:
+    config_values["data"]["source"] = "rows.jsonl"
+    path = tmp_path / "c.yaml"
+    path.write_text(yaml.safe_dump(config_values))
+    assert load(path).data.source == str(tmp_path / "rows.jsonl")
+
+
+def test_fingerprint_ignores_the_order_of_keys() -> None:
+    assert fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1}) != fingerprint({"a": 2})
+
+
+def test_a_mistake_costs_one_line_and_exit_1(config_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "--config", str(config_file), "--set", "sweep.ranks=[0]"]) == 1
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1 and "sweep.ranks" in told

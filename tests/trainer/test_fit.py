@@ -1,0 +1,129 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from torch.nn import functional
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast, TrainerCallback
+
+from trainer.config import LoraConfig, TrainConfig
+from trainer.data.tokenize import IGNORED, TokenRow
+from trainer.fit.arm import Arm, ArmResult
+from trainer.fit.checkpoint import latest_checkpoint
+from trainer.fit.engines.plain import build_trainer
+from trainer.fit.loss import RowLoss, mean_loss, row_losses
+from trainer.fit.select import exact_interval, loss_interval, select
+from trainer.generation import generate
+
+
+def token_row(length: int, prompt: int, seed: int) -> TokenRow:
+    ids = torch.randint(3, 250, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
+    return TokenRow(ids, [IGNORED] * prompt + ids[prompt:], "")
+
+
+ROWS = [token_row(length, prompt, length) for length, prompt in ((9, 3), (40, 20), (17, 1), (5, 4))]
+
+
+def reference_nll(model: LlamaForCausalLM, row: TokenRow) -> float:
+    """One row alone, all logits, plain cross entropy."""
+    with torch.inference_mode():
+        logits = model(torch.tensor([row.input_ids])).logits[0, :-1]
+    targets = torch.tensor(row.labels[1:])
+    return functional.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum").item()
+
+
+def test_batched_losses_equal_each_row_alone(tiny_model: LlamaForCausalLM) -> None:
+    losses = row_losses(tiny_model, ROWS, pad_id=0)
+    for row, loss in zip(ROWS, losses, strict=True):
+        assert loss.nll == pytest.approx(reference_nll(tiny_model, row), rel=1e-4)
+        assert loss.tokens == sum(label != IGNORED for label in row.labels[1:])
+
+
+def test_mean_loss_weighs_tokens_and_not_rows() -> None:
+    assert mean_loss([RowLoss(1.0, 1, False), RowLoss(0.0, 9, False)]) == pytest.approx(0.1)
+
+
+def test_a_row_is_exact_if_and_only_if_greedy_generation_gives_it(
+    tiny_model: LlamaForCausalLM,
+) -> None:
+    prompts = [row.input_ids[:4] for row in ROWS]
+    answers = generate(tiny_model, prompts, pad_id=0, max_new_tokens=6)
+    greedy = [
+        TokenRow(p + a.token_ids, [IGNORED] * len(p) + a.token_ids, "")
+        for p, a in zip(prompts, answers, strict=True)
+    ]
+    assert all(loss.exact for loss in row_losses(tiny_model, greedy, pad_id=0))
+    for row in greedy:
+        row.labels[-1] = row.input_ids[-1] = (row.input_ids[-1] + 1) % 250 + 3
+    assert not any(loss.exact for loss in row_losses(tiny_model, greedy, pad_id=0))
+
+
+def test_packed_training_loss_equals_unpacked_rows(
+    tmp_path: Path,
+    base_directory: Path,
+    tokenizer: PreTrainedTokenizerFast,
+    tiny_model: LlamaForCausalLM,
+) -> None:
+    """With LoRA at its start (B = 0) the first step's loss is the base's over the packed rows."""
+    logged: list[float] = []
+
+    class Keep(TrainerCallback):
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kw: Any) -> None:
+            logged.extend([float(logs["loss"])] if "loss" in logs else [])
+
+    settings = TrainConfig(dtype="float32", tokens_per_step=128, max_steps=1, save_every_steps=1)
+    rows = Dataset.from_dict({"input_ids": [r.input_ids for r in ROWS], "labels": [r.labels for r in ROWS]})
+    build_trainer(
+        base_directory, tokenizer, rows, settings, LoraConfig(scaling=1), Arm(2, 1e-3, 1), "cpu",
+        tmp_path, Keep(),
+    ).train()  # fmt: skip
+    wanted = sum(reference_nll(tiny_model, r) for r in ROWS) / sum(
+        label != IGNORED for r in ROWS for label in r.labels[1:]
+    )
+    assert logged == [pytest.approx(wanted, rel=1e-4)]
+
+
+def test_resume_skips_a_checkpoint_that_was_cut_off(tmp_path: Path) -> None:
+    for step, whole in ((9, True), (10, True), (20, False)):
+        checkpoint = tmp_path / f"checkpoint-{step}"
+        checkpoint.mkdir()
+        if whole:
+            (checkpoint / "trainer_state.json").write_text("{}")
+    assert latest_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
+    assert latest_checkpoint(tmp_path / "none") is None
+
+
+def arm_result(rank: int, losses: list[float]) -> ArmResult:
+    rows = [RowLoss(nll * 10, 10, False) for nll in losses]
+    record = {"train_seconds": 1.0, "peak_memory_gib": 1.0}
+    return ArmResult(Arm(rank, 1e-3, 7), Path(f"r{rank}"), rows, record)
+
+
+def noisy(mean: float, seed: int, spread: float = 0.5) -> list[float]:
+    noise = torch.randn(200, generator=torch.Generator().manual_seed(seed)) * spread
+    return [float(mean + x) for x in noise]
+
+
+def test_the_clearly_better_rank_wins_though_rows_differ_a_lot() -> None:
+    hard = noisy(1.0, 1)
+    worse = [x + 0.05 for x in hard]
+    winner, record = select([arm_result(8, worse), arm_result(32, hard)])
+    assert winner.arm.rank == 32
+    assert "worse by 0.05" in record["reason"]
+
+
+def test_a_tie_goes_to_the_smaller_rank_and_says_so() -> None:
+    winner, record = select([arm_result(8, noisy(1.0, 1)), arm_result(32, noisy(0.95, 2))])
+    assert winner.arm.rank == 8
+    assert "cannot tell" in record["reason"]
+    json.dumps(record)
+
+
+def test_interval_of_a_difference_holds_the_truth() -> None:
+    a, b = arm_result(1, noisy(1.2, 3)).validation, arm_result(1, noisy(1.0, 4)).validation
+    interval = loss_interval(a, minus=b)
+    assert interval.low < 0.2 < interval.high
+    assert interval.low < interval.value < interval.high
+    assert exact_interval(a).value == 0

@@ -1,0 +1,145 @@
+"""The whole chain on the tiny model, run as a user runs it: by command, in processes, with signals."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+ROOT = Path(__file__).parents[2]
+SCHEMA = json.loads((ROOT / "docs/artifact.schema.json").read_text())
+
+
+def trainer(verb: str, config: Path, artifacts: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(verb, config, artifacts, *more), cwd=ROOT, capture_output=True, text=True)
+
+
+def command(verb: str, config: Path, artifacts: Path, *more: str) -> list[str]:
+    return [
+        sys.executable, "-m", "trainer", verb, "--config", str(config), "--artifacts", str(artifacts),
+        *more,
+    ]  # fmt: skip
+
+
+def test_a_run_ships_a_verified_artifact_and_a_second_run_does_nothing(
+    tmp_path: Path, config_file: Path
+) -> None:
+    artifacts = tmp_path / "artifacts"
+    first = trainer("run", config_file, artifacts)
+    assert first.returncode == 0, first.stderr
+    current = artifacts / "models" / "current"
+    manifest = json.loads((current / "manifest.json").read_text())
+    jsonschema.validate(manifest, SCHEMA)
+    assert os.readlink(current) == manifest["id"]
+    assert {"LICENSE", "README.md", "config.json"} <= set(manifest["files"])
+    assert [arm["rank"] for arm in manifest["selection"]["arms"]] == [2, 4]
+    assert "model-index" in (current / "README.md").read_text()
+    model = AutoModelForCausalLM.from_pretrained(current)
+    AutoTokenizer.from_pretrained(current)
+    assert model.dtype == torch.bfloat16
+
+    before = time.time()
+    second = trainer("run", config_file, artifacts)
+    assert second.returncode == 0, second.stderr
+    assert second.stdout.count("skipped") == 4
+    changed = [p for p in artifacts.rglob("*.safetensors") if p.stat().st_mtime > before]
+    assert not changed
+
+    (current / "model.safetensors").write_bytes(b"broken")
+    third = trainer("run", config_file, artifacts)
+    assert third.returncode == 0, third.stderr
+    assert json.loads((current / "manifest.json").read_text())["files"] == manifest["files"]
+
+
+def losses(artifacts: Path) -> Any:
+    (result,) = artifacts.glob("runs/*/result.json")
+    return json.loads(result.read_text())
+
+
+def test_killed_training_resumes_with_identical_losses(tmp_path: Path, config_file: Path) -> None:
+    more = ("--rank", "2", "--set", "train.max_steps=40")
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert trainer("train", config_file, whole, *more).returncode == 0
+    process = subprocess.Popen(command("train", config_file, killed, *more), cwd=ROOT)
+    while not list(killed.glob("runs/*/checkpoint-*/trainer_state.json")):
+        assert process.poll() is None, "ended before its first checkpoint"
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    resumed = trainer("train", config_file, killed, *more)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "goes on from checkpoint-" in resumed.stdout
+    assert losses(killed)["resumed"] and not losses(whole)["resumed"]
+    assert losses(killed)["train_loss"] == losses(whole)["train_loss"]
+    assert losses(killed)["validation"] == losses(whole)["validation"]
+
+
+def test_a_model_that_fails_a_gate_is_not_shipped(tmp_path: Path, config_file: Path) -> None:
+    artifacts = tmp_path / "artifacts"
+    gate = ("--set", "evaluate.min_stopped=1.0", "--set", "evaluate.max_new_tokens=1")
+    done = trainer("run", config_file, artifacts, *gate)
+    assert done.returncode == 1
+    assert "is not shipped" in done.stderr and "answers stop" in done.stderr
+    assert not (artifacts / "models" / "current").exists()
+
+
+def test_one_failed_arm_does_not_cost_the_others(tmp_path: Path, config_file: Path) -> None:
+    done = trainer(
+        "sweep", config_file, tmp_path / "artifacts", "--set", "sweep.learning_rates=[0.01, 0.5]",
+        "--set", "sweep.ranks=[2]", "--set", "train.max_steps=3", "--set", "train.warmup_share=0",
+        "--set", "lora.scaling=64.0", "--set", "train.dtype=float32",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "2 arms" in done.stdout
+
+
+def test_what_the_machine_lacks_is_told_all_at_once(tmp_path: Path) -> None:
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "trainer", "run", "--config", "llama-3.2-3b"],
+        cwd=ROOT, env=environment, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 1
+    for missing in ("CUDA device", "meta-llama/Llama-3.2-3B-Instruct", "mlabonne/FineTome-100k"):
+        assert missing in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_sigterm_ends_a_run_and_its_arms(tmp_path: Path, config_file: Path) -> None:
+    artifacts = tmp_path / "artifacts"
+    process = subprocess.Popen(
+        command("sweep", config_file, artifacts, "--set", "train.max_steps=100000"),
+        cwd=ROOT, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    while not list(artifacts.glob("runs/*/checkpoint-*")):
+        assert process.poll() is None, "ended before training"
+        time.sleep(0.05)
+    begun = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(10) == 130
+    assert time.monotonic() - begun < 10
+    assert "goes on from here" in (process.stderr.read() if process.stderr else "")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
+def test_a_full_disk_is_told_in_one_line_and_costs_nothing_finished(
+    tmp_path: Path, config_file: Path
+) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=96k", "tmpfs", str(small)]).returncode:
+        pytest.skip("this machine lets nobody mount a file system")
+    try:
+        done = trainer("run", config_file, small)
+        assert done.returncode == 1
+        assert "is full" in done.stderr and "Traceback" not in done.stderr
+    finally:
+        subprocess.run(["umount", str(small)], check=True)

@@ -1,0 +1,1 @@
+"""The training side of finechat: chat data in, a verified model directory out."""

@@ -1,0 +1,138 @@
+"""The base model as a Hugging Face directory, from a path, a GGUF inside a package, or the Hub.
+
+A GGUF is converted once, to bf16, into `artifacts/bases/`. Its tokenizer, chat template and licence
+come along. Nothing here knows a model's name: what differs stands in the YAML file.
+"""
+
+import importlib.metadata
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainer.config import BaseModelConfig, fingerprint
+from trainer.errors import BaseModelError
+from trainer.files import only_writer, read_json, sha256_file, whole_directory, write_json
+
+LICENCE_FILES = ("LICENSE*", "NOTICE*", "USE_POLICY*")
+
+
+@dataclass(frozen=True, slots=True)
+class BaseModel:
+    """directory: loadable by transformers. weights_sha256: over the safetensors files' hashes."""
+
+    directory: Path
+    revision: str
+    weights_sha256: str
+
+    def licence_files(self) -> list[Path]:
+        return sorted(p for pattern in LICENCE_FILES for p in self.directory.glob(pattern))
+
+
+def fetch(config: BaseModelConfig, artifacts: Path) -> BaseModel:
+    """Make the base model ready on disk. Raises: BaseModelError."""
+    if config.gguf_package:
+        directory = artifacts / "bases" / f"{config.gguf_package}-{fingerprint(config)[:8]}"
+        if not _is_whole(directory):
+            with only_writer(directory):
+                if not _is_whole(directory):
+                    _convert(config, directory)
+        revision = config.revision
+    elif config.path:
+        directory, revision = config.path, config.revision
+        if not (directory / "config.json").is_file():
+            raise BaseModelError(f"base.path {directory} has no config.json: not a model directory")
+    else:
+        directory = _download(config)
+        revision = directory.name  # the hub cache names a snapshot by its commit
+    return BaseModel(directory, revision, _weights_sha256(directory))
+
+
+def load_tokenizer(directory: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(directory, local_files_only=True)
+
+
+def load_model(directory: Path, dtype: str, device: str) -> Any:
+    """The causal language model in `dtype` on `device`, in evaluation mode."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        directory, dtype=getattr(torch, dtype), local_files_only=True, attn_implementation="sdpa"
+    )
+    return model.to(device).eval()
+
+
+def _download(config: BaseModelConfig) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        found = snapshot_download(
+            config.id,
+            revision=config.revision,
+            allow_patterns=["*.json", "*.jinja", "*.safetensors", "*.txt", "*.md"],
+        )
+    except Exception as error:  # the hub's, the network's and the disk's errors share no base
+        raise BaseModelError(
+            f"{config.id}@{config.revision} cannot be fetched ({type(error).__name__}); "
+            "set HF_TOKEN to an account with access, or give base.path"
+        ) from None
+    return Path(found)
+
+
+def gguf_file(config: BaseModelConfig) -> Path:
+    """The package's one GGUF, checked against `gguf_sha256`. Raises: BaseModelError."""
+    package = config.gguf_package
+    assert package is not None
+    try:
+        files = importlib.metadata.files(package) or []
+    except importlib.metadata.PackageNotFoundError:
+        raise BaseModelError(f"base.gguf_package {package!r} is not installed; run `make setup`") from None
+    found = [Path(str(f.locate())) for f in files if f.suffix == ".gguf"]
+    if len(found) != 1 or not found[0].is_file():
+        raise BaseModelError(f"package {package} carries {len(found)} GGUF files, expected one")
+    if config.gguf_sha256 and (digest := sha256_file(found[0])) != config.gguf_sha256:
+        raise BaseModelError(
+            f"{found[0].name} has SHA-256 {digest[:12]}…, expected {config.gguf_sha256[:12]}…: "
+            "the download was cut or changed; remove .venv/trainer and run `make up` again"
+        )
+    return found[0]
+
+
+def _convert(config: BaseModelConfig, directory: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    gguf = gguf_file(config)
+    source = {"gguf_file": gguf.name, "local_files_only": True}
+    model = AutoModelForCausalLM.from_pretrained(
+        gguf.parent,
+        dtype=torch.bfloat16,
+        quantization_config=GgufConfig(dequantize=True),
+        **source,
+    )
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **source)
+    model.config._name_or_path = config.id  # the GGUF holds a working title
+    with whole_directory(directory) as scratch:
+        model.save_pretrained(scratch)
+        tokenizer.save_pretrained(scratch)
+        os.chmod(scratch / "model.safetensors", 0o644)
+        for file in importlib.metadata.files(str(config.gguf_package)) or []:
+            if file.name.startswith("LICENSE"):
+                shutil.copy(str(file.locate()), scratch / "LICENSE")
+        write_json(scratch / "base.json", {"weights_sha256": _weights_sha256(scratch)})
+
+
+def _is_whole(directory: Path) -> bool:
+    record = read_json(directory / "base.json")
+    return record is not None and record["weights_sha256"] == _weights_sha256(directory)
+
+
+def _weights_sha256(directory: Path) -> str:
+    weights = sorted(directory.glob("*.safetensors"))
+    if not weights:
+        return fingerprint([])
+    return fingerprint([[file.name, sha256_file(file)] for file in weights])

@@ -1,0 +1,144 @@
+"""`python -m trainer VERB --config FILE`: the command line, and how errors are told.
+
+Exit codes: 0 done, 1 a problem told in one line, 130 interrupted.
+"""
+
+import argparse
+import errno
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from trainer.config import CONFIGS, RunConfig, load
+from trainer.errors import ArmError, TrainerError
+
+if TYPE_CHECKING:  # the stages import torch, which takes seconds; a wrong flag must not
+    from trainer.pipeline import Pipeline
+
+VERBS = {
+    "run": "all stages: prepare, sweep, merge, evaluate, publish",
+    "check": "say what this machine lacks for the configuration, and stop",
+    "prepare": "the base model and the tokenised data",
+    "train": "one arm: --rank, --learning-rate, --seed",
+    "sweep": "all arms, and the choice among them",
+    "merge": "the winner merged into the base, and checked",
+    "evaluate": "the merged model against the base, and the gates",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse, run, and turn expected failures into one line on standard error."""
+    options = _parser().parse_args(arguments)
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        _run(options)
+    except TrainerError as error:
+        return _tell(str(error))
+    except KeyboardInterrupt:
+        return _tell("interrupted; the same command goes on from here", 130)
+    except (OSError, RuntimeError) as error:
+        # A full disk reaches us as OSError, or as RuntimeError from torch and safetensors.
+        full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
+        if not full:
+            raise
+        return _tell(f"the disk under {options.artifacts} is full; free some and run the same command")
+    return 0
+
+
+def _run(options: argparse.Namespace) -> None:
+    config = load(_config_path(options.config), options.set)
+    if options.verb == "check" or options.dry_run:
+        print(config.model_dump_json(indent=2), flush=True)
+    if options.dry_run:
+        return
+    _quieten_libraries()
+    from trainer import preflight
+
+    preflight.check(config)
+    if options.verb == "check":
+        return
+    from trainer.pipeline import Pipeline
+
+    pipeline = Pipeline(config, options.artifacts, _train_command(options))
+    if options.verb == "train":
+        _train_one(config, pipeline, options)
+    else:
+        pipeline.run(until="publish" if options.verb == "run" else options.verb)
+
+
+def _train_one(config: RunConfig, pipeline: "Pipeline", options: argparse.Namespace) -> None:
+    from trainer.fit.arm import Arm, arms
+    from trainer.fit.train import train
+
+    first = arms(config)[0]
+    arm = Arm(
+        options.rank or first.rank,
+        options.learning_rate or first.learning_rate,
+        first.seed if options.seed is None else options.seed,
+    )
+    base, prepared = pipeline.found_or_made()
+    try:
+        train(config, base, prepared, arm, options.artifacts)
+    except RuntimeError as error:
+        if "out of memory" in str(error).lower():
+            raise ArmError(f"{arm.name}: out of memory; lower train.tokens_per_step") from None
+        raise
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m trainer", description=__doc__)
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    for verb, what in VERBS.items():
+        sub = verbs.add_parser(verb, help=what, description=what)
+        sub.add_argument(
+            "--config", default="quickstart", help="a YAML file or the name of a shipped profile"
+        )
+        sub.add_argument(
+            "--artifacts",
+            type=Path,
+            default=Path(os.environ.get("ARTIFACTS_DIR", "artifacts")),
+            help="where everything is written (ARTIFACTS_DIR, default: artifacts)",
+        )
+        sub.add_argument(
+            "--set", action="append", default=[], metavar="KEY=VALUE",
+            help="override one setting, such as train.max_steps=5; wins over the file",
+        )  # fmt: skip
+        sub.add_argument("--dry-run", action="store_true", help="print the resolved configuration")
+        if verb == "train":
+            sub.add_argument("--rank", type=int)
+            sub.add_argument("--learning-rate", type=float)
+            sub.add_argument("--seed", type=int)
+    return parser
+
+
+def _config_path(name: str) -> Path:
+    path = Path(name)
+    return path if path.suffix else CONFIGS / f"{name}.yaml"
+
+
+def _train_command(options: argparse.Namespace) -> list[str]:
+    command = ["train", "--config", options.config, "--artifacts", str(options.artifacts)]
+    return command + [part for value in options.set for part in ("--set", value)]
+
+
+def _quieten_libraries() -> None:
+    """No progress bars and no telemetry from libraries; must run before they are imported."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    # Threads that spin while they wait cost a busy machine three quarters of its speed.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def _terminate(signum: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _tell(message: str, code: int = 1) -> int:
+    print(f"trainer: {message}", file=sys.stderr, flush=True)
+    return code

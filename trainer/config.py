@@ -1,0 +1,184 @@
+"""The one YAML file of a run, checked: frozen models, unknown keys refused, ranges on the fields.
+
+`load` reads a file (overrides win over it, it wins over the defaults). Hashes are over the resolved
+values, so that a finished stage is known by what made it and not by its file's layout.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from trainer.errors import ConfigError
+
+CONFIGS = Path(__file__).parent / "configs"
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+
+
+class Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class BaseModelConfig(Frozen):
+    """Where the base weights come from: a directory, a GGUF inside an installed package, or the Hub."""
+
+    id: str = Field(min_length=1)
+    revision: str = "main"
+    licence: str = Field(min_length=1, description="An SPDX or Hugging Face licence identifier.")
+    path: Path | None = Field(None, description="A Hugging Face model directory.")
+    gguf_package: str | None = Field(None, description="An installed package that carries one GGUF.")
+    gguf_sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
+
+    @model_validator(mode="after")
+    def _one_place(self) -> "BaseModelConfig":
+        if self.path and self.gguf_package:
+            raise ValueError("give `path` or `gguf_package`, not both")
+        return self
+
+
+class GeneralChatConfig(Frozen):
+    """Guards general chat: the base model's own answers to prompts of ours, some to train on."""
+
+    prompts: Path = CONFIGS / "general_prompts.txt"
+    train_prompts: int = Field(ge=0)
+    test_prompts: int = Field(ge=1)
+    max_new_tokens: int = Field(ge=8, le=1024)
+
+
+class DataConfig(Frozen):
+    source: str = Field(
+        min_length=1, description="`stdlib-docs`, `hub:OWNER/NAME@REVISION`, or a file or folder."
+    )
+    max_length: int = Field(ge=32, le=131072, description="Tokens a row; longer rows are dropped.")
+    held_out_share: float = Field(0.1, gt=0, le=0.3, description="Of groups, for each held-out side.")
+    train_rows: int | None = Field(None, ge=1, description="At most; None: all that the split leaves.")
+    validation_rows: int = Field(ge=1, description="At most.")
+    test_rows: int = Field(ge=1, description="At most.")
+    general: GeneralChatConfig | None = None
+
+
+class LoraConfig(Frozen):
+    """The alpha rule is `alpha = scaling * rank`: the update is scaled alike at every rank."""
+
+    scaling: float = Field(gt=0, le=64)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    target_modules: tuple[str, ...] = (
+        "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
+    )  # fmt: skip
+
+
+class SweepConfig(Frozen):
+    ranks: tuple[Annotated[int, Field(ge=1, le=1024)], ...] = Field(min_length=1)
+    learning_rates: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(min_length=1)
+    seeds: tuple[int, ...] = Field((7,), min_length=1)
+    parallel_arms: int = Field(1, ge=1, le=16, description="Arms at once, sharing the cores.")
+
+
+class TrainConfig(Frozen):
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    dtype: Literal["float32", "bfloat16"]
+    tokens_per_step: int = Field(ge=32, description="Rows are packed up to this many tokens.")
+    epochs: float = Field(1.0, gt=0)
+    max_steps: int | None = Field(None, ge=1)
+    warmup_share: float = Field(0.05, ge=0, le=0.5)
+    weight_decay: float = Field(0.0, ge=0)
+    save_every_steps: int = Field(ge=1)
+    gradient_checkpointing: bool = False
+
+
+class EvaluateConfig(Frozen):
+    """What must hold before `current` moves; losses are nats a token on rows never trained on."""
+
+    samples: int = Field(3, ge=1, le=64, description="Test prompts answered by base and tuned model.")
+    max_new_tokens: int = Field(256, ge=1)
+    max_loss_increase: float = Field(0.0, ge=0, description="On the test rows, against the base.")
+    max_general_loss_increase: float = Field(ge=0)
+    min_stopped: float = Field(0.9, ge=0, le=1, description="Share of samples that ended by themselves.")
+
+
+class RunConfig(Frozen):
+    name: str = Field(pattern=NAME, description="The model name that clients will send.")
+    description: str = Field(min_length=1, description="What it is for, told on page and card.")
+    seed: int = 7
+    base: BaseModelConfig
+    data: DataConfig
+    lora: LoraConfig
+    sweep: SweepConfig
+    train: TrainConfig
+    evaluate: EvaluateConfig
+    ship_dtype: Literal["bfloat16", "float32"] = "bfloat16"
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a YAML file and apply `a.b=value` overrides; relative paths count from the file's folder.
+
+    Raises: ConfigError naming every wrong key and value at once.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        shipped = ", ".join(sorted(p.stem for p in CONFIGS.glob("*.yaml")))
+        raise ConfigError(f"no config file {path}; the shipped profiles are {shipped}") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"cannot read {path}: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} must be a mapping of settings, not {type(values).__name__}")
+    for override in overrides:
+        _apply(values, override)
+    _anchor_paths(values, path.parent)
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(map(str, e['loc']))}: {e['msg']} (got {_short(e['input'])})" for e in error.errors()
+        )
+        raise ConfigError(f"{path}: {problems}") from None
+
+
+def fingerprint(*parts: Any) -> str:
+    """SHA-256 of JSON-able parts, or of models, independent of key order."""
+    plain = [p.model_dump(mode="json") if isinstance(p, BaseModel) else p for p in parts]
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    *parents, leaf = key.split(".")
+    if not equals or not leaf:
+        raise ConfigError(f"--set {override!r}: expected key.key=value, such as train.max_steps=5")
+    target = values
+    for name in parents:
+        target = target.setdefault(name, {})
+        if not isinstance(target, dict):
+            raise ConfigError(f"--set {override!r}: {name!r} is a value, it has no keys")
+    try:
+        target[leaf] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"--set {override!r}: {text!r} is not a YAML value") from None
+
+
+def _anchor_paths(values: dict[str, Any], folder: Path) -> None:
+    """Make the file's relative paths absolute."""
+    places = [(values.get("base"), "path")]
+    data = values.get("data")
+    if isinstance(data, dict):
+        places.append((data.get("general"), "prompts"))
+        if isinstance(source := data.get("source"), str) and is_local(source):
+            places.append((data, "source"))
+    for mapping, key in places:
+        if isinstance(mapping, dict) and isinstance(value := mapping.get(key), str):
+            mapping[key] = str(folder / Path(value).expanduser())
+
+
+def is_local(source: str) -> bool:
+    """True if `data.source` is a path and neither built in nor on the Hub."""
+    return source != "stdlib-docs" and not source.startswith("hub:")
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,49 @@
+"""Raw rows to conversations: what cannot be used is dropped by a stated reason, and counted.
+
+Exact duplicates (the same roles and contents) are dropped too, before any split.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from trainer.data.conversation import Conversation, RowError, parse_row
+from trainer.data.sources import RawRow
+
+
+@dataclass(slots=True)
+class Cleaned:
+    """dropped: reason → rows; first_places: reason → where the first such row stands."""
+
+    conversations: list[Conversation] = field(default_factory=list)
+    dropped: Counter[str] = field(default_factory=Counter)
+    first_places: dict[str, str] = field(default_factory=dict)
+
+    def drop(self, reason: str, where: str) -> None:
+        self.dropped[reason] += 1
+        self.first_places.setdefault(reason, where)
+
+    def summary(self) -> str:
+        """`3 dropped: 2 empty turn (first rows.jsonl:7), 1 exact duplicate (first rows.jsonl:9)`."""
+        parts = [f"{n} {why} (first {self.first_places[why]})" for why, n in self.dropped.most_common()]
+        return f"{self.dropped.total()} dropped" + (": " + ", ".join(parts) if parts else "")
+
+
+def clean(rows: Iterable[RawRow]) -> Cleaned:
+    """Parse every row; keep the usable ones in their order."""
+    cleaned = Cleaned()
+    seen: set[str] = set()
+    for row in rows:
+        try:
+            if row.problem:
+                raise RowError(row.problem)
+            conversation = parse_row(row.value, default_source=row.where.partition(":")[0])
+            row_id = conversation.row_id
+            if row_id in seen:
+                raise RowError("exact duplicate")
+        except RowError as reason:
+            cleaned.drop(str(reason), row.where)
+            continue
+        seen.add(row_id)
+        cleaned.conversations.append(conversation)
+    return cleaned

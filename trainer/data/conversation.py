@@ -1,0 +1,103 @@
+"""The shape every row is brought to, and how a raw row becomes one.
+
+Reads three shapes: ShareGPT (`conversations` of from/value), OpenAI (`messages` of role/content) and
+alpaca (`instruction`, `input`, `output`). It judges one row at a time; what is dropped across rows
+(duplicates) is `clean`'s business.
+"""
+
+import hashlib
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Role = Literal["system", "user", "assistant"]
+
+ROLES: Mapping[str, Role] = {
+    "system": "system", "human": "user", "user": "user", "gpt": "assistant",
+    "assistant": "assistant", "chatgpt": "assistant", "bing": "assistant", "bard": "assistant",
+}  # fmt: skip
+
+
+class RowError(ValueError):
+    """Why one row cannot be used; the text is a short reason that is counted in the report."""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    role: Role
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """A conversation that ends with an answer. groups: labels shared by rows that share text."""
+
+    messages: tuple[Message, ...]
+    source: str
+    groups: tuple[str, ...] = ()
+
+    @property
+    def row_id(self) -> str:
+        """SHA-256 over roles and contents: the same text is the same row, wherever it stood."""
+        digest = hashlib.sha256()
+        for message in self.messages:
+            digest.update(f"{message.role}\x00{message.content}\x01".encode())
+        return digest.hexdigest()
+
+    @property
+    def prompt(self) -> tuple[Message, ...]:
+        """All but the last answer."""
+        return self.messages[:-1]
+
+
+def parse_row(row: Any, default_source: str) -> Conversation:
+    """Bring one raw row to a Conversation; turns after the last answer are cut away.
+
+    Raises: RowError with the reason.
+    """
+    if not isinstance(row, dict):
+        raise RowError("not an object")
+    messages = [_message(turn) for turn in _turns(row)]
+    while messages and messages[-1].role != "assistant":
+        messages.pop()
+    if not messages:
+        raise RowError("no answer")
+    spoken = [m.role for m in messages if m.role != "system"]
+    if any(m.role == "system" for m in messages[1:]):
+        raise RowError("system turn in the middle")
+    if spoken[0] != "user":
+        raise RowError("starts with an answer")
+    if any(a == b for a, b in itertools.pairwise(spoken)):
+        raise RowError("same role twice in a row")
+    groups = row.get("group") or ()
+    groups = (groups,) if isinstance(groups, str) else tuple(map(str, groups))
+    return Conversation(tuple(messages), str(row.get("source") or default_source), groups)
+
+
+def _turns(row: dict[str, Any]) -> list[Any]:
+    for key in ("conversations", "messages"):
+        if key in row:
+            turns = row[key]
+            if not isinstance(turns, list):
+                raise RowError(f"{key} is not a list")
+            return turns
+    if "instruction" in row and "output" in row:
+        question = "\n\n".join(str(row[k]) for k in ("instruction", "input") if row.get(k))
+        return [
+            {"role": "user", "content": question},
+            {"role": "assistant", "content": row["output"]},
+        ]
+    raise RowError("no conversations, messages or instruction/output")
+
+
+def _message(turn: Any) -> Message:
+    if not isinstance(turn, dict):
+        raise RowError("a turn is not an object")
+    role = turn.get("from", turn.get("role"))
+    content = turn.get("value", turn.get("content"))
+    if not isinstance(role, str) or role not in ROLES:
+        raise RowError(f"unknown role {str(role)[:20]!r}")
+    if not isinstance(content, str) or not content.strip():
+        raise RowError("empty turn")
+    return Message(ROLES[role], content)

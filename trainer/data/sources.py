@@ -1,0 +1,113 @@
+"""Raw rows from wherever they lie: the embedded data set, local files, or the Hub.
+
+Yields every row with the place it came from; a line that is not JSON is yielded as a problem and
+not raised, so that one broken row never costs the rest. It does not judge the rows' content.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainer.errors import DataError
+
+SUFFIXES = (".json", ".jsonl", ".parquet")
+
+
+@dataclass(frozen=True, slots=True)
+class RawRow:
+    """value: the row, or None where `problem` says why it could not be read."""
+
+    where: str
+    value: Any
+    problem: str | None = None
+
+
+def read_rows(source: str) -> Iterator[RawRow]:
+    """Yield the rows of `data.source`. Raises: DataError if the source itself cannot be read."""
+    if source == "stdlib-docs":
+        return _stdlib_docs()
+    if source.startswith("hub:"):
+        return _hub(source.removeprefix("hub:"))
+    return _local(Path(source))
+
+
+def _stdlib_docs() -> Iterator[RawRow]:
+    """Import the standard library in a process of its own, away from ours."""
+    command = [sys.executable, "-m", "trainer.data.stdlib_docs"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise DataError(f"stdlib-docs could not be built (exit {done.returncode}): {last}")
+    for number, line in enumerate(done.stdout.splitlines(), 1):
+        yield RawRow(f"stdlib-docs:{number}", json.loads(line))
+
+
+def _hub(name: str) -> Iterator[RawRow]:
+    from datasets import load_dataset
+
+    repository, _, revision = name.partition("@")
+    try:
+        rows = load_dataset(repository, revision=revision or None, split="train")
+    except Exception as error:  # datasets raises its own, the hub's and the network's errors
+        raise DataError(
+            f"data set {repository} cannot be loaded from the Hub ({type(error).__name__}: "
+            f"{str(error).splitlines()[0][:200]}); give a local file as data.source instead"
+        ) from None
+    for number, row in enumerate(rows):
+        yield RawRow(f"{repository}:{number}", row)
+
+
+def _local(path: Path) -> Iterator[RawRow]:
+    if path.is_dir():
+        files = sorted(p for p in path.rglob("*") if p.suffix in SUFFIXES)
+    elif path.is_file() and path.suffix in SUFFIXES:
+        files = [path]
+    else:
+        files = []
+    if not files:
+        wanted = ", ".join(SUFFIXES)
+        raise DataError(f"data.source {path}: no {wanted} file there; give a file or a folder of them")
+    for file in files:
+        yield from _parquet(file) if file.suffix == ".parquet" else _json(file)
+
+
+def _parquet(file: Path) -> Iterator[RawRow]:
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        opened = parquet.ParquetFile(file)
+    except pyarrow.ArrowException as error:
+        raise DataError(f"{file} is not a Parquet file: {error}") from None
+    number = 0
+    for batch in opened.iter_batches(batch_size=1024):
+        for row in batch.to_pylist():
+            number += 1
+            yield RawRow(f"{file.name}:{number}", row)
+
+
+def _json(file: Path) -> Iterator[RawRow]:
+    """One JSON array, or one object a line; told apart by the first character."""
+    with file.open(encoding="utf-8", errors="replace") as lines:
+        if lines.read(1) == "[":
+            lines.seek(0)
+            try:
+                rows = json.load(lines)
+            except json.JSONDecodeError as error:
+                raise DataError(f"{file} is not whole JSON: {error}; was it cut off?") from None
+            for number, row in enumerate(rows, 1):
+                yield RawRow(f"{file.name}[{number}]", row)
+            return
+        lines.seek(0)
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            where = f"{file.name}:{number}"
+            try:
+                yield RawRow(where, json.loads(line))
+            except json.JSONDecodeError:
+                yield RawRow(where, None, "not JSON")

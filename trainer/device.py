@@ -1,0 +1,37 @@
+"""Where the numbers are crunched, and what the machine is, for the record."""
+
+import os
+import platform
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from trainer.errors import MissingError
+
+
+def choose_device(wanted: Literal["auto", "cpu", "cuda"]) -> str:
+    """`cuda` or `cpu`. Raises: MissingError if CUDA is asked for and not there."""
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise MissingError("train.device is cuda, and torch sees no CUDA device on this machine")
+    return "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def describe_hardware() -> dict[str, Any]:
+    """processor, cores, memory_gib and accelerator (None without a GPU)."""
+    return {
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

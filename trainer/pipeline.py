@@ -1,0 +1,139 @@
+"""The stages in their order: base → prepare → sweep → merge → evaluate → publish.
+
+Every stage looks for its finished result first, so a run that was stopped anywhere goes on from there
+and a second run does nothing.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from trainer import base_model
+from trainer.base_model import BaseModel
+from trainer.config import RunConfig
+from trainer.data.prepare import Prepared, prepare
+from trainer.device import choose_device
+from trainer.errors import GateError
+from trainer.files import only_writer, read_json, whole_directory, write_json
+from trainer.fit.arm import ArmResult
+from trainer.fit.sweep import sweep
+from trainer.progress import Stages, say
+from trainer.ship.artifact import (
+    artifact_id,
+    build_manifest,
+    find_finished,
+    make_current,
+    publish,
+)
+from trainer.ship.evaluate import evaluate
+from trainer.ship.merge import merge
+
+MERGE_CHECK = "merge_check.json"
+STAGES = ("base", "prepare", "sweep", "merge", "evaluate", "publish")
+
+
+class Pipeline:
+    """One run of one configuration in one artifacts directory.
+
+    train_command: the `train` verb with its configuration, for the sweep's processes.
+    """
+
+    def __init__(self, config: RunConfig, artifacts: Path, train_command: Sequence[str]) -> None:
+        self.config = config
+        self.artifacts = artifacts
+        self.models = artifacts / "models"
+        self._train_command = train_command
+        self._stages = Stages(STAGES)
+
+    def base(self) -> BaseModel:
+        with self._stages.stage("base", f"get {self.config.base.id} ready"):
+            return base_model.fetch(self.config.base, self.artifacts)
+
+    def prepare(self, base: BaseModel) -> Prepared:
+        with self._stages.stage("prepare", f"tokenise {self.config.data.source}"):
+            return prepare(self.config, base, self.artifacts)
+
+    def sweep(self, base: BaseModel, prepared: Prepared) -> tuple[ArmResult, dict[str, Any]]:
+        ranks = " and ".join(map(str, self.config.sweep.ranks))
+        with self._stages.stage("sweep", f"train LoRA at rank {ranks}, choose on validation loss"):
+            return sweep(self.config, base, prepared, self.artifacts, self._train_command)
+
+    def found_or_made(self) -> tuple[BaseModel, Prepared]:
+        """Base and data for a single arm, without the lines of the stages."""
+        base = base_model.fetch(self.config.base, self.artifacts)
+        return base, prepare(self.config, base, self.artifacts)
+
+    def run(self, until: str = "publish") -> None:
+        """The stages up to and with `until`. Raises: TrainerError."""
+        base = self.base()
+        prepared = self.prepare(base)
+        if until in ("base", "prepare"):
+            return
+        identifier = artifact_id(self.config, base, prepared.fingerprint)
+        with only_writer(self.models / identifier):
+            if find_finished(self.models, identifier):
+                for name in STAGES[2:]:
+                    self._stages.skipped(name, f"{identifier} is finished")
+            else:
+                self._make(base, prepared, identifier, until)
+            if until == "publish":
+                make_current(self.models, identifier)
+
+    def _make(self, base: BaseModel, prepared: Prepared, identifier: str, until: str) -> None:
+        winner, selection = self.sweep(base, prepared)
+        if until == "sweep":
+            return
+        merged = self._merge(base, prepared, winner, identifier)
+        if until == "merge":
+            return
+        evaluation = self._evaluate(base, prepared, merged, identifier)
+        if until == "evaluate":
+            return
+        with self._stages.stage("publish", f"write {self.models / identifier}"):
+            merge_check = read_json(merged / MERGE_CHECK)
+            manifest = build_manifest(
+                identifier, self.config, base, prepared, winner, selection, merge_check, evaluation
+            )
+            publish(merged, self.models / identifier, manifest, base.licence_files())
+
+    def _merge(self, base: BaseModel, prepared: Prepared, winner: ArmResult, identifier: str) -> Path:
+        merged = self.artifacts / "merged" / identifier
+        with self._stages.stage("merge", f"merge {winner.arm.name} in fp32 and check it"):
+            if not (merged / MERGE_CHECK).is_file():
+                device = choose_device(self.config.train.device)
+                with whole_directory(merged) as scratch:
+                    check = merge(
+                        base, winner.adapter, prepared.rows("test"), self.config.ship_dtype,
+                        self.config.train.dtype, device, scratch,
+                    )  # fmt: skip
+                    write_json(scratch / MERGE_CHECK, check)
+            check = read_json(merged / MERGE_CHECK)
+            say(
+                f"  over {check['positions']} tokens: max logit difference "
+                f"{check['fp32']['max_logit_difference']:.1e} in fp32; top-1 agreement "
+                f"{check['shipped']['top1_agreement']:.4f} as shipped in {self.config.ship_dtype}"
+            )
+            return merged
+
+    def _evaluate(self, base: BaseModel, prepared: Prepared, merged: Path, identifier: str) -> dict[str, Any]:
+        """The manifest's `evaluation`. Raises: GateError if the model must not be shipped."""
+        kept = self.artifacts / "evaluations" / f"{identifier}.json"
+        with self._stages.stage("evaluate", "the merged model against the base on test rows"):
+            if not kept.is_file():
+                summary, samples = evaluate(
+                    self.config.evaluate, base.directory, merged, prepared.rows("test"),
+                    prepared.rows("general"), self.config.train.dtype,
+                    choose_device(self.config.train.device),
+                )  # fmt: skip
+                write_json(merged / "samples.json", samples)
+                write_json(kept, summary)
+            summary = read_json(kept)
+            for metric in summary["metrics"]:
+                before, after = metric["base"]["value"], metric["tuned"]["value"]
+                say(f"  {metric['name']}: {before:.3f} → {after:.3f} ({metric['unit']}, n = {metric['n']})")
+        failures = [f"{g['name']}: {g['detail']}" for g in summary["gates"] if not g["passed"]]
+        if failures:
+            raise GateError(
+                f"{identifier} is not shipped and `current` stays: {'; '.join(failures)}. See {kept}"
+            )
+        return dict(summary)

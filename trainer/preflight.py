@@ -1,0 +1,85 @@
+"""What this machine lacks for a profile, all of it in one message, before any work is done."""
+
+import importlib.metadata
+from pathlib import Path
+
+from trainer.config import BaseModelConfig, DataConfig, RunConfig, is_local
+from trainer.errors import MissingError
+
+HUB_TIMEOUT_S = 10
+
+
+def check(config: RunConfig) -> None:
+    """Raises: MissingError listing every missing thing with its remedy."""
+    problems = [
+        problem
+        for problem in (_device(config), _base(config.base), _data(config.data))
+        if problem is not None
+    ]
+    if problems:
+        listed = "".join(f"\n  - {problem}" for problem in problems)
+        raise MissingError(f"this machine lacks what {config.name} needs:{listed}")
+
+
+def _device(config: RunConfig) -> str | None:
+    if config.train.device != "cuda":
+        return None
+    import torch
+
+    if torch.cuda.is_available():
+        return None
+    return (
+        "a CUDA device: torch sees none. Run on a machine with an NVIDIA GPU and its driver, or use "
+        "PROFILE=quickstart, which needs none"
+    )
+
+
+def _base(base: BaseModelConfig) -> str | None:
+    if base.gguf_package:
+        try:
+            importlib.metadata.version(base.gguf_package)
+        except importlib.metadata.PackageNotFoundError:
+            return f"the package {base.gguf_package}, which carries the base weights: run `make setup`"
+        return None
+    if base.path:
+        found = (base.path / "config.json").is_file()
+        return None if found else f"the base model: base.path {base.path} has no config.json"
+    from huggingface_hub import HfApi, errors, try_to_load_from_cache
+
+    if isinstance(try_to_load_from_cache(base.id, "config.json", revision=base.revision), str):
+        return None
+    try:
+        HfApi().auth_check(base.id)
+    except errors.GatedRepoError:
+        return (
+            f"access to the gated weights of {base.id}: accept the licence on the model's page of the "
+            "Hugging Face Hub, make a read token in your account's settings, and set HF_TOKEN to it"
+        )
+    except errors.RepositoryNotFoundError:
+        return f"the base model: the Hub knows no {base.id}, or HF_TOKEN may not see it"
+    except Exception as error:  # offline mode, no route, no name, a proxy: httpx and OS errors
+        return (
+            f"the base model {base.id}: the Hugging Face Hub cannot be reached "
+            f"({type(error).__name__}). With the network: accept the licence on the model's page and "
+            "set HF_TOKEN. Without: set base.path to a directory that holds the model"
+        )
+    return None
+
+
+def _data(data: DataConfig) -> str | None:
+    if is_local(data.source):
+        found = Path(data.source).exists()
+        return None if found else f"the data set: data.source {data.source} does not exist"
+    if data.source == "stdlib-docs":
+        return None
+    from huggingface_hub import HfApi
+
+    repository, _, revision = data.source.removeprefix("hub:").partition("@")
+    try:
+        HfApi().dataset_info(repository, revision=revision or None, timeout=HUB_TIMEOUT_S)
+    except Exception as error:  # as above
+        return (
+            f"the data set {repository}: the Hugging Face Hub cannot be reached or does not show it "
+            f"({type(error).__name__}). Set data.source to a local JSON, JSONL or Parquet file instead"
+        )
+    return None

@@ -1,0 +1,115 @@
+"""Contract 1: the only writer of `artifacts/models/`.
+
+A model directory appears whole, under its final name, after everything in it was verified; `current`
+is switched last, atomically. Schema: docs/artifact.schema.json.
+"""
+
+import datetime
+import importlib.metadata
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from trainer.base_model import BaseModel
+from trainer.config import RunConfig, fingerprint
+from trainer.data.prepare import Prepared
+from trainer.device import describe_hardware
+from trainer.files import read_json, sha256_file, write_json
+from trainer.fit.arm import ArmResult
+from trainer.ship.card import write_card
+
+SCHEMA_VERSION = 1
+PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers")
+
+
+def artifact_id(config: RunConfig, base: BaseModel, data_fingerprint: str) -> str:
+    """`<name>-<hash>`: the same config, base and data make the same artifact."""
+    return f"{config.name}-{fingerprint(config, base.weights_sha256, data_fingerprint)[:8]}"
+
+
+def find_finished(models: Path, identifier: str) -> Path | None:
+    """The artifact's directory if every file is there with its recorded SHA-256."""
+    directory = models / identifier
+    manifest = read_json(directory / "manifest.json")
+    if not manifest or manifest.get("id") != identifier:
+        return None
+    for name, entry in manifest["files"].items():
+        file = directory / name
+        if not file.is_file() or sha256_file(file) != entry["sha256"]:
+            return None
+    return directory
+
+
+def build_manifest(
+    identifier: str,
+    config: RunConfig,
+    base: BaseModel,
+    prepared: Prepared,
+    winner: ArmResult,
+    selection: dict[str, Any],
+    merge_check: dict[str, Any],
+    evaluation: dict[str, Any],
+) -> dict[str, Any]:
+    """All of the manifest but `files`, which only the finished directory can tell."""
+    report = prepared.report
+    data = {
+        "source": report["source"],
+        "fingerprint": report["fingerprint"],
+        "rows": report["rows"],
+    }
+    if report["source"] == "stdlib-docs":
+        data["python_version"] = report["python_version"]
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "id": identifier,
+        "name": config.name,
+        "description": config.description,
+        "created_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "base_model": {
+            "id": config.base.id,
+            "revision": base.revision,
+            "licence": config.base.licence,
+            "weights_sha256": base.weights_sha256,
+        },
+        "adapter": {
+            "rank": winner.arm.rank,
+            "alpha": config.lora.scaling * winner.arm.rank,
+            "target_modules": list(config.lora.target_modules),
+            "learning_rate": winner.arm.learning_rate,
+        },
+        "data": data,
+        "config_hash": fingerprint(config),
+        "seed": config.seed,
+        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "hardware": describe_hardware(),
+        "selection": selection,
+        "merge_check": merge_check,
+        "evaluation": evaluation,
+    }
+
+
+def publish(merged: Path, destination: Path, manifest: dict[str, Any], licence_files: Sequence[Path]) -> None:
+    """Add card, licences and manifest to the verified directory and move it to its final name."""
+    for file in licence_files:
+        shutil.copy(file, merged / file.name)
+    write_card(merged, manifest)
+    files = {
+        str(file.relative_to(merged)): {"sha256": sha256_file(file), "bytes": file.stat().st_size}
+        for file in sorted(merged.rglob("*"))
+        if file.is_file() and file.name != "manifest.json"
+    }
+    write_json(merged / "manifest.json", {**manifest, "files": files})
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    if destination.exists():
+        shutil.rmtree(destination)  # find_finished has said that it is broken
+    merged.rename(destination)
+
+
+def make_current(models: Path, identifier: str) -> None:
+    """Point `models/current` at the artifact, atomically and by a relative link."""
+    scratch = models / f".current.{os.getpid()}"
+    scratch.unlink(missing_ok=True)
+    scratch.symlink_to(identifier)
+    scratch.replace(models / "current")

@@ -1,0 +1,145 @@
+"""Stage `evaluate`: the shipped weights against the base, on rows never trained on, and the gates.
+
+Measures the loss and the share of exact answers on the test rows, and the loss on general chat, for
+both models with paired intervals; then lets both answer a few test prompts. A model that fails a gate
+is not shipped. It judges the directory that would be served, not the adapter it came from.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainer.base_model import load_model, load_tokenizer
+from trainer.config import EvaluateConfig
+from trainer.data.tokenize import IGNORED, TokenRow
+from trainer.fit.loss import RowLoss, mean_loss, row_losses
+from trainer.fit.select import exact_interval, loss_interval
+from trainer.generation import Answer, generate
+
+
+@dataclass(frozen=True, slots=True)
+class _Measured:
+    test: list[RowLoss]
+    general: list[RowLoss]
+    answers: list[Answer]
+
+
+def evaluate(
+    config: EvaluateConfig,
+    base: Path,
+    shipped: Path,
+    test: Sequence[TokenRow],
+    general: Sequence[TokenRow],
+    dtype: str,
+    device: str,
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Measure both models, each loaded in `dtype`, and apply the gates.
+
+    Returns the manifest's `evaluation`, and samples: prompt, reference, base and tuned answer.
+    """
+    tokenizer = load_tokenizer(base)
+    before, after = (
+        _measure(config, load_model(directory, dtype, device), test, general, tokenizer.pad_token_id or 0)
+        for directory in (base, shipped)
+    )
+    metrics = [
+        _metric("loss", "test", "nats a token", loss_interval, before.test, after.test),
+        _metric("exact_match", "test", "share of answers", exact_interval, before.test, after.test),
+    ]
+    if general:
+        metrics.append(
+            _metric(
+                "general_chat_loss",
+                "general",
+                "nats a token",
+                loss_interval,
+                before.general,
+                after.general,
+            )
+        )
+    gates = _gates(config, before, after)
+    summary = {"passed": all(g["passed"] for g in gates), "metrics": metrics, "gates": gates}
+    return summary, _samples(test, before.answers, after.answers, tokenizer)
+
+
+def prompt_of(row: TokenRow) -> list[int]:
+    """The ids up to the row's last answer."""
+    return row.input_ids[: _last_answer(row)]
+
+
+def _measure(
+    config: EvaluateConfig,
+    model: Any,
+    test: Sequence[TokenRow],
+    general: Sequence[TokenRow],
+    pad_id: int,
+) -> _Measured:
+    prompts = [prompt_of(row) for row in test[: config.samples]]
+    return _Measured(
+        row_losses(model, test, pad_id),
+        row_losses(model, general, pad_id),
+        generate(model, prompts, pad_id, config.max_new_tokens),
+    )
+
+
+def _gates(config: EvaluateConfig, before: _Measured, after: _Measured) -> list[dict[str, Any]]:
+    stopped = sum(a.stopped for a in after.answers) / len(after.answers)
+    gates = [
+        _gate("test loss", mean_loss(after.test) - mean_loss(before.test), config.max_loss_increase),
+        {
+            "name": "answers stop",
+            "passed": stopped >= config.min_stopped,
+            "detail": f"{stopped:.0%} of {len(after.answers)} ended by themselves, at least "
+            f"{config.min_stopped:.0%} must",
+        },
+    ]
+    if after.general:
+        change = mean_loss(after.general) - mean_loss(before.general)
+        gates.append(_gate("general chat loss", change, config.max_general_loss_increase))
+    return gates
+
+
+def _gate(name: str, change: float, allowed: float) -> dict[str, Any]:
+    detail = f"{change:+.4f} nats a token against the base, at most {allowed:+.4f} allowed"
+    return {"name": name, "passed": change <= allowed, "detail": detail}
+
+
+def _metric(
+    name: str, split: str, unit: str, interval: Any, base: list[RowLoss], tuned: list[RowLoss]
+) -> dict[str, Any]:
+    return {
+        "name": name,
+        "split": split,
+        "unit": unit,
+        "n": len(base),
+        "base": interval(base).as_dict(),
+        "tuned": interval(tuned).as_dict(),
+        "difference": interval(tuned, minus=base).as_dict(),
+    }
+
+
+def _samples(
+    rows: Sequence[TokenRow], before: Sequence[Answer], after: Sequence[Answer], tokenizer: Any
+) -> list[dict[str, Any]]:
+    def text(ids: Sequence[int]) -> str:
+        return str(tokenizer.decode(ids, skip_special_tokens=True)).rstrip("\n")
+
+    return [
+        {
+            "prompt": row.question,
+            "reference": text(row.input_ids[_last_answer(row) :]),
+            "base": text(base.token_ids),
+            "tuned": text(tuned.token_ids),
+        }
+        for row, base, tuned in zip(rows, before, after, strict=False)
+    ]
+
+
+def _last_answer(row: TokenRow) -> int:
+    """Where the last run of labels begins."""
+    learned = [label != IGNORED for label in row.labels]
+    last = len(learned) - 1 - learned[::-1].index(True)
+    while last > 0 and learned[last - 1]:
+        last -= 1
+    return last
