@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -34,6 +35,8 @@ from environments import (
 
 STOP_WITHIN_S = 8
 READY_WITHIN_S = 600
+LOOPBACK = ("127.0.0.1", "localhost")
+ANY_ADDRESS = ("0.0.0.0", "::")
 STEPS = ("system", "environments", "model", "services")
 
 
@@ -46,7 +49,13 @@ class Settings:
         self.api_port = _port("API_PORT", 8000)
         self.page_port = _port("FRONTEND_PORT", 7860)
         self.api_key = os.environ.get("API_KEY") or ""
-        self.api_url = f"http://127.0.0.1:{self.api_port}"
+        host = os.environ.get("API_HOST") or "127.0.0.1"
+        if not self.api_key and host not in LOOPBACK:
+            raise SetupError(
+                f"API_HOST={host} can be reached from other machines, so API_KEY must be set too "
+                "(`openssl rand -hex 24` makes one)"
+            )
+        self.api_url = f"http://{'127.0.0.1' if host in ANY_ADDRESS else host}:{self.api_port}"
         self.page_url = f"http://127.0.0.1:{self.page_port}"
 
 
@@ -165,16 +174,15 @@ def _start_api(settings: Settings, children: Children) -> subprocess.Popen[bytes
 
 
 def _start_page(settings: Settings, children: Children) -> subprocess.Popen[bytes]:
-    kept = {k: v for k, v in service_environment().items() if not k.startswith("FRONTEND_")}
     environment = {
-        **kept,
-        "FRONTEND_API_URL": settings.api_url,
-        "FRONTEND_API_KEY": settings.api_key,
-        "FRONTEND_PORT": str(settings.page_port),
         "FRONTEND_TITLE": "finechat",
         "FRONTEND_INTRO": _current(settings, "manifest.json")["description"],
         "FRONTEND_EXAMPLES": str(_write_examples(settings)),
         "FRONTEND_TEMPERATURE": "0",
+        **service_environment(),
+        "FRONTEND_API_URL": settings.api_url,
+        "FRONTEND_API_KEY": settings.api_key,
+        "FRONTEND_PORT": str(settings.page_port),
     }
     command = [python("frontend"), "frontend/app.py"]
     return children.start("page", command, environment, _log(settings, "page"))
@@ -209,7 +217,7 @@ def _wait_until_ready(url: str, process: subprocess.Popen[bytes], name: str, set
 def _first_token_s(settings: Settings, begun: float) -> float:
     """Stream one short answer; seconds from the start of `make up` to its first token."""
     headers = {"Content-Type": "application/json", **_authorization(settings)}
-    body = {**_example_request(settings), "stream": True, "max_tokens": 8}
+    body = {**_example_request(settings), "max_tokens": 8}
     request = urllib.request.Request(
         f"{settings.api_url}/v1/chat/completions", json.dumps(body).encode(), headers
     )
@@ -224,15 +232,14 @@ def _first_token_s(settings: Settings, begun: float) -> float:
 
 
 def _example_request(settings: Settings) -> dict[str, Any]:
-    manifest = _current(settings, "manifest.json")
-    messages = [{"role": "user", "content": "Hello!"}]
-    return {"model": manifest["name"], "messages": messages}
+    """A chat request with the held-out prompt that is shown as an example."""
+    messages = [{"role": "user", "content": _sample(settings)["prompt"]}]
+    return {"model": _current(settings, "manifest.json")["name"], "messages": messages, "stream": True}
 
 
 def _show_sample(settings: Settings) -> None:
     """One held-out answer before and after fine-tuning, as the evaluation recorded it."""
-    samples = _current(settings, "samples.json")
-    sample = next((s for s in samples if s["tuned"] == s["reference"] != s["base"]), samples[0])
+    sample = _sample(settings)
     for title, text in (
         ("A prompt that it was never trained on", sample["prompt"]),
         ("The base model", sample["base"]),
@@ -242,15 +249,21 @@ def _show_sample(settings: Settings) -> None:
         say(text)
 
 
+def _sample(settings: Settings) -> Any:
+    """The first sample that fine-tuning made right, or else the first."""
+    samples = _current(settings, "samples.json")
+    return next((s for s in samples if s["tuned"] == s["reference"] != s["base"]), samples[0])
+
+
 def _say_where(settings: Settings, first_token_s: float) -> None:
-    request = json.dumps({**_example_request(settings), "stream": True})
+    request = shlex.quote(json.dumps({**_example_request(settings), "temperature": 0}))
     key = ' -H "Authorization: Bearer $API_KEY"' if settings.api_key else ""
     say(f"\nReady: the first token was streamed {first_token_s:.0f} s after the start.")
     say(f"  chat page  {settings.page_url}")
     say(f"  API        {settings.api_url}/v1")
     say(
         f"  try        curl -N {settings.api_url}/v1/chat/completions{key} "
-        f"-H 'Content-Type: application/json' -d '{request}'"
+        f"-H 'Content-Type: application/json' -d {request}"
     )
     say("Ctrl-C stops both.")
 

@@ -116,8 +116,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _config_path(name: str) -> Path:
-    path = Path(name)
-    return path if path.suffix else CONFIGS / f"{name}.yaml"
+    shipped = CONFIGS / f"{name}.yaml"
+    return shipped if shipped.is_file() else Path(name)
 
 
 def _train_command(options: argparse.Namespace) -> list[str]:
@@ -128,9 +128,8 @@ def _train_command(options: argparse.Namespace) -> list[str]:
 def _quieten_libraries() -> None:
     """No progress bars and no telemetry from libraries; must run before they are imported."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TQDM_DISABLE", "1")
     # Threads that spin while they wait cost a busy machine three quarters of its speed.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 

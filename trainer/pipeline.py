@@ -29,6 +29,7 @@ from trainer.ship.evaluate import evaluate
 from trainer.ship.merge import merge
 
 MERGE_CHECK = "merge_check.json"
+SAMPLES = "samples.json"
 STAGES = ("base", "prepare", "sweep", "merge", "evaluate", "publish")
 
 
@@ -91,6 +92,7 @@ class Pipeline:
             return
         with self._stages.stage("publish", f"write {self.models / identifier}"):
             merge_check = read_json(merged / MERGE_CHECK)
+            write_json(merged / SAMPLES, evaluation.pop("samples"))
             manifest = build_manifest(
                 identifier, self.config, base, prepared, winner, selection, merge_check, evaluation
             )
@@ -116,17 +118,20 @@ class Pipeline:
             return merged
 
     def _evaluate(self, base: BaseModel, prepared: Prepared, merged: Path, identifier: str) -> dict[str, Any]:
-        """The manifest's `evaluation`. Raises: GateError if the model must not be shipped."""
+        """The manifest's `evaluation`, and `samples`. Raises: GateError if it must not be shipped."""
         kept = self.artifacts / "evaluations" / f"{identifier}.json"
         with self._stages.stage("evaluate", "the merged model against the base on test rows"):
             if not kept.is_file():
                 summary, samples = evaluate(
-                    self.config.evaluate, base.directory, merged, prepared.rows("test"),
-                    prepared.rows("general"), self.config.train.dtype,
+                    self.config.evaluate,
+                    base.directory,
+                    merged,
+                    prepared.rows("test"),
+                    prepared.rows("general"),
+                    self.config.train.dtype,
                     choose_device(self.config.train.device),
-                )  # fmt: skip
-                write_json(merged / "samples.json", samples)
-                write_json(kept, summary)
+                )
+                write_json(kept, {**summary, "samples": samples})
             summary = read_json(kept)
             for metric in summary["metrics"]:
                 before, after = metric["base"]["value"], metric["tuned"]["value"]

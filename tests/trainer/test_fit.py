@@ -31,7 +31,7 @@ def reference_nll(model: LlamaForCausalLM, row: TokenRow) -> float:
     with torch.inference_mode():
         logits = model(torch.tensor([row.input_ids])).logits[0, :-1]
     targets = torch.tensor(row.labels[1:])
-    return functional.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum").item()
+    return float(functional.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum"))
 
 
 def test_batched_losses_equal_each_row_alone(tiny_model: LlamaForCausalLM) -> None:

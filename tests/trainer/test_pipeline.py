@@ -14,6 +14,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from trainer import base_model
+from trainer.config import load
+from trainer.data.prepare import prepare
+from trainer.fit.arm import arm_directory, arms
+
 ROOT = Path(__file__).parents[2]
 SCHEMA = json.loads((ROOT / "docs/artifact.schema.json").read_text())
 
@@ -56,7 +61,9 @@ def test_a_run_ships_a_verified_artifact_and_a_second_run_does_nothing(
     (current / "model.safetensors").write_bytes(b"broken")
     third = trainer("run", config_file, artifacts)
     assert third.returncode == 0, third.stderr
-    assert json.loads((current / "manifest.json").read_text())["files"] == manifest["files"]
+    again = json.loads((current / "manifest.json").read_text())["files"]
+    assert again.keys() == manifest["files"].keys()
+    assert again["model.safetensors"] == manifest["files"]["model.safetensors"]
 
 
 def losses(artifacts: Path) -> Any:
@@ -92,13 +99,20 @@ def test_a_model_that_fails_a_gate_is_not_shipped(tmp_path: Path, config_file: P
 
 
 def test_one_failed_arm_does_not_cost_the_others(tmp_path: Path, config_file: Path) -> None:
-    done = trainer(
-        "sweep", config_file, tmp_path / "artifacts", "--set", "sweep.learning_rates=[0.01, 0.5]",
-        "--set", "sweep.ranks=[2]", "--set", "train.max_steps=3", "--set", "train.warmup_share=0",
-        "--set", "lora.scaling=64.0", "--set", "train.dtype=float32",
-    )  # fmt: skip
+    artifacts = tmp_path / "artifacts"
+    config = load(config_file)
+    base = base_model.fetch(config.base, artifacts)
+    data = prepare(config, base, artifacts).fingerprint
+    broken = arm_directory(config, base, data, arms(config)[1], artifacts)
+    broken.mkdir(parents=True)
+    (broken / "adapter").write_text("in the way")
+    done = trainer("sweep", config_file, artifacts)
     assert done.returncode == 0, done.stderr
-    assert "2 arms" in done.stdout
+    assert f"{arms(config)[1].name}: failed with exit 1" in done.stdout
+    (result,) = artifacts.glob("sweeps/*.json")
+    selection = json.loads(result.read_text())
+    assert selection["winner"] == arms(config)[0].name
+    assert selection["failed"] == {arms(config)[1].name: "exit 1"}
 
 
 def test_what_the_machine_lacks_is_told_all_at_once(tmp_path: Path) -> None:
@@ -126,7 +140,8 @@ def test_sigterm_ends_a_run_and_its_arms(tmp_path: Path, config_file: Path) -> N
     process.send_signal(signal.SIGTERM)
     assert process.wait(10) == 130
     assert time.monotonic() - begun < 10
-    assert "goes on from here" in (process.stderr.read() if process.stderr else "")
+    assert process.stderr and "goes on from here" in process.stderr.read()
+    process.stderr.close()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")

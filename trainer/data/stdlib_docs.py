@@ -23,9 +23,9 @@ from types import ModuleType
 from typing import Any
 
 INSTRUCTION = "Make a reference card from this documentation."
-MAX_DOC_CHARS = 200
+MAX_DOC_CHARS = 160
 MAX_PARAMETERS = 6
-MAX_SIGNATURE_CHARS = 140
+MAX_SIGNATURE_CHARS = 110
 
 # Modules that open windows or browsers, print, test, or describe this one machine.
 SKIPPED = {

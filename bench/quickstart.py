@@ -1,0 +1,135 @@
+"""How long a newcomer waits, and what it costs: `make up` in a fresh clone, measured from outside.
+
+    python bench/quickstart.py            # writes bench/results/quickstart.json and prints a table
+
+Clones this repository into a temporary folder, so nothing is installed there; packages come from the
+caches of pip and uv if they hold them. Starts, stops, starts again. Memory is the peak over time of
+the sum of proportional set sizes (PSS) of the processes of a part.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULT = ROOT / "bench" / "results" / "quickstart.json"
+PORTS = {"API_PORT": "8391", "FRONTEND_PORT": "8392"}
+PARTS = {"training": "-m trainer", "API": "-m api", "page": "frontend/app.py"}
+GIVE_UP_AFTER_S = 1800
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        clone = Path(folder) / "finechat"
+        subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
+        first = measure(clone)
+        second = measure(clone)
+        manifest = json.loads((clone / "artifacts/models/current/manifest.json").read_text())
+    arms = manifest["selection"]["arms"]
+    result = {
+        "hardware": manifest["hardware"],
+        "versions": manifest["packages"],
+        "first_start": first,
+        "second_start": second,
+        "selection": manifest["selection"]["reason"],
+        "arms": [{k: arm[k] for k in ("name", "validation_loss", "train_seconds")} for arm in arms],
+        "metrics": manifest["evaluation"]["metrics"],
+    }
+    RESULT.write_text(json.dumps(result, indent=2) + "\n")
+    print(table(result))
+
+
+def measure(clone: Path) -> dict[str, Any]:
+    """One `make up`, to its first token and to its end."""
+    log = clone.parent / "up.log"
+    begun = time.monotonic()
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            ["make", "up"], cwd=clone, env={**os.environ, **PORTS}, stdout=output, stderr=subprocess.STDOUT
+        )
+    peaks: dict[str, float] = dict.fromkeys(PARTS, 0.0)
+    done = threading.Event()
+    watcher = threading.Thread(target=watch, args=(process.pid, peaks, done))
+    watcher.start()
+    try:
+        while "\nReady: " not in (text := log.read_text(errors="replace")):
+            if process.poll() is not None or time.monotonic() - begun > GIVE_UP_AFTER_S:
+                raise SystemExit(f"make up did not get ready:\n{text[-2000:]}")
+            time.sleep(0.1)
+        ready_s = time.monotonic() - begun
+        time.sleep(2)
+    finally:
+        done.set()
+        watcher.join()
+        stopping = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        process.wait(30)
+    return {
+        "first_token_after_s": round(ready_s, 1),
+        "stopped_after_s": round(time.monotonic() - stopping, 1),
+        "peak_memory_gib": {part: round(peak, 2) for part, peak in peaks.items() if peak},
+        "stages": [line.strip() for line in text.splitlines() if " done in " in line or ": done in" in line],
+    }
+
+
+def watch(root: int, peaks: dict[str, float], done: threading.Event) -> None:
+    """Twice a second, raise each part's peak. A child belongs to the part its ancestor belongs to."""
+    while not done.wait(0.5):
+        now: dict[str, float] = dict.fromkeys(PARTS, 0.0)
+        add_memory(root, "", now)
+        for part, gib in now.items():
+            peaks[part] = max(peaks[part], gib)
+
+
+def add_memory(pid: int, part: str, totals: dict[str, float]) -> None:
+    """Add the PSS of a process and its descendants to the part they belong to."""
+    try:
+        command = Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+        rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+        tasks = list(Path(f"/proc/{pid}/task").iterdir())
+        children = [int(c) for t in tasks for c in (t / "children").read_text().split()]
+    except (OSError, ValueError):  # it ended meanwhile
+        return
+    part = part or next((name for name, mark in PARTS.items() if mark in command), "")
+    for line in rollup.splitlines():
+        if part and line.startswith("Pss:"):
+            totals[part] += int(line.split()[1]) / 2**20
+    for child in children:
+        add_memory(child, part, totals)
+
+
+def table(result: dict[str, Any]) -> str:
+    """The result in Markdown, as README.md shows it."""
+    hardware, first, second = result["hardware"], result["first_start"], result["second_start"]
+    memory = first["peak_memory_gib"]
+    rows = [
+        ("`make up` in a fresh clone, to the first streamed token", f"{first['first_token_after_s']:.0f} s"),
+        ("`make up` again", f"{second['first_token_after_s']:.0f} s"),
+        ("stop", f"{first['stopped_after_s']:.1f} s"),
+        ("memory at most: training, API, page", ", ".join(f"{memory[p]:.1f}" for p in PARTS) + " GiB"),
+    ]
+    names = {
+        "loss": "loss on held-out objects (nats a token)",
+        "exact_match": "held-out cards exact to the token",
+        "general_chat_loss": "loss on general chat (nats a token)",
+    }
+    for m in result["metrics"]:
+        before, after = m["base"], m["tuned"]
+        rows.append(
+            (
+                f"{names[m['name']]}, n = {m['n']}",
+                f"{before['value']:.3f} → {after['value']:.3f} [{after['low']:.3f}, {after['high']:.3f}]",
+            )
+        )
+    head = f"Measured on {hardware['cores']} cores ({hardware['processor']}), no GPU:\n\n| | |\n|---|---|\n"
+    return head + "\n".join(f"| {what} | {value} |" for what, value in rows)
+
+
+if __name__ == "__main__":
+    main()
