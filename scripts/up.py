@@ -35,6 +35,7 @@ from environments import (
 
 STOP_WITHIN_S = 8
 READY_WITHIN_S = 600
+WATCH_EVERY_S = 2
 LOOPBACK = ("127.0.0.1", "localhost")
 ANY_ADDRESS = ("0.0.0.0", "::")
 STEPS = ("system", "environments", "model", "services")
@@ -141,11 +142,22 @@ def _up(settings: Settings, children: Children, begun: float) -> None:
         _wait_until_ready(settings.page_url, page, "page", settings)
     _show_sample(settings)
     _say_where(settings, _first_token_s(settings, begun))
+    _watch({"API": api, "page": page}, settings)
+
+
+def _watch(services: dict[str, subprocess.Popen[bytes]], settings: Settings) -> None:
+    """Stay until a service ends or the API says that its engine is dead. Raises: SetupError."""
     while True:
-        for name, process in (("API", api), ("page", page)):
+        for name, process in services.items():
             if process.poll() is not None:
                 raise SetupError(_ended(name, process, settings))
-        time.sleep(0.5)
+        try:
+            urllib.request.urlopen(f"{settings.api_url}/health/live", timeout=WATCH_EVERY_S).close()
+        except urllib.error.HTTPError:
+            raise SetupError(f"the API's engine has failed (log: {_log(settings, 'API')})") from None
+        except OSError:
+            pass  # too busy to answer in time, or ending: the next look tells
+        time.sleep(WATCH_EVERY_S)
 
 
 def _make_model(settings: Settings, children: Children) -> None:
