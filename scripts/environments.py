@@ -67,7 +67,6 @@ def install_system_packages(*, browser: bool = False) -> None:
     if not missing:
         return
     names = " ".join(missing)
-    say(f"   system packages: installing {names}")
     sudo = [] if os.geteuid() == 0 else ["sudo", "-n"]
     allowed = not sudo or (
         shutil.which("sudo") and subprocess.run([*sudo, "true"], capture_output=True).returncode == 0
@@ -76,6 +75,7 @@ def install_system_packages(*, browser: bool = False) -> None:
     if not shutil.which("apt-get") or not allowed:
         raise SetupError(f"system packages are missing and may not be installed from here; run: "
                          f"sudo sh -c '{line}'")  # fmt: skip
+    say(f"   system packages: installing {names}")
     done = _run([*sudo, "sh", "-c", line], env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"})
     if done.returncode != 0:
         raise SetupError(f"apt could not install {names}: {_last_line(done)}")

@@ -110,6 +110,19 @@ def test_the_served_prompt_has_the_tokens_that_were_trained_on(first_up: Up) -> 
     assert served == json.loads(done.stdout)
 
 
+def test_the_api_answers_as_the_evaluation_recorded(first_up: Up) -> None:
+    """Another engine and on some processors another dtype, so a late token may differ."""
+    samples = json.loads((first_up.artifacts / "models" / "current" / "samples.json").read_text())
+    for sample in samples:
+        answer = client(first_up).chat.completions.create(
+            model=manifest_of(first_up.artifacts)["name"],
+            messages=[{"role": "user", "content": sample["prompt"]}],
+            temperature=0,
+            max_tokens=32,
+        )
+        assert (answer.choices[0].message.content or "")[:24] == sample["tuned"][:24]
+
+
 def metric(up: Up, name: str) -> float:
     for line in get(f"{up.api_url}/metrics")[1].splitlines():
         if line.startswith(f"{name} "):
