@@ -14,7 +14,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from trainer.config import CONFIGS, RunConfig, load
-from trainer.errors import ArmError, TrainerError
+from trainer.errors import ArmError, ArtifactError, TrainerError
 
 if TYPE_CHECKING:  # the stages import torch, which takes seconds; a wrong flag must not
     from trainer.pipeline import Pipeline
@@ -61,6 +61,12 @@ def _run(options: argparse.Namespace) -> None:
     preflight.check(config)
     if options.verb == "check":
         return
+    try:
+        options.artifacts.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ArtifactError(
+            f"{options.artifacts} cannot be made ({error.strerror}); set ARTIFACTS_DIR to another place"
+        ) from None
     from trainer.pipeline import Pipeline
 
     pipeline = Pipeline(config, options.artifacts, _train_command(options))

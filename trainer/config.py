@@ -133,16 +133,23 @@ def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
-        problems = "; ".join(
-            f"{'.'.join(map(str, e['loc']))}: {e['msg']} (got {_short(e['input'])})" for e in error.errors()
-        )
-        raise ConfigError(f"{path}: {problems}") from None
+        raise ConfigError(f"{path}: {_problems(error)}") from None
 
 
 def fingerprint(*parts: Any) -> str:
     """SHA-256 of JSON-able parts, or of models, independent of key order."""
     plain = [p.model_dump(mode="json") if isinstance(p, BaseModel) else p for p in parts]
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
+def _problems(error: ValidationError) -> str:
+    """Every wrong value, without what only follows from another (a list left short by its items)."""
+    places = {e["loc"] for e in error.errors()}
+    return "; ".join(
+        f"{'.'.join(map(str, e['loc']))}: {e['msg']} (got {_short(e['input'])})"
+        for e in error.errors()
+        if not any(len(other) > len(e["loc"]) and other[: len(e["loc"])] == e["loc"] for other in places)
+    )
 
 
 def _apply(values: dict[str, Any], override: str) -> None:

@@ -20,8 +20,10 @@ def test_unknown_key_is_refused_by_its_name(config_file: Path) -> None:
 
 
 def test_rank_of_zero_is_refused_with_the_value_seen(config_file: Path) -> None:
-    with pytest.raises(ConfigError, match=r"sweep\.ranks\.0: .*greater than or equal to 1 \(got 0\)"):
+    with pytest.raises(ConfigError) as caught:
         load(config_file, ["sweep.ranks=[0]"])
+    told = str(caught.value).removeprefix(f"{config_file}: ")
+    assert told == "sweep.ranks.0: Input should be greater than or equal to 1 (got 0)"
 
 
 def test_every_problem_is_told_at_once(config_file: Path) -> None:
@@ -58,6 +60,13 @@ def test_relative_paths_count_from_the_file(tmp_path: Path, config_values: dict[
 
 def test_fingerprint_ignores_the_order_of_keys() -> None:
     assert fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1}) != fingerprint({"a": 2})
+
+
+def test_artifacts_that_cannot_be_written_are_told(
+    config_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["prepare", "--config", str(config_file), "--artifacts", "/proc/nowhere"]) == 1
+    assert "set ARTIFACTS_DIR" in capsys.readouterr().err
 
 
 def test_a_mistake_costs_one_line_and_exit_1(config_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
