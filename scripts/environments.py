@@ -132,14 +132,21 @@ def _missing_packages(browser: bool) -> list[str]:
     missing = []
     if importlib.util.find_spec("ensurepip") is None:
         missing.append(f"python{sys.version_info[0]}.{sys.version_info[1]}-venv")
-    if not has_nvidia_gpu():
-        try:
-            ctypes.CDLL("libnuma.so.1")  # vLLM's CPU build links it
-        except OSError:
-            missing.append("libnuma1")
+    if not has_nvidia_gpu() and not _has_library("libnuma.so.1"):  # vLLM's CPU build links it
+        missing.append("libnuma1")
     if browser and not shutil.which("chromium"):
         missing += ["chromium", "fonts-dejavu-core"]
+    if browser and not _has_library("libatomic.so.1"):  # the node inside Playwright links it
+        missing.append("libatomic1")
     return missing
+
+
+def _has_library(name: str) -> bool:
+    try:
+        ctypes.CDLL(name)
+    except OSError:
+        return False
+    return True
 
 
 def _uv() -> Path:
