@@ -262,9 +262,10 @@ def _show_sample(settings: Settings) -> None:
 
 
 def _sample(settings: Settings) -> Any:
-    """The first sample that fine-tuning made right, or else the first."""
+    """The longest sample that fine-tuning made right, or else the first."""
     samples = _current(settings, "samples.json")
-    return next((s for s in samples if s["tuned"] == s["reference"] != s["base"]), samples[0])
+    mended = [s for s in samples if s["tuned"] == s["reference"] != s["base"]]
+    return max(mended, key=lambda s: len(s["reference"]), default=samples[0])
 
 
 def _say_where(settings: Settings, first_token_s: float) -> None:
