@@ -84,8 +84,8 @@ def install_system_packages(*, browser: bool = False) -> None:
 def build(name: str) -> None:
     """Build `.venv/<name>` from `<name>/requirements.txt`. Raises: SetupError."""
     lock = _lock(name)
-    excludes = lock.with_name("excludes.txt")
-    options = ["--excludes", str(excludes)] if excludes.is_file() else []
+    changes = _changes(lock)
+    options = [part for option, file in changes.items() for part in (f"--{option}", str(file))]
     venv = VENVS / name
 
     def install() -> None:
@@ -96,7 +96,7 @@ def build(name: str) -> None:
         if proof.returncode != 0:
             raise SetupError(f"it does not import: {_last_line(proof)}")
 
-    _once(venv / ".finechat-stamp", [lock, *([excludes] if options else [])], install)
+    _once(venv / ".finechat-stamp", [lock, *changes.values()], install)
 
 
 def add(name: str, lock: Path) -> None:
@@ -126,6 +126,13 @@ def _lock(name: str) -> Path:
     """The API has a second lock for NVIDIA machines, since vLLM is another package there."""
     cuda = ROOT / name / "requirements-cuda.txt"
     return cuda if cuda.is_file() and has_nvidia_gpu() else ROOT / name / "requirements.txt"
+
+
+def _changes(lock: Path) -> dict[str, Path]:
+    """The files beside a lock that say which dependencies are left out or taken otherwise."""
+    variant = lock.stem.removeprefix("requirements")
+    files = {option: lock.with_name(f"{option}{variant}.txt") for option in ("excludes", "overrides")}
+    return {option: file for option, file in files.items() if file.is_file()}
 
 
 def _missing_packages(browser: bool) -> list[str]:

@@ -67,7 +67,7 @@ def _check() -> bool:
             [mypy, "--python-executable", python("frontend"), "frontend", "tests/frontend"],
             "frontend:tests/frontend",
         ),
-        ([mypy, "scripts", "bench", "tests/system"], "scripts"),
+        ([mypy, "scripts", "bench", "tests/system"], "scripts:tests/system"),
     ]
     return all([_run(command, mypy_path) for command, mypy_path in checks])
 

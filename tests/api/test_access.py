@@ -167,7 +167,7 @@ async def test_hung_up_client_ends_its_generation(make_house: MakeHouse) -> None
             else:
                 with pytest.raises(httpx.ReadTimeout):
                     await client.post(URL, json=ask(), timeout=0.3)
-            await eventually(lambda house=house: house.engine.aborted == 1)  # type: ignore[misc]
+            await eventually(lambda house=house: house.engine.aborted == 1)
             metrics = (await client.get("/metrics")).text
             assert "finechat_aborted_total 1.0" in metrics
             assert "finechat_requests_in_progress 0.0" in metrics

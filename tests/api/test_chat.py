@@ -20,7 +20,8 @@ MakeHouse = Callable[..., House]
 async def post(house: House, **options: Any) -> httpx.Response:
     await house.load()
     async with house.client() as client:
-        return await client.post(URL, **options)
+        response: httpx.Response = await client.post(URL, **options)
+        return response
 
 
 def events(answer: httpx.Response) -> list[Any]:

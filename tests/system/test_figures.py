@@ -2,9 +2,8 @@
 
 import json
 
-from conftest import ROOT
-
 from bench.quickstart import RESULT, table
+from conftest import ROOT
 
 
 def test_the_readme_shows_the_table_of_the_kept_measurement() -> None:
