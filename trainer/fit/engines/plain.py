@@ -17,6 +17,7 @@ from trainer.base_model import load_model
 from trainer.config import LoraConfig as LoraSettings
 from trainer.config import TrainConfig
 from trainer.data.tokenize import IGNORED
+from trainer.fit.arm import Arm
 
 
 class TargetOnlyTrainer(SFTTrainer):
@@ -44,7 +45,7 @@ def build_trainer(
     rows: Dataset,
     settings: TrainConfig,
     lora: LoraSettings,
-    arm: Any,
+    arm: Arm,
     device: str,
     output: Path,
     callback: TrainerCallback,
@@ -54,30 +55,7 @@ def build_trainer(
     model.config.use_cache = False  # with a cache, packed rows would silently attend to each other
     trainer = TargetOnlyTrainer(
         model=model,
-        args=SFTConfig(
-            output_dir=str(output),
-            use_cpu=device == "cpu",
-            bf16=settings.dtype == "bfloat16" and device == "cuda",
-            packing=True,
-            packing_strategy="bfd",
-            max_length=settings.tokens_per_step,
-            per_device_train_batch_size=1,
-            num_train_epochs=settings.epochs,
-            max_steps=settings.max_steps or -1,
-            learning_rate=arm.learning_rate,
-            lr_scheduler_type="linear",
-            warmup_steps=settings.warmup_share,
-            weight_decay=settings.weight_decay,
-            seed=arm.seed,
-            data_seed=arm.seed,
-            gradient_checkpointing=settings.gradient_checkpointing,
-            save_strategy="steps",
-            save_steps=settings.save_every_steps,
-            save_total_limit=2,
-            logging_steps=1,
-            report_to=[],
-            disable_tqdm=True,
-        ),
+        args=_arguments(settings, arm, device, output),
         train_dataset=rows.select_columns(["input_ids", "labels"]),
         processing_class=tokenizer,
         peft_config=LoraConfig(
@@ -92,3 +70,30 @@ def build_trainer(
     )
     trainer.remove_callback(PrinterCallback)  # `callback` tells the progress
     return trainer
+
+
+def _arguments(settings: TrainConfig, arm: Arm, device: str, output: Path) -> SFTConfig:
+    return SFTConfig(
+        output_dir=str(output),
+        use_cpu=device == "cpu",
+        bf16=settings.dtype == "bfloat16" and device == "cuda",
+        packing=True,
+        packing_strategy="bfd",
+        max_length=settings.tokens_per_step,
+        per_device_train_batch_size=1,
+        num_train_epochs=settings.epochs,
+        max_steps=settings.max_steps or -1,
+        learning_rate=arm.learning_rate,
+        lr_scheduler_type="linear",
+        warmup_steps=settings.warmup_share,
+        weight_decay=settings.weight_decay,
+        seed=arm.seed,
+        data_seed=arm.seed,
+        gradient_checkpointing=settings.gradient_checkpointing,
+        save_strategy="steps",
+        save_steps=settings.save_every_steps,
+        save_total_limit=2,
+        logging_steps=1,
+        report_to=[],
+        disable_tqdm=True,
+    )
