@@ -59,6 +59,9 @@ class DataConfig(Frozen):
     validation_rows: int = Field(ge=1, description="At most.")
     test_rows: int = Field(ge=1, description="At most.")
     general: GeneralChatConfig | None = None
+    near_duplicates: float | None = Field(
+        None, ge=0.5, le=1, description="Jaccard similarity from which the second row is dropped."
+    )
 
 
 class LoraConfig(Frozen):

@@ -1,6 +1,7 @@
 """Raw rows to conversations: what cannot be used is dropped by a stated reason, and counted.
 
-Exact duplicates (the same roles and contents) are dropped too, before any split.
+Exact duplicates (the same roles and contents) are dropped too, before any split; the row that is kept
+takes over their group labels.
 """
 
 from collections import Counter
@@ -32,18 +33,19 @@ class Cleaned:
 def clean(rows: Iterable[RawRow]) -> Cleaned:
     """Parse every row; keep the usable ones in their order."""
     cleaned = Cleaned()
-    seen: set[str] = set()
+    places: dict[str, int] = {}
     for row in rows:
         try:
             if row.problem:
                 raise RowError(row.problem)
-            conversation = parse_row(row.value, default_source=row.where.partition(":")[0])
-            row_id = conversation.row_id
-            if row_id in seen:
+            conversation = parse_row(row.value, row.where.partition(":")[0], row.where)
+            place = places.setdefault(conversation.row_id, len(cleaned.conversations))
+            if place < len(cleaned.conversations):
+                twin = cleaned.conversations[place]
+                cleaned.conversations[place] = twin.with_groups(conversation.groups)
                 raise RowError("exact duplicate")
         except RowError as reason:
             cleaned.drop(str(reason), row.where)
             continue
-        seen.add(row_id)
         cleaned.conversations.append(conversation)
     return cleaned

@@ -5,10 +5,11 @@ alpaca (`instruction`, `input`, `output`). It judges one row at a time; what is 
 (duplicates) is `clean`'s business.
 """
 
+import dataclasses
 import hashlib
 import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Role = Literal["system", "user", "assistant"]
@@ -31,11 +32,15 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """A conversation that ends with an answer. groups: labels shared by rows that share text."""
+    """A conversation that ends with an answer.
+
+    groups: labels shared by rows that share text. where: the place it was read from.
+    """
 
     messages: tuple[Message, ...]
     source: str
     groups: tuple[str, ...] = ()
+    where: str = field(default="", compare=False)
 
     @property
     def row_id(self) -> str:
@@ -46,12 +51,21 @@ class Conversation:
         return digest.hexdigest()
 
     @property
+    def text(self) -> str:
+        """All that is said, without the roles."""
+        return "\n".join(message.content for message in self.messages)
+
+    def with_groups(self, more: tuple[str, ...]) -> "Conversation":
+        """The same row, in these groups too."""
+        return dataclasses.replace(self, groups=tuple(dict.fromkeys(self.groups + more)))
+
+    @property
     def prompt(self) -> tuple[Message, ...]:
         """All but the last answer."""
         return self.messages[:-1]
 
 
-def parse_row(row: Any, default_source: str) -> Conversation:
+def parse_row(row: Any, default_source: str, where: str = "") -> Conversation:
     """Bring one raw row to a Conversation; turns after the last answer are cut away.
 
     Raises: RowError with the reason.
@@ -72,7 +86,7 @@ def parse_row(row: Any, default_source: str) -> Conversation:
         raise RowError("same role twice in a row")
     groups = row.get("group") or ()
     groups = (groups,) if isinstance(groups, str) else tuple(map(str, groups))
-    return Conversation(tuple(messages), str(row.get("source") or default_source), groups)
+    return Conversation(tuple(messages), str(row.get("source") or default_source), groups, where)
 
 
 def _turns(row: dict[str, Any]) -> list[Any]:

@@ -19,6 +19,7 @@ from trainer.base_model import BaseModel, load_tokenizer
 from trainer.config import DataConfig, RunConfig, fingerprint, is_local
 from trainer.data.clean import Cleaned, clean
 from trainer.data.conversation import Conversation
+from trainer.data.dedup import drop_near_duplicates
 from trainer.data.general import answer_prompts
 from trainer.data.sources import read_rows
 from trainer.data.split import split
@@ -70,6 +71,8 @@ def _make(config: RunConfig, base: BaseModel, directory: Path) -> dict[str, Any]
     cleaned = clean(read_rows(data.source))
     if not cleaned.conversations:
         raise DataError(f"data.source {data.source} has no usable row: {cleaned.summary()}")
+    if data.near_duplicates is not None:
+        drop_near_duplicates(cleaned, data.near_duplicates)
     parts = split(cleaned.conversations, data.held_out_share, config.seed)
     rows = {
         "train": _tokenise(parts.train, chat, data.max_length, data.train_rows, cleaned),
@@ -106,7 +109,7 @@ def _tokenise(
             break
         row = chat.row(conversation)
         if len(row.input_ids) > max_length:
-            cleaned.drop(f"longer than {max_length} tokens", conversation.source)
+            cleaned.drop(f"longer than {max_length} tokens", conversation.where)
         else:
             rows.append(row)
     if not rows:
