@@ -13,7 +13,7 @@ WORDS = [f"word{chr(97 + i // 26)}{chr(97 + i % 26)}" for i in range(400)]
 
 
 def row(text: str, *groups: str) -> Conversation:
-    return Conversation((Message("user", "Say it."), Message("assistant", text)), "s", groups, "f:1")
+    return Conversation((Message("user", "Say it."), Message("assistant", text)), "s", groups, where="f:1")
 
 
 def text(seed: int, changed: int = 0) -> str:

@@ -1,4 +1,4 @@
-"""Raw rows to conversations: what cannot be used is dropped by a stated reason, and counted.
+"""Raw rows to conversations: what cannot be used or is not wanted is dropped by a stated reason, and counted.
 
 Exact duplicates (the same roles and contents) are dropped too, before any split; the row that is kept
 takes over their group labels.
@@ -8,8 +8,12 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from trainer.config import DataFilters
 from trainer.data.conversation import Conversation, RowError, parse_row
+from trainer.data.filters import check_wanted
 from trainer.data.sources import RawRow
+
+NO_FILTERS = DataFilters()
 
 
 @dataclass(slots=True)
@@ -30,8 +34,8 @@ class Cleaned:
         return f"{self.dropped.total()} dropped" + (": " + ", ".join(parts) if parts else "")
 
 
-def clean(rows: Iterable[RawRow]) -> Cleaned:
-    """Parse every row; keep the usable ones in their order."""
+def clean(rows: Iterable[RawRow], filters: DataFilters = NO_FILTERS) -> Cleaned:
+    """Parse every row; keep the usable and wanted ones in their order."""
     cleaned = Cleaned()
     places: dict[str, int] = {}
     for row in rows:
@@ -39,6 +43,7 @@ def clean(rows: Iterable[RawRow]) -> Cleaned:
             if row.problem:
                 raise RowError(row.problem)
             conversation = parse_row(row.value, row.where.partition(":")[0], row.where)
+            check_wanted(conversation, filters)
             place = places.setdefault(conversation.row_id, len(cleaned.conversations))
             if place < len(cleaned.conversations):
                 twin = cleaned.conversations[place]

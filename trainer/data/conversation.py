@@ -8,6 +8,7 @@ alpaca (`instruction`, `input`, `output`). It judges one row at a time; what is 
 import dataclasses
 import hashlib
 import itertools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -34,12 +35,14 @@ class Message:
 class Conversation:
     """A conversation that ends with an answer.
 
-    groups: labels shared by rows that share text. where: the place it was read from.
+    groups: labels shared by rows that share text. score: the quality its makers
+    gave it, None if none. where: the place it was read from.
     """
 
     messages: tuple[Message, ...]
     source: str
     groups: tuple[str, ...] = ()
+    score: float | None = None
     where: str = field(default="", compare=False)
 
     @property
@@ -86,7 +89,12 @@ def parse_row(row: Any, default_source: str, where: str = "") -> Conversation:
         raise RowError("same role twice in a row")
     groups = row.get("group") or ()
     groups = (groups,) if isinstance(groups, str) else tuple(map(str, groups))
-    return Conversation(tuple(messages), str(row.get("source") or default_source), groups, where)
+    return Conversation(tuple(messages), str(row.get("source") or default_source), groups, _score(row), where)
+
+
+def _score(row: dict[str, Any]) -> float | None:
+    score = row.get("score")
+    return float(score) if isinstance(score, int | float) and math.isfinite(score) else None
 
 
 def _turns(row: dict[str, Any]) -> list[Any]:

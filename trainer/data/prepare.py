@@ -68,7 +68,7 @@ def data_directory(config: RunConfig, base: BaseModel, artifacts: Path) -> Path:
 def _make(config: RunConfig, base: BaseModel, directory: Path) -> dict[str, Any]:
     data = config.data
     chat = ChatTokenizer(load_tokenizer(base.directory))
-    cleaned = clean(read_rows(data.source))
+    cleaned = clean(read_rows(data.source), data.filters)
     if not cleaned.conversations:
         raise DataError(f"data.source {data.source} has no usable row: {cleaned.summary()}")
     if data.near_duplicates is not None:
