@@ -1,5 +1,7 @@
 import json
+import math
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +120,26 @@ def test_split_keeps_its_shares_and_its_groups_together() -> None:
     assert not (sides[0] & sides[1] or sides[0] & sides[2] or sides[1] & sides[2])
     assert len(parts.validation) == len(sides[1]), "one row a group on a held-out side"
     assert all(60 < len(side) < 140 for side in sides[1:]), "a tenth of 1,000 groups each"
+
+
+def test_each_source_gets_its_share_of_each_side_within_chance() -> None:
+    groups_of = {"large": 6000, "middle": 2000, "small": 500}
+    rows = [
+        Conversation((Message("user", f"{source}{i}"), Message("assistant", "a")), source)
+        for source, groups in groups_of.items()
+        for i in range(groups)
+    ]
+    parts = split(rows, 0.1, seed=7)
+    for side in (parts.validation, parts.test):
+        share = {s: sum(row.source == s for row in side) / groups_of[s] for s in groups_of}
+        for source, groups in groups_of.items():
+            assert abs(share[source] - 0.1) < 3 * math.sqrt(0.1 * 0.9 / groups), (source, share)
+
+
+def test_a_side_that_is_cut_keeps_the_mix_of_sources() -> None:
+    rows = [replace(row, source=f"s{i % 2}") for i, row in enumerate(conversations(6000))]
+    head = split(rows, 0.1, seed=7).train[:1000]
+    assert 450 < sum(row.source == "s0" for row in head) < 550
 
 
 def test_too_few_rows_are_refused() -> None:
