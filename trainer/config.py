@@ -84,6 +84,9 @@ class DataConfig(Frozen):
     near_duplicates: float | None = Field(
         None, ge=0.5, le=1, description="Jaccard similarity from which the second row is dropped."
     )
+    contamination: tuple[Path, ...] = Field(
+        (), description="Evaluation files; rows that share 13 words in a row with one are dropped."
+    )
 
 
 class LoraConfig(Frozen):
@@ -201,9 +204,15 @@ def _anchor_paths(values: dict[str, Any], folder: Path) -> None:
         places.append((data.get("general"), "prompts"))
         if isinstance(source := data.get("source"), str) and is_local(source):
             places.append((data, "source"))
+        if isinstance(files := data.get("contamination"), list):
+            data["contamination"] = [_anchored(f, folder) if isinstance(f, str) else f for f in files]
     for mapping, key in places:
         if isinstance(mapping, dict) and isinstance(value := mapping.get(key), str):
-            mapping[key] = str(folder / Path(value).expanduser())
+            mapping[key] = _anchored(value, folder)
+
+
+def _anchored(path: str, folder: Path) -> str:
+    return str(folder / Path(path).expanduser())
 
 
 def is_local(source: str) -> bool:

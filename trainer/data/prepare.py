@@ -18,6 +18,7 @@ from datasets import Dataset
 from trainer.base_model import BaseModel, load_tokenizer
 from trainer.config import DataConfig, RunConfig, fingerprint, is_local
 from trainer.data.clean import Cleaned, clean
+from trainer.data.contamination import drop_contaminated, stamp
 from trainer.data.conversation import Conversation
 from trainer.data.dedup import drop_near_duplicates
 from trainer.data.general import answer_prompts
@@ -71,6 +72,8 @@ def _make(config: RunConfig, base: BaseModel, directory: Path) -> dict[str, Any]
     cleaned = clean(read_rows(data.source), data.filters)
     if not cleaned.conversations:
         raise DataError(f"data.source {data.source} has no usable row: {cleaned.summary()}")
+    if data.contamination:
+        drop_contaminated(cleaned, data.contamination)
     if data.near_duplicates is not None:
         drop_near_duplicates(cleaned, data.near_duplicates)
     parts = split(cleaned.conversations, data.held_out_share, config.seed)
@@ -140,10 +143,11 @@ def _report(data: DataConfig, rows: dict[str, list[TokenRow]], cleaned: Cleaned)
 
 
 def _stamp(data: DataConfig) -> Any:
-    """What tells one state of the source from another."""
+    """What tells one state of the source, and of the other files read, from another."""
     prompts = sha256_file(data.general.prompts) if data.general else None
+    beside = [prompts, stamp(data.contamination)]
     if is_local(data.source):
         path = Path(data.source)
         files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-        return [prompts, [[p.name, sha256_file(p)] for p in files if p.is_file()]]
-    return [prompts, platform.python_version() if data.source == "stdlib-docs" else None]
+        return [beside, [[p.name, sha256_file(p)] for p in files if p.is_file()]]
+    return [beside, platform.python_version() if data.source == "stdlib-docs" else None]
