@@ -28,6 +28,16 @@ class Cleaned:
         self.dropped[reason] += 1
         self.first_places.setdefault(reason, where)
 
+    def repaired(self) -> tuple[Counter[str], dict[str, str]]:
+        """Repair → rows still kept that it was done to; repair → where the first such row stands."""
+        counts: Counter[str] = Counter()
+        places: dict[str, str] = {}
+        for conversation in self.conversations:
+            counts.update(conversation.repaired)
+            for repair in conversation.repaired:
+                places.setdefault(repair, conversation.where)
+        return counts, places
+
     def summary(self) -> str:
         """`3 dropped: 2 empty turn (first rows.jsonl:7), 1 exact duplicate (first rows.jsonl:9)`."""
         parts = [f"{n} {why} (first {self.first_places[why]})" for why, n in self.dropped.most_common()]

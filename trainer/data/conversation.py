@@ -7,7 +7,6 @@ alpaca (`instruction`, `input`, `output`). It judges one row at a time; what is 
 
 import dataclasses
 import hashlib
-import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,6 +18,9 @@ ROLES: Mapping[str, Role] = {
     "system": "system", "human": "user", "user": "user", "gpt": "assistant",
     "assistant": "assistant", "chatgpt": "assistant", "bing": "assistant", "bard": "assistant",
 }  # fmt: skip
+
+
+MERGED = "turns of the same role merged"
 
 
 class RowError(ValueError):
@@ -37,6 +39,7 @@ class Conversation:
 
     groups: labels shared by rows that share text. score: the quality its makers
     gave it, None if none. where: the place it was read from.
+    repaired: what was done to the raw turns.
     """
 
     messages: tuple[Message, ...]
@@ -44,6 +47,7 @@ class Conversation:
     groups: tuple[str, ...] = ()
     score: float | None = None
     where: str = field(default="", compare=False)
+    repaired: tuple[str, ...] = field(default=(), compare=False)
 
     @property
     def row_id(self) -> str:
@@ -69,27 +73,50 @@ class Conversation:
 
 
 def parse_row(row: Any, default_source: str, where: str = "") -> Conversation:
-    """Bring one raw row to a Conversation; turns after the last answer are cut away.
+    """Bring one raw row to a Conversation, repaired where that is safe (see `repair`).
 
     Raises: RowError with the reason.
     """
     if not isinstance(row, dict):
         raise RowError("not an object")
-    messages = [_message(turn) for turn in _turns(row)]
-    while messages and messages[-1].role != "assistant":
-        messages.pop()
-    if not messages:
-        raise RowError("no answer")
-    spoken = [m.role for m in messages if m.role != "system"]
+    messages, repaired = repair([_message(turn) for turn in _turns(row)])
     if any(m.role == "system" for m in messages[1:]):
         raise RowError("system turn in the middle")
-    if spoken[0] != "user":
-        raise RowError("starts with an answer")
-    if any(a == b for a, b in itertools.pairwise(spoken)):
-        raise RowError("same role twice in a row")
     groups = row.get("group") or ()
     groups = (groups,) if isinstance(groups, str) else tuple(map(str, groups))
-    return Conversation(tuple(messages), str(row.get("source") or default_source), groups, _score(row), where)
+    return Conversation(
+        tuple(messages), str(row.get("source") or default_source), groups, _score(row), where, repaired
+    )
+
+
+def repair(messages: list[Message]) -> tuple[list[Message], tuple[str, ...]]:
+    """The turns from the first question to the last answer, roles alternating; and what that took.
+
+    Answers before the first question and turns after the last answer are cut away. Turns of one role in
+    a row are merged with a blank line between them.
+    Raises: RowError if no question is followed by an answer.
+    """
+    done: list[str] = []
+    end = max((i + 1 for i, m in enumerate(messages) if m.role == "assistant"), default=0)
+    if not end:
+        raise RowError("no answer")
+    if end < len(messages):
+        done.append("turns after the last answer cut")
+    start = next((i for i, m in enumerate(messages[:end]) if m.role == "user"), None)
+    if start is None:
+        raise RowError("no question before an answer")
+    before = [m for m in messages[:start] if m.role != "assistant"]
+    if len(before) < start:
+        done.append("answers before the first question cut")
+    merged: list[Message] = []
+    for message in [*before, *messages[start:end]]:
+        if merged and merged[-1].role == message.role:
+            merged[-1] = Message(message.role, f"{merged[-1].content}\n\n{message.content}")
+            if done[-1:] != [MERGED]:
+                done.append(MERGED)
+        else:
+            merged.append(message)
+    return merged, tuple(done)
 
 
 def _score(row: dict[str, Any]) -> float | None:

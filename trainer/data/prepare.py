@@ -127,6 +127,7 @@ def _dataset(rows: list[TokenRow]) -> Dataset:
 
 def _report(data: DataConfig, rows: dict[str, list[TokenRow]], cleaned: Cleaned) -> dict[str, Any]:
     kept = Counter(c.source for c in cleaned.conversations)
+    repaired, first_repaired = cleaned.repaired()
     return {
         "source": data.source,
         "fingerprint": fingerprint({n: [[r.input_ids, r.labels] for r in s] for n, s in rows.items()}),
@@ -138,6 +139,8 @@ def _report(data: DataConfig, rows: dict[str, list[TokenRow]], cleaned: Cleaned)
         "usable_rows_by_source": dict(kept.most_common()),
         "dropped": dict(cleaned.dropped.most_common()),
         "first_dropped": cleaned.first_places,
+        "repaired": dict(repaired.most_common()),
+        "first_repaired": first_repaired,
         "python_version": platform.python_version(),
     }
 
