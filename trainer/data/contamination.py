@@ -21,16 +21,23 @@ GRAM = 13
 
 
 def drop_contaminated(cleaned: Cleaned, files: Sequence[Path]) -> None:
-    """Drop, and count by file, rows that share a 13-gram with it. Raises: DataError naming a bad file."""
-    known = [(file.name, file_grams(file)) for file in files]
+    """Drop rows that share a 13-gram with a file, counted by the first such file.
+
+    Raises: DataError naming a file that cannot be checked.
+    """
+    each = [file_grams(file) for file in files]
+    known, first = np.unique(np.concatenate(each), return_index=True)
+    ends = np.cumsum([len(theirs) for theirs in each])
     kept = []
     for row in cleaned.conversations:
         own = grams(word_hashes(row.text), GRAM)
-        name = next((name for name, theirs in known if _share(own, theirs)), None)
-        if name is None:
-            kept.append(row)
+        places = np.minimum(np.searchsorted(known, own), len(known) - 1)
+        shared = places[known[places] == own]
+        if len(shared):
+            file = files[int(np.searchsorted(ends, first[shared].min(), side="right"))]
+            cleaned.drop(f"contaminated by {file.name}", row.where)
         else:
-            cleaned.drop(f"contaminated by {name}", row.where)
+            kept.append(row)
     cleaned.conversations = kept
 
 
@@ -63,9 +70,3 @@ def _strings(value: Any) -> Iterator[str]:
     elif isinstance(value, dict | list):
         for item in value.values() if isinstance(value, dict) else value:
             yield from _strings(item)
-
-
-def _share(own: Hashes, theirs: Hashes) -> bool:
-    """True if the two have a hash in common; theirs is ascending and not empty."""
-    places = np.minimum(np.searchsorted(theirs, own), len(theirs) - 1)
-    return bool(np.any(theirs[places] == own))

@@ -1,8 +1,8 @@
 """Texts to hashed word n-grams, for telling how much two texts share.
 
-Words are lower-cased runs of letters or of digits (1,000 is 1000); punctuation and layout do not count.
-Which number it is does: the same question with other numbers is another question, and with one word for
-all numbers `log2` was `log10` and IPv4 was IPv6. Writing without spaces gives a word a clause: the
+Words are lower-cased runs of letters and digits; punctuation and layout do not count. Which number it
+is does: the same question with other numbers is another question, and with one word for all numbers
+`log2` was `log10` and IPv4 was IPv6. Writing without spaces gives a word a clause: the
 comparison is coarser there.
 """
 
@@ -14,16 +14,20 @@ from numpy.typing import NDArray
 
 Hashes = NDArray[np.uint64]
 
-_WORD = re.compile(r"[^\W\d_]+|\d+")
-_GROUPED = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
+_WORD = re.compile(r"[^\W_]+")
+_ASCII = bytes(i if chr(i).isalnum() and i < 128 else ord(" ") for i in range(256))
 _BASE = np.uint64(0x9E3779B97F4A7C15)
 _MIX = np.uint64(0xBF58476D1CE4E5B9)
 
 
 def word_hashes(text: str) -> Hashes:
     """(words,) a hash a word, in order; the same in every process."""
-    words = _WORD.findall(_GROUPED.sub("", text).lower())
-    return np.array([zlib.crc32(word.encode()) for word in words], dtype=np.uint64)
+    lower = text.lower()
+    if lower.isascii():  # the same words, three times as fast
+        words = lower.encode().translate(_ASCII).split()
+    else:
+        words = [word.encode() for word in _WORD.findall(lower)]
+    return np.fromiter(map(zlib.crc32, words), dtype=np.uint64, count=len(words))
 
 
 def grams(words: Hashes, size: int) -> Hashes:

@@ -5,6 +5,7 @@ Out comes `artifacts/data/<key>/`: `train`, `validation`, `test` and `general` i
 finished data set is never made again. The rows are held in memory as text, never as tokens.
 """
 
+import gc
 import itertools
 import platform
 from collections.abc import Iterable, Sequence
@@ -104,6 +105,7 @@ def _make(config: RunConfig, base: BaseModel, directory: Path) -> dict[str, Any]
 def _select(data: DataConfig) -> Cleaned:
     """The rows to split. Raises: DataError if none is left."""
     cleaned = clean(read_rows(data.source), data.filters)
+    gc.freeze()  # or the collector walks these rows again and again while the next ones are made
     if data.contamination:
         drop_contaminated(cleaned, data.contamination)
     if data.near_duplicates is not None:

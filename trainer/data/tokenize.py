@@ -61,7 +61,8 @@ class ChatTokenizer:
         texts = [self._render(c.messages, add_generation_prompt=False) for c in conversations]
         rows = []
         for conversation, text, (ids, offsets) in zip(conversations, texts, self._encode(texts), strict=True):
-            starts, ends = np.array(offsets, dtype=np.int64).reshape(-1, 2).T
+            flat = itertools.chain.from_iterable(offsets)  # faster than np.array over tuples
+            starts, ends = np.fromiter(flat, np.int64, 2 * len(ids)).reshape(-1, 2).T
             learned = np.zeros(len(ids), dtype=bool)
             for first, last in self._answer_spans(conversation.messages, text):
                 learned |= (first <= starts) & (ends <= last)
