@@ -49,6 +49,27 @@ class GeneralChatConfig(Frozen):
     max_new_tokens: int = Field(ge=8, le=1024)
 
 
+class DataFilters(Frozen):
+    """Rows that are left out, each counted by its reason; None or empty: no such filter."""
+
+    min_score: float | None = Field(None, description="A row without a score is left out too.")
+    max_score: float | None = Field(None, description="A row without a score is left out too.")
+    min_characters: int | None = Field(None, ge=1, description="Over all turns of a row.")
+    max_characters: int | None = Field(None, ge=1, description="Over all turns of a row.")
+    only_sources: tuple[str, ...] = ()
+    without_sources: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _something_can_pass(self) -> "DataFilters":
+        for what in ("score", "characters"):
+            least, most = getattr(self, f"min_{what}"), getattr(self, f"max_{what}")
+            if least is not None and most is not None and least > most:
+                raise ValueError(f"min_{what} {least} is over max_{what} {most}: no row can pass")
+        if both := set(self.only_sources) & set(self.without_sources):
+            raise ValueError(f"{', '.join(sorted(both))}: both in only_sources and in without_sources")
+        return self
+
+
 class DataConfig(Frozen):
     source: str = Field(
         min_length=1, description="`stdlib-docs`, `hub:OWNER/NAME@REVISION`, or a file or folder."
@@ -59,6 +80,13 @@ class DataConfig(Frozen):
     validation_rows: int = Field(ge=1, description="At most.")
     test_rows: int = Field(ge=1, description="At most.")
     general: GeneralChatConfig | None = None
+    filters: DataFilters = DataFilters()
+    near_duplicates: float | None = Field(
+        None, ge=0.5, le=1, description="Jaccard similarity from which the second row is dropped."
+    )
+    contamination: tuple[Path, ...] = Field(
+        (), description="Evaluation files; rows that share 13 words in a row with one are dropped."
+    )
 
 
 class LoraConfig(Frozen):
@@ -176,9 +204,15 @@ def _anchor_paths(values: dict[str, Any], folder: Path) -> None:
         places.append((data.get("general"), "prompts"))
         if isinstance(source := data.get("source"), str) and is_local(source):
             places.append((data, "source"))
+        if isinstance(files := data.get("contamination"), list):
+            data["contamination"] = [_anchored(f, folder) if isinstance(f, str) else f for f in files]
     for mapping, key in places:
         if isinstance(mapping, dict) and isinstance(value := mapping.get(key), str):
-            mapping[key] = str(folder / Path(value).expanduser())
+            mapping[key] = _anchored(value, folder)
+
+
+def _anchored(path: str, folder: Path) -> str:
+    return str(folder / Path(path).expanduser())
 
 
 def is_local(source: str) -> bool:

@@ -1,5 +1,7 @@
 import json
+import math
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,9 @@ from trainer.data.split import split
 from trainer.data.stdlib_docs import build_rows, first_sentence, make_row
 from trainer.errors import DataError
 
+MERGED = "turns of the same role merged"
+LEADING = "answers before the first question cut"
+TRAILING = "turns after the last answer cut"
 GOOD = {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}
 
 
@@ -41,10 +46,11 @@ def test_every_shape_becomes_the_same_conversation(row: dict[str, Any]) -> None:
         ({"conversations": None}, "not a list"),
         ({"conversations": []}, "no answer"),
         (turns(("human", "q")), "no answer"),
-        (turns(("gpt", "a")), "starts with an answer"),
+        (turns(("gpt", "a")), "no question before an answer"),
+        (turns(("gpt", "a"), ("human", "q")), "no question before an answer"),
         (turns(("human", "q"), ("gpt", " ")), "empty turn"),
         (turns(("human", "q"), ("observation", "x"), ("gpt", "a")), "unknown role 'observation'"),
-        (turns(("human", "q"), ("gpt", "a"), ("gpt", "b")), "same role twice"),
+        (turns(("human", "q"), ("function_call", "x"), ("gpt", "a")), "unknown role 'function_call'"),
         (turns(("human", "q"), ("system", "s"), ("gpt", "a")), "system turn in the middle"),
         (turns(("human", "q"), ("gpt", None)), "empty turn"),  # type: ignore[arg-type]
         ({"conversations": ["q", "a"]}, "a turn is not an object"),
@@ -53,6 +59,46 @@ def test_every_shape_becomes_the_same_conversation(row: dict[str, Any]) -> None:
 def test_unusable_row_is_named_by_its_reason(row: Any, reason: str) -> None:
     with pytest.raises(RowError, match=reason):
         parse_row(row, "s")
+
+
+@pytest.mark.parametrize(
+    ("row", "roles_and_texts", "repaired"),
+    [
+        (turns(("human", "q"), ("gpt", "a"), ("gpt", "b")), "user:q assistant:a/b", {MERGED}),
+        (turns(("human", "q"), ("human", "r"), ("gpt", "a")), "user:q/r assistant:a", {MERGED}),
+        (turns(("gpt", "hi"), ("gpt", "yes"), ("human", "q"), ("gpt", "a")), "user:q assistant:a", {LEADING}),
+        (
+            turns(("system", "s"), ("gpt", "hi"), ("human", "q"), ("gpt", "a")),
+            "system:s user:q assistant:a",
+            {LEADING},
+        ),
+        (
+            turns(("system", "s"), ("system", "t"), ("human", "q"), ("gpt", "a")),
+            "system:s/t user:q assistant:a",
+            {MERGED},
+        ),
+        (
+            turns(("human", "q"), ("gpt", "a"), ("human", "r"), ("human", "t")),
+            "user:q assistant:a",
+            {TRAILING},
+        ),
+        (GOOD, "user:q assistant:a", set()),
+    ],
+)
+def test_rows_are_repaired_by_stated_rules_and_counted(
+    row: dict[str, Any], roles_and_texts: str, repaired: set[str]
+) -> None:
+    cleaned = clean([RawRow("f:1", row)])
+    (conversation,) = cleaned.conversations
+    told = " ".join(f"{m.role}:{m.content}" for m in conversation.messages).replace("\n\n", "/")
+    assert told == roles_and_texts
+    counts, places = cleaned.repaired()
+    assert counts == dict.fromkeys(repaired, 1) and places == dict.fromkeys(repaired, "f:1")
+
+
+def test_a_system_turn_that_a_repair_would_move_is_still_refused() -> None:
+    with pytest.raises(RowError, match="in the middle"):
+        parse_row(turns(("human", "q"), ("system", "s"), ("human", "r"), ("gpt", "a")), "s")
 
 
 def test_broken_rows_cost_only_themselves_and_are_counted(tmp_path: Path) -> None:
@@ -118,6 +164,26 @@ def test_split_keeps_its_shares_and_its_groups_together() -> None:
     assert not (sides[0] & sides[1] or sides[0] & sides[2] or sides[1] & sides[2])
     assert len(parts.validation) == len(sides[1]), "one row a group on a held-out side"
     assert all(60 < len(side) < 140 for side in sides[1:]), "a tenth of 1,000 groups each"
+
+
+def test_each_source_gets_its_share_of_each_side_within_chance() -> None:
+    groups_of = {"large": 6000, "middle": 2000, "small": 500}
+    rows = [
+        Conversation((Message("user", f"{source}{i}"), Message("assistant", "a")), source)
+        for source, groups in groups_of.items()
+        for i in range(groups)
+    ]
+    parts = split(rows, 0.1, seed=7)
+    for side in (parts.validation, parts.test):
+        share = {s: sum(row.source == s for row in side) / groups_of[s] for s in groups_of}
+        for source, groups in groups_of.items():
+            assert abs(share[source] - 0.1) < 3 * math.sqrt(0.1 * 0.9 / groups), (source, share)
+
+
+def test_a_side_that_is_cut_keeps_the_mix_of_sources() -> None:
+    rows = [replace(row, source=f"s{i % 2}") for i, row in enumerate(conversations(6000))]
+    head = split(rows, 0.1, seed=7).train[:1000]
+    assert 450 < sum(row.source == "s0" for row in head) < 550
 
 
 def test_too_few_rows_are_refused() -> None:

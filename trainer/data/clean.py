@@ -1,14 +1,19 @@
-"""Raw rows to conversations: what cannot be used is dropped by a stated reason, and counted.
+"""Raw rows to conversations: what cannot be used or is not wanted is dropped by a stated reason, and counted.
 
-Exact duplicates (the same roles and contents) are dropped too, before any split.
+Exact duplicates (the same roles and contents) are dropped too, before any split; the row that is kept
+takes over their group labels.
 """
 
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from trainer.config import DataFilters
 from trainer.data.conversation import Conversation, RowError, parse_row
+from trainer.data.filters import check_wanted
 from trainer.data.sources import RawRow
+
+NO_FILTERS = DataFilters()
 
 
 @dataclass(slots=True)
@@ -23,27 +28,39 @@ class Cleaned:
         self.dropped[reason] += 1
         self.first_places.setdefault(reason, where)
 
+    def repaired(self) -> tuple[Counter[str], dict[str, str]]:
+        """Repair → rows still kept that it was done to; repair → where the first such row stands."""
+        counts: Counter[str] = Counter()
+        places: dict[str, str] = {}
+        for conversation in self.conversations:
+            counts.update(conversation.repaired)
+            for repair in conversation.repaired:
+                places.setdefault(repair, conversation.where)
+        return counts, places
+
     def summary(self) -> str:
         """`3 dropped: 2 empty turn (first rows.jsonl:7), 1 exact duplicate (first rows.jsonl:9)`."""
         parts = [f"{n} {why} (first {self.first_places[why]})" for why, n in self.dropped.most_common()]
         return f"{self.dropped.total()} dropped" + (": " + ", ".join(parts) if parts else "")
 
 
-def clean(rows: Iterable[RawRow]) -> Cleaned:
-    """Parse every row; keep the usable ones in their order."""
+def clean(rows: Iterable[RawRow], filters: DataFilters = NO_FILTERS) -> Cleaned:
+    """Parse every row; keep the usable and wanted ones in their order."""
     cleaned = Cleaned()
-    seen: set[str] = set()
+    places: dict[str, int] = {}
     for row in rows:
         try:
             if row.problem:
                 raise RowError(row.problem)
-            conversation = parse_row(row.value, default_source=row.where.partition(":")[0])
-            row_id = conversation.row_id
-            if row_id in seen:
+            conversation = parse_row(row.value, row.where.partition(":")[0], row.where)
+            check_wanted(conversation, filters)
+            place = places.setdefault(conversation.row_id, len(cleaned.conversations))
+            if place < len(cleaned.conversations):
+                twin = cleaned.conversations[place]
+                cleaned.conversations[place] = twin.with_groups(conversation.groups)
                 raise RowError("exact duplicate")
         except RowError as reason:
             cleaned.drop(str(reason), row.where)
             continue
-        seen.add(row_id)
         cleaned.conversations.append(conversation)
     return cleaned

@@ -5,10 +5,11 @@ alpaca (`instruction`, `input`, `output`). It judges one row at a time; what is 
 (duplicates) is `clean`'s business.
 """
 
+import dataclasses
 import hashlib
-import itertools
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Role = Literal["system", "user", "assistant"]
@@ -17,6 +18,9 @@ ROLES: Mapping[str, Role] = {
     "system": "system", "human": "user", "user": "user", "gpt": "assistant",
     "assistant": "assistant", "chatgpt": "assistant", "bing": "assistant", "bard": "assistant",
 }  # fmt: skip
+
+
+MERGED = "turns of the same role merged"
 
 
 class RowError(ValueError):
@@ -31,11 +35,19 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """A conversation that ends with an answer. groups: labels shared by rows that share text."""
+    """A conversation that ends with an answer.
+
+    groups: labels shared by rows that share text. score: the quality its makers
+    gave it, None if none. where: the place it was read from.
+    repaired: what was done to the raw turns.
+    """
 
     messages: tuple[Message, ...]
     source: str
     groups: tuple[str, ...] = ()
+    score: float | None = None
+    where: str = field(default="", compare=False)
+    repaired: tuple[str, ...] = field(default=(), compare=False)
 
     @property
     def row_id(self) -> str:
@@ -46,33 +58,70 @@ class Conversation:
         return digest.hexdigest()
 
     @property
+    def text(self) -> str:
+        """All that is said, without the roles."""
+        return "\n".join(message.content for message in self.messages)
+
+    def with_groups(self, more: tuple[str, ...]) -> "Conversation":
+        """The same row, in these groups too."""
+        return dataclasses.replace(self, groups=tuple(dict.fromkeys(self.groups + more)))
+
+    @property
     def prompt(self) -> tuple[Message, ...]:
         """All but the last answer."""
         return self.messages[:-1]
 
 
-def parse_row(row: Any, default_source: str) -> Conversation:
-    """Bring one raw row to a Conversation; turns after the last answer are cut away.
+def parse_row(row: Any, default_source: str, where: str = "") -> Conversation:
+    """Bring one raw row to a Conversation, repaired where that is safe (see `repair`).
 
     Raises: RowError with the reason.
     """
     if not isinstance(row, dict):
         raise RowError("not an object")
-    messages = [_message(turn) for turn in _turns(row)]
-    while messages and messages[-1].role != "assistant":
-        messages.pop()
-    if not messages:
-        raise RowError("no answer")
-    spoken = [m.role for m in messages if m.role != "system"]
+    messages, repaired = repair([_message(turn) for turn in _turns(row)])
     if any(m.role == "system" for m in messages[1:]):
         raise RowError("system turn in the middle")
-    if spoken[0] != "user":
-        raise RowError("starts with an answer")
-    if any(a == b for a, b in itertools.pairwise(spoken)):
-        raise RowError("same role twice in a row")
     groups = row.get("group") or ()
     groups = (groups,) if isinstance(groups, str) else tuple(map(str, groups))
-    return Conversation(tuple(messages), str(row.get("source") or default_source), groups)
+    return Conversation(
+        tuple(messages), str(row.get("source") or default_source), groups, _score(row), where, repaired
+    )
+
+
+def repair(messages: list[Message]) -> tuple[list[Message], tuple[str, ...]]:
+    """The turns from the first question to the last answer, roles alternating; and what that took.
+
+    Answers before the first question and turns after the last answer are cut away. Turns of one role in
+    a row are merged with a blank line between them.
+    Raises: RowError if no question is followed by an answer.
+    """
+    done: list[str] = []
+    end = max((i + 1 for i, m in enumerate(messages) if m.role == "assistant"), default=0)
+    if not end:
+        raise RowError("no answer")
+    if end < len(messages):
+        done.append("turns after the last answer cut")
+    start = next((i for i, m in enumerate(messages[:end]) if m.role == "user"), None)
+    if start is None:
+        raise RowError("no question before an answer")
+    before = [m for m in messages[:start] if m.role != "assistant"]
+    if len(before) < start:
+        done.append("answers before the first question cut")
+    merged: list[Message] = []
+    for message in [*before, *messages[start:end]]:
+        if merged and merged[-1].role == message.role:
+            merged[-1] = Message(message.role, f"{merged[-1].content}\n\n{message.content}")
+            if done[-1:] != [MERGED]:
+                done.append(MERGED)
+        else:
+            merged.append(message)
+    return merged, tuple(done)
+
+
+def _score(row: dict[str, Any]) -> float | None:
+    score = row.get("score")
+    return float(score) if isinstance(score, int | float) and math.isfinite(score) else None
 
 
 def _turns(row: dict[str, Any]) -> list[Any]:

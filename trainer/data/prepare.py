@@ -1,14 +1,14 @@
 """Stage `prepare`: the data source to tokenised rows on disk, with a report of what was dropped.
 
 Out comes `artifacts/data/<key>/`: `train`, `validation`, `test` and `general` in Arrow
-(`input_ids`, `labels`), and `report.json`. The key is a hash of all that made them, so a finished
-data set is never made again.
+(`input_ids`, `labels`), `report.json` and `report.html`. The key is a hash of all that made them, so a
+finished data set is never made again. The rows are held in memory as text, never as tokens.
 """
 
-import dataclasses
+import gc
+import itertools
 import platform
-from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,17 +18,23 @@ from datasets import Dataset
 from trainer.base_model import BaseModel, load_tokenizer
 from trainer.config import DataConfig, RunConfig, fingerprint, is_local
 from trainer.data.clean import Cleaned, clean
+from trainer.data.contamination import drop_contaminated, stamp
 from trainer.data.conversation import Conversation
+from trainer.data.dedup import drop_near_duplicates
 from trainer.data.general import answer_prompts
+from trainer.data.report import EXAMPLES, Example, write_report
+from trainer.data.row_file import RowFile
 from trainer.data.sources import read_rows
 from trainer.data.split import split
-from trainer.data.tokenize import IGNORED, ChatTokenizer, TokenRow
+from trainer.data.tokenize import ChatTokenizer, TokenRow
 from trainer.device import choose_device
 from trainer.errors import DataError
-from trainer.files import only_writer, read_json, sha256_file, whole_directory, write_json
+from trainer.files import only_writer, read_json, sha256_file, whole_directory
 from trainer.progress import say
 
 SPLITS = ("train", "validation", "test", "general")
+GENERAL = "general chat"  # in the report, the source of the base model's own answers
+BATCH = 256  # rows a call of the tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,80 +73,87 @@ def data_directory(config: RunConfig, base: BaseModel, artifacts: Path) -> Path:
 def _make(config: RunConfig, base: BaseModel, directory: Path) -> dict[str, Any]:
     data = config.data
     chat = ChatTokenizer(load_tokenizer(base.directory))
-    cleaned = clean(read_rows(data.source))
-    if not cleaned.conversations:
-        raise DataError(f"data.source {data.source} has no usable row: {cleaned.summary()}")
+    cleaned = _select(data)
     parts = split(cleaned.conversations, data.held_out_share, config.seed)
-    rows = {
-        "train": _tokenise(parts.train, chat, data.max_length, data.train_rows, cleaned),
-        "validation": _tokenise(parts.validation, chat, data.max_length, data.validation_rows, cleaned),
-        "test": _tokenise(parts.test, chat, data.max_length, data.test_rows, cleaned),
-        "general": [],
-    }
-    if data.general:
-        device = choose_device(config.train.device)
-        extra, rows["general"] = answer_prompts(
-            data.general, base, chat, config.train.dtype, device, config.seed
-        )
-        rows["train"] = [*rows["train"], *extra]
-    say(f"  {', '.join(f'{len(r)} {name}' for name, r in rows.items())} rows; {cleaned.summary()}")
-    report = _report(data, rows, cleaned)
+    sides = (
+        ("train", parts.train, data.train_rows),
+        ("validation", parts.validation, data.validation_rows),
+        ("test", parts.test, data.test_rows),
+    )
     with whole_directory(directory) as scratch:
-        for name, split_rows in rows.items():
-            _dataset(split_rows).save_to_disk(str(scratch / name))
-        write_json(scratch / "report.json", report)
+        files = {name: RowFile(scratch / f"{name}.arrow") for name in SPLITS}
+        for name, conversations, limit in sides:
+            _tokenise(conversations, chat, data.max_length, limit, cleaned, files[name])
+        if data.general:
+            device = choose_device(config.train.device)
+            extra, measured = answer_prompts(
+                data.general, base, chat, config.train.dtype, device, config.seed
+            )
+            files["train"].add(extra, [GENERAL] * len(extra))
+            files["general"].add(measured, [GENERAL] * len(measured))
+        for file in files.values():
+            file.close()
+        say(f"  {', '.join(f'{len(f)} {name}' for name, f in files.items())} rows; {cleaned.summary()}")
+        examples = _examples(parts.train, chat, data.max_length)
+        report = write_report(scratch, data, files, cleaned, examples)
+        for name, file in files.items():
+            file.move_to(scratch / name)
+    say(f"  what became of the rows: {directory / 'report.html'}")
     return report
 
 
+def _select(data: DataConfig) -> Cleaned:
+    """The rows to split. Raises: DataError if none is left."""
+    cleaned = clean(read_rows(data.source), data.filters)
+    gc.freeze()  # or the collector walks these rows again and again while the next ones are made
+    if data.contamination:
+        drop_contaminated(cleaned, data.contamination)
+    if data.near_duplicates is not None:
+        drop_near_duplicates(cleaned, data.near_duplicates)
+    if not cleaned.conversations:
+        raise DataError(f"data.source {data.source} has no usable row: {cleaned.summary()}")
+    return cleaned
+
+
 def _tokenise(
-    conversations: Iterable[Conversation],
+    conversations: Sequence[Conversation],
     chat: ChatTokenizer,
     max_length: int,
     limit: int | None,
     cleaned: Cleaned,
-) -> list[TokenRow]:
-    """Rows that fit, up to `limit`; a row that does not fit whole is dropped, never cut."""
-    rows: list[TokenRow] = []
-    for conversation in conversations:
-        if limit is not None and len(rows) == limit:
-            break
-        row = chat.row(conversation)
-        if len(row.input_ids) > max_length:
-            cleaned.drop(f"longer than {max_length} tokens", conversation.source)
-        else:
-            rows.append(row)
-    if not rows:
+    file: RowFile,
+) -> None:
+    """Add rows that fit to `file`, up to `limit`; a row that does not fit whole is dropped, never cut."""
+    for start in range(0, len(conversations), BATCH):
+        batch = conversations[start : start + BATCH]
+        kept: list[tuple[TokenRow, str]] = []
+        for conversation, row in zip(batch, chat.rows(batch), strict=True):
+            if limit is not None and len(file) + len(kept) == limit:
+                break
+            if len(row.input_ids) > max_length:
+                cleaned.drop(f"longer than {max_length} tokens", conversation.where)
+            else:
+                kept.append((row, conversation.source))
+        file.add([row for row, _ in kept], [source for _, source in kept])
+        if len(file) == limit:
+            return
+    if not len(file):
         raise DataError(f"no row fits data.max_length {max_length}: raise it")
-    return rows
 
 
-def _dataset(rows: list[TokenRow]) -> Dataset:
-    columns = [field.name for field in dataclasses.fields(TokenRow)]
-    return Dataset.from_dict({name: [getattr(r, name) for r in rows] for name in columns})
-
-
-def _report(data: DataConfig, rows: dict[str, list[TokenRow]], cleaned: Cleaned) -> dict[str, Any]:
-    kept = Counter(c.source for c in cleaned.conversations)
-    return {
-        "source": data.source,
-        "fingerprint": fingerprint({n: [[r.input_ids, r.labels] for r in s] for n, s in rows.items()}),
-        "rows": {name: len(split_rows) for name, split_rows in rows.items()},
-        "target_tokens": {
-            name: sum(label != IGNORED for r in split_rows for label in r.labels)
-            for name, split_rows in rows.items()
-        },
-        "usable_rows_by_source": dict(kept.most_common()),
-        "dropped": dict(cleaned.dropped.most_common()),
-        "first_dropped": cleaned.first_places,
-        "python_version": platform.python_version(),
-    }
+def _examples(conversations: Iterable[Conversation], chat: ChatTokenizer, max_length: int) -> list[Example]:
+    """The first rows of train, which come in the order of their hashes: a random choice."""
+    rows = ((c.source, chat.row(c)) for c in conversations)
+    fitting = ((source, row) for source, row in rows if len(row.input_ids) <= max_length)
+    return [Example(source, chat.runs(row)) for source, row in itertools.islice(fitting, EXAMPLES)]
 
 
 def _stamp(data: DataConfig) -> Any:
-    """What tells one state of the source from another."""
+    """What tells one state of the source, and of the other files read, from another."""
     prompts = sha256_file(data.general.prompts) if data.general else None
+    beside = [prompts, stamp(data.contamination)]
     if is_local(data.source):
         path = Path(data.source)
         files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-        return [prompts, [[p.name, sha256_file(p)] for p in files if p.is_file()]]
-    return [prompts, platform.python_version() if data.source == "stdlib-docs" else None]
+        return [beside, [[p.name, sha256_file(p)] for p in files if p.is_file()]]
+    return [beside, platform.python_version() if data.source == "stdlib-docs" else None]

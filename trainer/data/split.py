@@ -3,6 +3,11 @@
 A row's side does not depend on the order of the input, and adding rows moves no other row unless it
 joins two groups. Rows that share a group label, directly or through other rows, stay on one side.
 Validation and test take one row a group, so that their rows are independent for the bootstrap.
+
+It is stratified by source in expectation only: of a source with g groups a held-out side gets a share p
+give or take sqrt(p (1 - p) / g), and the limits of `data` cut a side at random among sources. Exact quotas
+per source are left out on purpose: they would move rows across sides whenever rows are added, and what was
+once trained on would turn up in the test.
 """
 
 import hashlib

@@ -5,10 +5,13 @@ never becomes a control token: what looks like one inside a message is spelled o
 all other cases the ids are those of the tokenizer's own `apply_chat_template`.
 """
 
+import itertools
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from trainer.data.conversation import Conversation, Message
 from trainer.errors import BaseModelError
@@ -18,6 +21,7 @@ IGNORED = -100
 DATE = "26 Jul 2024"
 # Unicode noncharacters, never part of a text, fence stand-ins for control tokens during rendering.
 _STAND_IN = re.compile("\ufdd0(\\d+)\ufdd1")
+Encoded = tuple[list[int], list[tuple[int, int]]]
 _FENCES = str.maketrans("", "", "\ufdd0\ufdd1")
 
 
@@ -50,20 +54,34 @@ class ChatTokenizer:
 
     def row(self, conversation: Conversation) -> TokenRow:
         """Token ids of the whole conversation, with labels on every answer."""
-        messages = conversation.messages
-        text = self._render(messages, add_generation_prompt=False)
-        spans = list(self._answer_spans(messages, text))
-        input_ids: list[int] = []
-        labels: list[int] = []
-        for token, start, end in self._encode(text):
-            input_ids.append(token)
-            learned = any(first <= start and end <= last for first, last in spans)
-            labels.append(token if learned else IGNORED)
-        return TokenRow(input_ids, labels, messages[-2].content)
+        return self.rows([conversation])[0]
+
+    def rows(self, conversations: Sequence[Conversation]) -> list[TokenRow]:
+        """One row for each, tokenised in one call: use batches of some hundreds."""
+        texts = [self._render(c.messages, add_generation_prompt=False) for c in conversations]
+        rows = []
+        for conversation, text, (ids, offsets) in zip(conversations, texts, self._encode(texts), strict=True):
+            flat = itertools.chain.from_iterable(offsets)  # faster than np.array over tuples
+            starts, ends = np.fromiter(flat, np.int64, 2 * len(ids)).reshape(-1, 2).T
+            learned = np.zeros(len(ids), dtype=bool)
+            for first, last in self._answer_spans(conversation.messages, text):
+                learned |= (first <= starts) & (ends <= last)
+            labels = np.where(learned, np.array(ids, dtype=np.int64), IGNORED).tolist()
+            rows.append(TokenRow(ids, labels, conversation.messages[-2].content))
+        return rows
+
+    def runs(self, row: TokenRow) -> list[tuple[str, bool]]:
+        """The row's text in pieces, True where it is learned, for people to read."""
+        pairs = zip(row.input_ids, row.labels, strict=True)
+        return [
+            (str(self.tokenizer.decode([token for token, _ in run])), learned)
+            for learned, run in itertools.groupby(pairs, key=lambda pair: pair[1] != IGNORED)
+        ]
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         """Token ids up to where the next answer begins."""
-        return [t for t, _, _ in self._encode(self._render(messages, add_generation_prompt=True))]
+        ((ids, _),) = self._encode([self._render(messages, add_generation_prompt=True)])
+        return ids
 
     def _answer_spans(self, messages: Sequence[Message], text: str) -> Iterator[tuple[int, int]]:
         """Character ranges of the answers in the rendered text."""
@@ -71,7 +89,8 @@ class ChatTokenizer:
             if message.role != "assistant":
                 continue
             before = self._render(messages[:i], add_generation_prompt=True)
-            through = self._render(messages[: i + 1], add_generation_prompt=False)
+            last = i + 1 == len(messages)
+            through = text if last else self._render(messages[: i + 1], add_generation_prompt=False)
             if not (text.startswith(through.rstrip()) and through.startswith(before)):
                 raise BaseModelError(
                     "this chat template renders a turn differently once others follow, so answers "
@@ -97,18 +116,35 @@ class ChatTokenizer:
             content.translate(_FENCES),
         )
 
-    def _encode(self, text: str) -> Iterator[tuple[int, int, int]]:
-        """(token id, start, end) with character offsets into `text`."""
-        position = 0
-        for match in _STAND_IN.finditer(text):
-            yield from self._encode_piece(text[position : match.start()], position)
-            literal = self._controls[int(match[1])]
-            plain = self.tokenizer(literal, add_special_tokens=False, split_special_tokens=True)
-            yield from ((token, match.start(), match.end()) for token in plain["input_ids"])
-            position = match.end()
-        yield from self._encode_piece(text[position:], position)
-
-    def _encode_piece(self, piece: str, offset: int) -> Iterator[tuple[int, int, int]]:
-        encoded = self.tokenizer(piece, add_special_tokens=False, return_offsets_mapping=True)
-        for token, (start, end) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True):
-            yield token, offset + start, offset + end
+    def _encode(self, texts: Sequence[str]) -> list[Encoded]:
+        """Token ids and character offsets of each text; all plain pieces go in one call."""
+        pieces: list[tuple[int, int, str]] = []
+        literals: dict[int, tuple[int, str]] = {}  # place in `pieces` → end, the control token spelled out
+        for i, text in enumerate(texts):
+            position = 0
+            for match in _STAND_IN.finditer(text):
+                pieces.append((i, position, text[position : match.start()]))
+                literals[len(pieces)] = match.end(), self._controls[int(match[1])]
+                pieces.append((i, match.start(), ""))
+                position = match.end()
+            pieces.append((i, position, text[position:]))
+        encoded = self.tokenizer(
+            [piece for _, _, piece in pieces],
+            add_special_tokens=False,
+            return_offsets_mapping=True,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+        )
+        found: list[Encoded] = [([], []) for _ in texts]
+        for place, (i, offset, _) in enumerate(pieces):
+            ids, offsets = encoded["input_ids"][place], encoded["offset_mapping"][place]
+            if place in literals:
+                end, literal = literals[place]
+                plain = self.tokenizer(literal, add_special_tokens=False, split_special_tokens=True)
+                ids = plain["input_ids"]
+                offsets = [(offset, end)] * len(ids)
+            elif offset:
+                offsets = [(offset + start, offset + end) for start, end in offsets]
+            found[i][0].extend(ids)
+            found[i][1].extend(offsets)
+        return found

@@ -1,0 +1,72 @@
+"""Rows out that share text with the evaluation files: any 13 words in a row with any of their strings.
+
+Thirteen is the n-gram size of GPT-3's decontamination (Brown et al. 2020, appendix C). A string of fewer
+words cannot give a row away, so short questions go unseen. All rows are checked, before the split: a row
+of a benchmark may neither be trained on nor choose the winner of the sweep.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trainer.data.clean import Cleaned
+from trainer.data.grams import Hashes, grams, word_hashes
+from trainer.data.sources import SUFFIXES, read_rows
+from trainer.errors import DataError
+from trainer.files import sha256_file
+
+GRAM = 13
+
+
+def drop_contaminated(cleaned: Cleaned, files: Sequence[Path]) -> None:
+    """Drop rows that share a 13-gram with a file, counted by the first such file.
+
+    Raises: DataError naming a file that cannot be checked.
+    """
+    each = [file_grams(file) for file in files]
+    known, first = np.unique(np.concatenate(each), return_index=True)
+    ends = np.cumsum([len(theirs) for theirs in each])
+    kept = []
+    for row in cleaned.conversations:
+        own = grams(word_hashes(row.text), GRAM)
+        places = np.minimum(np.searchsorted(known, own), len(known) - 1)
+        shared = places[known[places] == own]
+        if len(shared):
+            file = files[int(np.searchsorted(ends, first[shared].min(), side="right"))]
+            cleaned.drop(f"contaminated by {file.name}", row.where)
+        else:
+            kept.append(row)
+    cleaned.conversations = kept
+
+
+def stamp(files: Sequence[Path]) -> list[str]:
+    """The SHA-256 of each file. Raises: DataError naming a file that is not there or of another kind."""
+    for file in files:
+        if not file.is_file() or file.suffix not in SUFFIXES:
+            raise DataError(f"data.contamination {file}: expected a file that ends in {', '.join(SUFFIXES)}")
+    return [sha256_file(file) for file in files]
+
+
+def file_grams(file: Path) -> Hashes:
+    """Ascending distinct 13-gram hashes of all strings in a .json, .jsonl or .parquet file.
+
+    Raises: DataError if a row is broken or nothing can be checked: a gap here would pass unseen.
+    """
+    found: list[Hashes] = []
+    for row in read_rows(str(file)):
+        if row.problem:
+            raise DataError(f"data.contamination {file}: {row.where} is {row.problem}")
+        found.extend(grams(word_hashes(text), GRAM) for text in _strings(row.value))
+    if not sum(map(len, found)):
+        raise DataError(f"data.contamination {file} holds no text of {GRAM} words: nothing to check against")
+    return np.unique(np.concatenate(found))
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _strings(item)

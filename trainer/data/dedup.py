@@ -1,0 +1,84 @@
+"""Near-duplicates out of the cleaned rows, before any split: MinHash LSH proposes, exact Jaccard decides.
+
+Rows are compared by the word 5-grams of the whole conversation (see `grams`). They are visited in the
+order of their hashes, and a row is dropped if it is close enough to one that is kept: what is left does
+not depend on the order of the input. A kept row takes over the group labels of those it stands for, so
+that what shared text with them stays on its side of the split.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+from rensa import RMinHash, RMinHashLSH
+
+from trainer.data.clean import Cleaned
+from trainer.data.conversation import Conversation
+from trainer.data.grams import Hashes, grams, word_hashes
+
+GRAM = 5
+PERMUTATIONS = 120  # its many divisors leave a choice of bands
+RECALL = 0.99
+_CACHED_ROWS = 20_000
+
+
+def drop_near_duplicates(cleaned: Cleaned, threshold: float) -> None:
+    """Drop rows whose Jaccard similarity to a kept row is `threshold` or more, counted by reason."""
+    rows = cleaned.conversations
+    stands_for = near_duplicates(rows, threshold)
+    for dropped, kept in stands_for.items():
+        cleaned.drop("near duplicate", rows[dropped].where)
+        rows[kept] = rows[kept].with_groups(rows[dropped].groups)
+    cleaned.conversations = [row for i, row in enumerate(rows) if i not in stands_for]
+
+
+def near_duplicates(rows: Sequence[Conversation], threshold: float) -> dict[int, int]:
+    """Index of each row to drop → index of the row that stands for it."""
+    index = RMinHashLSH(threshold, PERMUTATIONS, bands(threshold))
+    grams_of = lru_cache(_CACHED_ROWS)(lambda i: conversation_grams(rows[i]))
+    sizes: dict[int, int] = {}
+    stands_for: dict[int, int] = {}
+    for i in sorted(range(len(rows)), key=lambda i: rows[i].row_id):
+        own = grams_of(i)
+        if not len(own):
+            continue
+        sketch = RMinHash(PERMUTATIONS, 1)
+        sketch.update(own.view("V8").tolist())
+        near = sorted(k for k in index.query(sketch) if _sizes_allow(len(own), sizes[k], threshold))
+        kept = next((k for k in near if jaccard(own, grams_of(k)) >= threshold), None)
+        if kept is not None:
+            stands_for[i] = kept
+        else:
+            index.insert(i, sketch)
+            sizes[i] = len(own)
+    return stands_for
+
+
+def conversation_grams(row: Conversation) -> Hashes:
+    """A conversation of fewer than five words is one n-gram."""
+    words = word_hashes(row.text)
+    return grams(words, max(1, min(GRAM, len(words))))
+
+
+def jaccard(a: Hashes, b: Hashes) -> float:
+    """Shared over all, of two ascending arrays of distinct hashes."""
+    shared = len(np.intersect1d(a, b, assume_unique=True))
+    return shared / (len(a) + len(b) - shared)
+
+
+def bands(threshold: float) -> int:
+    """The fewest bands that propose a pair at the threshold with probability RECALL or more.
+
+    A band of r rows agrees with probability s**r at similarity s (Leskovec et al., Mining of Massive
+    Datasets, 3.4.2).
+    """
+    for count in range(1, PERMUTATIONS + 1):
+        rows = PERMUTATIONS // count
+        if PERMUTATIONS % count == 0 and 1 - (1 - threshold**rows) ** count >= RECALL:
+            return count
+    return PERMUTATIONS
+
+
+def _sizes_allow(a: int, b: int, threshold: float) -> bool:
+    """False where the sizes alone keep the similarity under the threshold."""
+    return min(a, b) >= threshold * max(a, b)

@@ -1,0 +1,30 @@
+"""Which usable rows are wanted: by score, size and source, as `data.filters` says.
+
+There is no filter by language: no dependency of ours tells languages apart, and a guess from the letters
+would call German English.
+"""
+
+from trainer.config import DataFilters
+from trainer.data.conversation import Conversation, RowError
+
+
+def check_wanted(row: Conversation, filters: DataFilters) -> None:
+    """Raises: RowError with the reason if the row is filtered out."""
+    if filters.only_sources and row.source not in filters.only_sources:
+        raise RowError("source not in only_sources")
+    if row.source in filters.without_sources:
+        raise RowError("source in without_sources")
+    if row.score is None:
+        if filters.min_score is not None or filters.max_score is not None:
+            raise RowError("no score")
+    else:
+        _check_range("score", row.score, filters.min_score, filters.max_score)
+    characters = sum(len(message.content) for message in row.messages)
+    _check_range("characters", characters, filters.min_characters, filters.max_characters)
+
+
+def _check_range(what: str, value: float, least: float | None, most: float | None) -> None:
+    if least is not None and value < least:
+        raise RowError(f"{what} under {least}")
+    if most is not None and value > most:
+        raise RowError(f"{what} over {most}")

@@ -1,0 +1,69 @@
+"""Tokenised rows of one split to disk as they come, so that memory does not grow with the data.
+
+Keeps only what the report needs to know of them. The rows stay in the order in which they were added.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+from datasets import Dataset
+
+from trainer.data.tokenize import IGNORED, TokenRow
+
+SCHEMA = pa.schema(
+    [("input_ids", pa.list_(pa.int64())), ("labels", pa.list_(pa.int64())), ("question", pa.string())]
+)
+
+
+class RowFile:
+    """One split while it is written. lengths: tokens of each row. sources: source → rows."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.lengths: list[int] = []
+        self.target_tokens = 0
+        self.sources: Counter[str] = Counter()
+        self._writer = pa.ipc.new_stream(str(path), SCHEMA)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def add(self, rows: Sequence[TokenRow], sources: Sequence[str]) -> None:
+        columns = {name: [getattr(row, name) for row in rows] for name in SCHEMA.names}
+        self._writer.write_batch(pa.record_batch(columns, schema=SCHEMA))
+        self.lengths.extend(len(row.input_ids) for row in rows)
+        self.target_tokens += sum(len(row.labels) - row.labels.count(IGNORED) for row in rows)
+        self.sources.update(sources)
+
+    def close(self) -> None:
+        """No more rows; they can be read from `path` now."""
+        self._writer.close()
+
+    def move_to(self, directory: Path) -> None:
+        """Leave the rows as a data set in `directory`, and nothing at `path`."""
+        Dataset.from_file(str(self.path)).save_to_disk(str(directory))
+        self.path.unlink()
+
+
+def rows_fingerprint(files: Mapping[str, RowFile]) -> str:
+    """What `config.fingerprint` gives for {split: [[input_ids, labels], ...]}, a batch at a time."""
+    digest = hashlib.sha256(b"[{")
+    for i, (name, file) in enumerate(sorted(files.items())):
+        digest.update(f"{', ' if i else ''}{json.dumps(name)}: [".encode())
+        first = True
+        with pa.ipc.open_stream(str(file.path)) as batches:
+            for batch in batches:
+                pairs = zip(batch["input_ids"], batch["labels"], strict=True)
+                plain = [
+                    [ids.values.to_numpy().tolist(), own.values.to_numpy().tolist()] for ids, own in pairs
+                ]
+                if plain:
+                    digest.update(("" if first else ", ").encode() + json.dumps(plain)[1:-1].encode())
+                    first = False
+        digest.update(b"]")
+    digest.update(b"}]")
+    return digest.hexdigest()
