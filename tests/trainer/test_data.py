@@ -238,3 +238,11 @@ def test_raw_rows_say_where_they_stand(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_text(json.dumps(GOOD))
     assert list(read_rows(str(file))) == [RawRow("rows.jsonl:1", GOOD)]
+
+
+def test_stdlib_docs_is_the_same_in_every_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    for seed in ("1", "2"):
+        monkeypatch.setenv("PYTHONHASHSEED", seed)
+        made.append([raw.value for raw in read_rows("stdlib-docs")])
+    assert made[0] == made[1]

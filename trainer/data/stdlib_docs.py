@@ -47,7 +47,7 @@ _SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z`'\"(])")
 
 def build_rows() -> Iterator[dict[str, Any]]:
     """Yield the rows in module order, each object once."""
-    seen: set[int] = set()
+    seen: dict[int, Any] = {}  # holds the objects: a bound method is made anew, and its id used again
     for name in sorted(sys.stdlib_module_names - SKIPPED - ALIASES):
         module = None if name.startswith("_") else _import_quietly(name)
         if module is None:
@@ -55,7 +55,7 @@ def build_rows() -> Iterator[dict[str, Any]]:
         for qualified, owner, obj in _public_callables(module):
             if id(obj) in seen:
                 continue
-            seen.add(id(obj))
+            seen[id(obj)] = obj
             row = make_row(qualified, owner, obj)
             if row is not None:
                 yield row
