@@ -109,10 +109,6 @@ class RequestLog:
                 log.info("event=request route=%s status=%s duration_s=%.3f", route, outcome, duration_s)
 
 
-def current_request_id() -> str:
-    return _request_id.get()
-
-
 def _id_of(scope: Scope) -> str:
     for name, value in scope["headers"]:
         if name == b"x-request-id" and _SANE_ID.fullmatch(value):

@@ -82,14 +82,18 @@ def start_page(settings: Settings, children: Children) -> subprocess.Popen[bytes
 
 
 def _write_examples(settings: Settings) -> Path:
-    """Held-out prompts for the page to offer, titled by the first line of their reference."""
-    examples = [
-        {"title": s["reference"].splitlines()[0].strip("# ")[:60], "prompt": s["prompt"]}
-        for s in _current(settings, "samples.json")
-    ]
+    """Held-out prompts for the page to offer."""
+    samples = _current(settings, "samples.json")
+    examples = [{"title": title_of(s["reference"]), "prompt": s["prompt"]} for s in samples]
     path = settings.artifacts / "examples.json"
     path.write_text(json.dumps(examples), encoding="utf-8")
     return path
+
+
+def title_of(reference: str) -> str:
+    """The first line of an answer that says anything, without its Markdown heading."""
+    lines = (line.strip("# ")[:60].strip() for line in reference.splitlines())
+    return next((line for line in lines if line), "Example")
 
 
 def wait_until_ready(url: str, process: subprocess.Popen[bytes], name: str, settings: Settings) -> None:
@@ -103,7 +107,7 @@ def wait_until_ready(url: str, process: subprocess.Popen[bytes], name: str, sett
                 if response.status == 200:
                     say(f"   {name}: answers at {url}")
                     return
-        except (urllib.error.URLError, OSError):
+        except OSError:  # URLError is one
             time.sleep(0.2)
     raise SetupError(f"the {name} was not ready after {READY_WITHIN_S} s; see {_log(settings, name)}")
 
