@@ -1,0 +1,237 @@
+import json
+import math
+import random
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trainer.fit.page import page, write_page
+from trainer.fit.plots import Scale
+
+RATES = (1e-4, 3e-4, 1e-3)
+RANKS = (8, 16, 32, 64)
+SEEDS = (7, 8)
+STEPS = 500
+
+
+def arm(rank: int, rate: float, seed: int) -> dict[str, Any]:
+    """A made arm: loss falls with steps and rate; rank 64 at the highest rate and seed 8 diverges."""
+    luck = random.Random(f"{rank} {rate} {seed}")
+    floor = 0.84 - 0.02 * math.log2(rank) / 6 + 0.05 * abs(math.log10(rate / 3e-4))
+    floor += luck.gauss(0, 0.0008)
+    diverged = rank == 64 and rate == RATES[-1] and seed == 8
+    last = 41 if diverged else 125 if (rank, rate) in ((8, 1e-4), (16, 1e-4)) else STEPS
+    train = [
+        [s, 9.1 * s / last if diverged and s > 20 else floor + 1.2 * math.exp(-s / 40) + luck.gauss(0, 0.04)]
+        for s in range(1, last + 1)
+    ]
+    validation = [[s, floor + 1.2 * math.exp(-s / 40)] for s in range(125, last + 1, 125)]
+    return {
+        "name": f"r{rank}-lr{rate:g}-s{seed}",
+        "rank": rank,
+        "learning_rate": rate,
+        "seed": seed,
+        "steps": last,
+        "validation_nll": None if diverged else floor,
+        "ci_low": None if diverged else floor - 0.02,
+        "ci_high": None if diverged else floor + 0.02,
+        "by_source": {}
+        if diverged
+        else {f"source {i}": {"nll": floor + 0.01 * i, "rows": 300 - i} for i in range(24)},
+        "train_curve": train,
+        "validation_curve": validation,
+        "train_seconds": last * 0.6,
+        "tokens_per_second": 28000 - 20 * rank,
+        "stopped": f"out after {last} of {STEPS} steps" if last == 125 else None,
+        "diverged": "loss 9.1 at step 40, started at 2.0" if diverged else None,
+    }
+
+
+def setting(rank: int, rate: float, arms: list[dict[str, Any]], best: float) -> dict[str, Any]:
+    losses = [a["validation_nll"] for a in arms if a["validation_nll"] is not None]
+    mean = sum(losses) / len(losses)
+    return {
+        "name": f"r{rank}-lr{rate:g}",
+        "rank": rank,
+        "learning_rate": rate,
+        "seeds": [a["seed"] for a in arms],
+        "steps": max(a["steps"] for a in arms),
+        "validation_nll": mean,
+        "ci_low": mean - 0.02,
+        "ci_high": mean + 0.02,
+        "difference_to_best": {"value": mean - best, "low": mean - best - 0.004, "high": mean - best + 0.004}
+        if mean > best
+        else {"value": 0.0, "low": 0.0, "high": 0.0},
+        "seed_spread": max(losses) - min(losses) if len(losses) > 1 else None,
+        "tied": mean - best < 0.004,
+    }
+
+
+def made_sweep() -> dict[str, Any]:
+    arms = [arm(rank, rate, seed) for rank in RANKS for rate in RATES for seed in SEEDS]
+    groups = [
+        (rank, rate, [a for a in arms if (a["rank"], a["learning_rate"]) == (rank, rate)])
+        for rank in RANKS
+        for rate in RATES
+    ]
+    means = [
+        sum(losses) / len(losses)
+        for *_, group in groups
+        if (losses := [a["validation_nll"] for a in group if a["validation_nll"] is not None])
+    ]
+    return {
+        "model": "Llama-3.2-3B",
+        "data": "FineTome-100k",
+        "metric": "validation NLL, nats a token",
+        "rows": 2000,
+        "steps": STEPS,
+        "arms": arms,
+        "settings": [setting(rank, rate, group, min(means)) for rank, rate, group in groups],
+        "seed_noise": {"standard_deviation": 0.0008, "degrees_of_freedom": 11},
+        "winner": "r32-lr0.0003",
+        "separable": False,
+        "reason": "r64-lr0.0003 has the lowest validation loss, 0.8193, but 2,000 rows and 2 seeds cannot "
+        "tell r32-lr0.0003 from it (difference 0.0034 [-0.0006, 0.0074]), so the smaller rank wins",
+        "power": "A difference of 0.0057 nats a token would have been found four times in five",
+        "failed": {"r16-lr0.001-s7": "exit 137"},
+    }
+
+
+class Tags(HTMLParser):
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append(tag)
+        if tag != "meta":
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def cells(made: str, name: str) -> list[str]:
+    """The cells of the row that begins with `name`."""
+    row = next(r for r in re.findall("<tr>(.*?)</tr>", made) if r.startswith(f"<td>{name}</td>"))
+    return re.findall("<td[^>]*>(.*?)</td>", row)
+
+
+def test_page_is_whole_and_takes_nothing_from_outside(tmp_path: Path) -> None:
+    write_page(tmp_path, json.loads(json.dumps(made_sweep())))
+    made = (tmp_path / "index.html").read_text()
+    tags = Tags(made)
+    assert not tags.open
+    assert not set(tags.seen) & {"script", "link", "img", "iframe"}
+    assert not re.search(r"https?:|url\(|@import|\bsrc=", made)
+    assert "prefers-color-scheme: dark" in made
+
+
+def test_every_name_is_escaped() -> None:
+    sweep = made_sweep()
+    for key in ("model", "data", "reason", "power", "metric"):
+        sweep[key] = "<x>"
+    sweep["failed"] = {"<x>": "<x>"}
+    for entry in (*sweep["arms"], *sweep["settings"]):
+        entry["name"] = "<x>"
+    sweep["arms"][0]["by_source"] = {"<x>": {"nll": 1.0, "rows": 1}}
+    sweep["arms"][0]["stopped"] = "<x>"
+    assert "x" not in Tags(page(sweep)).seen
+
+
+def test_the_reason_is_on_top_and_the_winner_is_marked() -> None:
+    made = page(made_sweep())
+    assert made.index("so the smaller rank wins") < made.index("four times in five") < made.index("<svg")
+    assert cells(made, "r32-lr0.0003")[-1] == "shipped"
+    assert re.findall('class="end title">(.*?)<', made) == ["r32-lr0.0003"]
+
+
+def test_every_arm_is_a_curve_and_every_setting_a_row_of_the_forest() -> None:
+    sweep = made_sweep()
+    made = page(sweep)
+    assert made.count("<polyline") == len(sweep["arms"])
+    assert made.count("<svg role") == len(RANKS) + 1
+    forest = made[made.index("<div class=forest>") : made.index("Loss while training")]
+    assert all(f">{s['name']}</text>" in forest for s in sweep["settings"])
+    assert forest.count("hollow") == sum(s["tied"] for s in sweep["settings"])
+
+
+def test_a_diverged_arm_is_told_and_bends_no_scale() -> None:
+    sweep = made_sweep()
+    with_it = page(sweep)
+    assert "seed 8 diverged: loss 9.1 at step 40" in cells(with_it, "r64-lr0.001")[-1]
+    sweep["arms"] = [a for a in sweep["arms"] if not a["diverged"]]
+    without = page(sweep)
+    name = "<title>r8-lr0.001-s7</title>"
+    assert with_it[with_it.index(name) :][:900] == without[without.index(name) :][:900]
+
+
+def test_a_setting_whose_arms_all_diverged_has_a_row_and_no_figures() -> None:
+    sweep = made_sweep()
+    lost = sweep["settings"][-1]
+    for key in ("validation_nll", "ci_low", "ci_high", "difference_to_best", "seed_spread"):
+        lost[key] = None
+    lost["tied"] = False
+    for a in sweep["arms"][-2:]:
+        a.update(validation_nll=None, train_curve=[[1, math.nan]], validation_curve=[], diverged="loss nan")
+    made = page(sweep)
+    assert cells(made, "r64-lr0.001")[5:8] == ["–", "–", "–"]
+    assert "nan" not in "".join(re.findall("<svg.*</svg>", made)) and "in the table only" in made
+
+
+def test_steps_of_stopped_arms_are_told_for_each_seed() -> None:
+    notes = cells(page(made_sweep()), "r8-lr0.0001")[-1]
+    assert notes == "seed 7, 8 out after 125 of 500 steps"
+
+
+def test_noise_that_is_not_measured_is_said_not_to_be() -> None:
+    sweep = made_sweep()
+    assert "11 degrees of freedom" in page(sweep)
+    sweep["seed_noise"] = None
+    assert "the luck of a seed is not measured" in page(sweep)
+
+
+def test_a_best_at_the_end_of_the_grid_is_told() -> None:
+    sweep = made_sweep()
+    assert "at the highest rank that was tried, 64" in page(sweep)
+    assert "learning rate that was tried" not in page(sweep)
+    sweep["settings"] = [s for s in sweep["settings"] if s["learning_rate"] == RATES[-1]]
+    assert "Only one learning rate was tried, 0.001" in page(sweep)
+
+
+def test_a_difference_far_from_all_others_is_an_arrow_with_its_value() -> None:
+    sweep = made_sweep()
+    assert 'class="arrow"' not in page(sweep)
+    sweep["settings"][0]["difference_to_best"] = {"value": 2.5, "low": 2.4, "high": 2.6}
+    made = page(sweep)
+    assert made.count('class="arrow"') == 1 and ">+2.5</text>" in made
+    assert ">+0.03</text>" in made, "the others keep their scale"
+
+
+def test_a_sweep_of_one_arm_makes_a_page() -> None:
+    sweep = made_sweep()
+    sweep["arms"], sweep["settings"] = sweep["arms"][:1], sweep["settings"][:1]
+    sweep["settings"][0].update(
+        difference_to_best={"value": 0.0, "low": 0.0, "high": 0.0}, tied=True, seeds=[7], seed_spread=None
+    )
+    sweep.update(seed_noise=None, power=None, failed={}, winner=sweep["settings"][0]["name"])
+    assert not Tags(page(sweep)).open
+
+
+def test_only_the_largest_sources_are_shown() -> None:
+    made = page(made_sweep())
+    assert "the first 20 of 24 by rows" in made
+    assert "<td>source 19</td>" in made and "<td>source 20</td>" not in made
+
+
+@pytest.mark.parametrize("low, high, log", [(0.0, 500.0, False), (-0.003, 0.11, False), (0.012, 2.4, True)])
+def test_ticks_are_round_and_within_the_ends(low: float, high: float, log: bool) -> None:
+    ticks = Scale(low, high, 0, 100, log).ticks()
+    assert 3 <= len(ticks) <= 8
+    assert all(low <= t <= high for t in ticks)
+    assert all(len(f"{t:g}".strip("-0.")) <= 2 for t in ticks)

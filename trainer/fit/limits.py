@@ -1,0 +1,53 @@
+"""What a sweep can and cannot tell, as sentences that follow from its own numbers."""
+
+from typing import Any
+
+
+def limits(sweep: dict[str, Any]) -> list[str]:
+    """What the numbers hold and what they do not, for this sweep."""
+    seeds = max(len(setting["seeds"]) for setting in sweep["settings"])
+    noise = sweep["seed_noise"]
+    if noise:
+        held = (
+            f"The intervals hold two kinds of luck: which {sweep['rows']:,} rows were held out, and the "
+            f"seed of the training, whose standard deviation of {noise['standard_deviation']:.4f} nats a "
+            f"token was estimated from {count(noise['degrees_of_freedom'], 'degree')} of freedom."
+        )
+    else:
+        held = (
+            f"The intervals hold the choice of the {sweep['rows']:,} validation rows and nothing else: "
+            f"with {count(seeds, 'seed')} a setting the luck of a seed is not measured."
+        )
+    return [
+        held,
+        "Differences are paired: every setting is measured on the same rows, so rows that are hard for "
+        "all of them cancel.",
+        *_edges(sweep),
+        "The best of several settings looks a little better on these rows than it is; the figures of the "
+        "model card are measured on test rows that nothing was chosen on.",
+        "A lower loss is a likelier reference answer. It is no judgement of style, safety or knowledge, "
+        f"and it holds for data like {sweep['data']} and {count(sweep['steps'], 'step')}.",
+    ]
+
+
+def _edges(sweep: dict[str, Any]) -> list[str]:
+    """Where the lowest loss lies at the end of the grid, or the grid had one value only."""
+    measured = [setting for setting in sweep["settings"] if setting["validation_nll"] is not None]
+    best = min(measured, key=lambda setting: setting["validation_nll"])
+    told = []
+    for key, noun in (("learning_rate", "learning rate"), ("rank", "rank")):
+        tried = sorted({setting[key] for setting in sweep["settings"]})
+        if len(tried) == 1:
+            told.append(f"Only one {noun} was tried, {tried[0]:g}; what others would do is not known.")
+        elif best[key] in (tried[0], tried[-1]):
+            end = "lowest" if best[key] == tried[0] else "highest"
+            told.append(
+                f"The lowest loss is at the {end} {noun} that was tried, {best[key]:g}: a better one may "
+                "lie beyond it."
+            )
+    return told
+
+
+def count(number: int, noun: str) -> str:
+    """`1 step`, `2,000 steps`"""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -1,0 +1,155 @@
+"""The two drawings of the sweep page as SVG: loss curves, and differences with their intervals.
+
+Own code rather than matplotlib, which would add 77 MB (seven packages) to every set-up for two
+drawings, and whose SVG does not follow the page from light to dark. Colours are the page's classes
+`c0` to `c5`; sizes are in user units, which are pixels at the size a panel is meant to be seen.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from statistics import median
+
+Point = tuple[float, float]
+COLOURS = 6
+ROW = 22
+LOG_FROM = 8  # an axis whose ends differ by more than this factor is logarithmic
+FAR = 4  # a difference beyond this many times the median is told at the edge, not drawn to scale
+WARM = 0.1  # the share of the steps whose steep losses may leave the panel, to show the rest larger
+LEFT, RIGHT, TOP, BOTTOM = 58, 404, 28, 226
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One arm. train, validation: (step, loss). cut: it diverged, so its end is marked."""
+
+    name: str
+    colour: int
+    train: Sequence[Point]
+    validation: Sequence[Point]
+    cut: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """One setting's difference to the best. hollow: it cannot be told from the best."""
+
+    name: str
+    colour: int
+    value: float
+    low: float
+    high: float
+    hollow: bool
+    winner: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """From values to user units."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+    log: bool = False
+
+    def __call__(self, value: float) -> float:
+        if self.log:
+            share = math.log(max(value, self.low / 10) / self.low) / math.log(self.high / self.low)
+        else:
+            share = (value - self.low) / (self.high - self.low)
+        return round(self.start + share * (self.end - self.start), 1)
+
+    def ticks(self, most: int = 6) -> list[float]:
+        """Round values between the ends: 1, 2 or 5 times a power of ten."""
+        if self.log:
+            decades = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
+            return [m * 10.0**d for d in decades for m in (1, 2, 5) if self.low <= m * 10.0**d <= self.high]
+        rough = (self.high - self.low) / most
+        power = 10.0 ** math.floor(math.log10(rough))
+        step = next(m * power for m in (1, 2, 5, 10) if m * power >= rough)
+        return [i * step for i in range(math.ceil(self.low / step), math.floor(self.high / step) + 1)]
+
+
+def losses_scale(lines: Sequence[Line], steps: int) -> Scale:
+    """The vertical scale that panels share: of the arms that did not diverge, after the first steps."""
+    counted = [line for line in lines if not line.cut] or lines
+    points = [(s, v) for line in counted for s, v in (*line.train, *line.validation) if v > 0]
+    values = [v for s, v in points if s >= WARM * steps] or [v for _, v in points] or [1.0]
+    low, high = min(values) / 1.05, max(values) * 1.05
+    return Scale(low, high, BOTTOM, TOP, log=high > low * LOG_FROM)
+
+
+def curves(title: str, lines: Sequence[Line], steps: int, y: Scale) -> str:
+    """One panel: training loss as lines, validation loss as dots, over the training steps."""
+    x = Scale(0, steps, LEFT, RIGHT)
+    parts = [f'<text x="{LEFT}" y="16" class="title">{escape(title)}</text>']
+    for tick in y.ticks():
+        parts.append(f'<line x1="{LEFT}" x2="{RIGHT}" y1="{y(tick)}" y2="{y(tick)}" class="grid"/>')
+        parts.append(f'<text x="{LEFT - 6}" y="{y(tick) + 4}" class="end">{tick:g}</text>')
+    parts += [f'<text x="{x(tick)}" y="244" class="mid">{tick:,.0f}</text>' for tick in x.ticks()]
+    parts.append('<text x="231" y="264" class="mid">training step</text>')
+    told = f"loss, nats a token{', log scale' if y.log else ''}"
+    parts.append(f'<text transform="translate(13 127) rotate(-90)" class="mid">{told}</text>')
+    drawn = "".join(_line(line, x, y) for line in lines)
+    # An inner svg cuts off what leaves the panel.
+    box = f"{LEFT - 3} {TOP} {RIGHT - LEFT + 6} {BOTTOM - TOP + 3}"
+    place = 'x="{}" y="{}" width="{}" height="{}"'.format(*box.split())
+    parts.append(f'<svg {place} viewBox="{box}">{drawn}</svg>')
+    return _svg(f"Loss over training steps, {title}", 420, 270, parts)
+
+
+def _line(line: Line, x: Scale, y: Scale) -> str:
+    points = [(x(step), y(loss)) for step, loss in line.train]
+    path = " ".join(f"{px},{py}" for px, py in points)
+    parts = [f"<title>{escape(line.name)}</title>", f'<polyline points="{path}"/>']
+    parts += [f'<circle cx="{x(s)}" cy="{y(v)}" r="3"/>' for s, v in line.validation]
+    if line.cut and points:
+        px, py = points[-1]
+        py = min(max(py, TOP + 6), BOTTOM - 6)
+        parts.append(f'<path d="M{px - 5},{py - 5}l10,10m0,-10l-10,10"/>')
+    return f'<g class="c{line.colour % COLOURS}">{"".join(parts)}</g>'
+
+
+def forest(bars: Sequence[Bar]) -> str:
+    """A row for every setting: its difference to the best, the interval, and a line at zero."""
+    highs = [bar.high for bar in bars]
+    limit = FAR * median(h for h in highs if h > 0) if any(h > 0 for h in highs) else 1.0
+    high = max((h for h in highs if 0 < h <= limit), default=limit)
+    low = min(0.0, *(bar.low for bar in bars))
+    room = 0.04 * (high - low)
+    x = Scale(low - room, high + room, 112, 412)
+    bottom = ROW * len(bars) + 12
+    parts = [f'<line x1="{x(0)}" x2="{x(0)}" y1="4" y2="{bottom}" class="zero"/>']
+    for tick in x.ticks(5):
+        parts.append(f'<line x1="{x(tick)}" x2="{x(tick)}" y1="4" y2="{bottom}" class="grid"/>')
+        parts.append(
+            f'<text x="{x(tick)}" y="{bottom + 16}" class="mid">{f"{tick:+g}" if tick else "0"}</text>'
+        )
+    parts += [_bar(bar, x, ROW * i + 16) for i, bar in enumerate(bars)]
+    parts.append(
+        f'<text x="262" y="{bottom + 36}" class="mid">validation loss above the best, nats a token</text>'
+    )
+    return _svg("Differences to the best setting with 95% intervals", 420, bottom + 44, parts)
+
+
+def _bar(bar: Bar, x: Scale, y: float) -> str:
+    name = f'<text x="104" y="{y + 4}" class="end{" title" if bar.winner else ""}">{escape(bar.name)}</text>'
+    told = f"<title>{escape(bar.name)}: {bar.value:+.4f} [{bar.low:+.4f}, {bar.high:+.4f}]</title>"
+    if bar.value > x.high:
+        mark = f'<path d="M398,{y - 5}l10,5l-10,5" class="arrow"/>'
+        drawn = f'{mark}<text x="392" y="{y + 4}" class="end">{bar.value:+.3g}</text>'
+    else:
+        ends = f'x1="{x(bar.low)}" x2="{min(x(bar.high), x.end)}"'
+        drawn = (
+            f'<line {ends} y1="{y}" y2="{y}"/>'
+            f'<circle cx="{x(bar.value)}" cy="{y}" r="4.5" class="{"hollow" if bar.hollow else "solid"}"/>'
+        )
+    return f'{name}<g class="c{bar.colour % COLOURS}">{told}{drawn}</g>'
+
+
+def _svg(label: str, width: int, height: float, parts: Sequence[str]) -> str:
+    return (
+        f'<svg role="img" aria-label="{escape(label)}" viewBox="0 0 {width} {height}">{"".join(parts)}</svg>'
+    )
