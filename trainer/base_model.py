@@ -73,7 +73,7 @@ def _download(config: BaseModelConfig) -> Path:
         found = snapshot_download(
             config.id,
             revision=config.revision,
-            allow_patterns=["*.json", "*.jinja", "*.safetensors", "*.txt", "*.md"],
+            allow_patterns=["*.json", "*.jinja", "*.safetensors", "*.txt", "*.md", *LICENCE_FILES],
         )
     except Exception as error:  # the hub's, the network's and the disk's errors share no base
         raise BaseModelError(

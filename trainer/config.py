@@ -11,9 +11,18 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from trainer.errors import ConfigError
+from trainer.licence import wrong_name
 
 CONFIGS = Path(__file__).parent / "configs"
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
@@ -139,6 +148,14 @@ class RunConfig(Frozen):
     train: TrainConfig
     evaluate: EvaluateConfig
     ship_dtype: Literal["bfloat16", "float32"] = "bfloat16"
+
+    @field_validator("base")
+    @classmethod
+    def _name_as_the_licence_asks(cls, base: BaseModelConfig, info: ValidationInfo) -> BaseModelConfig:
+        name = info.data.get("name")  # None if it is wrong itself
+        if name and (problem := wrong_name(name, base.licence)):
+            raise ValueError(problem)
+        return base
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:

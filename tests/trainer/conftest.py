@@ -1,6 +1,7 @@
 """A tiny random Llama with a real tokenizer and a ChatML template: real code paths, in seconds."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ import torch
 import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from trainer.ship.artifact import publish
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] "
@@ -119,3 +122,55 @@ def config_file(tmp_path: Path, config_values: dict[str, Any]) -> Path:
     path = tmp_path / "tiny.yaml"
     path.write_text(yaml.safe_dump(config_values))
     return path
+
+
+@pytest.fixture
+def manifest() -> dict[str, Any]:
+    """A whole manifest but `files`, as `build_manifest` makes it."""
+    interval = {"value": 0.5, "low": 0.25, "high": 0.75}
+    agreement = {"dtype": "float32", "max_logit_difference": 2e-05, "top1_agreement": 0.998}
+    return {
+        "schema_version": 1,
+        "id": "Llama-tiny-0123abcd",
+        "name": "Llama-tiny",
+        "description": "A test.",
+        "created_at": "2026-01-02T03:04:05+00:00",
+        "base_model": {
+            "id": "tests/tiny", "revision": "main", "licence": "llama3.2", "weights_sha256": "a" * 64,
+        },
+        "adapter": {"rank": 2, "alpha": 4.0, "target_modules": ["q_proj"], "learning_rate": 0.01},
+        "data": {"source": "hub:tests/rows@abc", "fingerprint": "b" * 64, "rows": {"train": 60, "test": 6}},
+        "config_hash": "c" * 64,
+        "seed": 7,
+        "packages": {"torch": "2.0"},
+        "hardware": {"processor": "A|B", "cores": 2, "memory_gib": 4.0, "accelerator": None},
+        "selection": {
+            "metric": "loss",
+            "winner": "r2",
+            "reason": "r2 is the only arm",
+            "arms": [
+                {"name": "r2", "steps": 6, "validation_loss": interval, "difference_to_best": interval}
+            ],
+        },
+        "merge_check": {"positions": 9, "fp32": agreement, "shipped": agreement, "passed": True},
+        "evaluation": {
+            "passed": True,
+            "gates": [{"name": "test loss", "passed": True, "detail": "-0.1"}],
+            "metrics": [
+                {
+                    "name": name, "split": "test", "unit": "nats a token", "n": 6,
+                    "base": interval, "tuned": interval, "difference": interval,
+                }
+                for name in ("loss", "exact_match", "general_chat_loss")
+            ],
+        },
+    }  # fmt: skip
+
+
+@pytest.fixture
+def artifact(tmp_path: Path, base_directory: Path, manifest: dict[str, Any]) -> Path:
+    """The tiny model published as one made from a Llama 3.2 base."""
+    scratch, directory = tmp_path / "merged", tmp_path / "artifacts" / "models" / str(manifest["id"])
+    shutil.copytree(base_directory, scratch)
+    publish(scratch, directory, manifest, [base_directory / "LICENSE"])
+    return directory

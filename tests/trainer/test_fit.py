@@ -97,7 +97,7 @@ def test_resume_skips_a_checkpoint_that_was_cut_off(tmp_path: Path) -> None:
 
 def arm_result(rank: int, losses: list[float]) -> ArmResult:
     rows = [RowLoss(nll * 10, 10, False) for nll in losses]
-    record = {"train_seconds": 1.0, "peak_memory_gib": 1.0}
+    record = {"steps": 1, "train_seconds": 1.0, "peak_memory_gib": 1.0}
     return ArmResult(Arm(rank, 1e-3, 7), Path(f"r{rank}"), rows, record)
 
 

@@ -78,6 +78,7 @@ def select(results: Sequence[ArmResult]) -> tuple[ArmResult, dict[str, Any]]:
                 "seed": result.arm.seed,
                 "validation_loss": loss_interval(result.validation).as_dict(),
                 "difference_to_best": difference.as_dict(),
+                "steps": result.record["steps"],
                 "train_seconds": result.record["train_seconds"],
                 "peak_memory_gib": result.record["peak_memory_gib"],
             }

@@ -1,10 +1,17 @@
-"""The model card of an artifact: measured values only, in Hugging Face's model-index."""
+"""The model card of an artifact, from its manifest: measured values only, in Hugging Face's model-index.
+
+`write_card` writes README.md and, where the base's licence asks for one, NOTICE. What was not measured
+is said not to be; nothing is taken from elsewhere.
+"""
 
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from trainer.licence import llama_terms
+
+HUB = "hub:"
 MEANING = {
     "loss": "token-weighted loss on held-out rows",
     "exact_match": "held-out answers reproduced exactly, token for token, by greedy decoding",
@@ -15,86 +22,222 @@ BODY = """---
 {front}
 ---
 # {name}
-
+{built_with}
 {description}
 
-{base} fine-tuned with LoRA (rank {rank}, alpha {alpha:g}) on `{source}` by finechat, merged in fp32 and
-checked against base + adapter. Made {created} on {processor} ({accelerator}).
+[{base}](https://huggingface.co/{base}) fine-tuned with LoRA by finechat; the adapter is merged, so this
+is a whole model.
 
-## Measured, on rows never trained on
+## What it is for, and what it is not
+For the task above, in the chat format of the base model, on prompts like the rows of `{source}`. Not for
+decisions about people, and not as a source of facts: its answers were compared with references, never
+with the truth. What the base model should not be used for, this one should not either.
+
+## Training data
+`{source}`{made_with}, fingerprint `{fingerprint}`
+
+| side | rows |
+|---|---|
+{sides}
+
+Validation rows chose the setting; test rows chose nothing and give the results below.
+
+## Training procedure
+| | |
+|---|---|
+{procedure}
+
+## Results, on rows never trained on
 | measure | rows | base | this model | difference [95% interval] |
 |---|---|---|---|---|
-{table}
+{results}
 
 Intervals are paired bootstraps over rows, one training seed: they hold the choice of rows, not the
-luck of a seed.
+luck of a seed. Before it was shipped it had to pass: {gates}.
 
-## Chosen
-{reason}.
+## How the setting was chosen
+{reason}
 
 | arm | validation loss | difference to the best [95% interval] |
 |---|---|---|
 {arms}
 
+## Merge check
+The adapter was merged in fp32. Over {positions} target tokens of held-out rows, against base + adapter:
+
+| weights | largest logit difference | same most likely token |
+|---|---|---|
+{merges}
+
 ## Use
-Serve it with finechat's API, or load the directory with transformers. Licence of the base model:
-{licence}; its licence and notice files, where it has them, are in this directory.
+```python
+from transformers import pipeline
+
+chat = pipeline("text-generation", model="{name}")  # this directory, or OWNER/{name}
+print(chat([{{"role": "user", "content": "..."}}], max_new_tokens=256)[0]["generated_text"][-1])
+```
+Or serve it with finechat, or any server with OpenAI's API, and
+```python
+from openai import OpenAI
+
+client = OpenAI(base_url="http://127.0.0.1:8000/v1", api_key="-")
+answer = client.chat.completions.create(
+    model="{name}", messages=[{{"role": "user", "content": "..."}}]
+)
+```
+
+## Limitations
+{limitations}
+
+## Licence
+{licence}
 """
 
 
 def write_card(directory: Path, manifest: dict[str, Any]) -> None:
-    """Write README.md into the artifact directory from its manifest."""
-    metrics = manifest["evaluation"]["metrics"]
-    data = ModelCardData(
+    """Write README.md and NOTICE into the artifact directory, beside the base's licence files."""
+    terms = llama_terms(manifest["base_model"]["licence"])
+    notice = directory / "NOTICE"
+    if terms and terms.notice not in (told := notice.read_text(encoding="utf-8") if notice.exists() else ""):
+        notice.write_text(f"{told}{terms.notice}\n", encoding="utf-8")
+    files = sorted(p.name for p in directory.glob("LICENSE*"))
+    front = card_data(manifest, files[0] if files else None).to_yaml()
+    ModelCard(_body(manifest, front)).save(directory / "README.md")
+
+
+def card_data(manifest: dict[str, Any], licence_file: str | None) -> ModelCardData:
+    """The card's metadata. `datasets` is set for a data set of the Hub, `language` never: not known."""
+    source = manifest["data"]["source"]
+    repository, _, revision = source.removeprefix(HUB).partition("@")
+    on_hub = source.startswith(HUB)
+    return ModelCardData(
         model_name=manifest["name"],
         license=manifest["base_model"]["licence"],
+        license_link=licence_file,
         base_model=manifest["base_model"]["id"],
+        base_model_relation="finetune",
+        datasets=[repository] if on_hub else None,
         library_name="transformers",
         pipeline_tag="text-generation",
+        tags=["finechat", "lora", "sft", "conversational"],
         eval_results=[
             EvalResult(
                 task_type="text-generation",
-                dataset_type=manifest["data"]["source"],
-                dataset_name=manifest["data"]["source"],
+                dataset_type=repository,
+                dataset_name=repository,
+                dataset_revision=revision if on_hub and revision else None,
                 dataset_split=metric["split"],
                 metric_type=metric["name"],
                 metric_name=MEANING[metric["name"]],
                 metric_value=round(metric["tuned"]["value"], 4),
             )
-            for metric in metrics
+            for metric in manifest["evaluation"]["metrics"]
         ],
     )
-    text = BODY.format(
-        front=data.to_yaml(),
+
+
+def _body(manifest: dict[str, Any], front: str) -> str:
+    data, base = manifest["data"], manifest["base_model"]
+    terms, check = llama_terms(base["licence"]), manifest["merge_check"]
+    python = data.get("python_version")
+    return BODY.format(
+        front=front,
         name=manifest["name"],
+        built_with=f"\n**{terms.built_with}**\n" if terms and terms.built_with else "",
         description=manifest["description"],
-        base=manifest["base_model"]["id"],
-        rank=manifest["adapter"]["rank"],
-        alpha=manifest["adapter"]["alpha"],
-        source=manifest["data"]["source"],
-        created=manifest["created_at"],
-        processor=manifest["hardware"]["processor"],
-        accelerator=manifest["hardware"]["accelerator"] or "no GPU",
-        table="\n".join(map(_metric_row, metrics)),
-        reason=manifest["selection"]["reason"],
-        arms="\n".join(map(_arm_row, manifest["selection"]["arms"])),
-        licence=manifest["base_model"]["licence"],
-    )
-    ModelCard(text).save(directory / "README.md")
-
-
-def _metric_row(metric: dict[str, Any]) -> str:
-    return (
-        f"| {MEANING[metric['name']]}, {metric['unit']} | {metric['n']} | {metric['base']['value']:.3f} "
-        f"| {metric['tuned']['value']:.3f} | {interval(metric['difference'])} |"
+        base=base["id"],
+        source=data["source"],
+        made_with=f", made from the standard library of Python {python}" if python else "",
+        fingerprint=data["fingerprint"],
+        sides=_table(data["rows"].items()),
+        procedure=_table(_procedure(manifest)),
+        results=_table(map(_metric, manifest["evaluation"]["metrics"])),
+        gates="; ".join(f"{g['name']} ({g['detail']})" for g in manifest["evaluation"]["gates"]),
+        reason=manifest["selection"]["reason"].removesuffix(".") + ".",
+        arms=_table(map(_arm, manifest["selection"]["arms"])),
+        positions=check["positions"],
+        merges=_table([_merge("merged", check["fp32"]), _merge("as shipped", check["shipped"])]),
+        limitations="\n".join(f"- {told}" for told in _limitations(manifest)),
+        licence=_licence(base["licence"], base["id"]),
     )
 
 
-def _arm_row(arm: dict[str, Any]) -> str:
-    return (
-        f"| {arm['name']} | {arm['validation_loss']['value']:.4f} "
-        f"| {interval(arm['difference_to_best'], '.4f')} |"
+def _table(rows: Any) -> str:
+    return "\n".join(
+        f"| {' | '.join(str(cell).replace('|', chr(92) + '|') for cell in row)} |" for row in rows
     )
+
+
+def _procedure(manifest: dict[str, Any]) -> list[tuple[str, str]]:
+    adapter, base, hardware = manifest["adapter"], manifest["base_model"], manifest["hardware"]
+    winner = next(a for a in manifest["selection"]["arms"] if a["name"] == manifest["selection"]["winner"])
+    versions = ", ".join(f"{name} {version}" for name, version in manifest["packages"].items())
+    return [
+        ("method", "LoRA on the answers' tokens, merged in fp32"),
+        ("rank, alpha", f"{adapter['rank']}, {adapter['alpha']:g}"),
+        ("on", ", ".join(adapter["target_modules"])),
+        ("learning rate", f"{adapter['learning_rate']:g}"),
+        ("steps", f"{winner['steps']}"),
+        ("seed", f"{manifest['seed']}"),
+        ("base", f"{base['id']} at `{base['revision']}`, weights `{base['weights_sha256'][:16]}`"),
+        ("configuration", f"`{manifest['config_hash'][:16]}`"),
+        ("artifact", f"`{manifest['id']}`, made {manifest['created_at']}"),
+        ("hardware", f"{hardware['processor']}, {hardware['cores']} cores; {_accelerator(hardware)}"),
+        ("packages", versions),
+    ]
+
+
+def _accelerator(hardware: dict[str, Any]) -> str:
+    return hardware["accelerator"] or "no GPU"
+
+
+def _metric(metric: dict[str, Any]) -> list[str]:
+    return [
+        f"{MEANING[metric['name']]}, {metric['unit']}",
+        str(metric["n"]),
+        f"{metric['base']['value']:.3f}",
+        f"{metric['tuned']['value']:.3f}",
+        interval(metric["difference"]),
+    ]
+
+
+def _arm(arm: dict[str, Any]) -> list[str]:
+    difference = interval(arm["difference_to_best"], ".4f")
+    return [arm["name"], f"{arm['validation_loss']['value']:.4f}", difference]
+
+
+def _merge(what: str, agreement: dict[str, Any]) -> list[str]:
+    difference, same = agreement["max_logit_difference"], agreement["top1_agreement"]
+    return [f"{what}, {agreement['dtype']}", f"{difference:.2g}", f"{same:.2%}"]
+
+
+def _limitations(manifest: dict[str, Any]) -> list[str]:
+    """What a reader might take for granted and the measurements do not show."""
+    measured = {metric["name"]: metric for metric in manifest["evaluation"]["metrics"]}
+    told = []
+    if general := measured.get("general_chat_loss"):
+        told.append(
+            f"General chat: the loss on the base model's own answers changed by "
+            f"{interval(general['difference'])} {general['unit']} on {general['n']} rows; above zero is "
+            "further from the base model."
+        )
+    else:
+        told.append("What tuning did to general chat was not measured.")
+    rows = measured["loss"]["n"]
+    told += [
+        f"The results are on {rows} test rows of the same source as the training rows. Other data, other "
+        "languages and longer conversations were not measured.",
+        "Safety, bias and truthfulness were not measured. Tuning can weaken what the base model was taught "
+        "to refuse.",
+    ]
+    return told
+
+
+def _licence(licence: str, base: str) -> str:
+    terms = llama_terms(licence)
+    files = "its licence and notice files, where it has them, are in this directory."
+    told = f"That of the base model, {base}: `{licence}`; {files}"
+    return f"{told}\n\n{terms.notice}" if terms else told
 
 
 def interval(value: dict[str, float], form: str = ".3f") -> str:
