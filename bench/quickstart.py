@@ -22,6 +22,7 @@ RESULT = ROOT / "bench" / "results" / "quickstart.json"
 PORTS = {"API_PORT": "8391", "FRONTEND_PORT": "8392"}
 PARTS = {"training": "-m trainer", "API": "-m api", "page": "frontend/app.py"}
 GIVE_UP_AFTER_S = 1800
+SETTING = ("name", "validation_nll", "ci_low", "ci_high", "difference_to_best")
 
 
 def main() -> None:
@@ -31,14 +32,15 @@ def main() -> None:
         first = measure(clone)
         second = measure(clone)
         manifest = json.loads((clone / "artifacts/models/current/manifest.json").read_text())
-    arms = manifest["selection"]["arms"]
+    settings = manifest["selection"]["settings"]
     result = {
         "hardware": manifest["hardware"],
         "versions": manifest["packages"],
         "first_start": first,
         "second_start": second,
         "selection": manifest["selection"]["reason"],
-        "arms": [{k: arm[k] for k in ("name", "validation_loss", "train_seconds")} for arm in arms],
+        "settings": [{k: setting[k] for k in SETTING} for setting in settings],
+        "train_seconds": manifest["training"]["train_seconds"],
         "metrics": manifest["evaluation"]["metrics"],
     }
     RESULT.write_text(json.dumps(result, indent=2) + "\n")

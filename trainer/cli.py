@@ -20,11 +20,12 @@ if TYPE_CHECKING:  # the stages import torch, which takes seconds; a wrong flag 
     from trainer.pipeline import Pipeline
 
 VERBS = {
-    "run": "all stages: prepare, sweep, merge, evaluate, publish",
+    "run": "all stages: prepare, sweep, train, merge, evaluate, publish",
     "check": "say what this machine lacks for the configuration, and stop",
     "prepare": "the base model and the tokenised data",
-    "train": "one arm: --rank, --learning-rate, --seed",
     "sweep": "all arms, and the choice among them",
+    "arm": "one arm: --rank, --learning-rate, --seed, --steps; the sweep starts one for each",
+    "train": "the chosen setting over the whole of the data",
     "merge": "the winner merged into the base, and checked",
     "evaluate": "the merged model against the base, and the gates",
 }
@@ -69,26 +70,25 @@ def _run(options: argparse.Namespace) -> None:
         ) from None
     from trainer.pipeline import Pipeline
 
-    pipeline = Pipeline(config, options.artifacts, _train_command(options))
-    if options.verb == "train":
-        _train_one(config, pipeline, options)
+    pipeline = Pipeline(config, options.artifacts, _arm_command(options))
+    if options.verb == "arm":
+        _train_arm(config, pipeline, options)
     else:
         pipeline.run(until="publish" if options.verb == "run" else options.verb)
 
 
-def _train_one(config: RunConfig, pipeline: "Pipeline", options: argparse.Namespace) -> None:
-    from trainer.fit.arm import Arm, arms
+def _train_arm(config: RunConfig, pipeline: "Pipeline", options: argparse.Namespace) -> None:
+    from trainer.fit.arm import Arm, Setting, arms
     from trainer.fit.train import train
 
     first = arms(config)[0]
     arm = Arm(
-        options.rank or first.rank,
-        options.learning_rate or first.learning_rate,
+        Setting(options.rank or first.setting.rank, options.learning_rate or first.setting.learning_rate),
         first.seed if options.seed is None else options.seed,
     )
     base, prepared = pipeline.found_or_made()
     try:
-        train(config, base, prepared, arm, options.artifacts)
+        train(config, base, prepared, arm, options.steps, options.artifacts)
     except RuntimeError as error:
         if "out of memory" in str(error).lower():
             raise ArmError(f"{arm.name}: out of memory; lower train.tokens_per_step") from None
@@ -114,10 +114,11 @@ def _parser() -> argparse.ArgumentParser:
             help="override one setting, such as train.max_steps=5; wins over the file",
         )  # fmt: skip
         sub.add_argument("--dry-run", action="store_true", help="print the resolved configuration")
-        if verb == "train":
+        if verb == "arm":
             sub.add_argument("--rank", type=int)
             sub.add_argument("--learning-rate", type=float)
             sub.add_argument("--seed", type=int)
+            sub.add_argument("--steps", type=int, help="default: as train.max_steps or train.epochs say")
     return parser
 
 
@@ -126,8 +127,8 @@ def _config_path(name: str) -> Path:
     return shipped if shipped.is_file() else Path(name)
 
 
-def _train_command(options: argparse.Namespace) -> list[str]:
-    command = ["train", "--config", options.config, "--artifacts", str(options.artifacts)]
+def _arm_command(options: argparse.Namespace) -> list[str]:
+    command = ["arm", "--config", options.config, "--artifacts", str(options.artifacts)]
     return command + [part for value in options.set for part in ("--set", value)]
 
 

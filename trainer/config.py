@@ -99,32 +99,80 @@ class DataConfig(Frozen):
 
 
 class LoraConfig(Frozen):
-    """The alpha rule is `alpha = scaling * rank`: the update is scaled alike at every rank."""
+    """One alpha rule for every arm: `alpha` fixed, or `alpha = scaling * rank`.
 
-    scaling: float = Field(gt=0, le=64)
+    PEFT multiplies the update by alpha / rank: a fixed alpha lets it shrink as the rank grows, which
+    keeps the best learning rate about the same at every rank; a fixed scaling keeps the factor.
+    """
+
+    alpha: float | None = Field(None, gt=0, le=4096)
+    scaling: float | None = Field(None, gt=0, le=64)
     dropout: float = Field(0.0, ge=0, lt=1)
     target_modules: tuple[str, ...] = (
         "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
     )  # fmt: skip
 
+    @model_validator(mode="after")
+    def _one_rule(self) -> "LoraConfig":
+        if (self.alpha is None) == (self.scaling is None):
+            raise ValueError("give either `alpha` or `scaling`")
+        return self
+
+    def alpha_at(self, rank: int) -> float:
+        return self.alpha if self.alpha is not None else (self.scaling or 1) * rank
+
 
 class SweepConfig(Frozen):
+    """A grid of rank × learning rate × seed, every arm `steps` long (None: as long as `train`).
+
+    With `halvings` the arms first run for a half, a quarter, ... of the steps, and the worse half of
+    the settings stops there.
+    """
+
     ranks: tuple[Annotated[int, Field(ge=1, le=1024)], ...] = Field(min_length=1)
     learning_rates: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(min_length=1)
     seeds: tuple[int, ...] = Field((7,), min_length=1)
-    parallel_arms: int = Field(1, ge=1, le=16, description="Arms at once, sharing the cores.")
+    steps: int | None = Field(None, ge=1)
+    halvings: int = Field(0, ge=0, le=6)
+    parallel_arms: int = Field(1, ge=1, le=16, description="Arms at once, sharing the machine.")
+
+    @model_validator(mode="after")
+    def _known_length(self) -> "SweepConfig":
+        if self.halvings and (self.steps or 0) < 2**self.halvings:
+            raise ValueError(f"{self.halvings} halvings need `steps` of at least {2**self.halvings}")
+        return self
 
 
 class TrainConfig(Frozen):
+    """One run. The learning rate rises over `warmup_steps`, stays, and falls to zero at the end.
+
+    The fall takes `cooldown_share` of the steps. Until it begins, runs of any length are the same run,
+    so a short one can be gone on with and short ones compare fairly (Hägele et al. 2024, 2405.18392).
+    """
+
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["float32", "bfloat16"]
     tokens_per_step: int = Field(ge=32, description="Rows are packed up to this many tokens.")
     epochs: float = Field(1.0, gt=0)
-    max_steps: int | None = Field(None, ge=1)
-    warmup_share: float = Field(0.05, ge=0, le=0.5)
+    max_steps: int | None = Field(None, ge=1, description="Instead of `epochs`.")
+    warmup_steps: int = Field(5, ge=0)
+    cooldown_share: float = Field(0.2, gt=0, le=1)
     weight_decay: float = Field(0.0, ge=0)
     save_every_steps: int = Field(ge=1)
+    restore_best: bool = Field(
+        False, description="Measure the validation loss at every checkpoint and end with the best one."
+    )
+    patience: int | None = Field(
+        None, ge=1, description="Checkpoints without a better validation loss until the run stops."
+    )
     gradient_checkpointing: bool = False
+    trackers: tuple[Literal["tensorboard", "trackio", "wandb", "mlflow"], ...] = ()
+
+    @model_validator(mode="after")
+    def _patience_needs_losses(self) -> "TrainConfig":
+        if self.patience and not self.restore_best:
+            raise ValueError("`patience` needs `restore_best: true`, which measures the validation loss")
+        return self
 
 
 class EvaluateConfig(Frozen):

@@ -1,4 +1,4 @@
-"""The stages in their order: base → prepare → sweep → merge → evaluate → publish.
+"""The stages in their order: base → prepare → sweep → train → merge → evaluate → publish.
 
 Every stage looks for its finished result first, so a run that was stopped anywhere goes on from there
 and a second run does nothing.
@@ -13,10 +13,12 @@ from trainer.base_model import BaseModel
 from trainer.config import RunConfig
 from trainer.data.prepare import Prepared, prepare
 from trainer.device import choose_device
-from trainer.errors import GateError
+from trainer.errors import ArmError, GateError
 from trainer.files import only_writer, read_json, whole_directory, write_json
-from trainer.fit.arm import ArmResult
-from trainer.fit.sweep import sweep
+from trainer.fit.arm import Arm, Run, Setting, arm_directory, read_run, run_name
+from trainer.fit.loss import mean_loss
+from trainer.fit.processes import run_arms
+from trainer.fit.sweep import Sweep
 from trainer.progress import Stages, say
 from trainer.ship.artifact import (
     artifact_id,
@@ -30,20 +32,20 @@ from trainer.ship.merge import merge
 
 MERGE_CHECK = "merge_check.json"
 SAMPLES = "samples.json"
-STAGES = ("base", "prepare", "sweep", "merge", "evaluate", "publish")
+STAGES = ("base", "prepare", "sweep", "train", "merge", "evaluate", "publish")
 
 
 class Pipeline:
     """One run of one configuration in one artifacts directory.
 
-    train_command: the `train` verb with its configuration, for the sweep's processes.
+    arm_command: the `arm` verb with its configuration, for the processes that train.
     """
 
-    def __init__(self, config: RunConfig, artifacts: Path, train_command: Sequence[str]) -> None:
+    def __init__(self, config: RunConfig, artifacts: Path, arm_command: Sequence[str]) -> None:
         self.config = config
         self.artifacts = artifacts
         self.models = artifacts / "models"
-        self._train_command = train_command
+        self._arm_command = arm_command
         self._stages = Stages(STAGES)
 
     def base(self) -> BaseModel:
@@ -54,10 +56,31 @@ class Pipeline:
         with self._stages.stage("prepare", f"tokenise {self.config.data.source}"):
             return prepare(self.config, base, self.artifacts)
 
-    def sweep(self, base: BaseModel, prepared: Prepared) -> tuple[ArmResult, dict[str, Any]]:
+    def sweep(self, base: BaseModel, prepared: Prepared) -> tuple[Setting, dict[str, Any]]:
         ranks = " and ".join(map(str, self.config.sweep.ranks))
         with self._stages.stage("sweep", f"train LoRA at rank {ranks}, choose on validation loss"):
-            return sweep(self.config, base, prepared, self.artifacts, self._train_command)
+            return Sweep(self.config, base, prepared, self.artifacts, self._arm_command).run()
+
+    def train(self, base: BaseModel, prepared: Prepared, setting: Setting) -> Run:
+        """The chosen setting for as long as the configuration says. Raises: ArmError."""
+        arm = Arm(setting, self.config.seed)
+        parent = arm_directory(self.config, base, prepared.fingerprint, arm, self.artifacts)
+        directory = parent / run_name(self.config, None)
+        with self._stages.stage("train", f"{arm.name} over {prepared.report['rows']['train']} rows"):
+            if read_run(directory, arm) is None:
+                failed = run_arms({arm: directory}, None, 1, self._arm_command)
+                if failed:
+                    raise ArmError(f"{arm.name}: {failed[arm]}; see {directory / 'output.txt'}")
+            run = read_run(directory, arm)
+            assert run
+            if run.diverged:
+                kept = max(directory.glob("checkpoint-*"), key=_number, default=None)
+                raise ArmError(
+                    f"{arm.name} diverged: {run.diverged}. Lower the learning rate or lengthen "
+                    f"train.warmup_steps; the last good checkpoint is {kept or 'none: it was too early'}"
+                )
+            say(f"  {arm.name}: validation loss {mean_loss(run.validation):.4f} nats a token")
+            return run
 
     def found_or_made(self) -> tuple[BaseModel, Prepared]:
         """Base and data for a single arm, without the lines of the stages."""
@@ -81,8 +104,11 @@ class Pipeline:
                 make_current(self.models, identifier)
 
     def _make(self, base: BaseModel, prepared: Prepared, identifier: str, until: str) -> None:
-        winner, selection = self.sweep(base, prepared)
+        setting, selection = self.sweep(base, prepared)
         if until == "sweep":
+            return
+        winner = self.train(base, prepared, setting)
+        if until == "train":
             return
         merged = self._merge(base, prepared, winner, identifier)
         if until == "merge":
@@ -98,7 +124,7 @@ class Pipeline:
             )
             publish(merged, self.models / identifier, manifest, base.licence_files())
 
-    def _merge(self, base: BaseModel, prepared: Prepared, winner: ArmResult, identifier: str) -> Path:
+    def _merge(self, base: BaseModel, prepared: Prepared, winner: Run, identifier: str) -> Path:
         merged = self.artifacts / "merged" / identifier
         with self._stages.stage("merge", f"merge {winner.arm.name} in fp32 and check it"):
             if not (merged / MERGE_CHECK).is_file():
@@ -142,3 +168,7 @@ class Pipeline:
                 f"{identifier} is not shipped and `current` stays: {'; '.join(failures)}. See {kept}"
             )
         return dict(summary)
+
+
+def _number(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])

@@ -1,11 +1,21 @@
-"""What a person sees of a long job: one line when a stage begins, one when it ends.
+"""What a person sees of a long job: a line when a stage begins and ends, and how far its runs are.
 
-Lines go to standard output, flushed, so that they are whole in a terminal, a log and a pipe alike.
+On a terminal a run has a bar; elsewhere (a log, a pipe) it has about ten whole lines. Everything goes
+to standard output, flushed.
 """
 
 import contextlib
+import sys
 import time
 from collections.abc import Iterator
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+
+LINES = 10  # a run, where there is no terminal
 
 
 def say(line: str) -> None:
@@ -30,3 +40,63 @@ class Stages:
 
     def skipped(self, name: str, why: str) -> None:
         say(f"[{self._names.index(name) + 1}/{len(self._names)}] {name}: skipped, {why}")
+
+
+class Progress:
+    """Step, loss and time left of some runs at once, while the block lasts."""
+
+    def __init__(self) -> None:
+        self._tasks: dict[str, _Task] = {}
+        self._bars = _bars() if sys.stdout.isatty() else None
+
+    def __enter__(self) -> Self:
+        if self._bars:
+            self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bars:
+            self._bars.stop()
+
+    def update(self, name: str, step: int, steps: int, loss: float) -> None:
+        task = self._tasks.setdefault(name, _Task(step))
+        if step == task.told:
+            return
+        if self._bars:
+            if task.bar is None:
+                task.bar = self._bars.add_task(name, total=steps, loss=loss)
+            self._bars.update(task.bar, completed=step, loss=loss)
+            task.told = step
+        elif step * LINES // steps > task.told * LINES // steps or step == steps:
+            task.told = step
+            left = (time.monotonic() - task.begun) / max(1, step - task.first) * (steps - step)
+            say(f"  {name}: step {step}/{steps}, loss {loss:.3f}, about {left:.0f} s left")
+
+    def say(self, line: str) -> None:
+        """A line that stays, above the bars."""
+        if self._bars:
+            self._bars.console.print(line, markup=False, highlight=False)
+        else:
+            say(line)
+
+
+class _Task:
+    """first: the step at which we began to look, which a resumed run did not begin at."""
+
+    def __init__(self, first: int) -> None:
+        self.first = self.told = first
+        self.begun = time.monotonic()
+        self.bar: TaskID | None = None
+
+
+def _bars() -> Bars:
+    return Bars(
+        TextColumn("  {task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:.0f}/{task.total:.0f}  loss {task.fields[loss]:.3f}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=Console(file=sys.stdout),
+    )

@@ -67,6 +67,7 @@ class Manifest(_Part):
     created_at: AwareDatetime
     base_model: Report
     adapter: Report
+    training: Report
     data: Report
     config_hash: Sha256
     seed: int

@@ -144,12 +144,21 @@ def manifest() -> dict[str, Any]:
         "seed": 7,
         "packages": {"torch": "2.0"},
         "hardware": {"processor": "A|B", "cores": 2, "memory_gib": 4.0, "accelerator": None},
+        "training": {
+            "steps": 6, "best_step": 6, "seed": 7, "train_seconds": 1.0, "tokens_per_second": 9.0,
+            "validation_loss": interval,
+        },
         "selection": {
             "metric": "loss",
             "winner": "r2",
-            "reason": "r2 is the only arm",
-            "arms": [
-                {"name": "r2", "steps": 6, "validation_loss": interval, "difference_to_best": interval}
+            "separable": True,
+            "reason": "r2 is the only setting",
+            "power": None,
+            "settings": [
+                {
+                    "name": "r2", "seeds": [7], "steps": 6, "validation_nll": 1.0,
+                    "difference_to_best": interval,
+                }
             ],
         },
         "merge_check": {"positions": 9, "fp32": agreement, "shipped": agreement, "passed": True},

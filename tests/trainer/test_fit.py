@@ -1,4 +1,3 @@
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +9,10 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast, TrainerCallb
 
 from trainer.config import LoraConfig, TrainConfig
 from trainer.data.tokenize import IGNORED, TokenRow
-from trainer.fit.arm import Arm, ArmResult
-from trainer.fit.checkpoint import latest_checkpoint
-from trainer.fit.engines.plain import build_trainer
+from trainer.fit.checkpoint import starting_point
+from trainer.fit.engines import plain
 from trainer.fit.loss import RowLoss, mean_loss, row_losses
-from trainer.fit.select import exact_interval, loss_interval, select
+from trainer.fit.trainer import build_trainer
 from trainer.generation import generate
 
 
@@ -75,10 +73,8 @@ def test_packed_training_loss_equals_unpacked_rows(
 
     settings = TrainConfig(dtype="float32", tokens_per_step=128, max_steps=1, save_every_steps=1)
     rows = Dataset.from_dict({"input_ids": [r.input_ids for r in ROWS], "labels": [r.labels for r in ROWS]})
-    build_trainer(
-        base_directory, tokenizer, rows, settings, LoraConfig(scaling=1), Arm(2, 1e-3, 1), "cpu",
-        tmp_path, Keep(),
-    ).train()  # fmt: skip
+    model = plain.load(base_directory, settings, LoraConfig(scaling=1), 2, "cpu")
+    build_trainer(model, tokenizer, rows, [], settings, 1e-3, 1, 1, "cpu", tmp_path, [Keep()]).train()
     wanted = sum(reference_nll(tiny_model, r) for r in ROWS) / sum(
         label != IGNORED for r in ROWS for label in r.labels[1:]
     )
@@ -86,44 +82,21 @@ def test_packed_training_loss_equals_unpacked_rows(
 
 
 def test_resume_skips_a_checkpoint_that_was_cut_off(tmp_path: Path) -> None:
-    for step, whole in ((9, True), (10, True), (20, False)):
-        checkpoint = tmp_path / f"checkpoint-{step}"
-        checkpoint.mkdir()
-        if whole:
-            (checkpoint / "trainer_state.json").write_text("{}")
-    assert latest_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
-    assert latest_checkpoint(tmp_path / "none") is None
+    run = tmp_path / "steps-20"
+    for name, whole in (("checkpoint-9", True), ("checkpoint-10", True), ("checkpoint-20", False)):
+        checkpoint(run / name, whole)
+    assert starting_point(run, cooldown_start=16) == run / "checkpoint-10"
 
 
-def arm_result(rank: int, losses: list[float]) -> ArmResult:
-    rows = [RowLoss(nll * 10, 10, False) for nll in losses]
-    record = {"steps": 1, "train_seconds": 1.0, "peak_memory_gib": 1.0}
-    return ArmResult(Arm(rank, 1e-3, 7), Path(f"r{rank}"), rows, record)
+def test_a_new_run_begins_from_the_furthest_trunk_before_its_own_cooldown(tmp_path: Path) -> None:
+    run = tmp_path / "steps-40"
+    assert starting_point(run, cooldown_start=32) is None
+    for steps, trunk in ((20, 16), (10, 8), (80, 64)):
+        checkpoint(tmp_path / f"steps-{steps}" / f"trunk-{trunk}", True)
+    assert starting_point(run, cooldown_start=32) == tmp_path / "steps-20" / "trunk-16"
 
 
-def noisy(mean: float, seed: int, spread: float = 0.5) -> list[float]:
-    noise = torch.randn(200, generator=torch.Generator().manual_seed(seed)) * spread
-    return [float(mean + x) for x in noise]
-
-
-def test_the_clearly_better_rank_wins_though_rows_differ_a_lot() -> None:
-    hard = noisy(1.0, 1)
-    worse = [x + 0.05 for x in hard]
-    winner, record = select([arm_result(8, worse), arm_result(32, hard)])
-    assert winner.arm.rank == 32
-    assert "worse by 0.05" in record["reason"]
-
-
-def test_a_tie_goes_to_the_smaller_rank_and_says_so() -> None:
-    winner, record = select([arm_result(8, noisy(1.0, 1)), arm_result(32, noisy(0.95, 2))])
-    assert winner.arm.rank == 8
-    assert "cannot tell" in record["reason"]
-    json.dumps(record)
-
-
-def test_interval_of_a_difference_holds_the_truth() -> None:
-    a, b = arm_result(1, noisy(1.2, 3)).validation, arm_result(1, noisy(1.0, 4)).validation
-    interval = loss_interval(a, minus=b)
-    assert interval.low < 0.2 < interval.high
-    assert interval.low < interval.value < interval.high
-    assert exact_interval(a).value == 0
+def checkpoint(directory: Path, whole: bool) -> None:
+    directory.mkdir(parents=True)
+    if whole:
+        (directory / "trainer_state.json").write_text("{}")

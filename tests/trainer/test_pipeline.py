@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trainer import base_model
 from trainer.config import load
 from trainer.data.prepare import prepare
-from trainer.fit.arm import arm_directory, arms
+from trainer.fit.arm import arm_directory, arms, run_name
 
 ROOT = Path(__file__).parents[2]
 SCHEMA = json.loads((ROOT / "docs/artifact.schema.json").read_text())
@@ -45,7 +45,7 @@ def test_a_run_ships_a_verified_artifact_and_a_second_run_does_nothing(
     jsonschema.validate(manifest, SCHEMA)
     assert os.readlink(current) == manifest["id"]
     assert {"LICENSE", "README.md", "config.json"} <= set(manifest["files"])
-    assert [arm["rank"] for arm in manifest["selection"]["arms"]] == [2, 4]
+    assert sorted(s["rank"] for s in manifest["selection"]["settings"]) == [2, 4]
     assert "model-index" in (current / "README.md").read_text()
     model = AutoModelForCausalLM.from_pretrained(current)
     AutoTokenizer.from_pretrained(current)
@@ -54,7 +54,7 @@ def test_a_run_ships_a_verified_artifact_and_a_second_run_does_nothing(
     before = time.time()
     second = trainer("run", config_file, artifacts)
     assert second.returncode == 0, second.stderr
-    assert second.stdout.count("skipped") == 4
+    assert second.stdout.count("skipped") == 5
     changed = [p for p in artifacts.rglob("*.safetensors") if p.stat().st_mtime > before]
     assert not changed
 
@@ -67,25 +67,25 @@ def test_a_run_ships_a_verified_artifact_and_a_second_run_does_nothing(
 
 
 def losses(artifacts: Path) -> Any:
-    (result,) = artifacts.glob("runs/*/result.json")
+    (result,) = artifacts.glob("runs/*/*/result.json")
     return json.loads(result.read_text())
 
 
 def test_killed_training_resumes_with_identical_losses(tmp_path: Path, config_file: Path) -> None:
     more = ("--rank", "2", "--set", "train.max_steps=40")
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert trainer("train", config_file, whole, *more).returncode == 0
-    process = subprocess.Popen(command("train", config_file, killed, *more), cwd=ROOT)
-    while not list(killed.glob("runs/*/checkpoint-*/trainer_state.json")):
+    assert trainer("arm", config_file, whole, *more).returncode == 0
+    process = subprocess.Popen(command("arm", config_file, killed, *more), cwd=ROOT)
+    while not list(killed.glob("runs/*/*/checkpoint-*/trainer_state.json")):
         assert process.poll() is None, "ended before its first checkpoint"
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    resumed = trainer("train", config_file, killed, *more)
+    resumed = trainer("arm", config_file, killed, *more)
     assert resumed.returncode == 0, resumed.stderr
     assert "goes on from checkpoint-" in resumed.stdout
-    assert losses(killed)["resumed"] and not losses(whole)["resumed"]
-    assert losses(killed)["train_loss"] == losses(whole)["train_loss"]
+    assert losses(killed)["resumed_from"] and not losses(whole)["resumed_from"]
+    assert losses(killed)["train_curve"] == losses(whole)["train_curve"]
     assert losses(killed)["validation"] == losses(whole)["validation"]
 
 
@@ -103,16 +103,17 @@ def test_one_failed_arm_does_not_cost_the_others(tmp_path: Path, config_file: Pa
     config = load(config_file)
     base = base_model.fetch(config.base, artifacts)
     data = prepare(config, base, artifacts).fingerprint
-    broken = arm_directory(config, base, data, arms(config)[1], artifacts)
-    broken.mkdir(parents=True)
-    (broken / "adapter").write_text("in the way")
+    broken, whole = arms(config)
+    directory = arm_directory(config, base, data, broken, artifacts) / run_name(config, None)
+    directory.mkdir(parents=True)
+    (directory / "adapter").write_text("in the way")
     done = trainer("sweep", config_file, artifacts)
     assert done.returncode == 0, done.stderr
-    assert f"{arms(config)[1].name}: failed with exit 1" in done.stdout
-    (result,) = artifacts.glob("sweeps/*.json")
-    selection = json.loads(result.read_text())
-    assert selection["winner"] == arms(config)[0].name
-    assert selection["failed"] == {arms(config)[1].name: "exit 1"}
+    (result,) = artifacts.glob("sweeps/*/results.json")
+    results = json.loads(result.read_text())
+    assert results["winner"] == whole.setting.name
+    assert list(results["failed"]) == [broken.name]
+    assert f"{broken.name}: failed: {results['failed'][broken.name]}" in done.stdout
 
 
 def test_what_the_machine_lacks_is_told_all_at_once(tmp_path: Path) -> None:

@@ -1,113 +1,177 @@
-"""Which arm is worth shipping: paired bootstrap over validation rows, ties to the smaller rank.
+"""Which setting is worth shipping: paired bootstrap over rows plus seed noise, ties to the smaller rank.
 
-An arm's loss is token-weighted over the rows. Differences are paired by row: the same resampled rows
-for both arms, so that rows that are hard for both cancel (Efron & Tibshirani 1993, ch. 8).
+A setting's loss is token-weighted over the validation rows and averaged over its seeds. Seeds change
+the data order and the adapter's first weights, and every setting sees the same ones, so what a seed
+does to all settings alike cancels in a difference; the rest, the residual of the two-way layout
+setting × seed, is the seed noise (Montgomery, Design and Analysis of Experiments, randomised blocks).
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from trainer.fit.arm import ArmResult
-from trainer.fit.loss import RowLoss, mean_loss
+from trainer.fit.arm import Run, Setting
+from trainer.fit.intervals import RESAMPLES, Interval, interval_of, resampled_ratios
+from trainer.fit.loss import mean_loss
 
-RESAMPLES = 4000
-LEVEL = 0.95
+# A difference of 1.43 half-widths of its 95% interval is seen four times in five: (1.96 + 0.84) / 1.96.
+POWER_80 = 1.43
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Score:
+    """A setting after some steps. nll: (rows,) mean over seeds. tokens: (rows,). losses: (seeds,)."""
+
+    setting: Setting
+    seeds: tuple[int, ...]
+    nll: Any
+    tokens: Any
+    losses: Any
+
+    @property
+    def loss(self) -> float:
+        return float(self.nll.sum() / self.tokens.sum())
 
 
 @dataclass(frozen=True, slots=True)
-class Interval:
-    """A value with its 95% bootstrap interval."""
+class SeedNoise:
+    """Of one run's loss, in nats a token, beyond what a seed does to every setting."""
 
-    value: float
-    low: float
-    high: float
-
-    def as_dict(self) -> dict[str, float]:
-        return {"value": self.value, "low": self.low, "high": self.high}
-
-    def __str__(self) -> str:
-        return f"{self.value:.4f} [{self.low:.4f}, {self.high:.4f}]"
+    standard_deviation: float
+    degrees_of_freedom: int
 
 
-def loss_interval(rows: Sequence[RowLoss], minus: Sequence[RowLoss] | None = None) -> Interval:
-    """Token-weighted loss over rows, or its paired difference to another model on the same rows."""
-    tokens = np.array([r.tokens for r in rows], float)
-    nll = np.array([r.nll for r in rows]) - (np.array([r.nll for r in minus]) if minus else 0.0)
-    return ratio_interval(nll, tokens)
-
-
-def exact_interval(rows: Sequence[RowLoss], minus: Sequence[RowLoss] | None = None) -> Interval:
-    """Share of exact rows, or its paired difference to another model on the same rows."""
-    hits = np.array([r.exact for r in rows], float)
-    if minus:
-        hits = hits - np.array([r.exact for r in minus], float)
-    return ratio_interval(hits, np.ones(len(rows)))
-
-
-def ratio_interval(numerators: Any, denominators: Any) -> Interval:
-    """sum(numerators) / sum(denominators) with a percentile bootstrap over rows, seeded."""
-    random = np.random.default_rng(0)
-    n = len(numerators)
-    values = np.empty(RESAMPLES)
-    for i in range(RESAMPLES):
-        drawn = random.integers(0, n, n)
-        values[i] = numerators[drawn].sum() / denominators[drawn].sum()
-    low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Interval(float(numerators.sum() / denominators.sum()), float(low), float(high))
-
-
-def select(results: Sequence[ArmResult]) -> tuple[ArmResult, dict[str, Any]]:
-    """The winner, and the manifest's `selection` entry with every arm and the reason.
-
-    The winner is the arm of the smallest rank among those whose paired difference to the best arm
-    has an interval that holds zero; among arms of that rank, the one with the lowest loss.
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """separable: the best rank is measurably better than every other one. power: what the rows and
+    seeds could have shown, if it is not.
     """
-    best = min(results, key=lambda r: mean_loss(r.validation))
-    entries, candidates = [], []
-    for result in results:
-        difference = loss_interval(result.validation, minus=best.validation)
-        tied = result is best or difference.low <= 0
-        entries.append(
-            {
-                "name": result.arm.name,
-                "rank": result.arm.rank,
-                "learning_rate": result.arm.learning_rate,
-                "seed": result.arm.seed,
-                "validation_loss": loss_interval(result.validation).as_dict(),
-                "difference_to_best": difference.as_dict(),
-                "steps": result.record["steps"],
-                "train_seconds": result.record["train_seconds"],
-                "peak_memory_gib": result.record["peak_memory_gib"],
-            }
-        )
-        if tied:
-            candidates.append(result)
-    winner = min(candidates, key=lambda r: (r.arm.rank, mean_loss(r.validation)))
-    return winner, {
-        "metric": "token-weighted validation loss, nats a token",
-        "winner": winner.arm.name,
-        "reason": _reason(winner, best, results),
-        "arms": entries,
-    }
+
+    winner: Setting
+    best: Setting
+    separable: bool
+    reason: str
+    power: str | None
 
 
-def _reason(winner: ArmResult, best: ArmResult, results: Sequence[ArmResult]) -> str:
+def scores(runs: Sequence[Run]) -> list[Score]:
+    """One for each setting that no seed diverged at, lowest loss first."""
+    by_setting: dict[Setting, list[Run]] = {}
+    for run in runs:
+        by_setting.setdefault(run.arm.setting, []).append(run)
+    found = [_score(setting, own) for setting, own in by_setting.items() if not any(r.diverged for r in own)]
+    return sorted(found, key=lambda score: score.loss)
+
+
+def _score(setting: Setting, runs: Sequence[Run]) -> Score:
+    nll = np.array([[row.nll for row in run.validation] for run in runs])
+    return Score(
+        setting,
+        tuple(run.arm.seed for run in runs),
+        nll.mean(axis=0),
+        np.array([row.tokens for row in runs[0].validation], float),
+        np.array([mean_loss(run.validation) for run in runs]),
+    )
+
+
+def seed_noise(found: Sequence[Score]) -> SeedNoise | None:
+    """From the settings that have every seed; None with one seed or one such setting."""
+    seeds = max((score.seeds for score in found), key=len, default=())
+    whole = [score.losses for score in found if score.seeds == seeds]
+    freedom = (len(whole) - 1) * (len(seeds) - 1)
+    if freedom < 1:
+        return None
+    layout = np.array(whole)
+    residual = layout - layout.mean(axis=0) - layout.mean(axis=1, keepdims=True) + layout.mean()
+    return SeedNoise(float(math.sqrt((residual**2).sum() / freedom)), freedom)
+
+
+def difference(score: Score, best: Score, noise: SeedNoise | None) -> Interval:
+    """How much worse `score` is: 95% interval over rows and, where it is known, over seeds."""
+    if score is best:
+        return Interval(0.0, 0.0, 0.0)
+    value, by_rows, by_seeds = _difference(score, best, noise)
+    return interval_of(value, by_rows + by_seeds)
+
+
+def _difference(score: Score, best: Score, noise: SeedNoise | None) -> tuple[float, Any, Any]:
+    """The difference, resampled over rows, and (RESAMPLES,) draws of seed noise around zero."""
+    by_rows = resampled_ratios(score.nll - best.nll, best.tokens)
+    if noise is None:
+        return score.loss - best.loss, by_rows, np.zeros(RESAMPLES)
+    scale = noise.standard_deviation * math.sqrt(1 / len(score.seeds) + 1 / len(best.seeds))
+    draws = np.random.default_rng(1).standard_t(noise.degrees_of_freedom, RESAMPLES)
+    return score.loss - best.loss, by_rows, draws * scale
+
+
+def survivors(found: Sequence[Score], noise: SeedNoise | None) -> list[Setting]:
+    """The better half, and whatever cannot be told from the best."""
+    half = math.ceil(len(found) / 2)
+    return [
+        score.setting
+        for place, score in enumerate(found)
+        if place < half or difference(score, found[0], noise).low <= 0
+    ]
+
+
+def choose(found: Sequence[Score], noise: SeedNoise | None) -> Choice:
+    """The smallest rank that cannot be told from the best setting; of that rank, the lowest loss."""
+    best = found[0]
+    differences = {score.setting: difference(score, best, noise) for score in found}
+    tied = [score for score in found if differences[score.setting].low <= 0]
+    winner = min(tied, key=lambda score: (score.setting.rank, score.loss))
+    rivals: dict[int, Score] = {}  # the best of each other rank
+    for score in found:
+        if score.setting.rank != best.setting.rank:
+            rivals.setdefault(score.setting.rank, score)
+    nearest = min(rivals.values(), key=lambda score: score.loss, default=None)
+    separable = all(differences[rival.setting].low > 0 for rival in rivals.values())
+    return Choice(
+        winner.setting,
+        best.setting,
+        separable,
+        _reason(best, winner, nearest, noise),
+        None if separable or nearest is None else _power(best, nearest, noise),
+    )
+
+
+def _reason(best: Score, winner: Score, nearest: Score | None, noise: SeedNoise | None) -> str:
     """A sentence that a person can quote."""
-    if len(results) == 1:
-        return f"{winner.arm.name} is the only arm"
-    rows = len(best.validation)
-    loss = f"{best.arm.name} has the lowest validation loss, {mean_loss(best.validation):.4f}"
+    loss = f"{best.setting.name} has the lowest validation loss, {best.loss:.4f}"
+    evidence = _evidence(best)
     if winner is not best:
-        difference = loss_interval(winner.validation, minus=best.validation)
+        gap = difference(winner, best, noise)
         return (
-            f"{loss}, but {rows} rows cannot tell {winner.arm.name} from it (difference {difference}), "
-            "so the smaller rank wins"
+            f"{loss}, but {evidence} cannot tell {winner.setting.name} from it (difference {gap}), so the "
+            "smaller rank wins"
         )
-    runner_up = min((r for r in results if r is not best), key=lambda r: mean_loss(r.validation))
-    difference = loss_interval(runner_up.validation, minus=best.validation)
-    if difference.low <= 0:
-        return f"{loss}, though {rows} rows cannot tell {runner_up.arm.name} from it ({difference})"
-    return f"{loss}; {runner_up.arm.name} is worse by {difference} on {rows} rows"
+    if nearest is None:
+        return f"{loss}, on {evidence}; there is no other rank"
+    gap = difference(nearest, best, noise)
+    if gap.low <= 0:
+        return f"{loss}, though {evidence} cannot tell {nearest.setting.name} from it ({gap})"
+    return f"{loss}; the best of another rank, {nearest.setting.name}, is worse by {gap} on {evidence}"
+
+
+def _power(best: Score, other: Score, noise: SeedNoise | None) -> str:
+    value, by_rows, by_seeds = _difference(other, best, noise)
+    rows_only, seeds_only, both = (
+        POWER_80 * (interval_of(0, draws).high - interval_of(0, draws).low) / 2
+        for draws in (by_rows, by_seeds, by_rows + by_seeds)
+    )
+    seen = (
+        f"{_evidence(best)} show a difference of {both:.4f} nats a token or more four times in five; "
+        f"{other.setting.name} and {best.setting.name} differ by {value:.4f}"
+    )
+    if value <= seeds_only:
+        return f"{seen}, which takes more seeds: the luck of a seed alone hides {seeds_only:.4f}"
+    rows = len(best.tokens) * rows_only**2 / (value**2 - seeds_only**2)
+    return f"{seen}, which takes about {float(f'{rows:.1g}'):,.0f} rows"
+
+
+def _evidence(score: Score) -> str:
+    seeds = len(score.seeds)
+    return f"{len(score.tokens):,} rows and {seeds} seed{'s' if seeds > 1 else ''}"

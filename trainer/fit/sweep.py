@@ -1,14 +1,11 @@
-"""Stage `sweep`: every arm of the grid, each in a process of its own, then the choice.
+"""Stage `sweep`: the grid's arms, each in a process of its own, halved on the way, then the choice.
 
-A finished arm is never run again; one that fails does not cost the others. Arms see the same rows in
-the same order. Writes `sweeps/<hash>.json` with each arm's loss, the differences and the reason.
+A finished run is never run again; one that fails does not cost the others. Arms of one seed see the
+same rows in the same order. Writes `sweeps/<key>/`: `results.json` and `index.html`.
 """
 
-import os
-import subprocess
-import sys
-import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,73 +14,96 @@ from trainer.config import RunConfig, fingerprint
 from trainer.data.prepare import Prepared
 from trainer.errors import ArmError
 from trainer.files import write_json
-from trainer.fit.arm import Arm, ArmResult, arm_directory, arms, read_result
-from trainer.fit.select import select
+from trainer.fit.arm import Arm, Run, Setting, arm_directory, arms, read_run, run_name
+from trainer.fit.checkpoint import remove_trunks
+from trainer.fit.page import write_page
+from trainer.fit.processes import run_arms
+from trainer.fit.select import Choice, choose, scores, seed_noise, survivors
+from trainer.fit.summary import summarise
 from trainer.progress import say
 
 
-def sweep(
-    config: RunConfig, base: BaseModel, prepared: Prepared, artifacts: Path, command: Sequence[str]
-) -> tuple[ArmResult, dict[str, Any]]:
-    """Run what is unfinished, then choose.
+@dataclass(frozen=True, slots=True)
+class Rung:
+    """The runs of every setting that was still in after the rungs before. steps: None: to the end."""
 
-    command: the `train` verb with its configuration; the arm's own flags are appended to it.
-    Returns the winner and the manifest's `selection`. Raises: ArmError if no arm finished.
-    """
-    grid = {arm: arm_directory(config, base, prepared.fingerprint, arm, artifacts) for arm in arms(config)}
-    waiting = [arm for arm, directory in grid.items() if read_result(directory, arm) is None]
-    say(f"  {len(grid)} arms, {len(grid) - len(waiting)} finished before")
-    failed = _run_all(waiting, config.sweep.parallel_arms, command)
-    results = [r for arm, directory in grid.items() if (r := read_result(directory, arm))]
-    if not results:
-        raise ArmError("no arm finished: " + "; ".join(f"{a.name}: {why}" for a, why in failed.items()))
-    winner, selection = select(results)
-    selection["failed"] = {arm.name: why for arm, why in failed.items()}
-    key = fingerprint([directory.name for directory in grid.values()])
-    write_json(artifacts / "sweeps" / f"{key[:16]}.json", selection)
-    say(f"  {selection['reason']}")
-    return winner, selection
+    steps: int | None
+    runs: list[Run]
 
 
-def _run_all(waiting: Sequence[Arm], parallel: int, command: Sequence[str]) -> dict[Arm, str]:
-    """Run the arms, at most `parallel` at once; return those that failed with the reason."""
-    parallel = min(parallel, len(waiting)) or 1
-    threads = max(1, len(os.sched_getaffinity(0)) // parallel)
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    failed: dict[Arm, str] = {}
-    running: dict[Arm, subprocess.Popen[bytes]] = {}
-    queue = list(waiting)
-    try:
-        while queue or running:
-            while queue and len(running) < parallel:
-                arm = queue.pop(0)
-                running[arm] = subprocess.Popen(
-                    [sys.executable, "-m", "trainer", *command, *_flags(arm)],
-                    env=environment,
-                )
-            done = _wait_any(running)
-            code = running.pop(done).returncode
-            if code != 0:
-                failed[done] = f"exit {code}"
-                say(f"  {done.name}: failed with exit {code}; the other arms go on")
-    finally:
-        for process in running.values():
-            process.terminate()
-        for process in running.values():
-            process.wait()
-    return failed
+class Sweep:
+    """command: the `arm` verb with its configuration, for the processes."""
+
+    def __init__(
+        self, config: RunConfig, base: BaseModel, prepared: Prepared, artifacts: Path, command: Sequence[str]
+    ) -> None:
+        self._config = config
+        self._directories = {
+            arm: arm_directory(config, base, prepared.fingerprint, arm, artifacts) for arm in arms(config)
+        }
+        self._prepared = prepared
+        self._artifacts = artifacts
+        self._command = command
+        self._failed: dict[Arm, str] = {}
+
+    def run(self) -> tuple[Setting, dict[str, Any]]:
+        """Run what is unfinished, then choose; return the winner and what `results.json` holds.
+
+        Raises: ArmError if no setting finished.
+        """
+        alive = list(self._directories)
+        rungs: list[Rung] = []
+        for steps in _rung_steps(self._config):
+            rungs.append(Rung(steps, self._rung(alive, steps)))
+            found = scores(rungs[-1].runs)
+            if not found:
+                raise ArmError(f"no arm finished: {self._why_none(rungs[-1].runs)}")
+            staying = survivors(found, seed_noise(found))
+            alive = [arm for arm in alive if arm.setting in staying and arm not in self._failed]
+            if len(rungs) <= self._config.sweep.halvings:
+                say(f"  after {steps} steps {len(staying)} of {len(found)} settings go on")
+        choice = choose(found, seed_noise(found))
+        say(f"  {choice.reason}")
+        if choice.power:
+            say(f"  {choice.power}")
+        return choice.winner, self._write(rungs, choice)
+
+    def _rung(self, alive: Sequence[Arm], steps: int | None) -> list[Run]:
+        folder = run_name(self._config, steps)
+        directories = {arm: self._directories[arm] / folder for arm in alive}
+        waiting = {arm: path for arm, path in directories.items() if read_run(path, arm) is None}
+        say(f"  {folder}: {len(alive)} arms, {len(alive) - len(waiting)} finished before")
+        failed = run_arms(waiting, steps, self._config.sweep.parallel_arms, self._command)
+        self._failed.update(failed)
+        runs = [run for arm, path in directories.items() if (run := read_run(path, arm))]
+        for run in runs:
+            if run.diverged and run.arm in waiting:
+                say(f"  {run.arm.name}: diverged: {run.diverged}")
+        return runs
+
+    def _why_none(self, runs: Sequence[Run]) -> str:
+        why = {arm.name: words for arm, words in self._failed.items()}
+        why.update({run.arm.name: f"diverged: {run.diverged}" for run in runs if run.diverged})
+        return "; ".join(f"{name}: {words}" for name, words in why.items())
+
+    def _write(self, rungs: Sequence[Rung], choice: Choice) -> dict[str, Any]:
+        failed = {arm.name: why for arm, why in self._failed.items()}
+        sources = [row.source for row in self._prepared.rows("validation")]
+        results = summarise(self._config, [rung.runs for rung in rungs], choice, failed, sources)
+        key = fingerprint([path.name for path in self._directories.values()], self._config.sweep)
+        directory = self._artifacts / "sweeps" / key[:16]
+        write_json(directory / "results.json", results)
+        write_page(directory, results)
+        say(f"  the whole sweep: {directory / 'index.html'}")
+        for arm, path in self._directories.items():
+            if arm.setting != choice.winner:
+                remove_trunks(path)
+        return results
 
 
-def _wait_any(running: dict[Arm, subprocess.Popen[bytes]]) -> Arm:
-    """Block until one of the arms ends."""
-    while True:
-        for arm, process in running.items():
-            if process.poll() is not None:
-                return arm
-        time.sleep(0.1)
-
-
-def _flags(arm: Arm) -> list[str]:
-    return [
-        "--rank", str(arm.rank), "--learning-rate", repr(arm.learning_rate), "--seed", str(arm.seed),
-    ]  # fmt: skip
+def _rung_steps(config: RunConfig) -> list[int | None]:
+    """The steps of each rung: the sweep's, and before them its half, its quarter, ..."""
+    steps = config.sweep.steps
+    if steps is None:
+        return [None]
+    return [steps // 2**i for i in range(config.sweep.halvings, -1, -1)]

@@ -1,91 +1,107 @@
-"""Stage `train`: one arm, from the prepared rows to an adapter and its validation losses.
+"""Stage `train`: one arm for a number of steps, from the prepared rows to an adapter and its losses.
 
-Killed at any moment, it goes on from its last whole checkpoint and ends with the same adapter.
-Writes `runs/<arm>/adapter/` and, last, `result.json`.
+Killed at any moment, it goes on from its last whole checkpoint and ends with the same adapter. A run
+that diverges is finished too, with the reason in place of an adapter, and is not tried again.
+Writes `runs/<arm>/<steps>/`: `log.jsonl`, `adapter/` and, last, `result.json`.
 """
 
 import math
 import resource
+import statistics
 import time
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback
+import torch
+from transformers import set_seed
 
 from trainer.base_model import BaseModel, load_tokenizer
 from trainer.config import RunConfig
 from trainer.data.prepare import Prepared
-from trainer.data.tokenize import ChatTokenizer
 from trainer.device import choose_device
-from trainer.errors import ArmError
 from trainer.files import only_writer, write_json
-from trainer.fit.arm import Arm, ArmResult, arm_directory, read_result
-from trainer.fit.checkpoint import latest_checkpoint
-from trainer.fit.engines.plain import build_trainer
-from trainer.fit.loss import mean_loss, row_losses
-from trainer.progress import say
+from trainer.fit.arm import Arm, Run, arm_directory, read_run, run_name
+from trainer.fit.callbacks import DivergedError, Guard, Log, Patience, Tell, Trunk
+from trainer.fit.checkpoint import keep_trunk, remove_checkpoints, starting_point
+from trainer.fit.engines import plain
+from trainer.fit.loss import mean_loss
+from trainer.fit.trainer import LoraTrainer, build_trainer, cooldown_steps
+from trainer.progress import Progress
 
 
-def train(config: RunConfig, base: BaseModel, prepared: Prepared, arm: Arm, artifacts: Path) -> ArmResult:
-    """Train one arm, or return it if it is finished. Raises: ArmError if the loss is not finite."""
-    directory = arm_directory(config, base, prepared.fingerprint, arm, artifacts)
+def train(
+    config: RunConfig, base: BaseModel, prepared: Prepared, arm: Arm, steps: int | None, artifacts: Path
+) -> Run:
+    """Train one arm, or return the run if it is finished. steps: None for what `config.train` says."""
+    directory = arm_directory(config, base, prepared.fingerprint, arm, artifacts) / run_name(config, steps)
     with only_writer(directory):
-        if read_result(directory, arm) is None:
-            _train(config, base, prepared, arm, directory)
-    result = read_result(directory, arm)
-    assert result
-    return result
+        if read_run(directory, arm) is None:
+            _train(config, base, prepared, arm, steps or config.train.max_steps, directory)
+    run = read_run(directory, arm)
+    assert run
+    return run
 
 
-def _train(config: RunConfig, base: BaseModel, prepared: Prepared, arm: Arm, directory: Path) -> None:
-    tokenizer = load_tokenizer(base.directory)
-    trainer = build_trainer(
-        base.directory, tokenizer, prepared.dataset("train"), config.train, config.lora, arm,
-        choose_device(config.train.device), directory, _Progress(arm),
-    )  # fmt: skip
-    checkpoint = latest_checkpoint(directory)
-    if checkpoint:
-        say(f"  {arm.name}: goes on from {checkpoint.name}")
+def _train(
+    config: RunConfig, base: BaseModel, prepared: Prepared, arm: Arm, steps: int | None, directory: Path
+) -> None:
+    settings = config.train
+    device = choose_device(settings.device)
+    set_seed(arm.seed)  # the adapter's first weights
+    model = plain.load(base.directory, settings, config.lora, arm.setting.rank, device)
+    with Progress() as progress:
+        trainer = build_trainer(
+            model, load_tokenizer(base.directory), prepared.dataset("train"), prepared.rows("validation"),
+            settings, arm.setting.learning_rate, arm.seed, steps, device, directory,
+            [Log(directory), Guard(), Tell(arm.name, progress)],
+        )  # fmt: skip
+        cooldown_start = trainer.args.max_steps - cooldown_steps(settings, trainer.args.max_steps)
+        checkpoint = starting_point(directory, cooldown_start)
+        if checkpoint and checkpoint.name == f"checkpoint-{cooldown_start}":
+            keep_trunk(checkpoint)  # a kill may have come between the two
+        trainer.add_callback(Trunk(cooldown_start))
+        if settings.patience:
+            trainer.add_callback(Patience(settings.patience))
+        if checkpoint:
+            progress.say(f"  {arm.name}: goes on from {checkpoint.parent.name}/{checkpoint.name}")
+        record = _run(trainer, checkpoint, directory)
+    write_json(directory / "result.json", {"arm": arm.name, **record})
+    if not record["diverged"]:
+        remove_checkpoints(directory)
+
+
+def _run(trainer: LoraTrainer, checkpoint: Path | None, directory: Path) -> dict[str, Any]:
+    """Train to the end and save the adapter; return the record of the run."""
     begun = time.monotonic()
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    train_s = time.monotonic() - begun
-    pad_id = ChatTokenizer(tokenizer).pad_id
-    model: Any = trainer.model
-    losses = row_losses(model.get_base_model(), prepared.rows("validation"), pad_id)
-    loss = mean_loss(losses)
-    if not math.isfinite(loss):
-        raise ArmError(f"{arm.name}: the validation loss is {loss}; lower the learning rate")
-    model.save_pretrained(directory / "adapter")
-    record = {
-        "arm": {"rank": arm.rank, "learning_rate": arm.learning_rate, "seed": arm.seed},
-        "steps": trainer.state.global_step,
+    diverged, validation = None, None
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        train_s = time.monotonic() - begun
+        losses = trainer.validation_losses()
+        if not math.isfinite(mean_loss(losses)):
+            raise DivergedError(f"the validation loss is {mean_loss(losses)}")
+        trainer.model.save_pretrained(directory / "adapter")
+        validation = {"loss": mean_loss(losses), "rows": [[x.nll, x.tokens, x.exact] for x in losses]}
+    except DivergedError as error:
+        train_s, diverged = time.monotonic() - begun, str(error)
+    history, state = trainer.state.log_history, trainer.state
+    rates = [h["tokens_per_second"] for h in history if "tokens_per_second" in h]
+    return {
+        "steps": state.global_step,
+        "best_step": state.best_global_step or state.global_step,
         "train_seconds": round(train_s, 2),
-        "resumed": checkpoint is not None,
+        "tokens_per_second": round(statistics.median(rates), 1) if rates else None,
+        "resumed_from": checkpoint.name if checkpoint else None,
         "peak_memory_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
-        "train_loss": [[h["step"], h["loss"]] for h in trainer.state.log_history if "loss" in h],
-        "validation": {"loss": loss, "rows": [[x.nll, x.tokens, x.exact] for x in losses]},
+        "peak_gpu_memory_gib": _gpu_memory_gib(),
+        "train_curve": [[h["step"], h["loss"]] for h in history if "loss" in h],
+        "validation_curve": [[h["step"], h["eval_loss"]] for h in history if "eval_loss" in h],
+        "diverged": diverged,
+        "validation": validation,
     }
-    write_json(directory / "result.json", record)
-    say(f"  {arm.name}: validation loss {loss:.4f} nats a token, {train_s:.0f} s of training")
 
 
-class _Progress(TrainerCallback):
-    """About ten lines a run, with the loss and the time that is left."""
-
-    def __init__(self, arm: Arm) -> None:
-        self._arm = arm
-        self._begun: tuple[float, int] | None = None
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._begun = self._begun or (time.monotonic(), state.global_step)
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        step, last = state.global_step, state.max_steps
-        if not self._begun or "loss" not in (logs or {}):
-            return
-        if step % max(1, last // 10) == 0 or step == last:
-            per_step = (time.monotonic() - self._begun[0]) / max(1, step - self._begun[1])
-            say(
-                f"  {self._arm.name}: step {step}/{last}, loss {float(logs['loss']):.3f}, "
-                f"about {per_step * (last - step):.0f} s left"
-            )
+def _gpu_memory_gib() -> float | None:
+    if not torch.cuda.is_available():
+        return None
+    return round(float(torch.cuda.max_memory_allocated()) / 2**30, 2)

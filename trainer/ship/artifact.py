@@ -17,10 +17,12 @@ from trainer.config import RunConfig, fingerprint, is_local
 from trainer.data.prepare import Prepared
 from trainer.device import describe_hardware
 from trainer.files import read_json, sha256_file, write_json
-from trainer.fit.arm import ArmResult
+from trainer.fit.arm import Run
+from trainer.fit.intervals import loss_interval
 from trainer.ship.card import write_card
 
 SCHEMA_VERSION = 1
+TRAINING = ("steps", "best_step", "train_seconds", "tokens_per_second")
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers")
 
 
@@ -47,7 +49,7 @@ def build_manifest(
     config: RunConfig,
     base: BaseModel,
     prepared: Prepared,
-    winner: ArmResult,
+    winner: Run,
     selection: dict[str, Any],
     merge_check: dict[str, Any],
     evaluation: dict[str, Any],
@@ -74,17 +76,22 @@ def build_manifest(
             "weights_sha256": base.weights_sha256,
         },
         "adapter": {
-            "rank": winner.arm.rank,
-            "alpha": config.lora.scaling * winner.arm.rank,
+            "rank": winner.arm.setting.rank,
+            "alpha": config.lora.alpha_at(winner.arm.setting.rank),
             "target_modules": list(config.lora.target_modules),
-            "learning_rate": winner.arm.learning_rate,
+            "learning_rate": winner.arm.setting.learning_rate,
+        },
+        "training": {
+            **{key: winner.record[key] for key in TRAINING},
+            "seed": winner.arm.seed,
+            "validation_loss": loss_interval(winner.validation).as_dict(),
         },
         "data": data,
         "config_hash": fingerprint(config),
         "seed": config.seed,
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
         "hardware": describe_hardware(),
-        "selection": selection,
+        "selection": {key: value for key, value in selection.items() if key != "arms"},
         "merge_check": merge_check,
         "evaluation": evaluation,
     }

@@ -58,9 +58,9 @@ luck of a seed. Before it was shipped it had to pass: {gates}.
 ## How the setting was chosen
 {reason}
 
-| arm | validation loss | difference to the best [95% interval] |
-|---|---|---|
-{arms}
+| setting | seeds | steps | validation loss | difference to the best of as many steps [95% interval] |
+|---|---|---|---|---|
+{settings}
 
 ## Merge check
 The adapter was merged in fp32. Over {positions} target tokens of held-out rows, against base + adapter:
@@ -153,8 +153,8 @@ def _body(manifest: dict[str, Any], front: str) -> str:
         procedure=_table(_procedure(manifest)),
         results=_table(map(_metric, manifest["evaluation"]["metrics"])),
         gates="; ".join(f"{g['name']} ({g['detail']})" for g in manifest["evaluation"]["gates"]),
-        reason=manifest["selection"]["reason"].removesuffix(".") + ".",
-        arms=_table(map(_arm, manifest["selection"]["arms"])),
+        reason=". ".join(part for key in ("reason", "power") if (part := manifest["selection"][key])) + ".",
+        settings=_table(map(_setting, manifest["selection"]["settings"])),
         positions=check["positions"],
         merges=_table([_merge("merged", check["fp32"]), _merge("as shipped", check["shipped"])]),
         limitations="\n".join(f"- {told}" for told in _limitations(manifest)),
@@ -170,21 +170,26 @@ def _table(rows: Any) -> str:
 
 def _procedure(manifest: dict[str, Any]) -> list[tuple[str, str]]:
     adapter, base, hardware = manifest["adapter"], manifest["base_model"], manifest["hardware"]
-    winner = next(a for a in manifest["selection"]["arms"] if a["name"] == manifest["selection"]["winner"])
+    training = manifest["training"]
     versions = ", ".join(f"{name} {version}" for name, version in manifest["packages"].items())
     return [
         ("method", "LoRA on the answers' tokens, merged in fp32"),
         ("rank, alpha", f"{adapter['rank']}, {adapter['alpha']:g}"),
         ("on", ", ".join(adapter["target_modules"])),
         ("learning rate", f"{adapter['learning_rate']:g}"),
-        ("steps", f"{winner['steps']}"),
-        ("seed", f"{manifest['seed']}"),
+        ("steps", _steps(training)),
+        ("seed", f"{training['seed']}"),
         ("base", f"{base['id']} at `{base['revision']}`, weights `{base['weights_sha256'][:16]}`"),
         ("configuration", f"`{manifest['config_hash'][:16]}`"),
         ("artifact", f"`{manifest['id']}`, made {manifest['created_at']}"),
         ("hardware", f"{hardware['processor']}, {hardware['cores']} cores; {_accelerator(hardware)}"),
         ("packages", versions),
     ]
+
+
+def _steps(training: dict[str, Any]) -> str:
+    steps, best = training["steps"], training["best_step"]
+    return f"{steps}" if best == steps else f"{best}, the best of {steps} by validation loss"
 
 
 def _accelerator(hardware: dict[str, Any]) -> str:
@@ -201,9 +206,14 @@ def _metric(metric: dict[str, Any]) -> list[str]:
     ]
 
 
-def _arm(arm: dict[str, Any]) -> list[str]:
-    difference = interval(arm["difference_to_best"], ".4f")
-    return [arm["name"], f"{arm['validation_loss']['value']:.4f}", difference]
+def _setting(setting: dict[str, Any]) -> list[str]:
+    return [
+        setting["name"],
+        str(len(setting["seeds"])),
+        str(setting["steps"]),
+        f"{setting['validation_nll']:.4f}",
+        interval(setting["difference_to_best"], ".4f"),
+    ]
 
 
 def _merge(what: str, agreement: dict[str, Any]) -> list[str]:

@@ -13,8 +13,8 @@ from typing import Any
 from trainer.base_model import load_model, load_tokenizer
 from trainer.config import EvaluateConfig
 from trainer.data.tokenize import IGNORED, TokenRow
+from trainer.fit.intervals import exact_interval, loss_interval
 from trainer.fit.loss import RowLoss, mean_loss, row_losses
-from trainer.fit.select import exact_interval, loss_interval
 from trainer.generation import Answer, generate
 
 

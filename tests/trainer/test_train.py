@@ -1,0 +1,132 @@
+"""One arm on the tiny model, in this process: what a run is, whatever its length and its end."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import yaml
+
+from trainer import base_model
+from trainer.config import RunConfig, load
+from trainer.data.prepare import prepare
+from trainer.fit import train as train_module
+from trainer.fit.arm import Arm, Run, Setting, arm_directory
+from trainer.fit.callbacks import DivergedError, Guard, read_log
+from trainer.fit.train import train
+from trainer.fit.trainer import LoraTrainer
+
+ARM = Arm(Setting(2, 0.01), 7)
+
+
+def trained(config: RunConfig, artifacts: Path, steps: int, arm: Arm = ARM) -> Run:
+    base = base_model.fetch(config.base, artifacts)
+    return train(config, base, prepare(config, base, artifacts), arm, steps, artifacts)
+
+
+@pytest.fixture
+def config(config_file: Path) -> RunConfig:
+    return load(config_file)
+
+
+def test_a_run_gone_on_with_is_the_run_that_was_never_stopped(config: RunConfig, tmp_path: Path) -> None:
+    whole, rungs = trained(config, tmp_path / "whole", 12), None
+    for steps in (6, 12):
+        rungs = trained(config, tmp_path / "rungs", steps)
+    assert rungs and rungs.record["resumed_from"] == "trunk-5" and whole.record["resumed_from"] is None
+    assert rungs.record["train_curve"] == whole.record["train_curve"]
+    assert rungs.validation == whole.validation
+
+
+def test_the_learning_rate_rises_stays_and_falls_to_the_end(config: RunConfig, tmp_path: Path) -> None:
+    trained(config, tmp_path, 20)
+    (log,) = tmp_path.glob("runs/*/*/log.jsonl")
+    rates = [line["learning_rate"] / 0.01 for line in read_log(log)]
+    assert rates == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, *[1.0] * 11, 1.0, 0.75, 0.5, 0.25])
+    for line in read_log(log):
+        assert line["grad_norm"] > 0 and line["tokens_per_second"] > 0
+
+
+def test_a_run_that_diverges_is_finished_and_keeps_its_last_good_checkpoint(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = LoraTrainer.compute_loss
+
+    def overflowing(self: LoraTrainer, *args: Any, **kwargs: Any) -> Any:
+        loss = own(self, *args, **kwargs)
+        return loss * float("inf") if self.state.global_step >= 7 else loss
+
+    monkeypatch.setattr(LoraTrainer, "compute_loss", overflowing)
+    run = trained(config, tmp_path, 20)
+    assert run.diverged == "loss is inf at step 8"
+    assert run.validation == [] and not run.adapter.exists()
+    kept = sorted(path.name for path in run.adapter.parent.glob("checkpoint-*"))
+    assert kept == ["checkpoint-4", "checkpoint-6"]
+    monkeypatch.setattr(train_module, "_train", lambda *_: pytest.fail("trained again"))
+    assert trained(config, tmp_path, 20).diverged == run.diverged
+
+
+def test_a_loss_far_above_its_start_is_a_divergence() -> None:
+    state = SimpleNamespace(global_step=0, log_history=[])
+    with pytest.raises(DivergedError, match=r"the loss is 5\.60 at step 11, it began at 2\.00"):
+        for loss in (2.0, 2.0, 2.0, 2.0, 2.0, 1.5, 1.5, 5.5, 6.0, 7.0, 8.0, 10.0):
+            state.global_step += 1
+            state.log_history.append({"step": state.global_step, "loss": loss})
+            Guard().on_log(None, state, None, logs={"loss": loss, "grad_norm": 1.0})
+
+
+@pytest.fixture
+def spoilt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From step 5 on a run climbs: what it learns then is wrong."""
+    own = LoraTrainer.compute_loss
+
+    def climbing(self: LoraTrainer, *args: Any, **kwargs: Any) -> Any:
+        loss = own(self, *args, **kwargs)
+        return -loss if self.state.global_step >= 4 else loss
+
+    monkeypatch.setattr(LoraTrainer, "compute_loss", climbing)
+
+
+@pytest.mark.usefixtures("spoilt")
+def test_the_best_checkpoint_is_restored_by_our_own_loss(
+    config_values: dict[str, Any], tmp_path: Path
+) -> None:
+    config_values["train"].update(restore_best=True, warmup_steps=0)
+    run = trained(configured(config_values, tmp_path), tmp_path, 12)
+    losses = dict(run.record["validation_curve"])
+    assert run.record["best_step"] == min(losses, key=lambda step: losses[step]) < run.record["steps"] == 12
+    assert run.record["validation"]["loss"] == pytest.approx(min(losses.values()), abs=1e-6)
+
+
+@pytest.mark.usefixtures("spoilt")
+def test_a_run_without_a_better_loss_for_long_enough_stops(
+    config_values: dict[str, Any], tmp_path: Path
+) -> None:
+    config_values["train"].update(restore_best=True, patience=2, warmup_steps=0)
+    run = trained(configured(config_values, tmp_path), tmp_path, 40)
+    assert run.record["steps"] == run.record["best_step"] + 2 * config_values["train"]["save_every_steps"]
+
+
+def test_a_changed_setting_never_resumes_the_checkpoints_of_another(
+    config: RunConfig, tmp_path: Path
+) -> None:
+    base = base_model.fetch(config.base, tmp_path)
+    changed = config.model_copy(update={"train": config.train.model_copy(update={"weight_decay": 0.1})})
+    longer = config.model_copy(update={"train": config.train.model_copy(update={"max_steps": 99})})
+    own, other, more = (arm_directory(c, base, "data", ARM, tmp_path) for c in (config, changed, longer))
+    assert own != other and own == more
+
+
+def configured(values: dict[str, Any], folder: Path) -> RunConfig:
+    file = folder / "changed.yaml"
+    file.write_text(yaml.safe_dump(values))
+    return load(file)
+
+
+def test_the_log_of_a_run_is_whole_lines_of_json(config: RunConfig, tmp_path: Path) -> None:
+    trained(config, tmp_path, 4)
+    (log,) = tmp_path.glob("runs/*/*/log.jsonl")
+    assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == [1, 2, 3, 4]
+    log.write_text(log.read_text() + '{"step": 5, "lo')
+    assert [line["step"] for line in read_log(log)] == [1, 2, 3, 4]

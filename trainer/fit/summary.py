@@ -1,0 +1,107 @@
+"""What a sweep found, as one JSON value: every arm, every setting, the choice, and its noise."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from trainer.config import RunConfig
+from trainer.fit.arm import Run
+from trainer.fit.intervals import loss_interval, ratio_interval
+from trainer.fit.loss import mean_loss
+from trainer.fit.select import Choice, Score, SeedNoise, difference, scores, seed_noise
+
+
+def summarise(
+    config: RunConfig,
+    rungs: Sequence[Sequence[Run]],
+    choice: Choice,
+    failed: Mapping[str, str],
+    sources: Sequence[str],
+) -> dict[str, Any]:
+    """What `results.json` holds. rungs: the runs of each, the last to the sweep's end.
+
+    sources: of each validation row. Losses are nats a token; an arm that stopped early is told as it
+    was when it stopped, and compared with the best of then.
+    """
+    noise = seed_noise(scores(rungs[-1]))
+    steps = max(run.record["steps"] for run in rungs[-1])
+    arms, settings = {}, {}
+    for runs in rungs:
+        for run in runs:
+            arms[run.arm.name] = _arm(run, steps, sources)
+        found = scores(runs)
+        for score in found:
+            settings[score.setting.name] = _setting(score, found[0], seed_noise(found), runs)
+    return {
+        "model": config.base.id,
+        "data": config.data.source,
+        "metric": "token-weighted validation loss, nats a token",
+        "rows": len(sources),
+        "steps": steps,
+        "winner": choice.winner.name,
+        "separable": choice.separable,
+        "reason": choice.reason,
+        "power": choice.power,
+        "seed_noise": noise and _noise(noise),
+        "failed": dict(failed),
+        "settings": list(settings.values()),
+        "arms": list(arms.values()),
+    }
+
+
+def _noise(noise: SeedNoise) -> dict[str, Any]:
+    return {
+        "standard_deviation": noise.standard_deviation,
+        "degrees_of_freedom": noise.degrees_of_freedom,
+    }
+
+
+def _arm(run: Run, steps: int, sources: Sequence[str]) -> dict[str, Any]:
+    record = run.record
+    interval = None if run.diverged else loss_interval(run.validation)
+    return {
+        "name": run.arm.name,
+        "rank": run.arm.setting.rank,
+        "learning_rate": run.arm.setting.learning_rate,
+        "seed": run.arm.seed,
+        "steps": record["steps"],
+        "validation_nll": interval and interval.value,
+        "ci_low": interval and interval.low,
+        "ci_high": interval and interval.high,
+        "by_source": {} if run.diverged else _by_source(run, sources),
+        "train_curve": record["train_curve"],
+        "validation_curve": [
+            *record["validation_curve"],
+            *([[record["steps"], interval.value]] if interval else []),
+        ],
+        "train_seconds": record["train_seconds"],
+        "tokens_per_second": record["tokens_per_second"],
+        "peak_memory_gib": record["peak_gpu_memory_gib"] or record["peak_memory_gib"],
+        "stopped": f"out after {record['steps']} of {steps} steps" if record["steps"] < steps else None,
+        "diverged": run.diverged,
+    }
+
+
+def _by_source(run: Run, sources: Sequence[str]) -> dict[str, Any]:
+    rows = defaultdict(list)
+    for source, row in zip(sources, run.validation, strict=True):
+        rows[source].append(row)
+    return {source: {"nll": mean_loss(own), "rows": len(own)} for source, own in sorted(rows.items())}
+
+
+def _setting(score: Score, best: Score, noise: SeedNoise | None, runs: Sequence[Run]) -> dict[str, Any]:
+    interval = ratio_interval(score.nll, score.tokens)
+    gap = difference(score, best, noise)
+    return {
+        "name": score.setting.name,
+        "rank": score.setting.rank,
+        "learning_rate": score.setting.learning_rate,
+        "seeds": list(score.seeds),
+        "steps": next(run.record["steps"] for run in runs if run.arm.setting == score.setting),
+        "validation_nll": interval.value,
+        "ci_low": interval.low,
+        "ci_high": interval.high,
+        "difference_to_best": gap.as_dict(),
+        "seed_spread": float(score.losses.max() - score.losses.min()) if len(score.seeds) > 1 else None,
+        "tied": gap.low <= 0,
+    }
