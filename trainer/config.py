@@ -108,7 +108,7 @@ class SweepConfig(Frozen):
 
 class TrainConfig(Frozen):
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    dtype: Literal["float32", "bfloat16"]
+    dtype: Literal["float32", "bfloat16", "float16"]
     tokens_per_step: int = Field(ge=32, description="Rows are packed up to this many tokens.")
     epochs: float = Field(1.0, gt=0)
     max_steps: int | None = Field(None, ge=1)
@@ -116,6 +116,9 @@ class TrainConfig(Frozen):
     weight_decay: float = Field(0.0, ge=0)
     save_every_steps: int = Field(ge=1)
     gradient_checkpointing: bool = False
+    engine: Literal["plain", "unsloth"] = "plain"
+    quantization: Literal["none", "4bit"] = Field("none", description="Of the frozen base in training.")
+    optimizer: Literal["adamw_torch_fused", "adamw_8bit"] = "adamw_torch_fused"
 
 
 class EvaluateConfig(Frozen):

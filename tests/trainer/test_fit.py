@@ -12,9 +12,10 @@ from trainer.config import LoraConfig, TrainConfig
 from trainer.data.tokenize import IGNORED, TokenRow
 from trainer.fit.arm import Arm, ArmResult
 from trainer.fit.checkpoint import latest_checkpoint
-from trainer.fit.engines.plain import build_trainer
+from trainer.fit.engines import plain
 from trainer.fit.loss import RowLoss, mean_loss, row_losses
 from trainer.fit.select import exact_interval, loss_interval, select
+from trainer.fit.trainer import build_trainer
 from trainer.generation import generate
 
 
@@ -75,10 +76,9 @@ def test_packed_training_loss_equals_unpacked_rows(
 
     settings = TrainConfig(dtype="float32", tokens_per_step=128, max_steps=1, save_every_steps=1)
     rows = Dataset.from_dict({"input_ids": [r.input_ids for r in ROWS], "labels": [r.labels for r in ROWS]})
-    build_trainer(
-        base_directory, tokenizer, rows, settings, LoraConfig(scaling=1), Arm(2, 1e-3, 1), "cpu",
-        tmp_path, Keep(),
-    ).train()  # fmt: skip
+    arm = Arm(2, 1e-3, 1)
+    model = plain.load(base_directory, settings, LoraConfig(scaling=1), arm, "cpu")
+    build_trainer(model, plain.compute_loss, tokenizer, rows, settings, arm, "cpu", tmp_path, Keep()).train()
     wanted = sum(reference_nll(tiny_model, r) for r in ROWS) / sum(
         label != IGNORED for r in ROWS for label in r.labels[1:]
     )

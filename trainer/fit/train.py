@@ -8,7 +8,8 @@ import math
 import resource
 import time
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, Literal
 
 from transformers import TrainerCallback
 
@@ -21,8 +22,8 @@ from trainer.errors import ArmError
 from trainer.files import only_writer, write_json
 from trainer.fit.arm import Arm, ArmResult, arm_directory, read_result
 from trainer.fit.checkpoint import latest_checkpoint
-from trainer.fit.engines.plain import build_trainer
 from trainer.fit.loss import mean_loss, row_losses
+from trainer.fit.trainer import build_trainer
 from trainer.progress import say
 
 
@@ -39,9 +40,11 @@ def train(config: RunConfig, base: BaseModel, prepared: Prepared, arm: Arm, arti
 
 def _train(config: RunConfig, base: BaseModel, prepared: Prepared, arm: Arm, directory: Path) -> None:
     tokenizer = load_tokenizer(base.directory)
+    device = choose_device(config.train.device)
+    engine = _engine(config.train.engine)
     trainer = build_trainer(
-        base.directory, tokenizer, prepared.dataset("train"), config.train, config.lora, arm,
-        choose_device(config.train.device), directory, _Progress(arm),
+        engine.load(base.directory, config.train, config.lora, arm, device), engine.compute_loss,
+        tokenizer, prepared.dataset("train"), config.train, arm, device, directory, _Progress(arm),
     )  # fmt: skip
     checkpoint = latest_checkpoint(directory)
     if checkpoint:
@@ -67,6 +70,16 @@ def _train(config: RunConfig, base: BaseModel, prepared: Prepared, arm: Arm, dir
     }
     write_json(directory / "result.json", record)
     say(f"  {arm.name}: validation loss {loss:.4f} nats a token, {train_s:.0f} s of training")
+
+
+def _engine(name: Literal["plain", "unsloth"]) -> ModuleType:
+    if name == "unsloth":
+        from trainer.fit.engines import unsloth
+
+        return unsloth
+    from trainer.fit.engines import plain
+
+    return plain
 
 
 class _Progress(TrainerCallback):
