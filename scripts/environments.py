@@ -123,7 +123,7 @@ def end_with_parent() -> None:
 
 
 def _lock(name: str) -> Path:
-    """The API has a second lock for NVIDIA machines, since vLLM is another package there."""
+    """Trainer and API have a second lock for NVIDIA machines: Unsloth, and vLLM's other package."""
     cuda = ROOT / name / "requirements-cuda.txt"
     return cuda if cuda.is_file() and has_nvidia_gpu() else ROOT / name / "requirements.txt"
 

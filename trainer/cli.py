@@ -68,6 +68,8 @@ def _run(options: argparse.Namespace) -> None:
         raise ArtifactError(
             f"{options.artifacts} cannot be made ({error.strerror}); set ARTIFACTS_DIR to another place"
         ) from None
+    if options.verb == "arm" and config.train.engine == "unsloth":
+        import trainer.fit.engines.unsloth  # noqa: F401  patches what the next import brings in
     from trainer.pipeline import Pipeline
 
     pipeline = Pipeline(config, options.artifacts, _arm_command(options))

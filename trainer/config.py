@@ -151,7 +151,7 @@ class TrainConfig(Frozen):
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    dtype: Literal["float32", "bfloat16"]
+    dtype: Literal["float32", "bfloat16", "float16"]
     tokens_per_step: int = Field(ge=32, description="Rows are packed up to this many tokens.")
     epochs: float = Field(1.0, gt=0)
     max_steps: int | None = Field(None, ge=1, description="Instead of `epochs`.")
@@ -166,6 +166,9 @@ class TrainConfig(Frozen):
         None, ge=1, description="Checkpoints without a better validation loss until the run stops."
     )
     gradient_checkpointing: bool = False
+    engine: Literal["plain", "unsloth"] = "plain"
+    quantization: Literal["none", "4bit"] = Field("none", description="Of the frozen base in training.")
+    optimizer: Literal["adamw_torch_fused", "adamw_8bit"] = "adamw_torch_fused"
     trackers: tuple[Literal["tensorboard", "trackio", "wandb", "mlflow"], ...] = ()
 
     @model_validator(mode="after")

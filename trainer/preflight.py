@@ -1,9 +1,10 @@
 """What this machine lacks for a profile, all of it in one message, before any work is done."""
 
 import importlib.metadata
+import importlib.util
 from pathlib import Path
 
-from trainer.config import BaseModelConfig, DataConfig, RunConfig, is_local
+from trainer.config import BaseModelConfig, DataConfig, RunConfig, TrainConfig, is_local
 from trainer.errors import MissingError
 
 HUB_TIMEOUT_S = 10
@@ -13,7 +14,12 @@ def check(config: RunConfig) -> None:
     """Raises: MissingError listing every missing thing with its remedy."""
     problems = [
         problem
-        for problem in (_device(config), _base(config.base), _data(config.data))
+        for problem in (
+            _device(config),
+            *_engine(config.train),
+            _base(config.base),
+            _data(config.data),
+        )
         if problem is not None
     ]
     if problems:
@@ -32,6 +38,33 @@ def _device(config: RunConfig) -> str | None:
         "a CUDA device: torch sees none. Run on a machine with an NVIDIA GPU and its driver, or use "
         "PROFILE=quickstart, which needs none"
     )
+
+
+def _engine(train: TrainConfig) -> list[str]:
+    """What the engine and its number formats need beyond the packages of every machine."""
+    problems = []
+    needed = {"unsloth": train.engine == "unsloth"}
+    needed["bitsandbytes"] = train.quantization == "4bit" or train.optimizer == "adamw_8bit"
+    for package in (name for name, needs in needed.items() if needs):
+        if importlib.util.find_spec(package) is None:
+            problems.append(
+                f"the package {package}: `make setup` installs it on a machine with an NVIDIA GPU. Without "
+                "one, set train.engine=plain, train.quantization=none and train.optimizer=adamw_torch_fused"
+            )
+    if train.dtype != "float32" and (problem := _dtype(train)):
+        problems.append(problem)
+    return problems
+
+
+def _dtype(train: TrainConfig) -> str | None:
+    import torch
+
+    cuda = train.device != "cpu" and torch.cuda.is_available()
+    if train.dtype == "float16" and not cuda:
+        return "a CUDA device for train.dtype=float16: on a CPU, set train.dtype=float32"
+    if train.dtype == "bfloat16" and cuda and not torch.cuda.is_bf16_supported(including_emulation=False):
+        return f"bfloat16: {torch.cuda.get_device_name()} has none; set train.dtype=float16"
+    return None
 
 
 def _base(base: BaseModelConfig) -> str | None:

@@ -9,6 +9,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast, TrainerCallb
 
 from trainer.config import LoraConfig, TrainConfig
 from trainer.data.tokenize import IGNORED, TokenRow
+from trainer.fit.arm import Arm, Setting
 from trainer.fit.checkpoint import starting_point
 from trainer.fit.engines import plain
 from trainer.fit.loss import RowLoss, mean_loss, row_losses
@@ -73,8 +74,11 @@ def test_packed_training_loss_equals_unpacked_rows(
 
     settings = TrainConfig(dtype="float32", tokens_per_step=128, max_steps=1, save_every_steps=1)
     rows = Dataset.from_dict({"input_ids": [r.input_ids for r in ROWS], "labels": [r.labels for r in ROWS]})
-    model = plain.load(base_directory, settings, LoraConfig(scaling=1), 2, "cpu")
-    build_trainer(model, tokenizer, rows, [], settings, 1e-3, 1, 1, "cpu", tmp_path, [Keep()]).train()
+    arm = Arm(Setting(2, 1e-3), 1)
+    model = plain.load(base_directory, settings, LoraConfig(scaling=1), arm, "cpu")
+    build_trainer(
+        model, plain.compute_loss, tokenizer, rows, [], settings, arm, 1, "cpu", tmp_path, [Keep()]
+    ).train()
     wanted = sum(reference_nll(tiny_model, r) for r in ROWS) / sum(
         label != IGNORED for r in ROWS for label in r.labels[1:]
     )

@@ -10,10 +10,10 @@ import resource
 import statistics
 import time
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, Literal
 
 import torch
-from transformers import set_seed
 
 from trainer.base_model import BaseModel, load_tokenizer
 from trainer.config import RunConfig
@@ -23,7 +23,6 @@ from trainer.files import only_writer, write_json
 from trainer.fit.arm import Arm, Run, arm_directory, read_run, run_name
 from trainer.fit.callbacks import DivergedError, Guard, Log, Patience, Tell, Trunk
 from trainer.fit.checkpoint import keep_trunk, remove_checkpoints, starting_point
-from trainer.fit.engines import plain
 from trainer.fit.loss import mean_loss
 from trainer.fit.trainer import LoraTrainer, build_trainer, cooldown_steps
 from trainer.progress import Progress
@@ -47,12 +46,12 @@ def _train(
 ) -> None:
     settings = config.train
     device = choose_device(settings.device)
-    set_seed(arm.seed)  # the adapter's first weights
-    model = plain.load(base.directory, settings, config.lora, arm.setting.rank, device)
+    engine = _engine(settings.engine)
+    model = engine.load(base.directory, settings, config.lora, arm, device)
     with Progress() as progress:
         trainer = build_trainer(
-            model, load_tokenizer(base.directory), prepared.dataset("train"), prepared.rows("validation"),
-            settings, arm.setting.learning_rate, arm.seed, steps, device, directory,
+            model, engine.compute_loss, load_tokenizer(base.directory), prepared.dataset("train"),
+            prepared.rows("validation"), settings, arm, steps, device, directory,
             [Log(directory), Guard(), Tell(arm.name, progress)],
         )  # fmt: skip
         cooldown_start = trainer.args.max_steps - cooldown_steps(settings, trainer.args.max_steps)
@@ -99,6 +98,16 @@ def _run(trainer: LoraTrainer, checkpoint: Path | None, directory: Path) -> dict
         "diverged": diverged,
         "validation": validation,
     }
+
+
+def _engine(name: Literal["plain", "unsloth"]) -> ModuleType:
+    if name == "unsloth":
+        from trainer.fit.engines import unsloth
+
+        return unsloth
+    from trainer.fit.engines import plain
+
+    return plain
 
 
 def _gpu_memory_gib() -> float | None:

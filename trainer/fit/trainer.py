@@ -1,36 +1,47 @@
-"""TRL's `SFTTrainer`, made to train on target positions and to judge by our own loss.
+"""TRL's `SFTTrainer` for one arm: it batches, steps, saves and resumes, whatever the engine.
 
-Rows come tokenised and labelled, so TRL only packs and batches them. Packed rows keep their own
-positions and carry no attention mask, which is what keeps them from seeing each other.
+Rows come tokenised, labelled and packed, and the losses are the engine's and our own, so TRL prepares
+nothing.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import Dataset
-from torch.nn import functional
 from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback, TrainerControl
 from trl import SFTConfig, SFTTrainer
 
 from trainer.config import TrainConfig
 from trainer.data.tokenize import IGNORED, TokenRow
+from trainer.fit.arm import Arm
 from trainer.fit.loss import RowLoss, mean_loss, row_losses
+from trainer.fit.packing import collate, pack
+
+Loss = Callable[[Any, dict[str, Any], Any], Any]
 
 
 class LoraTrainer(SFTTrainer):
-    """Trains one adapter; the LM head runs on target positions only, as most of a prompt needs no logits.
+    """Trains one adapter.
 
-    validation: rows of the validation split.
+    loss: the engine's, (model, inputs with labels, target tokens) to a scalar. validation: the rows whose
+    token-weighted loss judges the adapter.
     """
 
     control: TrainerControl
 
-    def __init__(self, *, validation: Sequence[TokenRow], **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+    def __init__(self, *, loss: Loss, validation: Sequence[TokenRow], **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self._loss = loss
         self._validation = validation
         self._since_log = (time.monotonic(), 0)
+        # TRL turns a 4-bit model's adapter to bf16: small updates would be lost, and the scaler of
+        # float16 refuses it. Every engine trains it in fp32.
+        for parameter in self.model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
 
     def compute_loss(
         self,
@@ -38,16 +49,13 @@ class LoraTrainer(SFTTrainer):
         inputs: dict[str, Any],
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
-    ) -> Any:
+    ) -> torch.Tensor:
         """Mean NLL over the target tokens of one packed row; inputs are (1, length)."""
-        labels = inputs.pop("labels")[0, 1:]
         begun, tokens = self._since_log
-        self._since_log = begun, tokens + len(labels) + 1
-        kept = (labels != IGNORED).nonzero()[:, 0]
-        outputs = model(**inputs, logits_to_keep=kept, use_cache=False)
-        total = functional.cross_entropy(outputs.logits[0].float(), labels[kept], reduction="sum")
-        loss = total / (len(kept) if num_items_in_batch is None else num_items_in_batch)
-        return (loss, outputs) if return_outputs else loss
+        self._since_log = begun, tokens + inputs["labels"].numel()
+        if num_items_in_batch is None:
+            num_items_in_batch = (inputs["labels"] != IGNORED).sum()
+        return torch.as_tensor(self._loss(model, inputs, num_items_in_batch))
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Token-weighted validation loss as `eval_loss`, for choosing the best checkpoint."""
@@ -76,35 +84,36 @@ class LoraTrainer(SFTTrainer):
 
 def build_trainer(
     model: Any,
+    loss: Loss,
     tokenizer: PreTrainedTokenizerBase,
     rows: Dataset,
     validation: Sequence[TokenRow],
     settings: TrainConfig,
-    learning_rate: float,
-    seed: int,
+    arm: Arm,
     steps: int | None,
     device: str,
     output: Path,
     callbacks: Sequence[TrainerCallback],
 ) -> LoraTrainer:
-    """A trainer ready to train or resume. rows: `input_ids` and `labels`. steps: None for `epochs`."""
-    dataset = rows.select_columns(["input_ids", "labels"])
+    """A trainer for one arm, ready to train or resume.
+
+    model, loss: from the engine. rows: `input_ids` and `labels`. steps: None for `settings.epochs`.
+    """
+    packed = pack(rows, settings.tokens_per_step)
+    total = steps or max(1, round(settings.epochs * len(packed)))
     trainer = LoraTrainer(
+        loss=loss,
         validation=validation,
         model=model,
-        args=_arguments(settings, learning_rate, seed, device, output),
-        train_dataset=dataset,
+        args=_arguments(settings, arm, total, device, output),
+        train_dataset=packed,
         # The Trainer asks for one where there is something to restore; `evaluate` uses `validation`.
-        eval_dataset=dataset.select(range(1)) if settings.restore_best else None,
+        eval_dataset=packed.select(range(1)) if settings.restore_best else None,
+        data_collator=collate,
         processing_class=tokenizer,
         callbacks=list(callbacks),
     )
     trainer.remove_callback(PrinterCallback)  # `callbacks` tell the progress
-    total = steps or max(1, round(settings.epochs * len(trainer.train_dataset)))
-    cooldown = cooldown_steps(settings, total)
-    trainer.args.max_steps = total
-    trainer.args.warmup_steps = min(settings.warmup_steps, total - cooldown)
-    trainer.args.lr_scheduler_kwargs = {"num_decay_steps": cooldown, "decay_type": "linear"}
     return trainer
 
 
@@ -113,23 +122,27 @@ def cooldown_steps(settings: TrainConfig, total: int) -> int:
     return max(1, round(settings.cooldown_share * total))
 
 
-def _arguments(
-    settings: TrainConfig, learning_rate: float, seed: int, device: str, output: Path
-) -> SFTConfig:
+def _arguments(settings: TrainConfig, arm: Arm, total: int, device: str, output: Path) -> SFTConfig:
+    cooldown = cooldown_steps(settings, total)
     return SFTConfig(
         output_dir=str(output),
+        run_name=output.parent.name,
         use_cpu=device == "cpu",
-        bf16=settings.dtype == "bfloat16" and device != "cpu",
-        packing=True,
-        packing_strategy="bfd",
-        eval_packing=False,
+        bf16=settings.dtype == "bfloat16" and device == "cuda",
+        fp16=settings.dtype == "float16" and device == "cuda",
         max_length=settings.tokens_per_step,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        remove_unused_columns=False,
         per_device_train_batch_size=1,
-        learning_rate=learning_rate,
+        max_steps=total,
+        optim=settings.optimizer,
+        learning_rate=arm.setting.learning_rate,
         lr_scheduler_type="warmup_stable_decay",
+        lr_scheduler_kwargs={"num_decay_steps": cooldown, "decay_type": "linear"},
+        warmup_steps=min(settings.warmup_steps, total - cooldown),
         weight_decay=settings.weight_decay,
-        seed=seed,
-        data_seed=seed,
+        seed=arm.seed,
+        data_seed=arm.seed,
         gradient_checkpointing=settings.gradient_checkpointing,
         save_strategy="steps",
         save_steps=settings.save_every_steps,
@@ -140,6 +153,5 @@ def _arguments(
         logging_steps=1,
         logging_nan_inf_filter=False,  # it would hide a divergence
         report_to=list(settings.trackers),
-        run_name=output.parent.name,
         disable_tqdm=True,
     )
