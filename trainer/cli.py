@@ -28,6 +28,7 @@ VERBS = {
     "train": "the chosen setting over the whole of the data",
     "merge": "the winner merged into the base, and checked",
     "evaluate": "the merged model against the base, and the gates",
+    "push": "the finished artifact to the Hugging Face Hub; told only, until --upload",
 }
 
 
@@ -57,6 +58,14 @@ def _run(options: argparse.Namespace) -> None:
     if options.dry_run:
         return
     _quieten_libraries()
+    if options.verb == "push":
+        from trainer.ship.push import push
+
+        push(
+            config, options.artifacts / "models", options.to, options.private, options.upload,
+            options.allow_override,
+        )  # fmt: skip
+        return
     from trainer import preflight
 
     preflight.check(config)
@@ -119,6 +128,13 @@ def _parser() -> argparse.ArgumentParser:
             sub.add_argument("--learning-rate", type=float)
             sub.add_argument("--seed", type=int)
             sub.add_argument("--steps", type=int, help="default: as train.max_steps or train.epochs say")
+        if verb == "push":
+            sub.add_argument("--to", required=True, metavar="OWNER/NAME", help="the model repository")
+            sub.add_argument("--private", action="store_true", help="only for you, where it is new")
+            sub.add_argument("--upload", action="store_true", help="upload; needs HF_TOKEN")
+            sub.add_argument(
+                "--allow-override", action="store_true", help="although it was shipped against a gate"
+            )
     return parser
 
 
