@@ -59,12 +59,7 @@ def _run(options: argparse.Namespace) -> None:
         return
     _quieten_libraries()
     if options.verb == "push":
-        from trainer.ship.push import push
-
-        push(
-            config, options.artifacts / "models", options.to, options.private, options.upload,
-            options.allow_override,
-        )  # fmt: skip
+        _push(config, options)
         return
     from trainer import preflight
 
@@ -102,6 +97,13 @@ def _train_arm(config: RunConfig, pipeline: "Pipeline", options: argparse.Namesp
         if "out of memory" in str(error).lower():
             raise ArmError(f"{arm.name}: out of memory; lower train.tokens_per_step") from None
         raise
+
+
+def _push(config: RunConfig, options: argparse.Namespace) -> None:
+    from trainer.ship.push import push
+
+    models = options.artifacts / "models"
+    push(config, models, options.to, options.private, options.upload, options.allow_override)
 
 
 def _parser() -> argparse.ArgumentParser:

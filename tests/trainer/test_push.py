@@ -135,7 +135,7 @@ def test_a_repository_name_that_the_licence_forbids_is_refused(pushed: Any) -> N
         (lambda m: m["files"].pop("config.json"), "does not name: config.json"),
         (lambda m: m["files"]["config.json"].update(sha256="0" * 64), "is not what the manifest recorded"),
         (lambda m: m["files"].update(gone={"sha256": "0" * 64, "bytes": 0}), "is not what the manifest"),
-        (lambda m: m.update(config_hash="0" * 64), "no artifact of this configuration"),
+        (lambda m: m.update(config_hash="0" * 64), "no artifact of Llama-tiny with configuration"),
     ],
 )
 def test_an_artifact_that_is_not_proven_is_refused(

@@ -63,7 +63,7 @@ def newest_artifact(config: RunConfig, models: Path) -> tuple[Path, dict[str, An
     ]
     if not made:
         raise ArtifactError(
-            f"{models} holds no artifact of this configuration of {config.name}; make it with `run`"
+            f"{models} holds no artifact of {config.name} with configuration {key[:16]}; make it with `run`"
         )
     return max(made, key=lambda pair: str(pair[1]["created_at"]))
 
