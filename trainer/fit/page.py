@@ -76,10 +76,10 @@ def _sentence(text: str) -> str:
 
 
 def _size(sweep: dict[str, Any]) -> str:
-    minutes = sum(arm["train_seconds"] or 0 for arm in sweep["arms"]) / 60
+    minutes = math.ceil(sum(arm["train_seconds"] or 0 for arm in sweep["arms"]) / 60)
     return (
         f"{count(len(sweep['settings']), 'setting')} in {count(len(sweep['arms']), 'arm')} of up to "
-        f"{count(sweep['steps'], 'step')}, {minutes:,.0f} minutes of training in all; compared on "
+        f"{count(sweep['steps'], 'step')}, {count(minutes, 'minute')} of training in all; compared on "
         f"{count(sweep['rows'], 'validation row')}. Loss is {sweep['metric']}."
     )
 
@@ -114,9 +114,10 @@ def _differences(sweep: dict[str, Any], settings: Sequence[dict[str, Any]]) -> s
         told += " Settings of which an arm diverged are in the table only."
     if any(s["steps"] < sweep["steps"] for s in sweep["settings"]):
         told += " One that was stopped early is compared with the best after as many steps."
-    if len(bars) > 1:
+    drawn = forest(bars)
+    if 'class="arrow"' in drawn:
         told += f" An arrow: more than {FAR} times the median of the upper ends, not drawn to scale."
-    return f"<p>{told}</p>{_legend(sweep)}<div class=forest>{forest(bars)}</div>"
+    return f"<p>{told}</p>{_legend(sweep)}<div class=forest>{drawn}</div>"
 
 
 def _curves(sweep: dict[str, Any]) -> str:
@@ -135,7 +136,7 @@ def _curves(sweep: dict[str, Any]) -> str:
     y = losses_scale([line for lines in panels.values() for line in lines], steps)
     drawn = "".join(f"<div>{curves(f'rank {rank}', lines, steps, y)}</div>" for rank, lines in panels.items())
     told = (
-        f"Lines: training loss, a point for every {count(_bin(steps), 'step')}, the mean over them. "
+        f"Lines: training loss, each point a mean over {count(_bin(steps), 'step')}. "
         "Dots: validation loss. A line for each arm; a cross where one diverged. The scale is that of the "
         "arms that did not, after their first steps, so a beginning may lie above the panel."
     )
