@@ -94,6 +94,7 @@ def test_upload_is_one_commit_that_names_the_artifact(pushed: Any, hub: Any, pri
     (made, how), (uploaded, what) = double.calls
     assert (made, how) == ("create_repo", {"repo_id": "me/Llama-tiny", "private": private, "exist_ok": True})
     assert uploaded == "upload_folder" and what["commit_message"] == "Upload Llama-tiny-0123abcd"
+    assert "*.safetensors" in what["delete_patterns"], "no weights of an earlier push stay to be loaded"
     assert {p.name for p in Path(what["folder_path"]).iterdir()} >= {"manifest.json", "NOTICE", "LICENSE"}
 
 
