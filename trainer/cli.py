@@ -28,6 +28,7 @@ VERBS = {
     "train": "the chosen setting over the whole of the data",
     "merge": "the winner merged into the base, and checked",
     "evaluate": "the merged model against the base, and the gates",
+    "push": "the finished artifact to the Hugging Face Hub; told only, until --upload",
 }
 
 
@@ -57,6 +58,9 @@ def _run(options: argparse.Namespace) -> None:
     if options.dry_run:
         return
     _quieten_libraries()
+    if options.verb == "push":
+        _push(config, options)
+        return
     from trainer import preflight
 
     preflight.check(config)
@@ -97,6 +101,13 @@ def _train_arm(config: RunConfig, pipeline: "Pipeline", options: argparse.Namesp
         raise
 
 
+def _push(config: RunConfig, options: argparse.Namespace) -> None:
+    from trainer.ship.push import push
+
+    models = options.artifacts / "models"
+    push(config, models, options.to, options.private, options.upload, options.allow_override)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m trainer", description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
@@ -121,6 +132,13 @@ def _parser() -> argparse.ArgumentParser:
             sub.add_argument("--learning-rate", type=float)
             sub.add_argument("--seed", type=int)
             sub.add_argument("--steps", type=int, help="default: as train.max_steps or train.epochs say")
+        if verb == "push":
+            sub.add_argument("--to", required=True, metavar="OWNER/NAME", help="the model repository")
+            sub.add_argument("--private", action="store_true", help="only for you, where it is new")
+            sub.add_argument("--upload", action="store_true", help="upload; needs HF_TOKEN")
+            sub.add_argument(
+                "--allow-override", action="store_true", help="although it was shipped against a gate"
+            )
     return parser
 
 

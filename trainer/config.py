@@ -288,6 +288,11 @@ def is_local(source: str) -> bool:
     return source != "stdlib-docs" and not source.startswith("hub:")
 
 
+def public_source(source: str) -> str:
+    """The source as it may be published: of a path only the last part, not the folders of this machine."""
+    return Path(source).name if is_local(source) else source
+
+
 def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."

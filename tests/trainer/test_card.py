@@ -112,7 +112,8 @@ def test_the_card_tells_measurements_procedure_and_limits(artifact: Path) -> Non
     for told in (
         "| train | 60 |", "| steps | 6 |", "A\\|B, 2 cores; no GPU", "torch 2.0",
         "| merged, float32 | 2e-05 |",
-        "+0.500 [+0.250, +0.750]", "test loss (-0.1)", "`cccccccccccccccc`", "from openai import OpenAI",
+        "+0.500 [+0.250, +0.750]", "test loss passed (-0.1)", "`cccccccccccccccc`",
+        "from openai import OpenAI",
         "Safety, bias and truthfulness were not measured",
     ):  # fmt: skip
         assert told in card

@@ -5,7 +5,7 @@ import pytest
 import yaml
 
 from trainer.cli import main
-from trainer.config import CONFIGS, fingerprint, load
+from trainer.config import CONFIGS, fingerprint, load, public_source
 from trainer.errors import ConfigError
 
 
@@ -56,6 +56,11 @@ def test_relative_paths_count_from_the_file(tmp_path: Path, config_values: dict[
     path = tmp_path / "c.yaml"
     path.write_text(yaml.safe_dump(config_values))
     assert load(path).data.source == str(tmp_path / "rows.jsonl")
+
+
+def test_a_published_source_names_no_folder_of_this_machine() -> None:
+    assert public_source("/home/someone/rows.jsonl") == "rows.jsonl"
+    assert public_source("hub:a/b@c") == "hub:a/b@c" and public_source("stdlib-docs") == "stdlib-docs"
 
 
 def test_fingerprint_ignores_the_order_of_keys() -> None:

@@ -171,17 +171,22 @@ def test_a_diverged_arm_is_told_and_bends_no_scale() -> None:
     assert with_it[with_it.index(name) :][:900] == without[without.index(name) :][:900]
 
 
-def test_a_setting_whose_arms_all_diverged_has_a_row_and_no_figures() -> None:
+def test_a_setting_of_which_an_arm_diverged_has_a_row_and_no_figures() -> None:
     sweep = made_sweep()
-    lost = sweep["settings"][-1]
-    for key in ("validation_nll", "ci_low", "ci_high", "difference_to_best", "seed_spread"):
-        lost[key] = None
-    lost["tied"] = False
+    sweep["settings"].pop()
     for a in sweep["arms"][-2:]:
         a.update(validation_nll=None, train_curve=[[1, math.nan]], validation_curve=[], diverged="loss nan")
     made = page(sweep)
-    assert cells(made, "r64-lr0.001")[5:8] == ["–", "–", "–"]
+    told = cells(made, "r64-lr0.001")
+    assert told[5:8] == ["–", "–", "–"] and told[-1] == "seed 7, 8 diverged: loss nan"
     assert "nan" not in "".join(re.findall("<svg.*</svg>", made)) and "in the table only" in made
+
+
+def test_a_setting_that_was_stopped_early_stands_after_the_whole_ones() -> None:
+    made = page(made_sweep())
+    names = re.findall("<tr><td>(r[0-9]+-lr[^<]*)</td><td class=n>", made)
+    assert names[0] == "r64-lr0.0003" and set(names[-2:]) == {"r8-lr0.0001", "r16-lr0.0001"}
+    assert "compared with the best after as many steps" in made
 
 
 def test_steps_of_stopped_arms_are_told_for_each_seed() -> None:
@@ -200,16 +205,17 @@ def test_a_best_at_the_end_of_the_grid_is_told() -> None:
     sweep = made_sweep()
     assert "at the highest rank that was tried, 64" in page(sweep)
     assert "learning rate that was tried" not in page(sweep)
-    sweep["settings"] = [s for s in sweep["settings"] if s["learning_rate"] == RATES[-1]]
+    for part in ("settings", "arms"):
+        sweep[part] = [s for s in sweep[part] if s["learning_rate"] == RATES[-1]]
     assert "Only one learning rate was tried, 0.001" in page(sweep)
 
 
 def test_a_difference_far_from_all_others_is_an_arrow_with_its_value() -> None:
     sweep = made_sweep()
-    assert 'class="arrow"' not in page(sweep)
+    assert "not drawn to scale" not in page(sweep)
     sweep["settings"][0]["difference_to_best"] = {"value": 2.5, "low": 2.4, "high": 2.6}
     made = page(sweep)
-    assert made.count('class="arrow"') == 1 and ">+2.5</text>" in made
+    assert made.count('class="arrow"') == 1 and "not drawn to scale" in made and ">+2.5</text>" in made
     assert ">+0.03</text>" in made, "the others keep their scale"
 
 

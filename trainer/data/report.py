@@ -7,7 +7,7 @@ escaped. It shows rows of the training data, so it is as private as they are.
 import platform
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -17,6 +17,7 @@ from trainer.config import DataConfig
 from trainer.data.clean import Cleaned
 from trainer.data.row_file import RowFile, rows_fingerprint
 from trainer.files import write_json
+from trainer.html_page import document, table
 
 EXAMPLES = 10
 EXAMPLE_CHARACTERS = 2500
@@ -88,32 +89,21 @@ def page(report: Mapping[str, Any], examples: Sequence[Example]) -> str:
         for reason, count in report[what].items()
     ]
     lengths = report["tokens_a_row"]
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Data report</title>
-<style>{STYLE}</style>
-</head>
-<body>
-<h1>Data report</h1>
+    body = f"""<h1>Data report</h1>
 <p>Source <code>{escape(report["source"])}</code>, fingerprint <code>{report["fingerprint"][:16]}</code></p>
 <h2>Rows</h2>
-{_table(["Side", "Rows", "Trained tokens"], totals)}
+{table(["Side", "Rows", "Trained tokens"], totals)}
 <h2>Dropped and repaired</h2>
-{_table(["", "Reason", "Rows", "First at"], changes) if changes else "<p>Nothing.</p>"}
+{table(["", "Reason", "Rows", "First at"], changes) if changes else "<p>Nothing.</p>"}
 <h2>Tokens a row</h2>
 <p>Median {lengths["median"]:,}, mean {lengths["mean"]:,}, longest {lengths["longest"]:,}.</p>
 {_histogram(lengths["counts"], lengths["bar_tokens"])}
 <h2>Sources</h2>
-{_table(["Source", "Usable", *map(str.capitalize, splits)], _source_rows(report, splits))}
+{table(["Source", "Usable", *map(str.capitalize, splits)], _source_rows(report, splits))}
 <h2>Examples from train</h2>
 <p>The model is trained on the <mark>marked</mark> tokens.</p>
-{"".join(map(_example, examples))}
-</body>
-</html>
-"""
+{"".join(map(_example, examples))}"""
+    return document("Data report", body, STYLE)
 
 
 def _source_rows(report: Mapping[str, Any], splits: Sequence[str]) -> list[list[Any]]:
@@ -126,16 +116,6 @@ def _source_rows(report: Mapping[str, Any], splits: Sequence[str]) -> list[list[
         sums = [sum(column) for column in list(zip(*others, strict=True))[1:]]
         shown.append([f"{len(others)} others", *sums])
     return shown
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    def cell(value: Any) -> str:
-        number = isinstance(value, int)
-        return f"<td class=n>{value:,}</td>" if number else f"<td>{escape(str(value))}</td>"
-
-    body = "\n".join(f"<tr>{''.join(map(cell, row))}</tr>" for row in rows)
-    heads = "".join(f"<th>{escape(name)}</th>" for name in head)
-    return f"<div class=wide><table><thead><tr>{heads}</tr></thead><tbody>\n{body}\n</tbody></table></div>"
 
 
 def _histogram(counts: Sequence[int], bar_tokens: int) -> str:
@@ -172,23 +152,7 @@ def _example(example: Example) -> str:
 
 
 STYLE = """
-:root { color-scheme: light dark; --ink: #1c2024; --paper: #fff; --quiet: #5b6470; --line: #d9dde2;
-  --bar: #3563c9; --mark: #fff0b3; --panel: #f5f6f8; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e6e8eb; --paper: #15181c; --quiet: #9aa4b0; --line: #333a42; --bar: #7aa2f7;
-    --mark: #57470c; --panel: #1d2126; }
-}
-body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper);
-  max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
-h2 { margin-top: 2.5rem; font-size: 1.2rem; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; }
-th, td { padding: .25rem 1rem .25rem 0; border-bottom: 1px solid var(--line); text-align: left; }
-th { color: var(--quiet); font-weight: 500; }
-.n { text-align: right; font-variant-numeric: tabular-nums; }
-svg { width: 100%; height: auto; }
 rect { fill: var(--bar); }
-text { fill: var(--quiet); font-size: 12px; }
 figure { margin: 1rem 0; border: 1px solid var(--line); border-radius: 6px; overflow: hidden; }
 figcaption, figure p { padding: .4rem .8rem; margin: 0; color: var(--quiet); background: var(--panel); }
 pre { padding: .8rem; margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; font-size: .85rem; }

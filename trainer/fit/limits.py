@@ -1,5 +1,6 @@
 """What a sweep can and cannot tell, as sentences that follow from its own numbers."""
 
+from collections.abc import Sequence
 from typing import Any
 
 
@@ -9,9 +10,10 @@ def limits(sweep: dict[str, Any]) -> list[str]:
     noise = sweep["seed_noise"]
     if noise:
         held = (
-            f"The intervals hold two kinds of luck: which {sweep['rows']:,} rows were held out, and the "
-            f"seed of the training, whose standard deviation of {noise['standard_deviation']:.4f} nats a "
-            f"token was estimated from {count(noise['degrees_of_freedom'], 'degree')} of freedom."
+            f"The intervals of differences hold two kinds of luck: which {sweep['rows']:,} rows were held "
+            "out, and what a seed does to one setting and not to all, a standard deviation of "
+            f"{noise['standard_deviation']:.4f} nats a token estimated from "
+            f"{count(noise['degrees_of_freedom'], 'degree')} of freedom."
         )
     else:
         held = (
@@ -30,13 +32,20 @@ def limits(sweep: dict[str, Any]) -> list[str]:
     ]
 
 
+def in_order(settings: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The lowest loss first; after them those that were stopped early, and those without a loss."""
+    return sorted(
+        settings,
+        key=lambda s: (s["validation_nll"] is None, -s["steps"], s["validation_nll"] or 0.0),
+    )
+
+
 def _edges(sweep: dict[str, Any]) -> list[str]:
     """Where the lowest loss lies at the end of the grid, or the grid had one value only."""
-    measured = [setting for setting in sweep["settings"] if setting["validation_nll"] is not None]
-    best = min(measured, key=lambda setting: setting["validation_nll"])
+    best = in_order(sweep["settings"])[0]
     told = []
     for key, noun in (("learning_rate", "learning rate"), ("rank", "rank")):
-        tried = sorted({setting[key] for setting in sweep["settings"]})
+        tried = sorted({arm[key] for arm in sweep["arms"]})
         if len(tried) == 1:
             told.append(f"Only one {noun} was tried, {tried[0]:g}; what others would do is not known.")
         elif best[key] in (tried[0], tried[-1]):

@@ -10,7 +10,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from trainer.fit.limits import count, limits
+from trainer.fit.limits import count, in_order, limits
 from trainer.fit.plots import COLOURS, FAR, Bar, Line, Point, curves, forest, losses_scale
 from trainer.html_page import Figure, document, table
 
@@ -27,7 +27,7 @@ def write_page(directory: Path, sweep: dict[str, Any]) -> None:
 
 def page(sweep: dict[str, Any]) -> str:
     """The whole index.html."""
-    settings = _in_order(sweep["settings"])
+    settings = in_order([*sweep["settings"], *_without_loss(sweep)])
     power = f"<p>{escape(_sentence(sweep['power']))}</p>" if sweep["power"] else ""
     body = f"""<h1>Which LoRA setting is worth shipping</h1>
 <p><code>{escape(sweep["model"])}</code> tuned on <code>{escape(sweep["data"])}</code></p>
@@ -48,9 +48,27 @@ def page(sweep: dict[str, Any]) -> str:
     return document(f"Sweep: {sweep['model']} on {sweep['data']}", body, STYLE)
 
 
-def _in_order(settings: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The lowest validation loss first, settings without one last."""
-    return sorted(settings, key=lambda s: math.inf if s["validation_nll"] is None else s["validation_nll"])
+def _without_loss(sweep: dict[str, Any]) -> list[dict[str, Any]]:
+    """Entries for the settings that only arms tell of: one of their seeds diverged."""
+    known = {(s["rank"], s["learning_rate"]) for s in sweep["settings"]}
+    lost: dict[tuple[int, float], list[dict[str, Any]]] = {}
+    for arm in sweep["arms"]:
+        key = (arm["rank"], arm["learning_rate"])
+        if key not in known:
+            lost.setdefault(key, []).append(arm)
+    empty = dict.fromkeys(("validation_nll", "ci_low", "ci_high", "difference_to_best", "seed_spread"))
+    return [
+        {
+            "name": f"r{rank}-lr{rate:g}",
+            "rank": rank,
+            "learning_rate": rate,
+            "seeds": [arm["seed"] for arm in arms],
+            "steps": max(arm["steps"] for arm in arms),
+            "tied": False,
+            **empty,
+        }
+        for (rank, rate), arms in lost.items()
+    ]
 
 
 def _sentence(text: str) -> str:
@@ -58,10 +76,10 @@ def _sentence(text: str) -> str:
 
 
 def _size(sweep: dict[str, Any]) -> str:
-    minutes = sum(arm["train_seconds"] or 0 for arm in sweep["arms"]) / 60
+    minutes = math.ceil(sum(arm["train_seconds"] or 0 for arm in sweep["arms"]) / 60)
     return (
         f"{count(len(sweep['settings']), 'setting')} in {count(len(sweep['arms']), 'arm')} of up to "
-        f"{count(sweep['steps'], 'step')}, {minutes:,.0f} minutes of training in all; compared on "
+        f"{count(sweep['steps'], 'step')}, {count(minutes, 'minute')} of training in all; compared on "
         f"{count(sweep['rows'], 'validation row')}. Loss is {sweep['metric']}."
     )
 
@@ -93,10 +111,13 @@ def _differences(sweep: dict[str, Any], settings: Sequence[dict[str, Any]]) -> s
         "the best, a full dot is worse. The setting that is shipped stands in bold."
     )
     if len(bars) < len(settings):
-        told += " Settings without a loss are in the table only."
-    if len(bars) > 1:
+        told += " Settings of which an arm diverged are in the table only."
+    if any(s["steps"] < sweep["steps"] for s in sweep["settings"]):
+        told += " One that was stopped early is compared with the best after as many steps."
+    drawn = forest(bars)
+    if 'class="arrow"' in drawn:
         told += f" An arrow: more than {FAR} times the median of the upper ends, not drawn to scale."
-    return f"<p>{told}</p>{_legend(sweep)}<div class=forest>{forest(bars)}</div>"
+    return f"<p>{told}</p>{_legend(sweep)}<div class=forest>{drawn}</div>"
 
 
 def _curves(sweep: dict[str, Any]) -> str:
@@ -115,7 +136,7 @@ def _curves(sweep: dict[str, Any]) -> str:
     y = losses_scale([line for lines in panels.values() for line in lines], steps)
     drawn = "".join(f"<div>{curves(f'rank {rank}', lines, steps, y)}</div>" for rank, lines in panels.items())
     told = (
-        f"Lines: training loss, a point for every {count(_bin(steps), 'step')}, the mean over them. "
+        f"Lines: training loss, each point a mean over {count(_bin(steps), 'step')}. "
         "Dots: validation loss. A line for each arm; a cross where one diverged. The scale is that of the "
         "arms that did not, after their first steps, so a beginning may lie above the panel."
     )

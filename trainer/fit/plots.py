@@ -77,8 +77,11 @@ def losses_scale(lines: Sequence[Line], steps: int) -> Scale:
     counted = [line for line in lines if not line.cut] or lines
     points = [(s, v) for line in counted for s, v in (*line.train, *line.validation) if v > 0]
     values = [v for s, v in points if s >= WARM * steps] or [v for _, v in points] or [1.0]
-    low, high = min(values) / 1.05, max(values) * 1.05
-    return Scale(low, high, BOTTOM, TOP, log=high > low * LOG_FROM)
+    low, high = min(values), max(values)
+    if high > low * LOG_FROM:
+        return Scale(low / 1.1, high * 1.1, BOTTOM, TOP, log=True)
+    room = 0.05 * (high - low) or 0.05 * high
+    return Scale(low - room, high + room, BOTTOM, TOP)
 
 
 def curves(title: str, lines: Sequence[Line], steps: int, y: Scale) -> str:
@@ -94,7 +97,7 @@ def curves(title: str, lines: Sequence[Line], steps: int, y: Scale) -> str:
     parts.append(f'<text transform="translate(13 127) rotate(-90)" class="mid">{told}</text>')
     drawn = "".join(_line(line, x, y) for line in lines)
     # An inner svg cuts off what leaves the panel.
-    box = f"{LEFT - 3} {TOP} {RIGHT - LEFT + 6} {BOTTOM - TOP + 3}"
+    box = f"{LEFT - 5} {TOP} {RIGHT - LEFT + 10} {BOTTOM - TOP + 5}"
     place = 'x="{}" y="{}" width="{}" height="{}"'.format(*box.split())
     parts.append(f'<svg {place} viewBox="{box}">{drawn}</svg>')
     return _svg(f"Loss over training steps, {title}", 420, 270, parts)

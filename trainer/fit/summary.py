@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from trainer.config import RunConfig
+from trainer.config import RunConfig, public_source
 from trainer.fit.arm import Run
 from trainer.fit.intervals import loss_interval, ratio_interval
 from trainer.fit.loss import mean_loss
@@ -34,7 +34,7 @@ def summarise(
             settings[score.setting.name] = _setting(score, found[0], seed_noise(found), runs)
     return {
         "model": config.base.id,
-        "data": config.data.source,
+        "data": public_source(config.data.source),
         "metric": "token-weighted validation loss, nats a token",
         "rows": len(sources),
         "steps": steps,

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.base_model import BaseModel
-from trainer.config import RunConfig, fingerprint, is_local
+from trainer.config import RunConfig, fingerprint, public_source
 from trainer.data.prepare import Prepared
 from trainer.device import describe_hardware
 from trainer.files import read_json, sha256_file, write_json
@@ -57,7 +57,7 @@ def build_manifest(
     """All of the manifest but `files`, which only the finished directory can tell."""
     report = prepared.report
     data = {
-        "source": _public_source(report["source"]),
+        "source": public_source(report["source"]),
         "fingerprint": report["fingerprint"],
         "rows": report["rows"],
     }
@@ -95,11 +95,6 @@ def build_manifest(
         "merge_check": merge_check,
         "evaluation": evaluation,
     }
-
-
-def _public_source(source: str) -> str:
-    """The source as it may be published: of a path only the last part, not the folders of this machine."""
-    return Path(source).name if is_local(source) else source
 
 
 def publish(merged: Path, destination: Path, manifest: dict[str, Any], licence_files: Sequence[Path]) -> None:

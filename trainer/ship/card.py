@@ -53,7 +53,7 @@ Validation rows chose the setting; test rows chose nothing and give the results 
 {results}
 
 Intervals are paired bootstraps over rows, one training seed: they hold the choice of rows, not the
-luck of a seed. Before it was shipped it had to pass: {gates}.
+luck of a seed. {gates}
 
 ## How the setting was chosen
 {reason}
@@ -152,7 +152,7 @@ def _body(manifest: dict[str, Any], front: str) -> str:
         sides=_table(data["rows"].items()),
         procedure=_table(_procedure(manifest)),
         results=_table(map(_metric, manifest["evaluation"]["metrics"])),
-        gates="; ".join(f"{g['name']} ({g['detail']})" for g in manifest["evaluation"]["gates"]),
+        gates=_gates(manifest["evaluation"]),
         reason=". ".join(part for key in ("reason", "power") if (part := manifest["selection"][key])) + ".",
         settings=_table(map(_setting, manifest["selection"]["settings"])),
         positions=check["positions"],
@@ -204,6 +204,16 @@ def _metric(metric: dict[str, Any]) -> list[str]:
         f"{metric['tuned']['value']:.3f}",
         interval(metric["difference"]),
     ]
+
+
+def _gates(evaluation: dict[str, Any]) -> str:
+    told = "; ".join(
+        f"{gate['name']} {'passed' if gate['passed'] else '**failed**'} ({gate['detail']})"
+        for gate in evaluation["gates"]
+    )
+    override = evaluation.get("override")
+    shipped = f"\n\n**Shipped against a failed gate:** {override}" if override else ""
+    return f"Gates before shipping: {told}.{shipped}"
 
 
 def _setting(setting: dict[str, Any]) -> list[str]:

@@ -1,0 +1,155 @@
+"""`push`: a finished artifact to a model repository of the Hugging Face Hub, shown before it is done.
+
+Without `--upload` it only tells what would go where, and needs neither network nor token. An artifact
+that is not whole, did not pass its checks, or misses what the base's licence asks for is refused both
+ways. It makes the repository and one commit; it never changes the visibility of one that is there.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi, get_token
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined] # public by its own docs
+
+from trainer.config import RunConfig, fingerprint
+from trainer.errors import ArtifactError, ConfigError, GateError, MissingError, TrainerError
+from trainer.files import read_json, sha256_file
+from trainer.licence import llama_terms, wrong_name
+from trainer.progress import say
+
+MANIFEST = "manifest.json"
+# Weights of an earlier push under other names would be loaded in place of these.
+REPLACED = ["*.safetensors", "*.safetensors.index.json"]
+
+
+def push(
+    config: RunConfig, models: Path, repository: str, private: bool, upload: bool, allow_override: bool
+) -> None:
+    """Check, tell, and with `upload` upload the newest artifact of this configuration.
+
+    repository: OWNER/NAME. allow_override: take one that a person shipped against a failed gate.
+
+    Raises: ConfigError, ArtifactError, GateError, MissingError.
+    """
+    _check_repository(repository, config.base.licence)
+    directory, manifest = newest_artifact(config, models)
+    passed = list(checks(directory, manifest, allow_override))
+    visibility = "private" if private else "public"
+    say(f"{manifest['id']} to {repository} ({visibility})")
+    sizes = {name: (directory / name).stat().st_size for name in _names(directory)}
+    for name, size in sizes.items():
+        say(f"  {name:<32} {_megabytes(size)}")
+    say(f"  {f'{len(sizes)} files':<32} {_megabytes(sum(sizes.values()))}")
+    for check in passed:
+        say(f"  passed: {check}")
+    if "samples.json" in sizes:
+        say(f"  note: samples.json shows rows of the test data, {visibility} with the rest")
+    if upload:
+        say(f"uploaded: {_upload(directory, manifest['id'], repository, private)}")
+    else:
+        say("nothing was uploaded; the same command with --upload does it")
+
+
+def newest_artifact(config: RunConfig, models: Path) -> tuple[Path, dict[str, Any]]:
+    """The directory and manifest of the artifact made last by exactly this configuration."""
+    key = fingerprint(config)
+    made = [
+        (path.parent, manifest)
+        for path in models.glob(f"*/{MANIFEST}")
+        if (manifest := read_json(path))
+        and (manifest.get("id"), manifest.get("config_hash")) == (path.parent.name, key)
+    ]
+    if not made:
+        raise ArtifactError(
+            f"{models} holds no artifact of {config.name} with configuration {key[:16]}; make it with `run`"
+        )
+    return max(made, key=lambda pair: str(pair[1]["created_at"]))
+
+
+def checks(directory: Path, manifest: dict[str, Any], allow_override: bool) -> Iterator[str]:
+    """Yield each check that passed. Raises: GateError or ArtifactError at the first that did not."""
+    name, evaluation = manifest["id"], manifest["evaluation"]
+    override = evaluation.get("override")
+    if override and not allow_override:
+        raise GateError(f"{name} was shipped by an override ({override}); add --allow-override to push it")
+    if not override and evaluation["passed"] is not True:
+        raise GateError(f"{name} did not pass its evaluation; see {directory / MANIFEST}")
+    yield f"evaluation overridden: {override}" if override else f"{len(evaluation['gates'])} gates"
+    if manifest["merge_check"]["passed"] is not True:
+        raise GateError(f"{name} did not pass its merge check; see {directory / MANIFEST}")
+    yield f"merge check over {manifest['merge_check']['positions']} tokens"
+    _check_files(directory, manifest)
+    yield "every file has the SHA-256 of the manifest"
+    licence = manifest["base_model"]["licence"]
+    _check_licence(directory, licence)
+    yield f"what the licence {licence} asks for"
+
+
+def _check_repository(repository: str, licence: str) -> None:
+    try:
+        validate_repo_id(repository)
+    except HFValidationError as error:
+        raise ConfigError(f"--to {repository!r}: {error}") from None
+    owner, slash, name = repository.partition("/")
+    if not (owner and slash and name):
+        raise ConfigError(f"--to {repository!r}: expected OWNER/NAME, such as my-account/my-model")
+    if problem := wrong_name(name, licence):
+        raise ConfigError(f"--to {repository!r}: {problem}")
+
+
+def _check_files(directory: Path, manifest: dict[str, Any]) -> None:
+    known = manifest["files"]
+    strays = sorted(set(_names(directory)) - set(known) - {MANIFEST})
+    if strays:
+        raise ArtifactError(f"{directory} holds files that the manifest does not name: {', '.join(strays)}")
+    for name, entry in known.items():
+        file = directory / name
+        if not file.is_file() or sha256_file(file) != entry["sha256"]:
+            raise ArtifactError(f"{file} is not what the manifest recorded; make it again with `run`")
+
+
+def _check_licence(directory: Path, licence: str) -> None:
+    terms = llama_terms(licence)
+    if terms is None:
+        return
+    notice = directory / "NOTICE"
+    if not notice.is_file() or terms.notice not in notice.read_text(encoding="utf-8"):
+        raise ArtifactError(f"{notice} must hold the line that the licence {licence} asks for")
+    if not any(directory.glob("LICENSE*")):
+        raise ArtifactError(
+            f"{directory} has no copy of the licence {licence}, which must go with the weights; put "
+            "LICENSE.txt into the base model's directory and make the artifact again"
+        )
+
+
+def _upload(directory: Path, identifier: str, repository: str, private: bool) -> str:
+    """Make the repository if there is none, upload in one commit, and return its address."""
+    if not get_token():
+        raise MissingError("no token to upload with: set HF_TOKEN to one that may write to the repository")
+    api = HfApi()
+    try:
+        address = api.create_repo(repository, private=private, exist_ok=True)
+        if private and not api.model_info(repository).private:
+            raise ConfigError(f"{repository} exists and is public, and --private was asked for; not uploaded")
+        api.upload_folder(
+            repo_id=repository,
+            folder_path=directory,
+            commit_message=f"Upload {identifier}",
+            delete_patterns=REPLACED,
+        )
+    except TrainerError:
+        raise
+    except Exception as error:  # the hub's, the network's and the storage's errors share no base
+        told = " ".join(str(error).split())
+        raise ArtifactError(f"upload to {repository} failed ({type(error).__name__}): {told}") from None
+    return str(address)
+
+
+def _names(directory: Path) -> list[str]:
+    return sorted(str(p.relative_to(directory)) for p in directory.rglob("*") if p.is_file())
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:>10,.3f} MB"
