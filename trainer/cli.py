@@ -77,6 +77,7 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _train_one(config: RunConfig, pipeline: "Pipeline", options: argparse.Namespace) -> None:
+    from trainer.fit.adapter import check_adapter
     from trainer.fit.arm import Arm, arms
     from trainer.fit.train import train
 
@@ -87,6 +88,7 @@ def _train_one(config: RunConfig, pipeline: "Pipeline", options: argparse.Namesp
         first.seed if options.seed is None else options.seed,
     )
     base, prepared = pipeline.found_or_made()
+    check_adapter(base.directory, [arm.rank], config.lora.target_modules)
     try:
         train(config, base, prepared, arm, options.artifacts)
     except RuntimeError as error:

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] "
@@ -119,3 +120,42 @@ def config_file(tmp_path: Path, config_values: dict[str, Any]) -> Path:
     path = tmp_path / "tiny.yaml"
     path.write_text(yaml.safe_dump(config_values))
     return path
+
+
+LLAMA3_CONTROLS = (
+    "<|begin_of_text|>", "<|end_of_text|>", "<|finetune_right_pad_id|>", "<|start_header_id|>",
+    "<|end_header_id|>", "<|eom_id|>", "<|eot_id|>",
+)  # fmt: skip
+LLAMA3_TEMPLATE = (
+    "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{% set system = messages[0]['content'] %}"
+    "{% set messages = messages[1:] %}{% else %}{% set system = '' %}{% endif %}"
+    "{{ '<|start_header_id|>system<|end_header_id|>\n\nToday Date: ' + (date_string or 'none') + '\n\n' "
+    "+ system + '<|eot_id|>' }}"
+    "{% for message in messages %}{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' "
+    "+ message['content'] + '<|eot_id|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
+)
+
+
+@pytest.fixture
+def llama3_tokenizer() -> PreTrainedTokenizerFast:
+    """Llama 3's shape: its way of splitting text, its control tokens and turns, a BOS put in front."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merges = [("1", "2"), ("12", "3"), ("Ġ", "a")]
+    vocab = {t: i for i, t in enumerate([*alphabet, *map("".join, merges), *LLAMA3_CONTROLS])}
+    inner = Tokenizer(models.BPE(vocab=vocab, merges=merges, ignore_merges=True))
+    inner.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(GGUF_PRE_TOKENIZER_SPLITS["llama-bpe"]), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    inner.decoder = decoders.ByteLevel()
+    inner.add_special_tokens(list(LLAMA3_CONTROLS))
+    bos = LLAMA3_CONTROLS[0]
+    inner.post_processor = processors.TemplateProcessing(
+        single=f"{bos} $A", special_tokens=[(bos, vocab[bos])]
+    )
+    made = PreTrainedTokenizerFast(tokenizer_object=inner, bos_token=bos, eos_token="<|eot_id|>")
+    made.chat_template = LLAMA3_TEMPLATE
+    return made
