@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from trainer.config import CONFIGS, RunConfig, load
+from trainer.config import CONFIGS, EXPORT_FORMATS, RunConfig, load
 from trainer.errors import ArmError, ArtifactError, TrainerError
 
 if TYPE_CHECKING:  # the stages import torch, which takes seconds; a wrong flag must not
@@ -27,6 +27,7 @@ VERBS = {
     "sweep": "all arms, and the choice among them",
     "merge": "the winner merged into the base, and checked",
     "evaluate": "the merged model against the base, and the gates",
+    "export": "the finished artifact as GGUF for llama.cpp and Ollama, and in FP8",
 }
 
 
@@ -56,6 +57,11 @@ def _run(options: argparse.Namespace) -> None:
     if options.dry_run:
         return
     _quieten_libraries()
+    if options.verb == "export":  # of what is there; it needs no base, data or GPU
+        from trainer.ship.export import export
+
+        export(config, options.artifacts, options.format or EXPORT_FORMATS)
+        return
     from trainer import preflight
 
     preflight.check(config)
@@ -120,6 +126,10 @@ def _parser() -> argparse.ArgumentParser:
             sub.add_argument("--rank", type=int)
             sub.add_argument("--learning-rate", type=float)
             sub.add_argument("--seed", type=int)
+        if verb == "export":
+            sub.add_argument(
+                "--format", action="append", choices=EXPORT_FORMATS, help="repeatable; default: all"
+            )
     return parser
 
 

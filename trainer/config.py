@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from trainer.errors import ConfigError
 
 CONFIGS = Path(__file__).parent / "configs"
+EXPORT_FORMATS = ("gguf-f16", "gguf-q8_0", "fp8")
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
 

@@ -4,7 +4,10 @@ A model that was trained to end its turns must be told so: with an end-of-turn t
 from `generation_config.json`, a server goes on past the answer. Nothing here knows a model's name.
 """
 
+from pathlib import Path
 from typing import Any
+
+from transformers import GenerationConfig
 
 from trainer.data.tokenize import DATE
 from trainer.errors import BaseModelError
@@ -41,12 +44,21 @@ def set_stop_tokens(model: Any, tokenizer: Any) -> None:
     """
     end_of_turn = end_of_turn_id(tokenizer)
     config = model.generation_config
-    own = config.eos_token_id
-    ids = {end_of_turn, tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
+    ids = {end_of_turn, tokenizer.eos_token_id, *_listed(config.eos_token_id)} - {None}
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = _pad_token(tokenizer, end_of_turn)
     config.eos_token_id = sorted(ids)
     config.pad_token_id = tokenizer.pad_token_id
+
+
+def stop_tokens(directory: Path, tokenizer: Any) -> list[str]:
+    """The texts of the tokens that end an answer, by the directory's generation_config.json."""
+    config = GenerationConfig.from_pretrained(directory)
+    return [str(tokenizer.convert_ids_to_tokens(i)) for i in _listed(config.eos_token_id)]
+
+
+def _listed(ids: Any) -> list[Any]:
+    return ids if isinstance(ids, list) else [ids]
 
 
 def _pad_token(tokenizer: Any, end_of_turn: int) -> str:
