@@ -159,3 +159,33 @@ def llama3_tokenizer() -> PreTrainedTokenizerFast:
     made = PreTrainedTokenizerFast(tokenizer_object=inner, bos_token=bos, eos_token="<|eot_id|>")
     made.chat_template = LLAMA3_TEMPLATE
     return made
+
+
+@pytest.fixture
+def chatml_tokenizer() -> PreTrainedTokenizerFast:
+    """Byte-level with merges, cut as GPT-2 does, with control tokens first."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merges = [("1", "2"), ("Ġ", "a"), ("l", "l"), ("ll", "o")]
+    vocab = {t: i for i, t in enumerate([*CONTROLS, *alphabet, *map("".join, merges)])}
+    inner = Tokenizer(models.BPE(vocab=vocab, merges=merges))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    inner.add_special_tokens(list(CONTROLS))
+    made: PreTrainedTokenizerFast = PreTrainedTokenizerFast(
+        tokenizer_object=inner, pad_token=CONTROLS[0], bos_token=CONTROLS[1], eos_token=CONTROLS[2]
+    )
+    made.chat_template = CHATML
+    return made
+
+
+def model_of(tokenizer: Any, **more: Any) -> LlamaForCausalLM:
+    """A random bfloat16 Llama for this tokenizer, with two embedding rows that no token has."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer) + 2, hidden_size=64, intermediate_size=96, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512,
+        tie_word_embeddings=True, initializer_range=0.2, **more,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config)
+    model.generation_config.eos_token_id = [tokenizer.eos_token_id]
+    return model.to(torch.bfloat16).eval()

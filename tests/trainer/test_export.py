@@ -6,65 +6,18 @@ from typing import Any
 
 import gguf
 import jsonschema
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    GgufConfig,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedTokenizerFast,
-)
+from transformers import AutoModelForCausalLM, GgufConfig, PreTrainedTokenizerFast
 
-from conftest import CHATML, CONTROLS
+from conftest import model_of
 from trainer.cli import main
 from trainer.config import fingerprint, load
-from trainer.errors import ArtifactError
 from trainer.ship.artifact import write_manifest
-from trainer.ship.gguf_file import write_gguf
-from trainer.ship.gguf_tokenizer import pre_tokenizer_name
-from trainer.ship.modelfile import go_template
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "docs/artifact.schema.json").read_text())
 IDENTIFIER = "tiny-00000000"
-TEXTS = ("Hello, it's 123 a\n\n x 4567!", "<|im_start|>user\nhé 日本 <|im_end|>", " a 12345 'RE\r\n\t")
-ROPE = {
-    "rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0, "original_max_position_embeddings": 64,
-}  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def chatml_tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-level with merges, cut as GPT-2 does, with control tokens first."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    merges = [("1", "2"), ("Ġ", "a"), ("l", "l"), ("ll", "o")]
-    vocab = {t: i for i, t in enumerate([*CONTROLS, *alphabet, *map("".join, merges)])}
-    inner = Tokenizer(models.BPE(vocab=vocab, merges=merges))
-    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    inner.decoder = decoders.ByteLevel()
-    inner.add_special_tokens(list(CONTROLS))
-    made: PreTrainedTokenizerFast = PreTrainedTokenizerFast(
-        tokenizer_object=inner, pad_token=CONTROLS[0], bos_token=CONTROLS[1], eos_token=CONTROLS[2]
-    )
-    made.chat_template = CHATML
-    return made
-
-
-def model_of(tokenizer: Any, **more: Any) -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer) + 2, hidden_size=64, intermediate_size=96, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512,
-        tie_word_embeddings=True, initializer_range=0.2, **more,
-    )  # fmt: skip
-    model = LlamaForCausalLM(config)
-    model.generation_config.eos_token_id = [tokenizer.eos_token_id]
-    return model.to(torch.bfloat16).eval()
 
 
 @pytest.fixture
@@ -145,72 +98,6 @@ def test_gguf_has_norms_in_float32_matrices_in_blocks_and_no_tied_output(
     assert kinds["blk.1.ffn_down.weight"] == kinds["token_embd.weight"] == "Q8_0"
 
 
-def saved(tokenizer: Any, directory: Path, **more: Any) -> Path:
-    model_of(tokenizer, **more).save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
-    return directory
-
-
-@pytest.mark.parametrize("shape", ["chatml_tokenizer", "llama3_tokenizer"])
-def test_tokenizer_read_back_from_gguf_gives_the_same_ids_and_template(
-    tmp_path: Path, request: pytest.FixtureRequest, shape: str
-) -> None:
-    tokenizer = request.getfixturevalue(shape)
-    write_gguf(saved(tokenizer, tmp_path / "m"), "f16", "n", "l", tmp_path / "x.gguf")
-    again = AutoTokenizer.from_pretrained(tmp_path, gguf_file="x.gguf")
-    for text in TEXTS:
-        plain = {"add_special_tokens": False}
-        assert again(text, **plain)["input_ids"] == tokenizer(text, **plain)["input_ids"]
-    assert again.chat_template == tokenizer.chat_template
-    assert (again.bos_token, again.eos_token) == (tokenizer.bos_token, tokenizer.eos_token)
-
-
-def test_gguf_says_whether_the_tokenizer_puts_a_bos_in_front(
-    tmp_path: Path, chatml_tokenizer: Any, llama3_tokenizer: Any
-) -> None:
-    for wanted, tokenizer in ((False, chatml_tokenizer), (True, llama3_tokenizer)):
-        file = tmp_path / f"{wanted}.gguf"
-        write_gguf(saved(tokenizer, tmp_path / str(wanted)), "f16", "n", "l", file)
-        field = gguf.GGUFReader(file).get_field("tokenizer.ggml.add_bos_token")
-        assert field is not None and field.contents() is wanted
-
-
-def test_llama_3_rope_scaling_is_in_the_gguf_as_divisors_of_the_plain_frequencies(
-    tmp_path: Path, llama3_tokenizer: Any
-) -> None:
-    model = saved(llama3_tokenizer, tmp_path / "m", rope_parameters=ROPE)
-    write_gguf(model, "f16", "n", "l", tmp_path / "x.gguf")
-    (found,) = (t for t in gguf.GGUFReader(tmp_path / "x.gguf").tensors if t.name == "rope_freqs.weight")
-    plain = 10000.0 ** (-np.arange(0, 16, 2) / 16)
-    loaded: Any = AutoModelForCausalLM.from_pretrained(model)
-    assert found.data.dtype == np.float32 and found.data.max() == ROPE["factor"]
-    np.testing.assert_allclose(plain / found.data, loaded.model.rotary_emb.inv_freq.numpy(), rtol=1e-5)
-
-
-def test_rope_scaling_that_gguf_cannot_say_is_refused(tmp_path: Path, chatml_tokenizer: Any) -> None:
-    rope = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}
-    model = saved(chatml_tokenizer, tmp_path / "m", rope_parameters=rope)
-    with pytest.raises(ArtifactError, match="'linear'"):
-        write_gguf(model, "f16", "n", "l", tmp_path / "x.gguf")
-
-
-def rules_of(*parts: Any) -> Any:
-    inner = Tokenizer(models.BPE(vocab={"a": 0}, merges=[]))
-    inner.pre_tokenizer = pre_tokenizers.Sequence(list(parts))
-    return json.loads(inner.to_str())
-
-
-def test_single_digits_before_gpt_2s_cut_are_called_smollm() -> None:
-    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    assert pre_tokenizer_name(rules_of(pre_tokenizers.Digits(True), byte_level)) == "smollm"
-
-
-@pytest.mark.parametrize("part", [pre_tokenizers.Digits(False), pre_tokenizers.Whitespace()], ids=repr)
-def test_cut_that_llama_cpp_has_no_name_for_is_refused(part: Any) -> None:
-    with pytest.raises(ArtifactError, match="GGUF has no name for this tokenizer"):
-        pre_tokenizer_name(rules_of(part, pre_tokenizers.ByteLevel(add_prefix_space=False)))
-
-
 def test_modelfile_of_chatml_has_its_turns_and_stops(artifact: Path, config_file: Path) -> None:
     text = (run_export(config_file, artifact, "gguf-q8_0") / "gguf-q8_0/Modelfile").read_text()
     assert text == (
@@ -221,25 +108,6 @@ def test_modelfile_of_chatml_has_its_turns_and_stops(artifact: Path, config_file
         'PARAMETER stop "<|im_end|>"\n'
         'LICENSE """apache-2.0"""\n'
     )
-
-
-def test_go_template_of_llama_3_keeps_its_system_block_and_leaves_the_bos_to_the_tokenizer(
-    llama3_tokenizer: Any,
-) -> None:
-    block = "<|start_header_id|>system<|end_header_id|>\n\nToday Date: 26 Jul 2024\n\n"
-    assert go_template(llama3_tokenizer) == (
-        "{{ if .System }}" + block + "{{ .System }}<|eot_id|>{{ else }}" + block + "<|eot_id|>{{ end }}"
-        '{{ range .Messages }}{{ if ne .Role "system" }}<|start_header_id|>{{ .Role }}<|end_header_id|>\n\n'
-        "{{ .Content }}<|eot_id|>{{ end }}{{ end }}<|start_header_id|>assistant<|end_header_id|>\n\n"
-    )
-
-
-def test_go_template_of_another_shape_is_refused(llama3_tokenizer: Any) -> None:
-    llama3_tokenizer.chat_template = (
-        "{% for m in messages %}{{ m['content'] + '<|eot_id|>' }}{{ loop.index }}{% endfor %}"
-    )
-    with pytest.raises(ArtifactError, match="cannot be written for Ollama"):
-        go_template(llama3_tokenizer)
 
 
 def test_fp8_is_a_whole_artifact_under_contract_1(artifact: Path, config_file: Path) -> None:
