@@ -1,5 +1,6 @@
 """A tiny random Llama with a real tokenizer and a ChatML template: real code paths, in seconds."""
 
+import importlib.resources
 import json
 from pathlib import Path
 from typing import Any
@@ -126,20 +127,11 @@ LLAMA3_CONTROLS = (
     "<|begin_of_text|>", "<|end_of_text|>", "<|finetune_right_pad_id|>", "<|start_header_id|>",
     "<|end_header_id|>", "<|eom_id|>", "<|eot_id|>",
 )  # fmt: skip
-LLAMA3_TEMPLATE = (
-    "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{% set system = messages[0]['content'] %}"
-    "{% set messages = messages[1:] %}{% else %}{% set system = '' %}{% endif %}"
-    "{{ '<|start_header_id|>system<|end_header_id|>\n\nToday Date: ' + (date_string or 'none') + '\n\n' "
-    "+ system + '<|eot_id|>' }}"
-    "{% for message in messages %}{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' "
-    "+ message['content'] + '<|eot_id|>' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
-)
 
 
 @pytest.fixture
 def llama3_tokenizer() -> PreTrainedTokenizerFast:
-    """Llama 3's shape: its way of splitting text, its control tokens and turns, a BOS put in front."""
+    """Llama 3.2's shape: its way of splitting text, its control tokens and template, a BOS in front."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     merges = [("1", "2"), ("12", "3"), ("Ġ", "a")]
     vocab = {t: i for i, t in enumerate([*alphabet, *map("".join, merges), *LLAMA3_CONTROLS])}
@@ -157,7 +149,7 @@ def llama3_tokenizer() -> PreTrainedTokenizerFast:
         single=f"{bos} $A", special_tokens=[(bos, vocab[bos])]
     )
     made = PreTrainedTokenizerFast(tokenizer_object=inner, bos_token=bos, eos_token="<|eot_id|>")
-    made.chat_template = LLAMA3_TEMPLATE
+    made.chat_template = (importlib.resources.files("trl") / "chat_templates/llama3_2.jinja").read_text()
     return made
 
 

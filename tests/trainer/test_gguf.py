@@ -92,7 +92,8 @@ def test_cut_that_llama_cpp_has_no_name_for_is_refused(part: Any) -> None:
 def test_go_template_of_llama_3_keeps_its_system_block_and_leaves_the_bos_to_the_tokenizer(
     llama3_tokenizer: Any,
 ) -> None:
-    block = "<|start_header_id|>system<|end_header_id|>\n\nToday Date: 26 Jul 2024\n\n"
+    dates = "Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n"
+    block = f"<|start_header_id|>system<|end_header_id|>\n\n{dates}"
     assert go_template(llama3_tokenizer) == (
         "{{ if .System }}" + block + "{{ .System }}<|eot_id|>{{ else }}" + block + "<|eot_id|>{{ end }}"
         '{{ range .Messages }}{{ if ne .Role "system" }}<|start_header_id|>{{ .Role }}<|end_header_id|>\n\n'

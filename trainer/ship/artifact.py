@@ -108,7 +108,14 @@ def publish(merged: Path, destination: Path, manifest: dict[str, Any], licence_f
 
 
 def write_manifest(directory: Path, manifest: dict[str, Any]) -> None:
-    """Write manifest.json with the size and hash of every other file that is in the directory."""
+    """Write manifest.json with the size and hash of every other file that is in the directory.
+
+    All become readable to everyone: safetensors writes files that only their owner may read, and a
+    service in a container runs as another user.
+    """
+    for file in directory.rglob("*"):
+        if file.is_file():
+            file.chmod(0o644)
     files = {
         str(file.relative_to(directory)): {"sha256": sha256_file(file), "bytes": file.stat().st_size}
         for file in sorted(directory.rglob("*"))
