@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from trainer.config import CONFIGS, RunConfig, load
+from trainer.config import CONFIGS, EXPORT_FORMATS, RunConfig, load
 from trainer.errors import ArmError, ArtifactError, TrainerError
 
 if TYPE_CHECKING:  # the stages import torch, which takes seconds; a wrong flag must not
@@ -29,6 +29,7 @@ VERBS = {
     "merge": "the winner merged into the base, and checked",
     "evaluate": "the merged model against the base, and the gates",
     "push": "the finished artifact to the Hugging Face Hub; told only, until --upload",
+    "export": "the finished artifact as GGUF for llama.cpp and Ollama, and in FP8",
 }
 
 
@@ -61,6 +62,11 @@ def _run(options: argparse.Namespace) -> None:
     if options.verb == "push":
         _push(config, options)
         return
+    if options.verb == "export":  # of what is there; it needs no base, data or GPU
+        from trainer.ship.export import export
+
+        export(config, options.artifacts, options.format or EXPORT_FORMATS)
+        return
     from trainer import preflight
 
     preflight.check(config)
@@ -84,6 +90,7 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _train_arm(config: RunConfig, pipeline: "Pipeline", options: argparse.Namespace) -> None:
+    from trainer.fit.adapter import check_adapter
     from trainer.fit.arm import Arm, Setting, arms
     from trainer.fit.train import train
 
@@ -93,6 +100,7 @@ def _train_arm(config: RunConfig, pipeline: "Pipeline", options: argparse.Namesp
         first.seed if options.seed is None else options.seed,
     )
     base, prepared = pipeline.found_or_made()
+    check_adapter(base.directory, [arm.setting.rank], config.lora.target_modules)
     try:
         train(config, base, prepared, arm, options.steps, options.artifacts)
     except RuntimeError as error:
@@ -138,6 +146,10 @@ def _parser() -> argparse.ArgumentParser:
             sub.add_argument("--upload", action="store_true", help="upload; needs HF_TOKEN")
             sub.add_argument(
                 "--allow-override", action="store_true", help="although it was shipped against a gate"
+            )
+        if verb == "export":
+            sub.add_argument(
+                "--format", action="append", choices=EXPORT_FORMATS, help="repeatable; default: all"
             )
     return parser
 

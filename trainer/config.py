@@ -25,6 +25,7 @@ from trainer.errors import ConfigError
 from trainer.licence import wrong_name
 
 CONFIGS = Path(__file__).parent / "configs"
+EXPORT_FORMATS = ("gguf-f16", "gguf-q8_0", "fp8")
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from trainer.errors import MissingError
 from trainer.progress import say
 
 
@@ -75,3 +76,14 @@ def only_writer(path: Path) -> Iterator[None]:
             say(f"  waiting for another run that is making {path}")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def require_room(path: Path, needed_bytes: int, what: str) -> None:
+    """Refuse to begin what the disk cannot hold. Raises: MissingError with both sizes."""
+    place = next(p for p in (path, *path.absolute().parents) if p.is_dir())
+    free_bytes = shutil.disk_usage(place).free
+    if free_bytes < needed_bytes:
+        raise MissingError(
+            f"{what} needs {needed_bytes / 2**30:.2f} GiB on the disk of {place}, and "
+            f"{free_bytes / 2**30:.2f} GiB are free: free some, or set ARTIFACTS_DIR to a larger disk"
+        )

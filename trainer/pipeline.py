@@ -15,6 +15,7 @@ from trainer.data.prepare import Prepared, prepare
 from trainer.device import choose_device
 from trainer.errors import ArmError, GateError
 from trainer.files import only_writer, read_json, whole_directory, write_json
+from trainer.fit.adapter import check_adapter
 from trainer.fit.arm import Arm, Run, Setting, arm_directory, read_run, run_name
 from trainer.fit.loss import mean_loss
 from trainer.fit.processes import run_arms
@@ -50,7 +51,9 @@ class Pipeline:
 
     def base(self) -> BaseModel:
         with self._stages.stage("base", f"get {self.config.base.id} ready"):
-            return base_model.fetch(self.config.base, self.artifacts)
+            base = base_model.fetch(self.config.base, self.artifacts)
+            check_adapter(base.directory, self.config.sweep.ranks, self.config.lora.target_modules)
+            return base
 
     def prepare(self, base: BaseModel) -> Prepared:
         with self._stages.stage("prepare", f"tokenise {self.config.data.source}"):

@@ -76,6 +76,7 @@ class Manifest(_Part):
     selection: Report
     merge_check: MergeCheck
     evaluation: Evaluation
+    export: Report | None = None
     files: dict[str, FileRecord]
 
     @field_validator("files")

@@ -33,6 +33,19 @@ def test_model_and_json_schema_accept_the_same_example(artifacts: Path) -> None:
     Manifest.model_validate(manifest)
 
 
+def test_an_export_under_its_own_id_is_served_like_any_artifact(artifacts: Path) -> None:
+    directory = (artifacts / "models/tiny-r8").rename(artifacts / "models/tiny-r8-fp8")
+    entry = {"format": "fp8", "artifact": "tiny-r8", "artifact_manifest_sha256": "0" * 64, "method": "m"}
+    manifest = example_manifest(directory) | {"export": entry}
+    jsonschema.validate(manifest, SCHEMA)
+    (directory / "manifest.json").write_text(json.dumps(manifest))
+    (artifacts / "models/current").unlink()
+    (artifacts / "models/current").symlink_to("tiny-r8-fp8")
+    artifact = read_artifact(artifacts)
+    artifact.verify()
+    assert artifact.manifest.export == entry
+
+
 @pytest.mark.parametrize(
     "change",
     [

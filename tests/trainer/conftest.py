@@ -1,5 +1,6 @@
 """A tiny random Llama with a real tokenizer and a ChatML template: real code paths, in seconds."""
 
+import importlib.resources
 import json
 import shutil
 from pathlib import Path
@@ -8,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 
 from trainer.ship.artifact import publish
 
@@ -183,3 +185,63 @@ def artifact(tmp_path: Path, base_directory: Path, manifest: dict[str, Any]) -> 
     shutil.copytree(base_directory, scratch)
     publish(scratch, directory, manifest, [base_directory / "LICENSE"])
     return directory
+
+
+LLAMA3_CONTROLS = (
+    "<|begin_of_text|>", "<|end_of_text|>", "<|finetune_right_pad_id|>", "<|start_header_id|>",
+    "<|end_header_id|>", "<|eom_id|>", "<|eot_id|>",
+)  # fmt: skip
+
+
+@pytest.fixture
+def llama3_tokenizer() -> PreTrainedTokenizerFast:
+    """Llama 3.2's shape: its way of splitting text, its control tokens and template, a BOS in front."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merges = [("1", "2"), ("12", "3"), ("Ġ", "a")]
+    vocab = {t: i for i, t in enumerate([*alphabet, *map("".join, merges), *LLAMA3_CONTROLS])}
+    inner = Tokenizer(models.BPE(vocab=vocab, merges=merges, ignore_merges=True))
+    inner.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(GGUF_PRE_TOKENIZER_SPLITS["llama-bpe"]), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    inner.decoder = decoders.ByteLevel()
+    inner.add_special_tokens(list(LLAMA3_CONTROLS))
+    bos = LLAMA3_CONTROLS[0]
+    inner.post_processor = processors.TemplateProcessing(
+        single=f"{bos} $A", special_tokens=[(bos, vocab[bos])]
+    )
+    made = PreTrainedTokenizerFast(tokenizer_object=inner, bos_token=bos, eos_token="<|eot_id|>")
+    made.chat_template = (importlib.resources.files("trl") / "chat_templates/llama3_2.jinja").read_text()
+    return made
+
+
+@pytest.fixture
+def chatml_tokenizer() -> PreTrainedTokenizerFast:
+    """Byte-level with merges, cut as GPT-2 does, with control tokens first."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merges = [("1", "2"), ("Ġ", "a"), ("l", "l"), ("ll", "o")]
+    vocab = {t: i for i, t in enumerate([*CONTROLS, *alphabet, *map("".join, merges)])}
+    inner = Tokenizer(models.BPE(vocab=vocab, merges=merges))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    inner.add_special_tokens(list(CONTROLS))
+    made: PreTrainedTokenizerFast = PreTrainedTokenizerFast(
+        tokenizer_object=inner, pad_token=CONTROLS[0], bos_token=CONTROLS[1], eos_token=CONTROLS[2]
+    )
+    made.chat_template = CHATML
+    return made
+
+
+def model_of(tokenizer: Any, **more: Any) -> LlamaForCausalLM:
+    """A random bfloat16 Llama for this tokenizer, with two embedding rows that no token has."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer) + 2, hidden_size=64, intermediate_size=96, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512,
+        tie_word_embeddings=True, initializer_range=0.2, **more,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config)
+    model.generation_config.eos_token_id = [tokenizer.eos_token_id]
+    return model.to(torch.bfloat16).eval()

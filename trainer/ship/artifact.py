@@ -35,13 +35,18 @@ def find_finished(models: Path, identifier: str) -> Path | None:
     """The artifact's directory if every file is there with its recorded SHA-256."""
     directory = models / identifier
     manifest = read_json(directory / "manifest.json")
-    if not manifest or manifest.get("id") != identifier:
+    if not manifest or manifest.get("id") != identifier or first_altered(directory, manifest):
         return None
+    return directory
+
+
+def first_altered(directory: Path, manifest: dict[str, Any]) -> str | None:
+    """The first file of the manifest that is not there with its recorded SHA-256; None if all are."""
     for name, entry in manifest["files"].items():
         file = directory / name
         if not file.is_file() or sha256_file(file) != entry["sha256"]:
-            return None
-    return directory
+            return str(name)
+    return None
 
 
 def build_manifest(
@@ -102,16 +107,28 @@ def publish(merged: Path, destination: Path, manifest: dict[str, Any], licence_f
     for file in licence_files:
         shutil.copy(file, merged / file.name)
     write_card(merged, manifest)
-    files = {
-        str(file.relative_to(merged)): {"sha256": sha256_file(file), "bytes": file.stat().st_size}
-        for file in sorted(merged.rglob("*"))
-        if file.is_file() and file.name != "manifest.json"
-    }
-    write_json(merged / "manifest.json", {**manifest, "files": files})
+    write_manifest(merged, manifest)
     destination.parent.mkdir(parents=True, exist_ok=True)
     if destination.exists():
         shutil.rmtree(destination)  # find_finished has said that it is broken
     merged.rename(destination)
+
+
+def write_manifest(directory: Path, manifest: dict[str, Any]) -> None:
+    """Write manifest.json with the size and hash of every other file that is in the directory.
+
+    All become readable to everyone: safetensors writes files that only their owner may read, and a
+    service in a container runs as another user.
+    """
+    for file in directory.rglob("*"):
+        if file.is_file():
+            file.chmod(0o644)
+    files = {
+        str(file.relative_to(directory)): {"sha256": sha256_file(file), "bytes": file.stat().st_size}
+        for file in sorted(directory.rglob("*"))
+        if file.is_file() and file.name != "manifest.json"
+    }
+    write_json(directory / "manifest.json", {**manifest, "files": files})
 
 
 def make_current(models: Path, identifier: str) -> None:
