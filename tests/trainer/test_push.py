@@ -82,7 +82,7 @@ def test_without_upload_everything_is_told_and_nothing_is_asked_of_the_hub(
     names = [p.name for p in artifact.iterdir()]
     assert all(f"  {name} " in out for name in names) and f"{len(names)} files" in out
     total = sum(p.stat().st_size for p in artifact.iterdir())
-    assert f"{total / 1e6:,.3f} MB" in out
+    assert f"{total / 1e3:,.1f} kB" in out
     assert out.count("passed:") == 4
 
 

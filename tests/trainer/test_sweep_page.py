@@ -147,7 +147,7 @@ def test_every_name_is_escaped() -> None:
 def test_the_reason_is_on_top_and_the_winner_is_marked() -> None:
     made = page(made_sweep())
     assert made.index("so the smaller rank wins") < made.index("four times in five") < made.index("<svg")
-    assert cells(made, "r32-lr0.0003")[-1] == "shipped"
+    assert cells(made, "r32-lr0.0003")[-1] == "chosen"
     assert re.findall('class="end title">(.*?)<', made) == ["r32-lr0.0003"]
 
 

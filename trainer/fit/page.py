@@ -108,7 +108,7 @@ def _differences(sweep: dict[str, Any], settings: Sequence[dict[str, Any]]) -> s
     ]  # fmt: skip
     told = (
         "Lower is better, zero is the best setting; lines are 95% intervals. A ring cannot be told from "
-        "the best, a full dot is worse. The setting that is shipped stands in bold."
+        "the best, a full dot is worse. The chosen setting stands in bold."
     )
     if len(bars) < len(settings):
         told += " Settings of which an arm diverged are in the table only."
@@ -202,7 +202,7 @@ def _notes(setting: dict[str, Any], arms: Sequence[dict[str, Any]], winner: bool
         if told := arm["stopped"] or (arm["diverged"] and f"diverged: {arm['diverged']}"):
             seeds.setdefault(told, []).append(str(arm["seed"]))
     tied = setting["tied"] and difference and any(difference.values())
-    standing = ["shipped"] if winner else ["cannot be told from the best"] if tied else []
+    standing = ["chosen"] if winner else ["cannot be told from the best"] if tied else []
     return standing + [f"seed {', '.join(which)} {told}" for told, which in seeds.items()]
 
 

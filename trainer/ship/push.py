@@ -40,8 +40,8 @@ def push(
     say(f"{manifest['id']} to {repository} ({visibility})")
     sizes = {name: (directory / name).stat().st_size for name in _names(directory)}
     for name, size in sizes.items():
-        say(f"  {name:<32} {_megabytes(size)}")
-    say(f"  {f'{len(sizes)} files':<32} {_megabytes(sum(sizes.values()))}")
+        say(f"  {name:<32} {_kilobytes(size)}")
+    say(f"  {f'{len(sizes)} files':<32} {_kilobytes(sum(sizes.values()))}")
     for check in passed:
         say(f"  passed: {check}")
     if "samples.json" in sizes:
@@ -151,5 +151,5 @@ def _names(directory: Path) -> list[str]:
     return sorted(str(p.relative_to(directory)) for p in directory.rglob("*") if p.is_file())
 
 
-def _megabytes(size: int) -> str:
-    return f"{size / 1e6:>10,.3f} MB"
+def _kilobytes(size: int) -> str:
+    return f"{size / 1e3:>13,.1f} kB"
