@@ -21,36 +21,23 @@ IDENTIFIER = "tiny-00000000"
 
 
 @pytest.fixture
-def artifact(tmp_path: Path, config_file: Path, chatml_tokenizer: PreTrainedTokenizerFast) -> Path:
+def artifact(
+    tmp_path: Path,
+    config_file: Path,
+    chatml_tokenizer: PreTrainedTokenizerFast,
+    manifest: dict[str, Any],
+) -> Path:
     """A finished artifact of `config_file`, under tmp_path / artifacts / models."""
     directory = tmp_path / "artifacts/models" / IDENTIFIER
     model_of(chatml_tokenizer).save_pretrained(directory)
     chatml_tokenizer.save_pretrained(directory)
     (directory / "README.md").write_text("A card.\n")
     (directory / "LICENSE").write_text("A licence.\n")
-    write_manifest(directory, manifest_of(fingerprint(load(config_file))))
+    write_manifest(
+        directory,
+        {**manifest, "id": IDENTIFIER, "name": "tiny", "config_hash": fingerprint(load(config_file))},
+    )
     return directory
-
-
-def manifest_of(config_hash: str) -> dict[str, Any]:
-    agreement = {"dtype": "float32", "max_logit_difference": 0.0, "top1_agreement": 1.0}
-    interval = {"value": 1.0, "low": 0.9, "high": 1.1}
-    metric = {"name": "loss", "split": "test", "unit": "nats", "n": 1}
-    return {
-        "schema_version": 1, "id": IDENTIFIER, "name": "tiny", "description": "A test.",
-        "created_at": "2026-11-24T10:00:00+00:00",
-        "base_model": {"id": "b", "revision": "r", "licence": "apache-2.0", "weights_sha256": "0" * 64},
-        "adapter": {"rank": 2, "alpha": 4, "target_modules": ["q_proj"], "learning_rate": 0.01},
-        "data": {"source": "made", "fingerprint": "0" * 64, "rows": {"train": 1}},
-        "config_hash": config_hash, "seed": 7, "packages": {},
-        "hardware": {"processor": "p", "cores": 2, "memory_gib": 4.0, "accelerator": None},
-        "selection": {"metric": "loss", "winner": "r2", "reason": "alone", "arms": [{}]},
-        "merge_check": {"positions": 1, "fp32": agreement, "shipped": agreement, "passed": True},
-        "evaluation": {
-            "passed": True, "gates": [],
-            "metrics": [metric | dict.fromkeys(("base", "tuned", "difference"), interval)],
-        },
-    }  # fmt: skip
 
 
 def run_export(config_file: Path, artifact: Path, *formats: str) -> Path:
@@ -106,7 +93,7 @@ def test_modelfile_of_chatml_has_its_turns_and_stops(artifact: Path, config_file
         '{{ range .Messages }}{{ if ne .Role "system" }}<|im_start|>{{ .Role }}\n{{ .Content }}<|im_end|>\n'
         '{{ end }}{{ end }}<|im_start|>assistant\n"""\n'
         'PARAMETER stop "<|im_end|>"\n'
-        'LICENSE """apache-2.0"""\n'
+        'LICENSE """llama3.2"""\n'
     )
 
 

@@ -1,5 +1,6 @@
 """What the merge promises: the same model in one piece, tied as before, that knows where to stop."""
 
+import copy
 import json
 import shutil
 from collections import namedtuple
@@ -110,12 +111,23 @@ def test_llama_3_stops_are_the_bases_own_and_its_pad_token_is_the_one_made_for_i
 ) -> None:
     names = ["<|end_of_text|>", "<|eom_id|>", "<|eot_id|>"]
     ids = llama3_tokenizer.convert_tokens_to_ids(names)
-    model = LlamaForCausalLM(tiny_model.config)
+    model = LlamaForCausalLM(copy.deepcopy(tiny_model.config))
     model.generation_config.eos_token_id = list(ids)
     set_stop_tokens(model, llama3_tokenizer)
     assert model.generation_config.eos_token_id == sorted(ids)
     assert llama3_tokenizer.pad_token == "<|finetune_right_pad_id|>"
     assert model.generation_config.pad_token_id == llama3_tokenizer.pad_token_id
+
+
+def test_pad_token_that_is_the_end_of_turn_is_replaced(
+    tokenizer: PreTrainedTokenizerFast, tiny_model: LlamaForCausalLM
+) -> None:
+    other = copy.deepcopy(tokenizer)
+    other.pad_token = END
+    model = LlamaForCausalLM(copy.deepcopy(tiny_model.config))
+    set_stop_tokens(model, other)
+    assert other.pad_token == TEXT_END
+    assert model.generation_config.pad_token_id == model.config.pad_token_id == other.pad_token_id
 
 
 def test_template_without_an_end_of_turn_token_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:

@@ -37,7 +37,7 @@ def special_ids(tokenizer: Any) -> set[int]:
 
 
 def set_stop_tokens(model: Any, tokenizer: Any) -> None:
-    """Give the model's generation config every id that ends an answer, and both of them a pad token.
+    """Give the model every id that ends an answer, and both of them a pad token that is not the end of turn.
 
     The ids are the base model's own, the tokenizer's and the template's end of turn.
     Raises: BaseModelError as `end_of_turn_id`.
@@ -45,10 +45,11 @@ def set_stop_tokens(model: Any, tokenizer: Any) -> None:
     end_of_turn = end_of_turn_id(tokenizer)
     config = model.generation_config
     ids = {end_of_turn, tokenizer.eos_token_id, *_listed(config.eos_token_id)} - {None}
-    if tokenizer.pad_token_id is None:
+    if tokenizer.pad_token_id in (None, end_of_turn):  # whoever masks padding would mask the end too
         tokenizer.pad_token = _pad_token(tokenizer, end_of_turn)
     config.eos_token_id = sorted(ids)
-    config.pad_token_id = tokenizer.pad_token_id
+    config.pad_token_id = model.config.pad_token_id = tokenizer.pad_token_id
+    config._from_model_config = False  # else a loader may put the ids of config.json in their place
 
 
 def stop_tokens(directory: Path, tokenizer: Any) -> list[str]:
