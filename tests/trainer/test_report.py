@@ -1,13 +1,16 @@
 import json
 import re
+from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerFast
 
+from trainer import base_model
 from trainer.cli import main
-from trainer.config import fingerprint
+from trainer.config import fingerprint, load
 from trainer.data.conversation import Conversation, Message
+from trainer.data.prepare import prepare
 from trainer.data.report import EXAMPLE_CHARACTERS, EXAMPLES, Example, page
 from trainer.data.row_file import RowFile, rows_fingerprint
 from trainer.data.tokenize import ChatTokenizer, TokenRow
@@ -81,10 +84,18 @@ def test_fingerprint_of_the_files_is_that_of_the_rows(tmp_path: Path) -> None:
     files = {name: RowFile(tmp_path / name) for name in rows}
     for name, file in files.items():
         for row in rows[name]:
-            file.add([row], ["s"])
+            file.add([row])
         file.close()
     plain = {name: [[r.input_ids, r.labels] for r in split] for name, split in rows.items()}
     assert rows_fingerprint(files) == fingerprint(plain)
+
+
+def test_held_out_rows_tell_their_source(config_file: Path, tmp_path: Path) -> None:
+    config = load(config_file)
+    prepared = prepare(config, base_model.fetch(config.base, tmp_path), tmp_path)
+    for name in ("validation", "test", "general"):
+        told = Counter(row.source for row in prepared.rows(name))
+        assert told == prepared.report["rows_by_source"][name]
 
 
 def test_prepare_leaves_both_reports(config_file: Path, tmp_path: Path) -> None:

@@ -12,6 +12,8 @@ from trainer.data.tokenize import IGNORED, ChatTokenizer, TokenRow
 from trainer.errors import DataError
 from trainer.generation import generate
 
+SOURCE = "general chat"  # of these rows, in the report and in losses by source
+
 
 def answer_prompts(
     config: GeneralChatConfig,
@@ -28,7 +30,7 @@ def answer_prompts(
     model = load_model(base.directory, dtype, device)
     answers = generate(model, ids, chat.pad_id, config.max_new_tokens, sample_seed=seed)
     rows = [
-        TokenRow([*prompt, *answer.token_ids], [IGNORED] * len(prompt) + answer.token_ids, text)
+        TokenRow([*prompt, *answer.token_ids], [IGNORED] * len(prompt) + answer.token_ids, text, SOURCE)
         for prompt, answer, text in zip(ids, answers, prompts, strict=False)
     ]
     return rows[config.test_prompts :], rows[: config.test_prompts]

@@ -1,7 +1,7 @@
 """Stage `prepare`: the data source to tokenised rows on disk, with a report of what was dropped.
 
 Out comes `artifacts/data/<key>/`: `train`, `validation`, `test` and `general` in Arrow
-(`input_ids`, `labels`), `report.json` and `report.html`. The key is a hash of all that made them, so a
+(the columns of `row_file`), `report.json` and `report.html`. The key is a hash of all that made them, so a
 finished data set is never made again. The rows are held in memory as text, never as tokens.
 """
 
@@ -23,7 +23,7 @@ from trainer.data.conversation import Conversation
 from trainer.data.dedup import drop_near_duplicates
 from trainer.data.general import answer_prompts
 from trainer.data.report import EXAMPLES, Example, write_report
-from trainer.data.row_file import RowFile
+from trainer.data.row_file import SCHEMA, RowFile
 from trainer.data.sources import read_rows
 from trainer.data.split import split
 from trainer.data.tokenize import ChatTokenizer, TokenRow
@@ -33,7 +33,6 @@ from trainer.files import only_writer, read_json, sha256_file, whole_directory
 from trainer.progress import say
 
 SPLITS = ("train", "validation", "test", "general")
-GENERAL = "general chat"  # in the report, the source of the base model's own answers
 BATCH = 256  # rows a call of the tokenizer
 
 
@@ -52,6 +51,7 @@ class Prepared:
         return Dataset.load_from_disk(str(self.directory / split_name))
 
     def rows(self, split_name: str) -> list[TokenRow]:
+        """A held-out side, whole in memory; `train` is read through `dataset`."""
         return [TokenRow(**row) for row in self.dataset(split_name)]
 
 
@@ -66,7 +66,7 @@ def prepare(config: RunConfig, base: BaseModel, artifacts: Path) -> Prepared:
 
 
 def data_directory(config: RunConfig, base: BaseModel, artifacts: Path) -> Path:
-    key = fingerprint(config.data, config.seed, base.weights_sha256, _stamp(config.data))
+    key = fingerprint(config.data, config.seed, base.weights_sha256, _stamp(config.data), SCHEMA.names)
     return artifacts / "data" / key[:16]
 
 
@@ -89,8 +89,8 @@ def _make(config: RunConfig, base: BaseModel, directory: Path) -> dict[str, Any]
             extra, measured = answer_prompts(
                 data.general, base, chat, config.train.dtype, device, config.seed
             )
-            files["train"].add(extra, [GENERAL] * len(extra))
-            files["general"].add(measured, [GENERAL] * len(measured))
+            files["train"].add(extra)
+            files["general"].add(measured)
         for file in files.values():
             file.close()
         say(f"  {', '.join(f'{len(f)} {name}' for name, f in files.items())} rows; {cleaned.summary()}")
@@ -126,15 +126,15 @@ def _tokenise(
     """Add rows that fit to `file`, up to `limit`; a row that does not fit whole is dropped, never cut."""
     for start in range(0, len(conversations), BATCH):
         batch = conversations[start : start + BATCH]
-        kept: list[tuple[TokenRow, str]] = []
+        kept: list[TokenRow] = []
         for conversation, row in zip(batch, chat.rows(batch), strict=True):
             if limit is not None and len(file) + len(kept) == limit:
                 break
             if len(row.input_ids) > max_length:
                 cleaned.drop(f"longer than {max_length} tokens", conversation.where)
             else:
-                kept.append((row, conversation.source))
-        file.add([row for row, _ in kept], [source for _, source in kept])
+                kept.append(row)
+        file.add(kept)
         if len(file) == limit:
             return
     if not len(file):

@@ -15,7 +15,12 @@ from datasets import Dataset
 from trainer.data.tokenize import IGNORED, TokenRow
 
 SCHEMA = pa.schema(
-    [("input_ids", pa.list_(pa.int64())), ("labels", pa.list_(pa.int64())), ("question", pa.string())]
+    [
+        ("input_ids", pa.list_(pa.int64())),
+        ("labels", pa.list_(pa.int64())),
+        ("question", pa.string()),
+        ("source", pa.string()),
+    ]
 )
 
 
@@ -32,12 +37,12 @@ class RowFile:
     def __len__(self) -> int:
         return len(self.lengths)
 
-    def add(self, rows: Sequence[TokenRow], sources: Sequence[str]) -> None:
+    def add(self, rows: Sequence[TokenRow]) -> None:
         columns = {name: [getattr(row, name) for row in rows] for name in SCHEMA.names}
         self._writer.write_batch(pa.record_batch(columns, schema=SCHEMA))
         self.lengths.extend(len(row.input_ids) for row in rows)
         self.target_tokens += sum(len(row.labels) - row.labels.count(IGNORED) for row in rows)
-        self.sources.update(sources)
+        self.sources.update(row.source for row in rows)
 
     def close(self) -> None:
         """No more rows; they can be read from `path` now."""

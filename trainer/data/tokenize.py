@@ -29,12 +29,13 @@ _FENCES = str.maketrans("", "", "\ufdd0\ufdd1")
 class TokenRow:
     """input_ids, labels: (length,) token ids; labels are -100 where nothing is to be learned.
 
-    question: the text of the last user turn, for people to read.
+    question: the text of the last user turn, for people to read. source: what the row is reported under.
     """
 
     input_ids: list[int]
     labels: list[int]
     question: str
+    source: str = ""
 
 
 class ChatTokenizer:
@@ -67,7 +68,7 @@ class ChatTokenizer:
             for first, last in self._answer_spans(conversation.messages, text):
                 learned |= (first <= starts) & (ends <= last)
             labels = np.where(learned, np.array(ids, dtype=np.int64), IGNORED).tolist()
-            rows.append(TokenRow(ids, labels, conversation.messages[-2].content))
+            rows.append(TokenRow(ids, labels, conversation.messages[-2].content, conversation.source))
         return rows
 
     def runs(self, row: TokenRow) -> list[tuple[str, bool]]:
