@@ -8,7 +8,9 @@ finished data set is never made again. The rows are held in memory as text, neve
 import gc
 import itertools
 import platform
-from collections.abc import Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,7 @@ from trainer.progress import say
 
 SPLITS = ("train", "validation", "test", "general")
 BATCH = 256  # rows a call of the tokenizer
+Batch = Sequence[Conversation]
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,10 +127,10 @@ def _tokenise(
     file: RowFile,
 ) -> None:
     """Add rows that fit to `file`, up to `limit`; a row that does not fit whole is dropped, never cut."""
-    for start in range(0, len(conversations), BATCH):
-        batch = conversations[start : start + BATCH]
+    batches = [conversations[start : start + BATCH] for start in range(0, len(conversations), BATCH)]
+    for batch, rows in _ahead(chat.rows, batches):
         kept: list[TokenRow] = []
-        for conversation, row in zip(batch, chat.rows(batch), strict=True):
+        for conversation, row in zip(batch, rows, strict=True):
             if limit is not None and len(file) + len(kept) == limit:
                 break
             if len(row.input_ids) > max_length:
@@ -139,6 +142,24 @@ def _tokenise(
             return
     if not len(file):
         raise DataError(f"no row fits data.max_length {max_length}: raise it")
+
+
+def _ahead(
+    make: Callable[[Batch], list[TokenRow]], batches: Iterable[Batch]
+) -> Iterator[tuple[Batch, list[TokenRow]]]:
+    """Each batch and what is made of it, in order; two threads are at work on the next ones.
+
+    The tokenizer runs without the interpreter's lock, so one batch is encoded while another is rendered.
+    """
+    with ThreadPoolExecutor(2) as threads:
+        waiting: deque[tuple[Batch, Future[list[TokenRow]]]] = deque()
+        for batch in batches:
+            waiting.append((batch, threads.submit(make, batch)))
+            if len(waiting) > 2:
+                done, rows = waiting.popleft()
+                yield done, rows.result()
+        for done, rows in waiting:
+            yield done, rows.result()
 
 
 def _examples(conversations: Iterable[Conversation], chat: ChatTokenizer, max_length: int) -> list[Example]:
