@@ -127,14 +127,21 @@ def _tokenise(
     file: RowFile,
 ) -> None:
     """Add rows that fit to `file`, up to `limit`; a row that does not fit whole is dropped, never cut."""
-    batches = [conversations[start : start + BATCH] for start in range(0, len(conversations), BATCH)]
+    reason = f"longer than {max_length} tokens"
+    fitting = []
+    for conversation in conversations:
+        if chat.may_fit(conversation, max_length):
+            fitting.append(conversation)
+        else:
+            cleaned.drop(reason, conversation.where)
+    batches = [fitting[start : start + BATCH] for start in range(0, len(fitting), BATCH)]
     for batch, rows in _ahead(chat.rows, batches):
         kept: list[TokenRow] = []
         for conversation, row in zip(batch, rows, strict=True):
             if limit is not None and len(file) + len(kept) == limit:
                 break
             if len(row.input_ids) > max_length:
-                cleaned.drop(f"longer than {max_length} tokens", conversation.where)
+                cleaned.drop(reason, conversation.where)
             else:
                 kept.append(row)
         file.add(kept)
@@ -164,7 +171,7 @@ def _ahead(
 
 def _examples(conversations: Iterable[Conversation], chat: ChatTokenizer, max_length: int) -> list[Example]:
     """The first rows of train, which come in the order of their hashes: a random choice."""
-    rows = ((c.source, chat.row(c)) for c in conversations)
+    rows = ((c.source, chat.row(c)) for c in conversations if chat.may_fit(c, max_length))
     fitting = ((source, row) for source, row in rows if len(row.input_ids) <= max_length)
     return [Example(source, chat.runs(row)) for source, row in itertools.islice(fitting, EXAMPLES)]
 

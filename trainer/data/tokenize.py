@@ -50,6 +50,7 @@ class ChatTokenizer:
         self._controls = sorted((t.content for t in added if t.special), key=len, reverse=True)
         self.pad_id: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
         self._pattern = re.compile("|".join(map(re.escape, self._controls)) or "(?!)")
+        self._longest_token = max(map(len, tokenizer.get_vocab()))
         self._literal_ids = [self._plain_ids(control) for control in self._controls]
         # The tokenizer's own call makes dictionaries of lists of every text: twice the time (docs/log.md).
         self._backend = tokenizer.backend_tokenizer
@@ -74,6 +75,11 @@ class ChatTokenizer:
             labels = [label for piece in pieces for label in piece.labels(answers)]
             rows.append(TokenRow(ids, labels, conversation.messages[-2].content, conversation.source))
         return rows
+
+    def may_fit(self, conversation: Conversation, max_length: int) -> bool:
+        """False where even the longest tokens make too many: encoding 50 MB of text takes gigabytes."""
+        characters = sum(len(message.content) for message in conversation.messages)
+        return characters <= max_length * self._longest_token
 
     def runs(self, row: TokenRow) -> list[tuple[str, bool]]:
         """The row's text in pieces, True where it is learned, for people to read."""
