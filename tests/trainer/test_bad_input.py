@@ -99,9 +99,12 @@ def test_a_gigantic_row_is_dropped_without_being_encoded(
     (tmp_path / "huge.jsonl").write_bytes(huge + b"".join(LINES))
     encoded: list[int] = []
     encode = ChatTokenizer._encode
-    monkeypatch.setattr(
-        ChatTokenizer, "_encode", lambda self, texts: encoded.extend(map(len, texts)) or encode(self, texts)
-    )
+
+    def watched(self: ChatTokenizer, texts: list[str]) -> Any:
+        encoded.extend(map(len, texts))
+        return encode(self, texts)
+
+    monkeypatch.setattr(ChatTokenizer, "_encode", watched)
     assert prepare(config_file, tmp_path, tmp_path / "huge.jsonl") == 0
     assert report(tmp_path)["dropped"] == {"longer than 96 tokens": 1}
     assert encoded and max(encoded) < 1000
