@@ -68,6 +68,7 @@ class DataFilters(Frozen):
     max_characters: int | None = Field(None, ge=1, description="Over all turns of a row.")
     only_sources: tuple[str, ...] = ()
     without_sources: tuple[str, ...] = ()
+    languages: tuple[str, ...] = Field((), description="ISO 639-1; rows surely in another are left out.")
 
     @model_validator(mode="after")
     def _something_can_pass(self) -> "DataFilters":

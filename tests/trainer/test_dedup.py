@@ -1,11 +1,22 @@
+import itertools
 import random
+import time
 
 import numpy as np
 import pytest
 
 from trainer.data.clean import Cleaned, clean
 from trainer.data.conversation import Conversation, Message
-from trainer.data.dedup import PERMUTATIONS, RECALL, bands, conversation_grams, drop_near_duplicates, jaccard
+from trainer.data.dedup import (
+    CROWD,
+    PERMUTATIONS,
+    RECALL,
+    bands,
+    conversation_grams,
+    drop_near_duplicates,
+    jaccard,
+    near_duplicates,
+)
 from trainer.data.grams import grams, word_hashes
 from trainer.data.sources import RawRow
 
@@ -81,6 +92,27 @@ def test_a_pair_at_the_threshold_is_almost_surely_proposed(threshold: float) -> 
     count = bands(threshold)
     assert PERMUTATIONS % count == 0
     assert 1 - (1 - threshold ** (PERMUTATIONS // count)) ** count >= RECALL
+
+
+def crowd(count: int) -> list[Conversation]:
+    """Rows of one template, each with twelve words of its own."""
+    template = " ".join(random.Random(1).choices(WORDS, k=60))
+    return [row(f"{template} {' '.join(f'own{i}x{j}' for j in range(12))}") for i in range(count)]
+
+
+def test_a_crowd_of_almost_near_duplicates_costs_seconds_and_is_kept() -> None:
+    rows = crowd(3000)
+    some = [conversation_grams(r) for r in rows[:200]]
+    alike = [jaccard(a, b) for a, b in itertools.combinations(some, 2)]
+    assert 0.6 < min(alike) and max(alike) < 0.8, "each looks like all others, and is none of them"
+    before = time.process_time()
+    assert not near_duplicates(rows, 0.8)
+    assert time.process_time() - before < 10
+
+
+def test_a_copy_is_found_beside_a_crowd() -> None:
+    rows = crowd(2 * CROWD)
+    assert len(kept([*rows, row(text(7)), row(text(7) + " more")])) == len(rows) + 1
 
 
 def test_grams_are_those_of_sets_of_word_tuples() -> None:

@@ -6,6 +6,7 @@ from pydantic import ValidationError
 from trainer.config import DataFilters
 from trainer.data.clean import clean
 from trainer.data.sources import RawRow
+from trainer.errors import DataError
 
 ROWS: list[dict[str, Any]] = [
     {"instruction": "q1", "output": "short", "source": "a", "score": 4.5},
@@ -34,6 +35,36 @@ def test_each_filter_drops_what_it_says_and_is_counted(
     cleaned = clean(rows, DataFilters(**filters))
     assert "".join(c.messages[0].content[1] for c in cleaned.conversations) == kept
     assert cleaned.dropped == dropped
+
+
+PROSE = {
+    "en": "What will the weather be like tomorrow? It is going to rain, says the forecast for London.",
+    "de": "Wie wird das Wetter morgen in Berlin? Es soll regnen, sagt der Wetterdienst.",
+    "fr": "Quelle est la capitale de la France, et quel fleuve la traverse ? Paris, sur la Seine.",
+    "zh": "法国的首都是哪里？巴黎。",
+}
+NO_PROSE = [
+    "def f(x):\n    return [i**2 for i in range(x)]",
+    "2 + 2 = 4",
+    "SELECT name FROM users WHERE id = 4;",
+]
+
+
+def test_rows_surely_in_another_language_are_dropped_and_counted() -> None:
+    rows = [RawRow(f"f:{i}", {"instruction": t, "output": t}) for i, t in enumerate(PROSE.values())]
+    cleaned = clean(rows, DataFilters(languages=("en", "fr")))
+    assert cleaned.dropped == {"language de": 1, "language zh": 1}
+
+
+@pytest.mark.parametrize("text", NO_PROSE)
+def test_code_and_formulas_are_in_no_language_and_kept(text: str) -> None:
+    rows = [RawRow("f:1", {"instruction": text, "output": text})]
+    assert not clean(rows, DataFilters(languages=("de",))).dropped
+
+
+def test_a_language_that_is_never_found_is_refused_before_any_row_is_read() -> None:
+    with pytest.raises(DataError, match="english"):
+        clean(iter([]), DataFilters(languages=("en", "english")))
 
 
 @pytest.mark.parametrize("score", [None, "high", float("nan"), [4]])

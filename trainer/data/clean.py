@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from trainer.config import DataFilters
 from trainer.data.conversation import Conversation, RowError, parse_row
 from trainer.data.filters import check_wanted
+from trainer.data.language import check_languages
 from trainer.data.sources import RawRow
 
 NO_FILTERS = DataFilters()
@@ -45,7 +46,12 @@ class Cleaned:
 
 
 def clean(rows: Iterable[RawRow], filters: DataFilters = NO_FILTERS) -> Cleaned:
-    """Parse every row; keep the usable and wanted ones in their order."""
+    """Parse every row; keep the usable and wanted ones in their order.
+
+    Raises: DataError if the filters name a language that cannot be told.
+    """
+    if filters.languages:
+        check_languages(filters.languages)
     cleaned = Cleaned()
     places: dict[str, int] = {}
     for row in rows:

@@ -4,6 +4,10 @@ Rows are compared by the word 5-grams of the whole conversation (see `grams`). T
 order of their hashes, and a row is dropped if it is close enough to one that is kept: what is left does
 not depend on the order of the input. A kept row takes over the group labels of those it stands for, so
 that what shared text with them stays on its side of the split.
+
+Rows made from one template can be almost near-duplicates by the thousand, and comparing each to each takes
+hours. So a kept row that already has CROWD look-alikes among the kept ones is not looked up later: the cost
+of a row is bounded, and in such a crowd a near-duplicate of just that row may stay in.
 """
 
 from collections.abc import Sequence
@@ -19,6 +23,7 @@ from trainer.data.grams import Hashes, grams, word_hashes
 GRAM = 5
 PERMUTATIONS = 120  # its many divisors leave a choice of bands
 RECALL = 0.99
+CROWD = 100  # real sources at 0.8: 23 at most (docs/log.md)
 _CACHED_ROWS = 20_000
 
 
@@ -38,19 +43,21 @@ def near_duplicates(rows: Sequence[Conversation], threshold: float) -> dict[int,
     grams_of = lru_cache(_CACHED_ROWS)(lambda i: conversation_grams(rows[i]))
     sizes: dict[int, int] = {}
     stands_for: dict[int, int] = {}
-    for i in sorted(range(len(rows)), key=lambda i: rows[i].row_id):
+    visited = sorted(range(len(rows)), key=lambda i: rows[i].row_id)
+    for place, i in enumerate(visited):
         own = grams_of(i)
         if not len(own):
             continue
         sketch = RMinHash(PERMUTATIONS, 1)
         sketch.update(own.view("V8").tolist())
-        near = sorted(k for k in index.query(sketch) if _sizes_allow(len(own), sizes[k], threshold))
+        proposed = sorted(index.query(sketch))[:CROWD]
+        near = (visited[p] for p in proposed if _sizes_allow(len(own), sizes[p], threshold))
         kept = next((k for k in near if jaccard(own, grams_of(k)) >= threshold), None)
         if kept is not None:
             stands_for[i] = kept
-        else:
-            index.insert(i, sketch)
-            sizes[i] = len(own)
+        elif len(proposed) < CROWD:
+            index.insert(place, sketch)
+            sizes[place] = len(own)
     return stands_for
 
 

@@ -1,11 +1,8 @@
-"""Which usable rows are wanted: by score, size and source, as `data.filters` says.
-
-There is no filter by language: no dependency of ours tells languages apart, and a guess from the letters
-would call German English.
-"""
+"""Which usable rows are wanted: by score, size, source and language, as `data.filters` says."""
 
 from trainer.config import DataFilters
 from trainer.data.conversation import Conversation, RowError
+from trainer.data.language import sure_language
 
 
 def check_wanted(row: Conversation, filters: DataFilters) -> None:
@@ -21,6 +18,8 @@ def check_wanted(row: Conversation, filters: DataFilters) -> None:
         _check_range("score", row.score, filters.min_score, filters.max_score)
     characters = sum(len(message.content) for message in row.messages)
     _check_range("characters", characters, filters.min_characters, filters.max_characters)
+    if filters.languages and (language := sure_language(row.text)) not in (None, *filters.languages):
+        raise RowError(f"language {language}")
 
 
 def _check_range(what: str, value: float, least: float | None, most: float | None) -> None:

@@ -8,7 +8,9 @@ finished data set is never made again. The rows are held in memory as text, neve
 import gc
 import itertools
 import platform
-from collections.abc import Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,7 @@ from trainer.progress import say
 
 SPLITS = ("train", "validation", "test", "general")
 BATCH = 256  # rows a call of the tokenizer
+Batch = Sequence[Conversation]
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,14 +127,21 @@ def _tokenise(
     file: RowFile,
 ) -> None:
     """Add rows that fit to `file`, up to `limit`; a row that does not fit whole is dropped, never cut."""
-    for start in range(0, len(conversations), BATCH):
-        batch = conversations[start : start + BATCH]
+    reason = f"longer than {max_length} tokens"
+    fitting = []
+    for conversation in conversations:
+        if chat.may_fit(conversation, max_length):
+            fitting.append(conversation)
+        else:
+            cleaned.drop(reason, conversation.where)
+    batches = [fitting[start : start + BATCH] for start in range(0, len(fitting), BATCH)]
+    for batch, rows in _ahead(chat.rows, batches):
         kept: list[TokenRow] = []
-        for conversation, row in zip(batch, chat.rows(batch), strict=True):
+        for conversation, row in zip(batch, rows, strict=True):
             if limit is not None and len(file) + len(kept) == limit:
                 break
             if len(row.input_ids) > max_length:
-                cleaned.drop(f"longer than {max_length} tokens", conversation.where)
+                cleaned.drop(reason, conversation.where)
             else:
                 kept.append(row)
         file.add(kept)
@@ -141,9 +151,27 @@ def _tokenise(
         raise DataError(f"no row fits data.max_length {max_length}: raise it")
 
 
+def _ahead(
+    make: Callable[[Batch], list[TokenRow]], batches: Iterable[Batch]
+) -> Iterator[tuple[Batch, list[TokenRow]]]:
+    """Each batch and what is made of it, in order; two threads are at work on the next ones.
+
+    The tokenizer runs without the interpreter's lock, so one batch is encoded while another is rendered.
+    """
+    with ThreadPoolExecutor(2) as threads:
+        waiting: deque[tuple[Batch, Future[list[TokenRow]]]] = deque()
+        for batch in batches:
+            waiting.append((batch, threads.submit(make, batch)))
+            if len(waiting) > 2:
+                done, rows = waiting.popleft()
+                yield done, rows.result()
+        for done, rows in waiting:
+            yield done, rows.result()
+
+
 def _examples(conversations: Iterable[Conversation], chat: ChatTokenizer, max_length: int) -> list[Example]:
     """The first rows of train, which come in the order of their hashes: a random choice."""
-    rows = ((c.source, chat.row(c)) for c in conversations)
+    rows = ((c.source, chat.row(c)) for c in conversations if chat.may_fit(c, max_length))
     fitting = ((source, row) for source, row in rows if len(row.input_ids) <= max_length)
     return [Example(source, chat.runs(row)) for source, row in itertools.islice(fitting, EXAMPLES)]
 

@@ -7,6 +7,7 @@ not raised, so that one broken row never costs the rest. It does not judge the r
 import json
 import subprocess
 import sys
+from codecs import BOM_UTF8
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,7 +64,7 @@ def _hub(name: str) -> Iterator[RawRow]:
 
 def _local(path: Path) -> Iterator[RawRow]:
     if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.suffix in SUFFIXES)
+        files = sorted(p for p in path.rglob("*") if p.is_file() and p.suffix in SUFFIXES)
     elif path.is_file() and path.suffix in SUFFIXES:
         files = [path]
     else:
@@ -92,15 +93,9 @@ def _parquet(file: Path) -> Iterator[RawRow]:
 
 def _json(file: Path) -> Iterator[RawRow]:
     """One JSON array, or one object a line; told apart by the first character."""
-    with file.open(encoding="utf-8", errors="replace") as lines:
-        if lines.read(1) == "[":
-            lines.seek(0)
-            try:
-                rows = json.load(lines)
-            except json.JSONDecodeError as error:
-                raise DataError(f"{file} is not whole JSON: {error}; was it cut off?") from None
-            for number, row in enumerate(rows, 1):
-                yield RawRow(f"{file.name}[{number}]", row)
+    with file.open("rb") as lines:
+        if lines.read(1024).removeprefix(BOM_UTF8).lstrip().startswith(b"["):
+            yield from _array(file)
             return
         lines.seek(0)
         for number, line in enumerate(lines, 1):
@@ -108,6 +103,19 @@ def _json(file: Path) -> Iterator[RawRow]:
                 continue
             where = f"{file.name}:{number}"
             try:
-                yield RawRow(where, json.loads(line))
-            except json.JSONDecodeError:
+                yield RawRow(where, json.loads(line.decode("utf-8-sig")))
+            except UnicodeDecodeError:
+                yield RawRow(where, None, "not UTF-8")
+            except (json.JSONDecodeError, RecursionError):
                 yield RawRow(where, None, "not JSON")
+
+
+def _array(file: Path) -> Iterator[RawRow]:
+    try:
+        rows = json.loads(file.read_text(encoding="utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file} is not UTF-8 (byte {error.start}); save it as UTF-8") from None
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise DataError(f"{file} is not whole JSON: {error}; was it cut off?") from None
+    for number, row in enumerate(rows, 1):
+        yield RawRow(f"{file.name}[{number}]", row)

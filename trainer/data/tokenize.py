@@ -7,11 +7,10 @@ all other cases the ids are those of the tokenizer's own `apply_chat_template`.
 
 import itertools
 import re
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
-
-import numpy as np
 
 from trainer.data.conversation import Conversation, Message
 from trainer.errors import BaseModelError
@@ -21,8 +20,7 @@ IGNORED = -100
 DATE = "26 Jul 2024"
 # Unicode noncharacters, never part of a text, fence stand-ins for control tokens during rendering.
 _STAND_IN = re.compile("\ufdd0(\\d+)\ufdd1")
-Encoded = tuple[list[int], list[tuple[int, int]]]
-_FENCES = str.maketrans("", "", "\ufdd0\ufdd1")
+Turn = dict[str, str]  # role and content, as chat templates take them
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,24 +50,36 @@ class ChatTokenizer:
         self._controls = sorted((t.content for t in added if t.special), key=len, reverse=True)
         self.pad_id: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
         self._pattern = re.compile("|".join(map(re.escape, self._controls)) or "(?!)")
+        self._longest_token = max(map(len, tokenizer.get_vocab()))
+        self._literal_ids = [self._plain_ids(control) for control in self._controls]
+        # The tokenizer's own call makes dictionaries of lists of every text: twice the time (docs/log.md).
+        self._backend = tokenizer.backend_tokenizer
+        self._backend.encode_special_tokens = False
+        self._backend.no_truncation()
+        self._backend.no_padding()
 
     def row(self, conversation: Conversation) -> TokenRow:
         """Token ids of the whole conversation, with labels on every answer."""
         return self.rows([conversation])[0]
 
     def rows(self, conversations: Sequence[Conversation]) -> list[TokenRow]:
-        """One row for each, tokenised in one call: use batches of some hundreds."""
-        texts = [self._render(c.messages, add_generation_prompt=False) for c in conversations]
+        """One row for each, tokenised in one call: use batches of some hundreds. Threads may share it."""
+        fenced = [self._fence(c.messages) for c in conversations]
+        texts = [self._render(turns, add_generation_prompt=False) for turns in fenced]
         rows = []
-        for conversation, text, (ids, offsets) in zip(conversations, texts, self._encode(texts), strict=True):
-            flat = itertools.chain.from_iterable(offsets)  # faster than np.array over tuples
-            starts, ends = np.fromiter(flat, np.int64, 2 * len(ids)).reshape(-1, 2).T
-            learned = np.zeros(len(ids), dtype=bool)
-            for first, last in self._answer_spans(conversation.messages, text):
-                learned |= (first <= starts) & (ends <= last)
-            labels = np.where(learned, np.array(ids, dtype=np.int64), IGNORED).tolist()
+        for conversation, turns, text, pieces in zip(
+            conversations, fenced, texts, self._encode(texts), strict=True
+        ):
+            answers = list(self._answer_spans(turns, text))
+            ids = [token for piece in pieces for token in piece.ids]
+            labels = [label for piece in pieces for label in piece.labels(answers)]
             rows.append(TokenRow(ids, labels, conversation.messages[-2].content, conversation.source))
         return rows
+
+    def may_fit(self, conversation: Conversation, max_length: int) -> bool:
+        """False where even the longest tokens make too many: encoding 50 MB of text takes gigabytes."""
+        characters = sum(len(message.content) for message in conversation.messages)
+        return characters <= max_length * self._longest_token
 
     def runs(self, row: TokenRow) -> list[tuple[str, bool]]:
         """The row's text in pieces, True where it is learned, for people to read."""
@@ -81,17 +91,17 @@ class ChatTokenizer:
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         """Token ids up to where the next answer begins."""
-        ((ids, _),) = self._encode([self._render(messages, add_generation_prompt=True)])
-        return ids
+        (pieces,) = self._encode([self._render(self._fence(messages), add_generation_prompt=True)])
+        return [token for piece in pieces for token in piece.ids]
 
-    def _answer_spans(self, messages: Sequence[Message], text: str) -> Iterator[tuple[int, int]]:
+    def _answer_spans(self, turns: list[Turn], text: str) -> Iterator[tuple[int, int]]:
         """Character ranges of the answers in the rendered text."""
-        for i, message in enumerate(messages):
-            if message.role != "assistant":
+        for i, turn in enumerate(turns):
+            if turn["role"] != "assistant":
                 continue
-            before = self._render(messages[:i], add_generation_prompt=True)
-            last = i + 1 == len(messages)
-            through = text if last else self._render(messages[: i + 1], add_generation_prompt=False)
+            before = self._render(turns[:i], add_generation_prompt=True)
+            last = i + 1 == len(turns)
+            through = text if last else self._render(turns[: i + 1], add_generation_prompt=False)
             if not (text.startswith(through.rstrip()) and through.startswith(before)):
                 raise BaseModelError(
                     "this chat template renders a turn differently once others follow, so answers "
@@ -100,52 +110,72 @@ class ChatTokenizer:
             # Past the end-of-turn token some templates put a line break that no model need learn.
             yield len(before), len(through.rstrip())
 
-    def _render(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
-        """The template's text, control tokens inside messages fenced as stand-ins."""
+    def _render(self, turns: list[Turn], *, add_generation_prompt: bool) -> str:
         rendered = self.tokenizer.apply_chat_template(
-            [{"role": m.role, "content": self._fence(m.content)} for m in messages],
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
-            date_string=DATE,
+            turns, tokenize=False, add_generation_prompt=add_generation_prompt, date_string=DATE
         )
         assert isinstance(rendered, str)
         return rendered
 
-    def _fence(self, content: str) -> str:
-        return self._pattern.sub(
-            lambda match: f"\ufdd0{self._controls.index(match[0])}\ufdd1",
-            content.translate(_FENCES),
-        )
+    def _fence(self, messages: Sequence[Message]) -> list[Turn]:
+        """What the template takes, control tokens inside messages fenced as stand-ins."""
 
-    def _encode(self, texts: Sequence[str]) -> list[Encoded]:
-        """Token ids and character offsets of each text; all plain pieces go in one call."""
-        pieces: list[tuple[int, int, str]] = []
-        literals: dict[int, tuple[int, str]] = {}  # place in `pieces` → end, the control token spelled out
-        for i, text in enumerate(texts):
-            position = 0
+        def fenced(content: str) -> str:
+            bare = content.replace("\ufdd0", "").replace("\ufdd1", "")
+            return self._pattern.sub(lambda match: f"\ufdd0{self._controls.index(match[0])}\ufdd1", bare)
+
+        return [{"role": m.role, "content": fenced(m.content)} for m in messages]
+
+    def _plain_ids(self, control: str) -> list[int]:
+        """The ids of a control token spelled out as text."""
+        ids = self.tokenizer(control, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        return list(ids)
+
+    def _encode(self, texts: Sequence[str]) -> list[list["Piece"]]:
+        """The pieces of each text: what lies between stand-ins, in one call, and the stand-ins."""
+        plain: list[str] = []
+        for text in texts:
+            plain.extend(_STAND_IN.split(text)[::2])
+        encodings = iter(self._backend.encode_batch(plain, add_special_tokens=False))
+        found = []
+        for text in texts:
+            pieces, position = [], 0
             for match in _STAND_IN.finditer(text):
-                pieces.append((i, position, text[position : match.start()]))
-                literals[len(pieces)] = match.end(), self._controls[int(match[1])]
-                pieces.append((i, match.start(), ""))
+                encoding = next(encodings)
+                pieces.append(Piece(position, match.start(), encoding.ids, encoding))
+                pieces.append(Piece(*match.span(), self._literal_ids[int(match[1])], None))
                 position = match.end()
-            pieces.append((i, position, text[position:]))
-        encoded = self.tokenizer(
-            [piece for _, _, piece in pieces],
-            add_special_tokens=False,
-            return_offsets_mapping=True,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-        )
-        found: list[Encoded] = [([], []) for _ in texts]
-        for place, (i, offset, _) in enumerate(pieces):
-            ids, offsets = encoded["input_ids"][place], encoded["offset_mapping"][place]
-            if place in literals:
-                end, literal = literals[place]
-                plain = self.tokenizer(literal, add_special_tokens=False, split_special_tokens=True)
-                ids = plain["input_ids"]
-                offsets = [(offset, end)] * len(ids)
-            elif offset:
-                offsets = [(offset + start, offset + end) for start, end in offsets]
-            found[i][0].extend(ids)
-            found[i][1].extend(offsets)
+            encoding = next(encodings)
+            pieces.append(Piece(position, len(text), encoding.ids, encoding))
+            found.append(pieces)
         return found
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Some characters of a text and their tokens. encoding: None for a control token spelled out."""
+
+    start: int
+    end: int
+    ids: list[int]
+    encoding: Any
+
+    def labels(self, answers: Sequence[tuple[int, int]]) -> list[int]:
+        """The ids of tokens that lie within an answer (in characters of the text), IGNORED elsewhere."""
+        labels = [IGNORED] * len(self.ids)
+        for first, last in answers:
+            if first < self.end and self.start < last:
+                begin, end = self._tokens(first, last)
+                labels[begin:end] = self.ids[begin:end]
+        return labels
+
+    def _tokens(self, first: int, last: int) -> tuple[int, int]:
+        """The range of tokens that begin at `first` or later and end by `last`."""
+        everything = range(len(self.ids))
+        if self.encoding is None:
+            return (0, len(self.ids)) if first <= self.start and self.end <= last else (0, 0)
+        # Asking for the few places that the search needs is faster than making all as tuples.
+        place = self.encoding.token_to_chars
+        begin = bisect_left(everything, first - self.start, key=lambda i: place(i)[0])
+        end = bisect_right(everything, last - self.start, key=lambda i: place(i)[1])
+        return begin, max(begin, end)
