@@ -42,7 +42,7 @@ def load(base: Path, settings: TrainConfig, lora: LoraConfig, arm: Arm, device: 
         local_files_only=True,
     )
     _check(model, device, quantize)
-    return FastLanguageModel.get_peft_model(
+    adapted = FastLanguageModel.get_peft_model(
         model,
         r=arm.setting.rank,
         lora_alpha=lora.alpha_at(arm.setting.rank),
@@ -52,6 +52,10 @@ def load(base: Path, settings: TrainConfig, lora: LoraConfig, arm: Arm, device: 
         use_gradient_checkpointing=checkpointing,
         random_state=arm.seed,
     )
+    if settings.dtype == "float32":
+        # On a GPU Unsloth would autocast to bfloat16 by itself; this value is its name for no autocast.
+        os.environ["UNSLOTH_MIXED_PRECISION"] = "bfloat16"
+    return adapted
 
 
 def compute_loss(model: Any, inputs: dict[str, Any], target_tokens: Any) -> Any:
