@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from trainer.config import CONFIGS, RunConfig, load
 from trainer.errors import ArmError, ArtifactError, TrainerError
+from trainer.ship.gates import OVERRIDE
 
 if TYPE_CHECKING:  # the stages import torch, which takes seconds; a wrong flag must not
     from trainer.pipeline import Pipeline
@@ -69,7 +70,8 @@ def _run(options: argparse.Namespace) -> None:
         ) from None
     from trainer.pipeline import Pipeline
 
-    pipeline = Pipeline(config, options.artifacts, _train_command(options))
+    ship_despite = options.verb == "run" and options.ship_despite_failed_gates
+    pipeline = Pipeline(config, options.artifacts, _train_command(options), ship_despite)
     if options.verb == "train":
         _train_one(config, pipeline, options)
     else:
@@ -114,6 +116,11 @@ def _parser() -> argparse.ArgumentParser:
             help="override one setting, such as train.max_steps=5; wins over the file",
         )  # fmt: skip
         sub.add_argument("--dry-run", action="store_true", help="print the resolved configuration")
+        if verb == "run":
+            sub.add_argument(
+                OVERRIDE, action="store_true", dest="ship_despite_failed_gates",
+                help="publish a model that failed its gates; its manifest, card and page will say so",
+            )  # fmt: skip
         if verb == "train":
             sub.add_argument("--rank", type=int)
             sub.add_argument("--learning-rate", type=float)
