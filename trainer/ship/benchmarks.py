@@ -12,6 +12,7 @@ A base that is not measurably above it has nothing to lose, which the gate then 
 
 import contextlib
 import io
+import logging
 import random
 import shutil
 import sys
@@ -46,7 +47,8 @@ def compare(
     with tempfile.TemporaryDirectory(prefix="finechat-benchmarks-") as scratch:
         harness = _Harness(benchmarks, Path(scratch))
         floor = harness.dummy_scores()
-        before, after = (harness.scores(directory, dtype, device) for directory in (base, shipped))
+        before = harness.scores("base", base, dtype, device)
+        after = harness.scores("tuned", shipped, dtype, device)
     metrics = [
         metric_of(benchmark, harness.items[benchmark.task], floor[name], before[name], after[name])
         for benchmark in benchmarks
@@ -63,6 +65,7 @@ class _Harness:
             _lend_sentence_splitter(scratch / "nltk")
         import lm_eval.tasks
 
+        logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of a model handed over loaded
         for benchmark in benchmarks:
             settings = _settings(benchmark, Path(lm_eval.tasks.__file__).parent, scratch)
             (scratch / f"{benchmark.task}.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
@@ -78,14 +81,14 @@ class _Harness:
         random.seed(ITEMS_SEED)  # the dummy's choices
         return {name: self._run(name, DummyLM(), chat=False) for name in self._drawn}
 
-    def scores(self, directory: Path, dtype: str, device: str) -> dict[str, Any]:
+    def scores(self, side: str, directory: Path, dtype: str, device: str) -> dict[str, Any]:
         """task → (items,) float64 of 0 and 1, in the order of the drawn items."""
         from lm_eval.models.huggingface import HFLM
 
         model, tokenizer = load_model(directory, dtype, device), load_tokenizer(directory)
         found = {}
         for name, drawn in self._drawn.items():
-            say(f"  benchmark {name}: {len(drawn)} items, {directory.name}")
+            say(f"  benchmark {name}: {len(drawn)} items, {side}")
             lm = HFLM(
                 pretrained=model, tokenizer=tokenizer, backend="causal",
                 batch_size=TASKS[name].rows_at_once,
