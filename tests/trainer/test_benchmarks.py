@@ -169,7 +169,7 @@ def test_a_base_that_is_not_above_guessing_is_told_to_show_nothing(
 ) -> None:
     told = measured(base, base, [0, 1, 0, 0] * 10, 0)
     assert told["metric"]["benchmark"]["informative"] is informative
-    assert ("cannot show a regression" in told["detail"]) is not informative
+    assert ("cannot rule out a regression" in told["detail"]) is not informative
 
 
 def test_a_limit_draws_the_same_items_every_time_from_the_whole_file() -> None:

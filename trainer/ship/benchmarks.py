@@ -7,7 +7,7 @@ examples (0-shot) in the model's chat template: a chat model is asked as its use
 file needs no second file with examples. So the figures compare two models, not with leaderboards.
 
 The floor is what lm-eval's dummy model scores on these items: random choices, and the answer "lol".
-A base that is not measurably above it has nothing to lose, which the gate then says.
+A base that is not measurably above it can show no regression: the gate still applies, and says so.
 """
 
 import contextlib
@@ -203,7 +203,7 @@ def gate_of(benchmark: BenchmarkConfig, metric: Mapping[str, Any]) -> dict[str, 
     if not record["informative"]:
         detail += (
             f"; uninformative: the base's {metric['base']['value']:.4f} is not measurably above the "
-            f"{record['floor']['value']:.4f} of guessing, so this cannot show a regression"
+            f"{record['floor']['value']:.4f} of guessing, so a pass cannot rule out a regression and a fail may be chance"
         )
     passed = change >= -benchmark.max_drop
     return {"name": f"benchmark {benchmark.task}", "passed": passed, "detail": detail}
