@@ -203,7 +203,8 @@ def gate_of(benchmark: BenchmarkConfig, metric: Mapping[str, Any]) -> dict[str, 
     if not record["informative"]:
         detail += (
             f"; uninformative: the base's {metric['base']['value']:.4f} is not measurably above the "
-            f"{record['floor']['value']:.4f} of guessing, so a pass cannot rule out a regression and a fail may be chance"
+            f"{record['floor']['value']:.4f} of guessing, so a pass cannot rule out a regression "
+            "and a fail may be chance"
         )
     passed = change >= -benchmark.max_drop
     return {"name": f"benchmark {benchmark.task}", "passed": passed, "detail": detail}
