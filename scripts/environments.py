@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import importlib.util
+import json
 import os
 import shutil
 import signal
@@ -24,6 +25,7 @@ VENVS = ROOT / ".venv"
 UV = "uv==0.13.9"
 OLDEST, NEWEST = (3, 11), (3, 12)
 NEEDED_DISK_GIB = 6
+BENCHMARKS = ROOT / "trainer" / "requirements-benchmarks.txt"
 # Imported once after installation: it proves that the environment works, and it compiles the modules,
 # which would otherwise delay the first start.
 PROOFS = {
@@ -85,13 +87,12 @@ def build(name: str) -> None:
     """Build `.venv/<name>` from `<name>/requirements.txt`. Raises: SetupError."""
     lock = _lock(name)
     changes = _changes(lock)
-    options = [part for option, file in changes.items() for part in (f"--{option}", str(file))]
     venv = VENVS / name
 
     def install() -> None:
         _check_disk()
         _run_uv(["venv", "--quiet", "--clear", "--python", sys.executable, str(venv)])
-        _run_uv(["pip", "install", "--quiet", "--python", str(venv), *options, "-r", str(lock)])
+        _run_uv(["pip", "install", "--quiet", "--python", str(venv), *_options(changes), "-r", str(lock)])
         proof = _run([python(name), "-c", PROOFS[name]], env=service_environment())
         if proof.returncode != 0:
             raise SetupError(f"it does not import: {_last_line(proof)}")
@@ -100,10 +101,23 @@ def build(name: str) -> None:
 
 
 def add(name: str, lock: Path) -> None:
-    """Install one more lock file into `.venv/<name>`, for the tests. Raises: SetupError."""
-    venv = VENVS / name
-    command = ["pip", "install", "--quiet", "--python", str(venv), "-r", str(lock)]
-    _once(venv / f".finechat-stamp-{lock.stem}", [lock], lambda: _run_uv(command))
+    """Install one more lock file into `.venv/<name>`. Raises: SetupError."""
+    venv, changes = VENVS / name, _changes(lock)
+    command = ["pip", "install", "--quiet", "--python", str(venv), *_options(changes), "-r", str(lock)]
+    stamp = venv / f".finechat-stamp-{lock.stem}"
+    _once(stamp, [lock, *changes.values()], lambda: _run_uv(command))
+
+
+def build_trainer(profile: str) -> None:
+    """Build `.venv/trainer`, with lm-eval if the profile asks for benchmarks. Raises: SetupError.
+
+    A profile that cannot be read is left to the trainer, which says what is wrong with it.
+    """
+    build("trainer")
+    command = [python("trainer"), "-m", "trainer", "run", "--dry-run", "--config", profile]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode == 0 and json.loads(done.stdout)["evaluate"]["benchmarks"]:
+        add("trainer", BENCHMARKS)
 
 
 def python(name: str) -> str:
@@ -133,6 +147,10 @@ def _changes(lock: Path) -> dict[str, Path]:
     variant = lock.stem.removeprefix("requirements")
     files = {option: lock.with_name(f"{option}{variant}.txt") for option in ("excludes", "overrides")}
     return {option: file for option, file in files.items() if file.is_file()}
+
+
+def _options(changes: dict[str, Path]) -> list[str]:
+    return [part for option, file in changes.items() for part in (f"--{option}", str(file))]
 
 
 def _missing_packages(browser: bool) -> list[str]:

@@ -2,13 +2,15 @@
 
 import sys
 
-from environments import SetupError, build, check_python, install_system_packages
+from environments import SetupError, build, build_trainer, check_python, install_system_packages
+from services import Settings
 
 if __name__ == "__main__":
     try:
         check_python()
         install_system_packages()
-        for service in ("trainer", "api", "frontend"):
+        build_trainer(Settings().profile)
+        for service in ("api", "frontend"):
             build(service)
     except SetupError as error:
         sys.exit(f"make setup: {error}")

@@ -14,6 +14,7 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 from environments import (
+    BENCHMARKS,
     ROOT,
     VENVS,
     SetupError,
@@ -39,6 +40,7 @@ def main(arguments: list[str]) -> int:
             build(name)
         for name in SERVICES:
             add(name, ROOT / "tests" / "pytest.txt")
+        add("trainer", BENCHMARKS)
     except SetupError as error:
         say(f"make test: {error}")
         return 1

@@ -17,6 +17,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from environments import (
     SetupError,
     build,
+    build_trainer,
     check_python,
     install_system_packages,
     python,
@@ -67,7 +68,7 @@ def _up(settings: Settings, children: Children, begun: float) -> None:
         install_system_packages()
     pool = ThreadPoolExecutor(1)
     with _Step("environments", "one for each service, kept in .venv"):
-        build("trainer")
+        build_trainer(settings.profile)
         # The other two are built while the model trains: they are mostly download and disk.
         others = [pool.submit(build, name) for name in ("api", "frontend")]
         pool.shutdown(wait=False)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from trainer.config import CONFIGS, EXPORT_FORMATS, RunConfig, load
 from trainer.errors import ArmError, ArtifactError, TrainerError
+from trainer.ship.gates import OVERRIDE
 
 if TYPE_CHECKING:  # the stages import torch, which takes seconds; a wrong flag must not
     from trainer.pipeline import Pipeline
@@ -82,7 +83,8 @@ def _run(options: argparse.Namespace) -> None:
         import trainer.fit.engines.unsloth  # noqa: F401  patches what the next import brings in
     from trainer.pipeline import Pipeline
 
-    pipeline = Pipeline(config, options.artifacts, _arm_command(options))
+    ship_despite = options.verb == "run" and options.ship_despite_failed_gates
+    pipeline = Pipeline(config, options.artifacts, _arm_command(options), ship_despite)
     if options.verb == "arm":
         _train_arm(config, pipeline, options)
     else:
@@ -135,6 +137,11 @@ def _parser() -> argparse.ArgumentParser:
             help="override one setting, such as train.max_steps=5; wins over the file",
         )  # fmt: skip
         sub.add_argument("--dry-run", action="store_true", help="print the resolved configuration")
+        if verb == "run":
+            sub.add_argument(
+                OVERRIDE, action="store_true", dest="ship_despite_failed_gates",
+                help="publish a model that failed its gates; its manifest, card and page will say so",
+            )  # fmt: skip
         if verb == "arm":
             sub.add_argument("--rank", type=int)
             sub.add_argument("--learning-rate", type=float)

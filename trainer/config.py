@@ -180,6 +180,15 @@ class TrainConfig(Frozen):
         return self
 
 
+class BenchmarkConfig(Frozen):
+    """One public benchmark, run on base and tuned model by lm-eval; see trainer/ship/benchmarks.py."""
+
+    task: Literal["ifeval", "gsm8k", "arc_challenge", "mmlu"]
+    file: Path | None = Field(None, description="JSON Lines; None: the task's data set from the Hub.")
+    limit: int | None = Field(None, ge=1, description="Items, drawn by a fixed seed; None: all.")
+    max_drop: float = Field(ge=0, le=1, description="Of the score, against the base.")
+
+
 class EvaluateConfig(Frozen):
     """What must hold before `current` moves; losses are nats a token on rows never trained on."""
 
@@ -188,6 +197,18 @@ class EvaluateConfig(Frozen):
     max_loss_increase: float = Field(0.0, ge=0, description="On the test rows, against the base.")
     max_general_loss_increase: float = Field(ge=0)
     min_stopped: float = Field(0.9, ge=0, le=1, description="Share of samples that ended by themselves.")
+    prompts: Path = Field(
+        CONFIGS / "side_by_side_prompts.txt", description="Answered by both models on the evaluation page."
+    )
+    prompt_tokens: int = Field(256, ge=1, le=4096, description="Of an answer to one of `prompts`.")
+    benchmarks: tuple[BenchmarkConfig, ...] = ()
+
+    @model_validator(mode="after")
+    def _each_benchmark_once(self) -> "EvaluateConfig":
+        tasks = [benchmark.task for benchmark in self.benchmarks]
+        if twice := {task for task in tasks if tasks.count(task) > 1}:
+            raise ValueError(f"benchmarks: {', '.join(sorted(twice))} is asked for twice")
+        return self
 
 
 class RunConfig(Frozen):
@@ -276,6 +297,11 @@ def _anchor_paths(values: dict[str, Any], folder: Path) -> None:
             places.append((data, "source"))
         if isinstance(files := data.get("contamination"), list):
             data["contamination"] = [_anchored(f, folder) if isinstance(f, str) else f for f in files]
+    evaluate = values.get("evaluate")
+    if isinstance(evaluate, dict):
+        places.append((evaluate, "prompts"))
+        if isinstance(benchmarks := evaluate.get("benchmarks"), list):
+            places += [(benchmark, "file") for benchmark in benchmarks]
     for mapping, key in places:
         if isinstance(mapping, dict) and isinstance(value := mapping.get(key), str):
             mapping[key] = _anchored(value, folder)

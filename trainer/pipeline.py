@@ -13,7 +13,7 @@ from trainer.base_model import BaseModel
 from trainer.config import RunConfig
 from trainer.data.prepare import Prepared, prepare
 from trainer.device import choose_device
-from trainer.errors import ArmError, GateError
+from trainer.errors import ArmError
 from trainer.files import only_writer, read_json, whole_directory, write_json
 from trainer.fit.adapter import check_adapter
 from trainer.fit.arm import Arm, Run, Setting, arm_directory, read_run, run_name
@@ -29,10 +29,13 @@ from trainer.ship.artifact import (
     publish,
 )
 from trainer.ship.evaluate import evaluate
+from trainer.ship.gates import check_current, failed_gates, shippable
 from trainer.ship.merge import merge
+from trainer.ship.page import write_page
 
 MERGE_CHECK = "merge_check.json"
 SAMPLES = "samples.json"
+PAGE = "evaluation.html"
 STAGES = ("base", "prepare", "sweep", "train", "merge", "evaluate", "publish")
 
 
@@ -40,13 +43,21 @@ class Pipeline:
     """One run of one configuration in one artifacts directory.
 
     arm_command: the `arm` verb with its configuration, for the processes that train.
+    ship_despite_failed_gates: publish a model that failed its gates, and say so in its manifest.
     """
 
-    def __init__(self, config: RunConfig, artifacts: Path, arm_command: Sequence[str]) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        artifacts: Path,
+        arm_command: Sequence[str],
+        ship_despite_failed_gates: bool = False,
+    ) -> None:
         self.config = config
         self.artifacts = artifacts
         self.models = artifacts / "models"
         self._arm_command = arm_command
+        self._ship_despite = ship_despite_failed_gates
         self._stages = Stages(STAGES)
 
     def base(self) -> BaseModel:
@@ -104,7 +115,12 @@ class Pipeline:
             else:
                 self._make(base, prepared, identifier, until)
             if until == "publish":
+                manifest = read_json(self.models / identifier / "manifest.json")
+                is_current = (self.models / "current").resolve() == (self.models / identifier).resolve()
+                check_current(manifest, self._ship_despite, is_current)
                 make_current(self.models, identifier)
+                for failed in failed_gates(manifest["evaluation"]):
+                    say(f"  WARNING: `current` is a model that FAILED its gate {failed}")
 
     def _make(self, base: BaseModel, prepared: Prepared, identifier: str, until: str) -> None:
         setting, selection = self.sweep(base, prepared)
@@ -121,7 +137,9 @@ class Pipeline:
             return
         with self._stages.stage("publish", f"write {self.models / identifier}"):
             merge_check = read_json(merged / MERGE_CHECK)
-            write_json(merged / SAMPLES, evaluation.pop("samples"))
+            answers = {name: evaluation.pop(name) for name in ("samples", "side_by_side")}
+            write_json(merged / SAMPLES, answers["samples"])
+            write_page(merged / PAGE, identifier, evaluation, **answers)
             manifest = build_manifest(
                 identifier, self.config, base, prepared, winner, selection, merge_check, evaluation
             )
@@ -151,7 +169,7 @@ class Pipeline:
         kept = self.artifacts / "evaluations" / f"{identifier}.json"
         with self._stages.stage("evaluate", "the merged model against the base on test rows"):
             if not kept.is_file():
-                summary, samples = evaluate(
+                summary, answers = evaluate(
                     self.config.evaluate,
                     base.directory,
                     merged,
@@ -160,17 +178,13 @@ class Pipeline:
                     self.config.train.dtype,
                     choose_device(self.config.train.device),
                 )
-                write_json(kept, {**summary, "samples": samples})
+                write_page(kept.with_suffix(".html"), identifier, summary, **answers)
+                write_json(kept, {**summary, **answers})
             summary = read_json(kept)
             for metric in summary["metrics"]:
                 before, after = metric["base"]["value"], metric["tuned"]["value"]
                 say(f"  {metric['name']}: {before:.3f} → {after:.3f} ({metric['unit']}, n = {metric['n']})")
-        failures = [f"{g['name']}: {g['detail']}" for g in summary["gates"] if not g["passed"]]
-        if failures:
-            raise GateError(
-                f"{identifier} is not shipped and `current` stays: {'; '.join(failures)}. See {kept}"
-            )
-        return dict(summary)
+        return shippable(summary, identifier, self._ship_despite, kept.with_suffix(".html"))
 
 
 def _number(checkpoint: Path) -> int:

@@ -4,8 +4,17 @@ import importlib.metadata
 import importlib.util
 from pathlib import Path
 
-from trainer.config import BaseModelConfig, DataConfig, RunConfig, TrainConfig, is_local
+from trainer.config import (
+    BaseModelConfig,
+    BenchmarkConfig,
+    DataConfig,
+    EvaluateConfig,
+    RunConfig,
+    TrainConfig,
+    is_local,
+)
 from trainer.errors import MissingError
+from trainer.ship.tasks import PUNKT_PACKAGE, TASKS, sentence_splitter
 
 HUB_TIMEOUT_S = 10
 
@@ -19,6 +28,9 @@ def check(config: RunConfig) -> None:
             *_engine(config.train),
             _base(config.base),
             _data(config.data),
+            _prompts(config.evaluate),
+            _harness(config.evaluate),
+            *map(_benchmark, config.evaluate.benchmarks),
         )
         if problem is not None
     ]
@@ -105,14 +117,45 @@ def _data(data: DataConfig) -> str | None:
         return None if found else f"the data set: data.source {data.source} does not exist"
     if data.source == "stdlib-docs":
         return None
+    repository, _, revision = data.source.removeprefix("hub:").partition("@")
+    remedy = "Set data.source to a local JSON, JSONL or Parquet file instead"
+    return _hub_data(repository, revision or None, remedy)
+
+
+def _prompts(evaluate: EvaluateConfig) -> str | None:
+    found = evaluate.prompts.is_file()
+    return None if found else f"the prompts: evaluate.prompts {evaluate.prompts} does not exist"
+
+
+def _harness(evaluate: EvaluateConfig) -> str | None:
+    wanted = {"lm_eval", "langdetect", "nltk"} if evaluate.benchmarks else set()
+    missing = sorted(name for name in wanted if importlib.util.find_spec(name) is None)
+    if any(b.task == "ifeval" for b in evaluate.benchmarks) and sentence_splitter() is None:
+        missing.append(PUNKT_PACKAGE)
+    if not missing:
+        return None
+    return (
+        f"for evaluate.benchmarks: {', '.join(missing)}. Run `make setup` with PROFILE set to this "
+        "configuration, which installs trainer/requirements-benchmarks.txt"
+    )
+
+
+def _benchmark(benchmark: BenchmarkConfig) -> str | None:
+    if benchmark.file:
+        found = benchmark.file.is_file()
+        return None if found else f"the items of {benchmark.task}: {benchmark.file} does not exist"
+    remedy = f"Set the `file` of benchmark {benchmark.task} to a local JSON Lines file instead"
+    return _hub_data(TASKS[benchmark.task].dataset, None, remedy)
+
+
+def _hub_data(repository: str, revision: str | None, remedy: str) -> str | None:
     from huggingface_hub import HfApi
 
-    repository, _, revision = data.source.removeprefix("hub:").partition("@")
     try:
-        HfApi().dataset_info(repository, revision=revision or None, timeout=HUB_TIMEOUT_S)
+        HfApi().dataset_info(repository, revision=revision, timeout=HUB_TIMEOUT_S)
     except Exception as error:  # as above
         return (
             f"the data set {repository}: the Hugging Face Hub cannot be reached or does not show it "
-            f"({type(error).__name__}). Set data.source to a local JSON, JSONL or Parquet file instead"
+            f"({type(error).__name__}). {remedy}"
         )
     return None

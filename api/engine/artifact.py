@@ -18,6 +18,7 @@ from pydantic import (
     StringConstraints,
     ValidationError,
     field_validator,
+    model_validator,
 )
 
 from api.errors import ArtifactError
@@ -49,14 +50,23 @@ class MergeCheck(_Part):
 
 class Gate(_Part):
     name: str
-    passed: Literal[True]
+    passed: bool
     detail: str
 
 
 class Evaluation(_Part):
-    passed: Literal[True]
+    passed: bool
+    override: Literal["--ship-despite-failed-gates"] | None = None
     metrics: list[Report] = Field(min_length=1)
     gates: list[Gate]
+
+    @model_validator(mode="after")
+    def _failed_only_by_override(self) -> "Evaluation":
+        if self.passed != all(gate.passed for gate in self.gates):
+            raise ValueError("`passed` is not what the gates say")
+        if self.passed == (self.override is not None):
+            raise ValueError("a model may have failed its gates by `override` only, and the other way round")
+        return self
 
 
 class Manifest(_Part):
@@ -102,6 +112,11 @@ class Artifact:
     @property
     def name(self) -> str:
         return self.manifest.name
+
+    @property
+    def failed_gates(self) -> list[str]:
+        """Names of the gates that a person overrode to ship this model."""
+        return [gate.name for gate in self.manifest.evaluation.gates if not gate.passed]
 
     def verify(self) -> None:
         """Hold every file against its size and SHA-256; reads all of them.

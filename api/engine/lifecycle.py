@@ -103,6 +103,8 @@ class Lifecycle:
         self._state = State.READY if failure is None else State.FAILED
         if failure is None:
             log.info("event=ready model=%s duration_s=%.1f", self._artifact.name, duration_s)
+            for gate in self._artifact.failed_gates:
+                log.warning("event=failed_gate model=%s gate=%r", self._artifact.name, gate)
 
     async def guard(self, work: Coroutine[Any, Any, None], receive: Receive) -> None:
         """Run `work` to its end, unless the client hangs up or the time to drain is over.

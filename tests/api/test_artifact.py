@@ -1,7 +1,7 @@
 """Contract 1, the reader's end: a directory that is not as its manifest says is never served."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,17 @@ from api.errors import ArtifactError
 from conftest import MODEL, example_manifest
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "docs/artifact.schema.json").read_text())
+
+OVERRIDE = "--ship-despite-failed-gates"
+PASSED = {"name": "test loss", "passed": True, "detail": "better"}
+FAILED = {"name": "benchmark ifeval", "passed": False, "detail": "-0.2"}
+
+
+def evaluation(passed: bool, gates: Sequence[dict[str, Any]] = (PASSED,), **more: Any) -> dict[str, Any]:
+    interval = {"value": 1.0, "low": 0.9, "high": 1.1}
+    metric = {"name": "nll", "split": "test", "unit": "nats", "n": 1}
+    metric |= dict.fromkeys(("base", "tuned", "difference"), interval)
+    return {"passed": passed, "metrics": [metric], "gates": list(gates), **more}
 
 
 def rewrite(artifacts: Path, **changes: Any) -> None:
@@ -46,6 +57,13 @@ def test_an_export_under_its_own_id_is_served_like_any_artifact(artifacts: Path)
     assert artifact.manifest.export == entry
 
 
+def test_model_that_a_person_shipped_despite_a_failed_gate_is_served_and_named(artifacts: Path) -> None:
+    overridden = evaluation(passed=False, gates=[PASSED, FAILED], override=OVERRIDE)
+    rewrite(artifacts, evaluation=overridden)
+    jsonschema.validate(example_manifest(artifacts / "models/tiny-r8") | {"evaluation": overridden}, SCHEMA)
+    assert read_artifact(artifacts).failed_gates == [FAILED["name"]]
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -57,6 +75,11 @@ def test_an_export_under_its_own_id_is_served_like_any_artifact(artifacts: Path)
         {"files": {}},
         {"description": ""},
         {"evaluation": {"passed": False, "metrics": [{}], "gates": []}},
+        {"evaluation": evaluation(passed=False, gates=[FAILED])},
+        {"evaluation": evaluation(passed=False, override=OVERRIDE)},
+        {"evaluation": evaluation(passed=False, gates=[FAILED], override="--force")},
+        {"evaluation": evaluation(passed=True, gates=[FAILED])},
+        {"evaluation": evaluation(passed=True, override=OVERRIDE)},
     ],
     ids=str,
 )

@@ -18,6 +18,7 @@ from trainer import base_model
 from trainer.config import load
 from trainer.data.prepare import prepare
 from trainer.fit.arm import arm_directory, arms, run_name
+from trainer.ship.gates import OVERRIDE
 
 ROOT = Path(__file__).parents[2]
 SCHEMA = json.loads((ROOT / "docs/artifact.schema.json").read_text())
@@ -44,7 +45,7 @@ def test_a_run_ships_a_verified_artifact_and_a_second_run_does_nothing(
     manifest = json.loads((current / "manifest.json").read_text())
     jsonschema.validate(manifest, SCHEMA)
     assert os.readlink(current) == manifest["id"]
-    assert {"LICENSE", "README.md", "config.json"} <= set(manifest["files"])
+    assert {"LICENSE", "README.md", "config.json", "evaluation.html"} <= set(manifest["files"])
     assert sorted(s["rank"] for s in manifest["selection"]["settings"]) == [2, 4]
     assert "model-index" in (current / "README.md").read_text()
     model = AutoModelForCausalLM.from_pretrained(current)
@@ -89,13 +90,43 @@ def test_killed_training_resumes_with_identical_losses(tmp_path: Path, config_fi
     assert losses(killed)["validation"] == losses(whole)["validation"]
 
 
+FAILING = ("--set", "evaluate.min_stopped=1.0", "--set", "evaluate.max_new_tokens=1")
+
+
 def test_a_model_that_fails_a_gate_is_not_shipped(tmp_path: Path, config_file: Path) -> None:
     artifacts = tmp_path / "artifacts"
-    gate = ("--set", "evaluate.min_stopped=1.0", "--set", "evaluate.max_new_tokens=1")
-    done = trainer("run", config_file, artifacts, *gate)
+    done = trainer("run", config_file, artifacts, *FAILING)
     assert done.returncode == 1
     assert "is not shipped" in done.stderr and "answers stop" in done.stderr
     assert not (artifacts / "models" / "current").exists()
+    (page,) = artifacts.glob("evaluations/*.html")
+    assert "FAILED" in page.read_text() and str(page) in done.stderr
+
+
+def test_the_named_flag_ships_a_failed_model_and_everything_says_so(
+    tmp_path: Path, config_file: Path
+) -> None:
+    artifacts = tmp_path / "artifacts"
+    done = trainer("run", config_file, artifacts, *FAILING, OVERRIDE)
+    assert done.returncode == 0, done.stderr
+    assert "FAILED its gate answers stop" in done.stdout
+    models = artifacts / "models"
+    manifest = json.loads((models / "current" / "manifest.json").read_text())
+    jsonschema.validate(manifest, SCHEMA)
+    evaluation = manifest["evaluation"]
+    assert (evaluation["passed"], evaluation["override"]) == (False, OVERRIDE)
+    assert [gate["name"] for gate in evaluation["gates"] if not gate["passed"]] == ["answers stop"]
+    for file in ("README.md", "evaluation.html"):
+        text = (models / "current" / file).read_text()
+        assert OVERRIDE in text and "answers stop" in text
+
+    again = trainer("run", config_file, artifacts, *FAILING)
+    assert again.returncode == 0 and "FAILED its gate answers stop" in again.stdout
+
+    (models / "current").unlink()
+    without = trainer("run", config_file, artifacts, *FAILING)
+    assert without.returncode == 1 and "answers stop" in without.stderr
+    assert not (models / "current").exists()
 
 
 def test_one_failed_arm_does_not_cost_the_others(tmp_path: Path, config_file: Path) -> None:

@@ -5,6 +5,8 @@ unbiased estimate of the divergence KL(base || tuned) a token, since the answers
 base at temperature 1. The prompts are ours, so no third-party text is stored.
 """
 
+from pathlib import Path
+
 from trainer.base_model import BaseModel, load_model
 from trainer.config import GeneralChatConfig
 from trainer.data.conversation import Message
@@ -24,8 +26,10 @@ def answer_prompts(
     seed: int,
 ) -> tuple[list[TokenRow], list[TokenRow]]:
     """Rows to train on and rows to measure on, from disjoint prompts."""
-    prompts = _read_prompts(config)
     wanted = config.train_prompts + config.test_prompts
+    prompts = read_prompts(config.prompts, "data.general.prompts")
+    if len(prompts) < wanted:
+        raise DataError(f"{config.prompts} holds {len(prompts)} prompts, {wanted} are asked for")
     ids = [chat.prompt_ids([Message("user", prompt)]) for prompt in prompts[:wanted]]
     model = load_model(base.directory, dtype, device)
     answers = generate(model, ids, chat.pad_id, config.max_new_tokens, sample_seed=seed)
@@ -36,13 +40,18 @@ def answer_prompts(
     return rows[config.test_prompts :], rows[: config.test_prompts]
 
 
-def _read_prompts(config: GeneralChatConfig) -> list[str]:
+def read_prompts(file: Path, key: str) -> list[str]:
+    """One prompt a line; empty lines and lines that begin with # are left out.
+
+    key: the setting that names the file. Raises: DataError if it cannot be read or holds no prompt.
+    """
     try:
-        lines = config.prompts.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8").splitlines()
     except OSError as error:
-        raise DataError(f"data.general.prompts {config.prompts}: {error.strerror}") from None
+        raise DataError(f"{key} {file}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise DataError(f"{key} {file} is not UTF-8 text") from None
     prompts = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
-    wanted = config.train_prompts + config.test_prompts
-    if len(prompts) < wanted:
-        raise DataError(f"{config.prompts} holds {len(prompts)} prompts, {wanted} are asked for")
+    if not prompts:
+        raise DataError(f"{key} {file} holds no prompt; write one a line")
     return prompts

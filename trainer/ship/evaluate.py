@@ -1,8 +1,9 @@
 """Stage `evaluate`: the shipped weights against the base, on rows never trained on, and the gates.
 
 Measures the loss and the share of exact answers on the test rows, and the loss on general chat, for
-both models with paired intervals; then lets both answer a few test prompts. A model that fails a gate
-is not shipped. It judges the directory that would be served, not the adapter it came from.
+both models with paired intervals; then lets both answer a few test prompts and a fixed list of general
+ones, and runs the benchmarks. Here a gate is measured; `gates` decides what a failed one means. It
+judges the directory that would be served, not the adapter it came from.
 """
 
 from collections.abc import Sequence
@@ -12,10 +13,13 @@ from typing import Any
 
 from trainer.base_model import load_model, load_tokenizer
 from trainer.config import EvaluateConfig
-from trainer.data.tokenize import IGNORED, TokenRow
+from trainer.data.conversation import Message
+from trainer.data.general import read_prompts
+from trainer.data.tokenize import IGNORED, ChatTokenizer, TokenRow
 from trainer.fit.intervals import exact_interval, loss_interval
 from trainer.fit.loss import RowLoss, mean_loss, row_losses
 from trainer.generation import Answer, generate
+from trainer.ship.benchmarks import compare
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +27,7 @@ class _Measured:
     test: list[RowLoss]
     general: list[RowLoss]
     answers: list[Answer]
+    side_by_side: list[Answer]
 
 
 def evaluate(
@@ -33,14 +38,19 @@ def evaluate(
     general: Sequence[TokenRow],
     dtype: str,
     device: str,
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+) -> tuple[dict[str, Any], dict[str, list[dict[str, Any]]]]:
     """Measure both models, each loaded in `dtype`, and apply the gates.
 
-    Returns the manifest's `evaluation`, and samples: prompt, reference, base and tuned answer.
+    Returns the manifest's `evaluation`, and the answers of both: `samples` (prompt, reference, base,
+    tuned) and `side_by_side` (prompt, base, tuned).
+
+    Raises: DataError if the prompts cannot be read. MissingError if a benchmark cannot be run.
     """
-    tokenizer = load_tokenizer(base)
+    chat = ChatTokenizer(load_tokenizer(base))
+    prompts = read_prompts(config.prompts, "evaluate.prompts")
+    asked = [chat.prompt_ids([Message("user", prompt)]) for prompt in prompts]
     before, after = (
-        _measure(config, load_model(directory, dtype, device), test, general, tokenizer.pad_token_id or 0)
+        _measure(config, load_model(directory, dtype, device), test, general, asked, chat.pad_id)
         for directory in (base, shipped)
     )
     metrics = [
@@ -58,9 +68,18 @@ def evaluate(
                 after.general,
             )
         )
-    gates = _gates(config, before, after)
-    summary = {"passed": all(g["passed"] for g in gates), "metrics": metrics, "gates": gates}
-    return summary, _samples(test, before.answers, after.answers, tokenizer)
+    more_metrics, more_gates = compare(config.benchmarks, base, shipped, dtype, device)
+    gates = _gates(config, before, after) + more_gates
+    summary = {
+        "passed": all(g["passed"] for g in gates), "metrics": metrics + more_metrics, "gates": gates,
+    }  # fmt: skip
+    return summary, {
+        "samples": _samples(test, before.answers, after.answers, chat),
+        "side_by_side": [
+            {"prompt": prompt, "base": _text(chat, one.token_ids), "tuned": _text(chat, other.token_ids)}
+            for prompt, one, other in zip(prompts, before.side_by_side, after.side_by_side, strict=True)
+        ],
+    }
 
 
 def prompt_of(row: TokenRow) -> list[int]:
@@ -73,6 +92,7 @@ def _measure(
     model: Any,
     test: Sequence[TokenRow],
     general: Sequence[TokenRow],
+    asked: Sequence[Sequence[int]],
     pad_id: int,
 ) -> _Measured:
     prompts = [prompt_of(row) for row in test[: config.samples]]
@@ -80,6 +100,7 @@ def _measure(
         row_losses(model, test, pad_id),
         row_losses(model, general, pad_id),
         generate(model, prompts, pad_id, config.max_new_tokens),
+        generate(model, asked, pad_id, config.prompt_tokens),
     )
 
 
@@ -120,20 +141,21 @@ def _metric(
 
 
 def _samples(
-    rows: Sequence[TokenRow], before: Sequence[Answer], after: Sequence[Answer], tokenizer: Any
+    rows: Sequence[TokenRow], before: Sequence[Answer], after: Sequence[Answer], chat: ChatTokenizer
 ) -> list[dict[str, Any]]:
-    def text(ids: Sequence[int]) -> str:
-        return str(tokenizer.decode(ids, skip_special_tokens=True)).rstrip("\n")
-
     return [
         {
             "prompt": row.question,
-            "reference": text(row.input_ids[_last_answer(row) :]),
-            "base": text(base.token_ids),
-            "tuned": text(tuned.token_ids),
+            "reference": _text(chat, row.input_ids[_last_answer(row) :]),
+            "base": _text(chat, base.token_ids),
+            "tuned": _text(chat, tuned.token_ids),
         }
         for row, base, tuned in zip(rows, before, after, strict=False)
     ]
+
+
+def _text(chat: ChatTokenizer, ids: Sequence[int]) -> str:
+    return str(chat.tokenizer.decode(ids, skip_special_tokens=True)).rstrip("\n")
 
 
 def _last_answer(row: TokenRow) -> int:
