@@ -89,15 +89,16 @@ def test_resume_skips_a_checkpoint_that_was_cut_off(tmp_path: Path) -> None:
     run = tmp_path / "steps-20"
     for name, whole in (("checkpoint-9", True), ("checkpoint-10", True), ("checkpoint-20", False)):
         checkpoint(run / name, whole)
-    assert starting_point(run, cooldown_start=16) == run / "checkpoint-10"
+    assert starting_point(run, total=20, cooldown_start=16) == run / "checkpoint-10"
+    assert starting_point(run, total=10, cooldown_start=8) == run / "checkpoint-9"
 
 
 def test_a_new_run_begins_from_the_furthest_trunk_before_its_own_cooldown(tmp_path: Path) -> None:
     run = tmp_path / "steps-40"
-    assert starting_point(run, cooldown_start=32) is None
+    assert starting_point(run, total=40, cooldown_start=32) is None
     for steps, trunk in ((20, 16), (10, 8), (80, 64)):
         checkpoint(tmp_path / f"steps-{steps}" / f"trunk-{trunk}", True)
-    assert starting_point(run, cooldown_start=32) == tmp_path / "steps-20" / "trunk-16"
+    assert starting_point(run, total=40, cooldown_start=32) == tmp_path / "steps-20" / "trunk-16"
 
 
 def checkpoint(directory: Path, whole: bool) -> None:

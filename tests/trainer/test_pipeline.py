@@ -84,7 +84,7 @@ def test_killed_training_resumes_with_identical_losses(tmp_path: Path, config_fi
     assert process.wait() == -signal.SIGKILL
     resumed = trainer("arm", config_file, killed, *more)
     assert resumed.returncode == 0, resumed.stderr
-    assert "goes on from checkpoint-" in resumed.stdout
+    assert "goes on from steps-40/checkpoint-" in resumed.stdout
     assert losses(killed)["resumed_from"] and not losses(whole)["resumed_from"]
     assert losses(killed)["train_curve"] == losses(whole)["train_curve"]
     assert losses(killed)["validation"] == losses(whole)["validation"]
@@ -165,7 +165,7 @@ def test_sigterm_ends_a_run_and_its_arms(tmp_path: Path, config_file: Path) -> N
         command("sweep", config_file, artifacts, "--set", "train.max_steps=100000"),
         cwd=ROOT, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    while not list(artifacts.glob("runs/*/checkpoint-*")):
+    while not list(artifacts.glob("runs/*/*/checkpoint-*")):
         assert process.poll() is None, "ended before training"
         time.sleep(0.05)
     begun = time.monotonic()

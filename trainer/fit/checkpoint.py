@@ -17,12 +17,13 @@ LAST_WRITTEN = "trainer_state.json"
 TRUNK = "trunk"
 
 
-def starting_point(run: Path, cooldown_start: int) -> Path | None:
+def starting_point(run: Path, total: int, cooldown_start: int) -> Path | None:
     """The run's own newest whole checkpoint, else the arm's furthest trunk, else None: begin anew.
 
-    cooldown_start: the step after which this run's learning rate falls; trunks past it are of no use.
+    total: the run's steps; from a checkpoint of the last one the Trainer would go a step too far.
+    cooldown_start: the step after which the learning rate falls; trunks past it are of no use.
     """
-    own = _newest(run.glob(f"checkpoint-*/{LAST_WRITTEN}"))
+    own = _newest(p for p in run.glob(f"checkpoint-*/{LAST_WRITTEN}") if _step(p) < total)
     if own:
         return own
     trunks = [p for p in run.parent.glob(f"*/{TRUNK}-*/{LAST_WRITTEN}") if _step(p) <= cooldown_start]

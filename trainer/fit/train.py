@@ -54,8 +54,9 @@ def _train(
             prepared.rows("validation"), settings, arm, steps, device, directory,
             [Log(directory), Guard(), Tell(arm.name, progress)],
         )  # fmt: skip
-        cooldown_start = trainer.args.max_steps - cooldown_steps(settings, trainer.args.max_steps)
-        checkpoint = starting_point(directory, cooldown_start)
+        total = trainer.args.max_steps
+        cooldown_start = total - cooldown_steps(settings, total)
+        checkpoint = starting_point(directory, total, cooldown_start)
         if checkpoint and checkpoint.name == f"checkpoint-{cooldown_start}":
             keep_trunk(checkpoint)  # a kill may have come between the two
         trainer.add_callback(Trunk(cooldown_start))

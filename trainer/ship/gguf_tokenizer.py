@@ -9,10 +9,15 @@ import json
 from typing import Any
 
 from gguf import GGUFWriter, TokenType
-from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 
 from trainer.errors import ArtifactError
 from trainer.ship.stops import end_of_turn_id, special_ids
+
+# What Llama 3's tokenizer.json splits at (llama.cpp knows it as `llama-bpe`).
+LLAMA3_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+    r"|\s+(?!\S)|\s+"
+)
 
 
 def add_tokenizer(writer: GGUFWriter, tokenizer: Any, vocab_size: int) -> None:
@@ -74,7 +79,7 @@ def _rule(part: dict[str, Any]) -> str:
         case {"type": "Digits", "individual_digits": True}:
             return "single digits"
         case {"type": "Split", "behavior": "Isolated", "invert": False, "pattern": {"Regex": regex}}:
-            return "cut as Llama 3" if regex == GGUF_PRE_TOKENIZER_SPLITS["llama-bpe"] else "another cut"
+            return "cut as Llama 3" if regex == LLAMA3_SPLIT else "another cut"
         case _:
             return "unknown"
 
