@@ -7,7 +7,7 @@ import pytest
 from trainer.fit.arm import Arm, Run, Setting
 from trainer.fit.intervals import exact_interval, loss_interval
 from trainer.fit.loss import RowLoss
-from trainer.fit.select import Choice, choose, difference, scores, seed_noise, survivors
+from trainer.fit.select import Choice, Standing, choose, scores, seed_noise, survivors
 
 ROWS = 200
 
@@ -27,8 +27,7 @@ def noise(seed: int, spread: float) -> Any:
 
 
 def chosen(runs: list[Run]) -> Choice:
-    found = scores(runs)
-    return choose(found, seed_noise(found))
+    return choose(Standing(runs))
 
 
 def test_the_clearly_better_rank_wins_though_rows_differ_a_lot() -> None:
@@ -97,9 +96,9 @@ def test_ranks_that_do_not_differ_are_seldom_told_apart() -> None:
 
 def test_half_of_the_settings_go_on_and_whatever_is_tied_with_the_best() -> None:
     clear = [run(rank, hard() + 0.1 * rank + noise(rank, 0.01)) for rank in (1, 2, 3, 4, 5)]
-    assert [s.rank for s in survivors(scores(clear), None)] == [1, 2, 3]
+    assert [s.rank for s in survivors(Standing(clear))] == [1, 2, 3]
     tied = [run(rank, hard() + noise(rank, 0.2)) for rank in (1, 2, 3, 4)]
-    assert len(survivors(scores(tied), None)) == 4
+    assert len(survivors(Standing(tied))) == 4
 
 
 def test_a_setting_that_diverged_at_one_seed_is_out() -> None:
@@ -118,5 +117,19 @@ def test_interval_of_a_difference_holds_the_truth() -> None:
 
 
 def test_the_best_differs_from_itself_by_nothing() -> None:
-    (score,) = scores([run(8, hard())])
-    assert difference(score, score, None).as_dict() == {"value": 0, "low": 0, "high": 0}
+    standing = Standing([run(8, hard())])
+    assert standing.difference(standing.best).as_dict() == {"value": 0, "low": 0, "high": 0}
+
+
+def test_settings_of_one_rate_are_compared_by_the_noise_at_that_rate() -> None:
+    """At the low rate seeds do nothing; at the high one they do: the pooled noise would hide the former."""
+    calm = [run(rank, hard() + 0.002 * (rank == 8), 1e-4, seed) for rank in (8, 32) for seed in (1, 2)]
+    luck = {(8, 1): 0.03, (8, 2): -0.03, (32, 1): -0.02, (32, 2): 0.02}
+    wild = [run(rank, hard() + 0.5 + shift, 1e-2, seed) for (rank, seed), shift in luck.items()]
+    standing = Standing(calm + wild)
+    assert standing.best.setting == Setting(32, 1e-4)
+    small, high = standing.scores[1], standing.scores[2]
+    assert standing.noise_at[1e-4] and standing.noise_at[1e-4].standard_deviation == pytest.approx(0)
+    assert standing.difference(small).low == pytest.approx(0.002)
+    assert standing.noise and standing.noise.standard_deviation > 0.01
+    assert standing.difference(high).low < 0.5 - 0.02

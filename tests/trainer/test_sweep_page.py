@@ -91,6 +91,7 @@ def made_sweep() -> dict[str, Any]:
         "arms": arms,
         "settings": [setting(rank, rate, group, min(means)) for rank, rate, group in groups],
         "seed_noise": {"standard_deviation": 0.0008, "degrees_of_freedom": 11},
+        "seed_noise_at": {"0.0001": {"standard_deviation": 0.0004, "degrees_of_freedom": 3}},
         "winner": "r32-lr0.0003",
         "separable": False,
         "reason": "r64-lr0.0003 has the lowest validation loss, 0.8193, but 2,000 rows and 2 seeds cannot "

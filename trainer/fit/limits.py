@@ -13,7 +13,7 @@ def limits(sweep: dict[str, Any]) -> list[str]:
             f"The intervals of differences hold two kinds of luck: which {sweep['rows']:,} rows were held "
             "out, and what a seed does to one setting and not to all, a standard deviation of "
             f"{noise['standard_deviation']:.4f} nats a token estimated from "
-            f"{count(noise['degrees_of_freedom'], 'degree')} of freedom."
+            f"{count(noise['degrees_of_freedom'], 'degree')} of freedom.{_by_rate(sweep['seed_noise_at'])}"
         )
     else:
         held = (
@@ -30,6 +30,13 @@ def limits(sweep: dict[str, Any]) -> list[str]:
         "A lower loss is a likelier reference answer. It is no judgement of style, safety or knowledge, "
         f"and it holds for data like {sweep['data']} and {count(sweep['steps'], 'step')}.",
     ]
+
+
+def _by_rate(noises: dict[str, Any]) -> str:
+    if len(noises) < 2:
+        return ""
+    listed = ", ".join(f"{noise['standard_deviation']:.4f} at {rate}" for rate, noise in noises.items())
+    return f" Settings of one learning rate are compared by the noise at that rate: {listed}."
 
 
 def in_order(settings: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ A setting's loss is token-weighted over the validation rows and averaged over it
 the data order and the adapter's first weights, and every setting sees the same ones, so what a seed
 does to all settings alike cancels in a difference; the rest, the residual of the two-way layout
 setting × seed, is the seed noise (Montgomery, Design and Analysis of Experiments, randomised blocks).
+Noise grows with the learning rate, so settings of one rate are compared by the noise at that rate.
 """
 
 import math
@@ -89,42 +90,58 @@ def seed_noise(found: Sequence[Score]) -> SeedNoise | None:
     return SeedNoise(float(math.sqrt((residual**2).sum() / freedom)), freedom)
 
 
-def difference(score: Score, best: Score, noise: SeedNoise | None) -> Interval:
-    """How much worse `score` is: 95% interval over rows and, where it is known, over seeds."""
-    if score is best:
-        return Interval(0.0, 0.0, 0.0)
-    value, by_rows, by_seeds = _difference(score, best, noise)
-    return interval_of(value, by_rows + by_seeds)
+class Standing:
+    """Settings after as many steps, best first, and how far they can be told apart."""
+
+    def __init__(self, runs: Sequence[Run]) -> None:
+        self.scores = scores(runs)
+        self.noise = seed_noise(self.scores)
+        self.noise_at = {
+            rate: seed_noise([s for s in self.scores if s.setting.learning_rate == rate])
+            for rate in sorted({s.setting.learning_rate for s in self.scores})
+        }
+
+    @property
+    def best(self) -> Score:
+        return self.scores[0]
+
+    def difference(self, score: Score) -> Interval:
+        """To the best: 95% interval over rows and, where their noise is known, over seeds."""
+        if score is self.best:
+            return Interval(0.0, 0.0, 0.0)
+        by_rows, by_seeds = self.draws(score)
+        return interval_of(score.loss - self.best.loss, by_rows + by_seeds)
+
+    def draws(self, score: Score) -> tuple[Any, Any]:
+        """(RESAMPLES,) differences to the best over resampled rows, and as many of noise around zero."""
+        by_rows = resampled_ratios(score.nll - self.best.nll, self.best.tokens)
+        noise = self.noise
+        if score.setting.learning_rate == self.best.setting.learning_rate:
+            noise = self.noise_at[score.setting.learning_rate] or noise
+        if noise is None:
+            return by_rows, np.zeros(RESAMPLES)
+        scale = noise.standard_deviation * math.sqrt(1 / len(score.seeds) + 1 / len(self.best.seeds))
+        return by_rows, np.random.default_rng(1).standard_t(noise.degrees_of_freedom, RESAMPLES) * scale
 
 
-def _difference(score: Score, best: Score, noise: SeedNoise | None) -> tuple[float, Any, Any]:
-    """The difference, resampled over rows, and (RESAMPLES,) draws of seed noise around zero."""
-    by_rows = resampled_ratios(score.nll - best.nll, best.tokens)
-    if noise is None:
-        return score.loss - best.loss, by_rows, np.zeros(RESAMPLES)
-    scale = noise.standard_deviation * math.sqrt(1 / len(score.seeds) + 1 / len(best.seeds))
-    draws = np.random.default_rng(1).standard_t(noise.degrees_of_freedom, RESAMPLES)
-    return score.loss - best.loss, by_rows, draws * scale
-
-
-def survivors(found: Sequence[Score], noise: SeedNoise | None) -> list[Setting]:
+def survivors(standing: Standing) -> list[Setting]:
     """The better half, and whatever cannot be told from the best."""
-    half = math.ceil(len(found) / 2)
+    half = math.ceil(len(standing.scores) / 2)
     return [
         score.setting
-        for place, score in enumerate(found)
-        if place < half or difference(score, found[0], noise).low <= 0
+        for place, score in enumerate(standing.scores)
+        if place < half or standing.difference(score).low <= 0
     ]
 
 
-def choose(found: Sequence[Score], noise: SeedNoise | None) -> Choice:
+def choose(standing: Standing) -> Choice:
     """The smallest rank that cannot be told from the best setting; of that rank, the lowest loss."""
-    best = found[0]
-    differences = {score.setting: difference(score, best, noise) for score in found}
-    tied = [score for score in found if differences[score.setting].low <= 0]
+    best = standing.best
+    differences = {score.setting: standing.difference(score) for score in standing.scores}
+    tied = [score for score in standing.scores if differences[score.setting].low <= 0]
     winner = min(tied, key=lambda score: (score.setting.rank, score.loss))
     rivals: dict[int, Score] = {}  # the best of each other rank
-    for score in found:
+    for score in standing.scores:
         if score.setting.rank != best.setting.rank:
             rivals.setdefault(score.setting.rank, score)
     nearest = min(rivals.values(), key=lambda score: score.loss, default=None)
@@ -133,37 +150,39 @@ def choose(found: Sequence[Score], noise: SeedNoise | None) -> Choice:
         winner.setting,
         best.setting,
         separable,
-        _reason(best, winner, nearest, noise),
-        None if separable or nearest is None else _power(best, nearest, noise),
+        _reason(standing, winner, nearest),
+        None if separable or nearest is None else _power(standing, nearest),
     )
 
 
-def _reason(best: Score, winner: Score, nearest: Score | None, noise: SeedNoise | None) -> str:
+def _reason(standing: Standing, winner: Score, nearest: Score | None) -> str:
     """A sentence that a person can quote."""
+    best = standing.best
     loss = f"{best.setting.name} has the lowest validation loss, {best.loss:.4f}"
     evidence = _evidence(best)
     if winner is not best:
-        gap = difference(winner, best, noise)
         return (
-            f"{loss}, but {evidence} cannot tell {winner.setting.name} from it (difference {gap}), so the "
-            "smaller rank wins"
+            f"{loss}, but {evidence} cannot tell {winner.setting.name} from it (difference "
+            f"{standing.difference(winner)}), so the smaller rank wins"
         )
     if nearest is None:
         return f"{loss}, on {evidence}; there is no other rank"
-    gap = difference(nearest, best, noise)
+    gap = standing.difference(nearest)
     if gap.low <= 0:
         return f"{loss}, though {evidence} cannot tell {nearest.setting.name} from it ({gap})"
     return f"{loss}; the best of another rank, {nearest.setting.name}, is worse by {gap} on {evidence}"
 
 
-def _power(best: Score, other: Score, noise: SeedNoise | None) -> str:
-    value, by_rows, by_seeds = _difference(other, best, noise)
+def _power(standing: Standing, other: Score) -> str:
+    """What these rows and seeds could have shown, and what it would take to show what is there."""
+    best, value = standing.best, other.loss - standing.best.loss
+    by_rows, by_seeds = standing.draws(other)
     rows_only, seeds_only, both = (
         POWER_80 * (interval_of(0, draws).high - interval_of(0, draws).low) / 2
         for draws in (by_rows, by_seeds, by_rows + by_seeds)
     )
     seen = (
-        f"{_evidence(best)} show a difference of {both:.4f} nats a token or more four times in five; "
+        f"{_evidence(best)} would show a difference of {both:.4f} nats a token four times in five; "
         f"{other.setting.name} and {best.setting.name} differ by {value:.4f}"
     )
     if value <= seeds_only:

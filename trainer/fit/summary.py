@@ -8,7 +8,7 @@ from trainer.config import RunConfig, public_source
 from trainer.fit.arm import Run
 from trainer.fit.intervals import loss_interval, ratio_interval
 from trainer.fit.loss import mean_loss
-from trainer.fit.select import Choice, Score, SeedNoise, difference, scores, seed_noise
+from trainer.fit.select import Choice, Score, SeedNoise, Standing
 
 
 def summarise(
@@ -23,15 +23,16 @@ def summarise(
     sources: of each validation row. Losses are nats a token; an arm that stopped early is told as it
     was when it stopped, and compared with the best of then.
     """
-    noise = seed_noise(scores(rungs[-1]))
+    standings = [Standing(runs) for runs in rungs]
     steps = max(run.record["steps"] for run in rungs[-1])
     arms, settings = {}, {}
-    for runs in rungs:
+    for runs, standing in zip(rungs, standings, strict=True):
         for run in runs:
-            arms[run.arm.name] = _arm(run, steps, sources)
-        found = scores(runs)
-        for score in found:
-            settings[score.setting.name] = _setting(score, found[0], seed_noise(found), runs)
+            stopped = runs is not rungs[-1]
+            arms[run.arm.name] = _arm(run, steps if stopped else None, sources)
+        for score in standing.scores:
+            settings[score.setting.name] = _setting(standing, score, runs)
+    last = standings[-1]
     return {
         "model": config.base.id,
         "data": public_source(config.data.source),
@@ -42,7 +43,8 @@ def summarise(
         "separable": choice.separable,
         "reason": choice.reason,
         "power": choice.power,
-        "seed_noise": noise and _noise(noise),
+        "seed_noise": last.noise and _noise(last.noise),
+        "seed_noise_at": {f"{rate:g}": _noise(noise) for rate, noise in last.noise_at.items() if noise},
         "failed": dict(failed),
         "settings": list(settings.values()),
         "arms": list(arms.values()),
@@ -56,7 +58,8 @@ def _noise(noise: SeedNoise) -> dict[str, Any]:
     }
 
 
-def _arm(run: Run, steps: int, sources: Sequence[str]) -> dict[str, Any]:
+def _arm(run: Run, of_steps: int | None, sources: Sequence[str]) -> dict[str, Any]:
+    """of_steps: what it would have run, if it was stopped at a rung."""
     record = run.record
     interval = None if run.diverged else loss_interval(run.validation)
     return {
@@ -69,7 +72,7 @@ def _arm(run: Run, steps: int, sources: Sequence[str]) -> dict[str, Any]:
         "ci_low": interval and interval.low,
         "ci_high": interval and interval.high,
         "by_source": {} if run.diverged else _by_source(run, sources),
-        "train_curve": record["train_curve"],
+        "train_curve": [[step, round(loss, 4)] for step, loss in record["train_curve"]],
         "validation_curve": [
             *record["validation_curve"],
             *([[record["steps"], interval.value]] if interval else []),
@@ -77,7 +80,7 @@ def _arm(run: Run, steps: int, sources: Sequence[str]) -> dict[str, Any]:
         "train_seconds": record["train_seconds"],
         "tokens_per_second": record["tokens_per_second"],
         "peak_memory_gib": record["peak_gpu_memory_gib"] or record["peak_memory_gib"],
-        "stopped": f"out after {record['steps']} of {steps} steps" if record["steps"] < steps else None,
+        "stopped": f"out after {record['steps']} of {of_steps} steps" if of_steps else None,
         "diverged": run.diverged,
     }
 
@@ -89,9 +92,9 @@ def _by_source(run: Run, sources: Sequence[str]) -> dict[str, Any]:
     return {source: {"nll": mean_loss(own), "rows": len(own)} for source, own in sorted(rows.items())}
 
 
-def _setting(score: Score, best: Score, noise: SeedNoise | None, runs: Sequence[Run]) -> dict[str, Any]:
+def _setting(standing: Standing, score: Score, runs: Sequence[Run]) -> dict[str, Any]:
     interval = ratio_interval(score.nll, score.tokens)
-    gap = difference(score, best, noise)
+    gap = standing.difference(score)
     return {
         "name": score.setting.name,
         "rank": score.setting.rank,

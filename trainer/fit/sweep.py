@@ -18,7 +18,7 @@ from trainer.fit.arm import Arm, Run, Setting, arm_directory, arms, read_run, ru
 from trainer.fit.checkpoint import remove_trunks
 from trainer.fit.page import write_page
 from trainer.fit.processes import run_arms
-from trainer.fit.select import Choice, choose, scores, seed_noise, survivors
+from trainer.fit.select import Choice, Standing, choose, survivors
 from trainer.fit.summary import summarise
 from trainer.progress import say
 
@@ -55,14 +55,14 @@ class Sweep:
         rungs: list[Rung] = []
         for steps in _rung_steps(self._config):
             rungs.append(Rung(steps, self._rung(alive, steps)))
-            found = scores(rungs[-1].runs)
-            if not found:
+            standing = Standing(rungs[-1].runs)
+            if not standing.scores:
                 raise ArmError(f"no arm finished: {self._why_none(rungs[-1].runs)}")
-            staying = survivors(found, seed_noise(found))
+            staying = survivors(standing)
             alive = [arm for arm in alive if arm.setting in staying and arm not in self._failed]
             if len(rungs) <= self._config.sweep.halvings:
-                say(f"  after {steps} steps {len(staying)} of {len(found)} settings go on")
-        choice = choose(found, seed_noise(found))
+                say(f"  after {steps} steps {len(staying)} of {len(standing.scores)} settings go on")
+        choice = choose(standing)
         say(f"  {choice.reason}")
         if choice.power:
             say(f"  {choice.power}")

@@ -1,0 +1,101 @@
+"""What a sweep of rank, learning rate and seed can tell: docs/sweep, made and told.
+
+    .venv/trainer/bin/python bench/sweep.py --data FOLDER --artifacts DIRECTORY
+
+Runs the arms of docs/sweep/config.yaml that DIRECTORY does not hold finished (that takes a GPU), then
+writes docs/sweep: results.json, index.html, and rows.npz with every arm's loss on every validation row.
+Prints how much ranks differ at each learning rate, and learning rates at each rank.
+"""
+
+import argparse
+import shutil
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs" / "sweep"
+sys.path.insert(0, str(ROOT))
+
+from trainer import base_model  # noqa: E402
+from trainer.config import load  # noqa: E402
+from trainer.data.prepare import prepare  # noqa: E402
+from trainer.fit.arm import Arm, Run, Setting, arm_directory, arms, read_run, run_name  # noqa: E402
+from trainer.fit.loss import RowLoss  # noqa: E402
+from trainer.fit.select import Standing  # noqa: E402
+from trainer.fit.sweep import Sweep  # noqa: E402
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="the chat rows")
+    parser.add_argument("--artifacts", type=Path, required=True, help="where runs are, or will be")
+    options = parser.parse_args()
+    overrides = [f"data.source={options.data.absolute()}"]
+    config = load(PAGE / "config.yaml", overrides)
+    base = base_model.fetch(config.base, options.artifacts)
+    prepared = prepare(config, base, options.artifacts)
+    command = ["arm", "--config", str(PAGE / "config.yaml"), "--artifacts", str(options.artifacts)]
+    Sweep(config, base, prepared, options.artifacts, [*command, "--set", *overrides]).run()
+    newest = max(options.artifacts.glob("sweeps/*/results.json"), key=lambda p: p.stat().st_mtime)
+    for name in ("results.json", "index.html"):
+        shutil.copy(newest.with_name(name), PAGE / name)
+    directories = {
+        arm: arm_directory(config, base, prepared.fingerprint, arm, options.artifacts) for arm in arms(config)
+    }
+    folder = run_name(config, config.sweep.steps)
+    save_rows(run for arm, path in directories.items() if (run := read_run(path / folder, arm)))
+    print("\n".join(claims(load_rows())))
+
+
+def save_rows(runs: Iterable[Run]) -> None:
+    """rows.npz: tokens (rows,), nll (arms, rows), and rank, learning_rate, seed (arms,)."""
+    whole = [run for run in runs if not run.diverged]
+    np.savez_compressed(
+        PAGE / "rows.npz",
+        tokens=np.array([row.tokens for row in whole[0].validation], np.int32),
+        nll=np.array([[row.nll for row in run.validation] for run in whole], np.float32),
+        rank=np.array([run.arm.setting.rank for run in whole]),
+        learning_rate=np.array([run.arm.setting.learning_rate for run in whole]),
+        seed=np.array([run.arm.seed for run in whole]),
+    )
+
+
+def load_rows() -> list[Run]:
+    """The runs of rows.npz, without their adapters."""
+    with np.load(PAGE / "rows.npz") as held:
+        arm_columns = [held[name].tolist() for name in ("rank", "learning_rate", "seed", "nll")]
+        tokens = held["tokens"].tolist()
+    return [
+        Run(
+            Arm(Setting(rank, rate), seed),
+            Path(),
+            [RowLoss(x, n, False) for x, n in zip(nll, tokens, strict=True)],
+            None,
+            {},
+        )
+        for rank, rate, seed, nll in zip(*arm_columns, strict=True)
+    ]
+
+
+def claims(runs: Sequence[Run]) -> list[str]:
+    """Lines: the largest difference between ranks at each rate, and between rates at each rank."""
+    lines = []
+    for rate in sorted({run.arm.setting.learning_rate for run in runs}):
+        lines.append(f"at {rate:g}: {_range([r for r in runs if r.arm.setting.learning_rate == rate])}")
+    for rank in sorted({run.arm.setting.rank for run in runs}):
+        lines.append(f"at rank {rank}: {_range([r for r in runs if r.arm.setting.rank == rank])}")
+    return lines
+
+
+def _range(runs: Sequence[Run]) -> str:
+    standing = Standing(runs)
+    best, worst = standing.best, standing.scores[-1]
+    gap = standing.difference(worst)
+    return f"{best.setting.name} {best.loss:.4f} is best, {worst.setting.name} worse by {gap}"
+
+
+if __name__ == "__main__":
+    main()
