@@ -26,6 +26,7 @@ def check(config: RunConfig) -> None:
         for problem in (
             _device(config),
             *_engine(config.train),
+            *_trackers(config.train),
             _base(config.base),
             _data(config.data),
             _prompts(config.evaluate),
@@ -66,6 +67,15 @@ def _engine(train: TrainConfig) -> list[str]:
     if train.dtype != "float32" and (problem := _dtype(train)):
         problems.append(problem)
     return problems
+
+
+def _trackers(train: TrainConfig) -> list[str]:
+    return [
+        f"the package {name}, for train.trackers: install it with "
+        f"`.venv/tools/bin/uv pip install --python .venv/trainer {name}`, or take it out"
+        for name in train.trackers
+        if importlib.util.find_spec(name) is None
+    ]
 
 
 def _dtype(train: TrainConfig) -> str | None:

@@ -82,9 +82,9 @@ def seed_noise(found: Sequence[Score]) -> SeedNoise | None:
     """From the settings that have every seed; None with one seed or one such setting."""
     seeds = max((score.seeds for score in found), key=len, default=())
     whole = [score.losses for score in found if score.seeds == seeds]
-    freedom = (len(whole) - 1) * (len(seeds) - 1)
-    if freedom < 1:
+    if len(whole) < 2 or len(seeds) < 2:
         return None
+    freedom = (len(whole) - 1) * (len(seeds) - 1)
     layout = np.array(whole)
     residual = layout - layout.mean(axis=0) - layout.mean(axis=1, keepdims=True) + layout.mean()
     return SeedNoise(float(math.sqrt((residual**2).sum() / freedom)), freedom)

@@ -24,6 +24,7 @@ from trainer.fit.loss import target_hidden
 from trainer.ship.stops import set_stop_tokens
 
 CHECK_ROWS = 8
+CHECK_POSITIONS = 1024  # half a gigabyte of logits at a vocabulary of 128,256
 MAX_FP32_DIFFERENCE = 1e-3
 MIN_FP32_AGREEMENT = 0.999
 MIN_SHIPPED_AGREEMENT = 0.97
@@ -49,6 +50,7 @@ def merge(
     tokenizer = load_tokenizer(base.directory)
     pad_id = tokenizer.pad_token_id or 0
     checked = rows[:CHECK_ROWS]
+    device = _device_with_room(device, base.directory)
     adapted = PeftModel.from_pretrained(load_model(base.directory, "float32", device), adapter)
     wanted = _logits(adapted.eval().get_base_model(), checked, pad_id)
     merged = adapted.merge_and_unload(safe_merge=True)
@@ -95,9 +97,23 @@ def _require_same_tie(base: Path, merged: Path) -> None:
 
 @torch.inference_mode()
 def _logits(model: Any, rows: Sequence[TokenRow], pad_id: int) -> Any:
-    """(n, vocab) fp32 logits at the rows' target positions."""
-    hidden, _, _ = target_hidden(model, rows, pad_id)
-    return model.get_output_embeddings()(hidden).float()
+    """(n, vocab) fp32 logits at the rows' first CHECK_POSITIONS target positions, in main memory."""
+    found: list[Any] = []
+    for row in rows:
+        left = CHECK_POSITIONS - sum(map(len, found))
+        if left <= 0:
+            break
+        hidden, _, _ = target_hidden(model, [row], pad_id)
+        found.append(model.get_output_embeddings()(hidden[:left]).float().cpu())
+    return torch.cat(found)
+
+
+def _device_with_room(device: str, base: Path) -> str:
+    """`device`, or the CPU where the fp32 weights would not fit into the GPU's free memory."""
+    if device == "cpu":
+        return device
+    free, _ = torch.cuda.mem_get_info()
+    return device if 1.1 * weight_bytes(base, "float32") < free else "cpu"
 
 
 def _agreement(wanted: Any, got: Any, dtype: str) -> dict[str, Any]:
