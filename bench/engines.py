@@ -1,0 +1,150 @@
+"""Do the engines give the same losses on a GPU, and what memory does the T4 profile take there?
+
+    python bench/engines.py            # every engine and precision; writes bench/results/engines.json
+    python bench/engines.py plain/float32 unsloth/float32
+
+Random weights, made on the spot: right for equality, memory and speed, meaningless for quality. Each case
+is a run of `python -m trainer arm`, in a process of its own. Needs the packages of
+trainer/requirements-cuda.txt; a case that fails is told with its last words.
+"""
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULT = ROOT / "bench" / "results" / "engines.json"
+WORK = Path(os.environ.get("ENGINES_WORK", "/tmp/finechat-engines"))
+TEMPLATE = (
+    "{% for m in messages %}{{ '<s> ' + m['role'] + ' ' + m['content'] + ' </s> ' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<s> assistant ' }}{% endif %}"
+)
+SMALL = {
+    "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9,
+    "num_key_value_heads": 3, "vocab_size": 49152,
+}  # fmt: skip
+LLAMA_3B = {
+    "hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 28, "num_attention_heads": 24,
+    "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 128256,
+}  # fmt: skip
+PRECISIONS = {
+    "float32": ["train.dtype=float32"],
+    "bfloat16": ["train.dtype=bfloat16"],
+    "4bit-bfloat16": ["train.dtype=bfloat16", "train.quantization=4bit"],
+}
+SMALL_CASES = [f"{engine}/{precision}" for precision in PRECISIONS for engine in ("plain", "unsloth")]
+T4_CASES = ["t4-qlora/unsloth", "t4-qlora/plain"]
+
+
+def main(cases: list[str]) -> None:
+    found: dict[str, Any] = {}
+    for case in cases or SMALL_CASES + T4_CASES:
+        found[case] = run(case)
+        result = {"gpu": _gpu(), "runs": found, "largest_relative_difference": differences(found)}
+        RESULT.write_text(json.dumps(result, indent=1) + "\n")
+        print(case, {k: v for k, v in found[case].items() if not isinstance(v, list)}, flush=True)
+    print(json.dumps(differences(found), indent=1))
+
+
+def run(case: str) -> dict[str, Any]:
+    """Losses of every step and validation row, memory and speed of one case; or its last words."""
+    if case in T4_CASES:
+        shape, config = LLAMA_3B, ROOT / "trainer/configs/t4-qlora.yaml"
+        overrides = [
+            f"train.engine={case.partition('/')[2]}",
+            "train.max_steps=8",
+            "data.held_out_share=0.05",
+        ]
+    else:
+        engine, _, precision = case.partition("/")
+        shape, config = SMALL, ROOT / "docs/sweep/config.yaml"
+        overrides = [f"train.engine={engine}", *PRECISIONS[precision], "train.max_steps=10"]
+        overrides += ["base.gguf_package=null", "base.gguf_sha256=null", "data.near_duplicates=null"]
+    base = make_base(shape)
+    overrides += [f"base.path={base}", f"data.source={make_rows()}", "data.general=null"]
+    if not torch.cuda.is_available():
+        overrides.append("train.device=cpu")
+    artifacts = WORK / "artifacts" / case.replace("/", "-")
+    command = [sys.executable, "-m", "trainer", "arm", "--config", str(config), "--artifacts", str(artifacts)]
+    flags = [part for override in overrides for part in ("--set", override)]
+    done = subprocess.run([*command, *flags], cwd=ROOT, capture_output=True, text=True)
+    results = list(artifacts.glob("runs/*/*/result.json"))
+    if done.returncode or not results:
+        return {"failed": (done.stdout + done.stderr).strip()[-600:]}
+    record = json.loads(results[0].read_text())
+    return {
+        "step_losses": [loss for _, loss in record["train_curve"]],
+        "row_losses": [row[0] for row in record["validation"]["rows"]],
+        "peak_gpu_memory_gib": record["peak_gpu_memory_gib"],
+        "tokens_per_second": record["tokens_per_second"],
+    }
+
+
+def differences(found: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Unsloth against plain, for each precision that both have finished."""
+    told = {}
+    for precision in PRECISIONS:
+        plain, unsloth = (found.get(f"{engine}/{precision}", {}) for engine in ("plain", "unsloth"))
+        if "step_losses" in plain and "step_losses" in unsloth:
+            told[precision] = {
+                name: max(abs(a - b) / abs(a) for a, b in zip(plain[name], unsloth[name], strict=True))
+                for name in ("step_losses", "row_losses")
+            }
+    return told
+
+
+def make_base(shape: dict[str, int]) -> Path:
+    """A random-weight Llama of this shape in bfloat16, with a tokenizer of whole words."""
+    path = WORK / f"base-{shape['hidden_size']}"
+    if (path / "tokenizer_config.json").is_file():
+        return path
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.bfloat16)
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        model = LlamaForCausalLM(
+            LlamaConfig(
+                **shape, max_position_embeddings=8192, tie_word_embeddings=True,
+                pad_token_id=0, bos_token_id=1, eos_token_id=2,
+            )
+        )  # fmt: skip
+    model.save_pretrained(path)
+    words = ["<pad>", "<s>", "</s>", "user", "assistant", *(f"w{i}" for i in range(shape["vocab_size"] - 5))]
+    inner = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<pad>"))
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=inner, pad_token="<pad>", bos_token="<s>", eos_token="</s>"
+    )
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.save_pretrained(path)
+    return path
+
+
+def make_rows() -> Path:
+    """600 rows of log-normal lengths over 200 words, so that there is something to learn."""
+    path = WORK / "rows.jsonl"
+    rng = random.Random(1)
+    with path.open("w") as file:
+        for _ in range(600):
+            count = max(12, min(900, int(rng.lognormvariate(5.3, 0.8))))
+            words = [f"w{rng.randrange(200) * 97}" for _ in range(count)]
+            asked, told = " ".join(words[: count // 3]), " ".join(words[count // 3 :])
+            turns = [{"from": "human", "value": asked}, {"from": "gpt", "value": told}]
+            file.write(json.dumps({"conversations": turns, "source": "made"}) + "\n")
+    return path
+
+
+def _gpu() -> str | None:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
+
+
+if __name__ == "__main__":
+    WORK.mkdir(parents=True, exist_ok=True)
+    main(sys.argv[1:])
