@@ -30,7 +30,7 @@ def client(up: Up, key: str = "none") -> openai.OpenAI:
 
 
 def test_first_start_trains_verifies_and_says_what_it_does(first_up: Up) -> None:
-    for line in ("== 1/4 system", "[3/6] sweep", "[6/6] publish", "== 4/4 services: done"):
+    for line in ("== 1/4 system", "[3/7] sweep", "[4/7] train", "[7/7] publish", "== 4/4 services: done"):
         assert line in first_up.output
     assert "── Your fine-tuned model" in first_up.output
     assert f"curl -N {first_up.api_url}/v1/chat/completions" in first_up.output
@@ -202,7 +202,7 @@ def test_second_start_trains_nothing_serves_within_a_minute_and_asks_for_the_key
     try:
         up.wait_until_ready(timeout_s=90)
         assert up.ready_after_s < 60
-        assert up.output.count("skipped") == 4
+        assert up.output.count("skipped") == 5
         assert key not in up.output
         name = manifest_of(up.artifacts)["name"]
         question: Any = {
