@@ -1,9 +1,9 @@
-"""Do the engines give the same losses on a GPU, and what memory does the T4 profile take there?
+"""Do the engines give the same losses on a GPU, and what memory do the profiles of 3B models take there?
 
     python bench/engines.py            # every engine and precision; writes bench/results/engines.json
     python bench/engines.py plain/float32 unsloth/float32
 
-Random weights, made on the spot: right for equality, memory and speed, meaningless for quality. Each case
+Random weights, made on the spot: right for equality and memory, meaningless for quality. Each case
 is a run of `python -m trainer arm`, in a process of its own. Needs the packages of
 trainer/requirements-cuda.txt; a case that fails is told with its last words.
 """
@@ -13,6 +13,7 @@ import os
 import random
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "bench" / "results" / "engines.json"
 WORK = Path(os.environ.get("ENGINES_WORK", "/tmp/finechat-engines"))
+ROWS = WORK / "rows.jsonl"
+AT_ONCE = 5  # a case is mostly start-up, on one core
 TEMPLATE = (
     "{% for m in messages %}{{ '<s> ' + m['role'] + ' ' + m['content'] + ' </s> ' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<s> assistant ' }}{% endif %}"
@@ -41,39 +44,40 @@ PRECISIONS = {
     "4bit-bfloat16": ["train.dtype=bfloat16", "train.quantization=4bit"],
 }
 SMALL_CASES = [f"{engine}/{precision}" for precision in PRECISIONS for engine in ("plain", "unsloth")]
-T4_CASES = ["t4-qlora/unsloth", "t4-qlora/plain"]
+PROFILE_CASES = ["t4-qlora/unsloth", "t4-qlora/plain", "llama-3.2-3b/plain"]
 
 
 def main(cases: list[str]) -> None:
+    cases = cases or PROFILE_CASES + SMALL_CASES
     found: dict[str, Any] = {}
-    for case in cases or SMALL_CASES + T4_CASES:
-        found[case] = run(case)
-        result = {"gpu": _gpu(), "runs": found, "largest_relative_difference": differences(found)}
-        RESULT.write_text(json.dumps(result, indent=1) + "\n")
-        print(case, {k: v for k, v in found[case].items() if not isinstance(v, list)}, flush=True)
+    for shape in (SMALL, LLAMA_3B):
+        make_base(shape)
+    make_rows()
+    with ThreadPoolExecutor(AT_ONCE) as threads:
+        for case, result in zip(cases, threads.map(run, cases), strict=True):
+            found[case] = result
+            told = {"gpu": _gpu(), "runs": found, "largest_relative_difference": differences(found)}
+            RESULT.write_text(json.dumps(told, indent=1) + "\n")
+            print(case, {k: v for k, v in result.items() if not isinstance(v, list)}, flush=True)
     print(json.dumps(differences(found), indent=1))
 
 
 def run(case: str) -> dict[str, Any]:
-    """Losses of every step and validation row, memory and speed of one case; or its last words."""
-    if case in T4_CASES:
-        shape, config = LLAMA_3B, ROOT / "trainer/configs/t4-qlora.yaml"
-        overrides = [
-            f"train.engine={case.partition('/')[2]}",
-            "train.max_steps=8",
-            "data.held_out_share=0.05",
-        ]
+    """Losses of every step and validation row, and memory, of one case; or its last words."""
+    name, _, last = case.partition("/")
+    if case in PROFILE_CASES:
+        shape, config, steps = LLAMA_3B, ROOT / f"trainer/configs/{name}.yaml", 8
+        overrides = [f"train.engine={last}", "data.held_out_share=0.05", "evaluate.benchmarks=[]"]
     else:
-        engine, _, precision = case.partition("/")
-        shape, config = SMALL, ROOT / "docs/sweep/config.yaml"
-        overrides = [f"train.engine={engine}", *PRECISIONS[precision], "train.max_steps=10"]
-        overrides += ["base.gguf_package=null", "base.gguf_sha256=null", "data.near_duplicates=null"]
-    base = make_base(shape)
-    overrides += [f"base.path={base}", f"data.source={make_rows()}", "data.general=null"]
+        shape, config, steps = SMALL, ROOT / "docs/sweep/config.yaml", 10
+        overrides = [f"train.engine={name}", *PRECISIONS[last], "base.gguf_package=null"]
+        overrides += ["base.gguf_sha256=null", "data.near_duplicates=null"]
+    overrides += [f"base.path={base_of(shape)}", f"data.source={ROWS}", "data.general=null"]
     if not torch.cuda.is_available():
         overrides.append("train.device=cpu")
     artifacts = WORK / "artifacts" / case.replace("/", "-")
-    command = [sys.executable, "-m", "trainer", "arm", "--config", str(config), "--artifacts", str(artifacts)]
+    command = [sys.executable, "-m", "trainer", "arm", "--steps", str(steps)]
+    command += ["--config", str(config), "--artifacts", str(artifacts)]
     flags = [part for override in overrides for part in ("--set", override)]
     done = subprocess.run([*command, *flags], cwd=ROOT, capture_output=True, text=True)
     results = list(artifacts.glob("runs/*/*/result.json"))
@@ -84,7 +88,6 @@ def run(case: str) -> dict[str, Any]:
         "step_losses": [loss for _, loss in record["train_curve"]],
         "row_losses": [row[0] for row in record["validation"]["rows"]],
         "peak_gpu_memory_gib": record["peak_gpu_memory_gib"],
-        "tokens_per_second": record["tokens_per_second"],
     }
 
 
@@ -101,11 +104,15 @@ def differences(found: dict[str, Any]) -> dict[str, dict[str, float]]:
     return told
 
 
-def make_base(shape: dict[str, int]) -> Path:
+def base_of(shape: dict[str, int]) -> Path:
+    return WORK / f"base-{shape['hidden_size']}"
+
+
+def make_base(shape: dict[str, int]) -> None:
     """A random-weight Llama of this shape in bfloat16, with a tokenizer of whole words."""
-    path = WORK / f"base-{shape['hidden_size']}"
+    path = base_of(shape)
     if (path / "tokenizer_config.json").is_file():
-        return path
+        return
     torch.manual_seed(0)
     torch.set_default_dtype(torch.bfloat16)
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
@@ -124,21 +131,18 @@ def make_base(shape: dict[str, int]) -> Path:
     )
     tokenizer.chat_template = TEMPLATE
     tokenizer.save_pretrained(path)
-    return path
 
 
-def make_rows() -> Path:
+def make_rows() -> None:
     """600 rows of log-normal lengths over 200 words, so that there is something to learn."""
-    path = WORK / "rows.jsonl"
     rng = random.Random(1)
-    with path.open("w") as file:
+    with ROWS.open("w") as file:
         for _ in range(600):
             count = max(12, min(900, int(rng.lognormvariate(5.3, 0.8))))
             words = [f"w{rng.randrange(200) * 97}" for _ in range(count)]
             asked, told = " ".join(words[: count // 3]), " ".join(words[count // 3 :])
             turns = [{"from": "human", "value": asked}, {"from": "gpt", "value": told}]
             file.write(json.dumps({"conversations": turns, "source": "made"}) + "\n")
-    return path
 
 
 def _gpu() -> str | None:

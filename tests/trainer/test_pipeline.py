@@ -103,6 +103,15 @@ def test_a_model_that_fails_a_gate_is_not_shipped(tmp_path: Path, config_file: P
     assert "FAILED" in page.read_text() and str(page) in done.stderr
 
 
+def test_a_run_without_general_chat_ships_too(tmp_path: Path, config_file: Path) -> None:
+    artifacts = tmp_path / "artifacts"
+    done = trainer("run", config_file, artifacts, "--set", "data.general=null")
+    assert done.returncode == 0, done.stderr
+    manifest = json.loads((artifacts / "models" / "current" / "manifest.json").read_text())
+    jsonschema.validate(manifest, SCHEMA)
+    assert [metric["name"] for metric in manifest["evaluation"]["metrics"]] == ["loss", "exact_match"]
+
+
 def test_the_named_flag_ships_a_failed_model_and_everything_says_so(
     tmp_path: Path, config_file: Path
 ) -> None:

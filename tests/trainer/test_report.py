@@ -106,4 +106,6 @@ def test_prepare_leaves_both_reports(config_file: Path, tmp_path: Path) -> None:
     assert report["rows_by_source"]["general"] == {"general chat": 2}
     made = (directory / "report.html").read_text()
     assert made.count("<figure>") == EXAMPLES and "<mark>word" in made
-    assert not list(directory.glob("*.arrow")), "rows are kept once"
+    assert {path.name for path in directory.iterdir()} == {
+        "report.json", "report.html", *(f"{split}.arrow" for split in report["rows"])
+    }  # fmt: skip

@@ -1,7 +1,7 @@
 """Stage `prepare`: the data source to tokenised rows on disk, with a report of what was dropped.
 
-Out comes `artifacts/data/<key>/`: `train`, `validation`, `test` and `general` in Arrow
-(the columns of `row_file`), `report.json` and `report.html`. The key is a hash of all that made them, so a
+Out comes `artifacts/data/<key>/`: `train.arrow`, and so for `validation`, `test` and `general` (the
+columns of `row_file`), `report.json` and `report.html`. The key is a hash of all that made them, so a
 finished data set is never made again. The rows are held in memory as text, never as tokens.
 """
 
@@ -51,7 +51,8 @@ class Prepared:
         return str(self.report["fingerprint"])
 
     def dataset(self, split_name: str) -> Dataset:
-        return Dataset.load_from_disk(str(self.directory / split_name))
+        """Memory-mapped."""
+        return Dataset.from_file(str(self.directory / f"{split_name}.arrow"))
 
     def rows(self, split_name: str) -> list[TokenRow]:
         """A held-out side, whole in memory; `train` is read through `dataset`."""
@@ -69,7 +70,9 @@ def prepare(config: RunConfig, base: BaseModel, artifacts: Path) -> Prepared:
 
 
 def data_directory(config: RunConfig, base: BaseModel, artifacts: Path) -> Path:
-    key = fingerprint(config.data, config.seed, base.weights_sha256, _stamp(config.data), SCHEMA.names)
+    key = fingerprint(
+        config.data, config.seed, base.weights_sha256, _stamp(config.data), SCHEMA.names, "arrow"
+    )
     return artifacts / "data" / key[:16]
 
 
@@ -99,8 +102,6 @@ def _make(config: RunConfig, base: BaseModel, directory: Path) -> dict[str, Any]
         say(f"  {', '.join(f'{len(f)} {name}' for name, f in files.items())} rows; {cleaned.summary()}")
         examples = _examples(parts.train, chat, data.max_length)
         report = write_report(scratch, data, files, cleaned, examples)
-        for name, file in files.items():
-            file.move_to(scratch / name)
     say(f"  what became of the rows: {directory / 'report.html'}")
     return report
 

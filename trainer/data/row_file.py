@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from datasets import Dataset
 from pyarrow import compute
 
 from trainer.data.tokenize import IGNORED, TokenRow
@@ -49,11 +48,6 @@ class RowFile:
     def close(self) -> None:
         """No more rows; they can be read from `path` now."""
         self._writer.close()
-
-    def move_to(self, directory: Path) -> None:
-        """Leave the rows as a data set in `directory`, and nothing at `path`."""
-        Dataset.from_file(str(self.path)).save_to_disk(str(directory))
-        self.path.unlink()
 
 
 def rows_fingerprint(files: Mapping[str, RowFile]) -> str:

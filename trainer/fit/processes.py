@@ -6,6 +6,7 @@ its `log.jsonl`.
 
 import ctypes
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from trainer.progress import Progress
 
 LOOK_EVERY_S = 0.2
 OUTPUT = "output.txt"
+NEARLY_FULL_BYTES = 2**16  # a write fails before the last byte is used
 
 
 def run_arms(
@@ -84,6 +86,8 @@ def _tell(arm: Arm, directory: Path, progress: Progress) -> None:
 def _last_words(directory: Path, code: int) -> str:
     lines = (directory / OUTPUT).read_text(encoding="utf-8", errors="replace").split("\n")
     said = [line for line in lines if line.strip()]
+    if not said and shutil.disk_usage(directory).free < NEARLY_FULL_BYTES:
+        return f"the disk under {directory} is full"  # so full that the process could not tell
     return said[-1].removeprefix("trainer: ") if said and code > 0 else f"exit {code}"
 
 

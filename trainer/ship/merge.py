@@ -119,6 +119,6 @@ def _device_with_room(device: str, base: Path) -> str:
 def _agreement(wanted: Any, got: Any, dtype: str) -> dict[str, Any]:
     return {
         "dtype": dtype,
-        "max_logit_difference": round((wanted - got).abs().max().item(), 6),
+        "max_logit_difference": float(f"{(wanted - got).abs().max().item():.1e}"),
         "top1_agreement": round((wanted.argmax(-1) == got.argmax(-1)).float().mean().item(), 6),
     }
