@@ -21,6 +21,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from trainer import preflight
 from trainer.config import load
 from trainer.errors import MissingError
+from trainer.fit import trainer as trainer_module
+from trainer.fit.arm import Arm, Setting
 
 # Engines agree within this, relative, on every step's loss and every validation row, in fp32.
 TOLERANCE = 1e-4
@@ -31,6 +33,23 @@ needs_unsloth = pytest.mark.skipif(
 needs_bitsandbytes = pytest.mark.skipif(
     importlib.util.find_spec("bitsandbytes") is None, reason="the bitsandbytes package is not installed here"
 )
+
+
+def test_no_default_that_unsloth_changes_decides_a_result(
+    monkeypatch: pytest.MonkeyPatch, config_file: Path, tmp_path: Path
+) -> None:
+    said: dict[str, Any] = {}
+    monkeypatch.setattr(trainer_module, "SFTConfig", lambda **arguments: said.update(arguments))
+    arm = Arm(Setting(8, 1e-3), 1)
+    trainer_module._arguments(load(config_file).train, arm, 100, "cuda", tmp_path / "a")
+    # As unsloth 2026.10.9 puts them into the SFTConfig of a machine with a GPU; its `loss_type` and
+    # `padding_free` concern TRL's own loss and collator, and neither is used here.
+    assert said.keys() >= {
+        "per_device_train_batch_size", "gradient_accumulation_steps", "weight_decay", "seed", "optim",
+        "learning_rate", "warmup_steps", "bf16", "fp16", "logging_steps", "logging_nan_inf_filter",
+        "report_to",
+    }  # fmt: skip
+    assert (said["per_device_train_batch_size"], said["gradient_accumulation_steps"]) == (1, 1)
 
 
 @pytest.fixture

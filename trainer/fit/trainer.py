@@ -123,6 +123,7 @@ def cooldown_steps(settings: TrainConfig, total: int) -> int:
 
 
 def _arguments(settings: TrainConfig, arm: Arm, total: int, device: str, output: Path) -> SFTConfig:
+    """Says all that decides the result: on a GPU Unsloth puts defaults of its own into SFTConfig."""
     cooldown = cooldown_steps(settings, total)
     return SFTConfig(
         output_dir=str(output),
@@ -134,6 +135,7 @@ def _arguments(settings: TrainConfig, arm: Arm, total: int, device: str, output:
         dataset_kwargs={"skip_prepare_dataset": True},
         remove_unused_columns=False,
         per_device_train_batch_size=1,
+        gradient_accumulation_steps=1,
         max_steps=total,
         optim=settings.optimizer,
         learning_rate=arm.setting.learning_rate,
