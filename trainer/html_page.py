@@ -26,6 +26,12 @@ th { color: var(--quiet); font-weight: 500; }
 svg { width: 100%; height: auto; }
 text { fill: var(--quiet); font-size: 12px; }
 """
+# For pages that show texts: a box for each, its title above it.
+BOXES = """
+figure { margin: 1rem 0; border: 1px solid var(--line); border-radius: 6px; overflow: hidden; }
+figcaption, figure p { padding: .4rem .8rem; margin: 0; color: var(--quiet); background: var(--panel); }
+pre { padding: .8rem; margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; font-size: .85rem; }
+"""
 
 
 class Figure(str):

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from trainer import html_page
 from trainer.config import CONFIGS
 from trainer.data.general import read_prompts
 from trainer.errors import DataError
@@ -69,7 +70,7 @@ def test_page_is_whole_escaped_and_takes_nothing_from_outside() -> None:
     assert not tags.open and {"svg", "circle", "table", "pre"} <= tags.seen
     assert not tags.seen & {"script", "link", "img", "iframe", "b", "i", "x"}
     assert not re.search(r"https?:|url\(|@import|\bsrc=", told)
-    assert "prefers-color-scheme: dark" in told
+    assert html_page.STYLE in told, "it looks as the other pages do"
     assert "TUNED" in told and "no regression could show" in told
 
 

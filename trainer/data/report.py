@@ -17,7 +17,7 @@ from trainer.config import DataConfig
 from trainer.data.clean import Cleaned
 from trainer.data.row_file import RowFile, rows_fingerprint
 from trainer.files import write_json
-from trainer.html_page import document, table
+from trainer.html_page import BOXES, document, table
 
 EXAMPLES = 10
 EXAMPLE_CHARACTERS = 2500
@@ -151,10 +151,7 @@ def _example(example: Example) -> str:
     return f"<figure>{head}<pre>{''.join(parts)}</pre>{cut}</figure>\n"
 
 
-STYLE = """
-rect { fill: var(--bar); }
-figure { margin: 1rem 0; border: 1px solid var(--line); border-radius: 6px; overflow: hidden; }
-figcaption, figure p { padding: .4rem .8rem; margin: 0; color: var(--quiet); background: var(--panel); }
-pre { padding: .8rem; margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; font-size: .85rem; }
-mark { background: var(--mark); color: inherit; }
+STYLE = f"""{BOXES}
+rect {{ fill: var(--bar); }}
+mark {{ background: var(--mark); color: inherit; }}
 """

@@ -9,7 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from trainer.data.report import STYLE
+from trainer.html_page import BOXES, document, table
 from trainer.ship.card import MEANING, benchmark_note, interval
 from trainer.ship.gates import failed_gates
 
@@ -38,34 +38,23 @@ def page(
     metrics = evaluation["metrics"]
     shares = [metric for metric in metrics if metric["unit"].startswith("share")]
     losses = [metric for metric in metrics if metric not in shares]
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Evaluation of {escape(identifier)}</title>
-<style>{STYLE}{MORE_STYLE}</style>
-</head>
-<body>
-<h1>Evaluation</h1>
+    body = f"""<h1>Evaluation</h1>
 <p><code>{escape(identifier)}</code> against its base model, on rows that neither was trained on here.</p>
 {_verdict(evaluation)}
 <h2>Gates</h2>
-{_table(["Gate", "", "Measured"], [_gate(gate) for gate in evaluation["gates"]])}
+{table(["Gate", "", "Measured"], [_gate(gate) for gate in evaluation["gates"]])}
 <h2>Measures</h2>
 <p>Dots are values, bars are 95% bootstrap intervals: hollow for the base, full for the tuned model.</p>
 {_chart("Shares, where more is better", shares, 1.0)}
 {_chart("Losses, where less is better", losses, None)}
-{_table(["Measure", "Rows", "Base", "Tuned", "Difference, paired"], [_metric(m) for m in metrics])}
+{table(["Measure", "Rows", "Base", "Tuned", "Difference, paired"], [_metric(m) for m in metrics])}
 {_benchmarks(metrics)}
 <h2>Test prompts</h2>
 {"".join(_answers(sample, ("reference", "base", "tuned")) for sample in samples)}
 <h2>General prompts</h2>
 <p>The same list for every model, answered greedily; long answers are cut.</p>
-{"".join(_answers(answers, ("base", "tuned")) for answers in side_by_side)}
-</body>
-</html>
-"""
+{"".join(_answers(answers, ("base", "tuned")) for answers in side_by_side)}"""
+    return document(f"Evaluation of {identifier}", body, STYLE)
 
 
 def _verdict(evaluation: Mapping[str, Any]) -> str:
@@ -81,18 +70,16 @@ def _verdict(evaluation: Mapping[str, Any]) -> str:
 
 
 def _gate(gate: Mapping[str, Any]) -> list[str]:
-    mark = "passed" if gate["passed"] else "<strong class=bad>FAILED</strong>"
-    return [escape(gate["name"]), mark, escape(gate["detail"])]
+    return [gate["name"], "passed" if gate["passed"] else "FAILED", gate["detail"]]
 
 
-def _metric(metric: Mapping[str, Any]) -> list[str]:
+def _metric(metric: Mapping[str, Any]) -> list[Any]:
     def measured(side: str) -> str:
         value = metric[side]
         return f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
 
     name = f"{MEANING[metric['name']]}, {metric['unit']}"
-    figures = [f"{metric['n']:,}", measured("base"), measured("tuned"), interval(metric["difference"])]
-    return [escape(name), *map(escape, figures)]
+    return [name, metric["n"], measured("base"), measured("tuned"), interval(metric["difference"])]
 
 
 def _benchmarks(metrics: Sequence[Mapping[str, Any]]) -> str:
@@ -100,13 +87,6 @@ def _benchmarks(metrics: Sequence[Mapping[str, Any]]) -> str:
     if not notes:
         return "<p>No public benchmark was asked for.</p>"
     return "<ul>" + "".join(f"<li>{note}</li>" for note in notes) + "</ul>"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """head and rows: of HTML."""
-    heads = "".join(f"<th>{name}</th>" for name in head)
-    body = "\n".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
-    return f"<div class=wide><table><thead><tr>{heads}</tr></thead><tbody>\n{body}\n</tbody></table></div>"
 
 
 def _chart(title: str, metrics: Sequence[Mapping[str, Any]], top: float | None) -> str:
@@ -156,25 +136,25 @@ def _answers(texts: Mapping[str, str], columns: Sequence[str]) -> str:
     return f"<figure>{prompt}<div class=answers>{cells}</div></figure>\n"
 
 
-MORE_STYLE = """
-:root { --bad: #b3261e; --base: #6b7480; }
-@media (prefers-color-scheme: dark) { :root { --bad: #ff8a80; --base: #aab4c0; } }
-.verdict { padding: .6rem .8rem; border: 1px solid var(--line); border-radius: 6px; }
-.bad { color: var(--bad); font-weight: 600; }
-p.bad { border: 2px solid var(--bad); }
-td { vertical-align: top; font-variant-numeric: tabular-nums; }
-.chart { border: 0; max-width: 44rem; }
-.chart figcaption { background: none; padding: 0; }
-.chart .name { fill: var(--ink); }
-.base line, .tuned line { stroke-width: 3; stroke-linecap: round; }
-.base line { stroke: var(--base); }
-.base circle { fill: var(--paper); stroke: var(--base); stroke-width: 2; }
-.tuned line { stroke: var(--bar); }
-.tuned circle { fill: var(--bar); }
-.axis { stroke: var(--line); }
-.floor { stroke: var(--quiet); stroke-dasharray: 3 3; }
-.answers { display: grid; grid-template-columns: repeat(auto-fit, minmax(15rem, 1fr)); }
-.answers > div + div { border-left: 1px solid var(--line); }
-.answers h3 { margin: 0; padding: .5rem .8rem 0; color: var(--quiet); font-size: .85rem; }
-figcaption pre { padding: 0; color: var(--ink); font-family: inherit; }
+STYLE = f"""{BOXES}
+:root {{ --bad: #b3261e; --base: #6b7480; }}
+@media (prefers-color-scheme: dark) {{ :root {{ --bad: #ff8a80; --base: #aab4c0; }} }}
+.verdict {{ padding: .6rem .8rem; border: 1px solid var(--line); border-radius: 6px; }}
+.bad {{ color: var(--bad); font-weight: 600; }}
+p.bad {{ border: 2px solid var(--bad); }}
+td {{ vertical-align: top; font-variant-numeric: tabular-nums; }}
+.chart {{ border: 0; max-width: 44rem; }}
+.chart figcaption {{ background: none; padding: 0; }}
+.chart .name {{ fill: var(--ink); }}
+.base line, .tuned line {{ stroke-width: 3; stroke-linecap: round; }}
+.base line {{ stroke: var(--base); }}
+.base circle {{ fill: var(--paper); stroke: var(--base); stroke-width: 2; }}
+.tuned line {{ stroke: var(--bar); }}
+.tuned circle {{ fill: var(--bar); }}
+.axis {{ stroke: var(--line); }}
+.floor {{ stroke: var(--quiet); stroke-dasharray: 3 3; }}
+.answers {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(15rem, 1fr)); }}
+.answers > div + div {{ border-left: 1px solid var(--line); }}
+.answers h3 {{ margin: 0; padding: .5rem .8rem 0; color: var(--quiet); font-size: .85rem; }}
+figcaption pre {{ padding: 0; color: var(--ink); font-family: inherit; }}
 """
