@@ -72,6 +72,7 @@ def _check() -> bool:
                 "tests/trainer",
                 "bench/sweep.py",
                 "bench/engines.py",
+                "bench/training.py",
             ],
             "",
         ),

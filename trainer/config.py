@@ -168,7 +168,7 @@ class TrainConfig(Frozen):
         None, ge=1, description="Checkpoints without a better validation loss until the run stops."
     )
     gradient_checkpointing: bool = False
-    engine: Literal["plain", "unsloth"] = "plain"
+    engine: Literal["plain", "compiled", "unsloth"] = "plain"
     quantization: Literal["none", "4bit"] = Field("none", description="Of the frozen base in training.")
     optimizer: Literal["adamw_torch_fused", "adamw_8bit"] = "adamw_torch_fused"
     trackers: tuple[Literal["tensorboard", "trackio", "wandb", "mlflow"], ...] = ()

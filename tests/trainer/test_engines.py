@@ -97,6 +97,14 @@ def adapter_files(artifacts: Path) -> set[str]:
     return {path.name for path in artifacts.glob("runs/*/*/adapter/*")}
 
 
+def test_compiled_gives_the_losses_of_the_plain_engine(tmp_path: Path, engine_config: Path) -> None:
+    plain = train(engine_config, tmp_path / "plain")
+    compiled = train(engine_config, tmp_path / "compiled", "train.engine=compiled")
+    assert len(plain["train_curve"]) == 6
+    assert losses(compiled) == pytest.approx(losses(plain), rel=TOLERANCE)
+    assert adapter_files(tmp_path / "compiled") == adapter_files(tmp_path / "plain")
+
+
 @needs_unsloth
 def test_unsloth_gives_the_losses_of_the_plain_engine(tmp_path: Path, engine_config: Path) -> None:
     plain = train(engine_config, tmp_path / "plain")
@@ -139,7 +147,7 @@ def test_killed_unsloth_training_resumes_with_identical_losses(tmp_path: Path, e
     process.wait()
     assert not list((tmp_path / "killed").glob("runs/*/*/result.json"))
     resumed = train(engine_config, tmp_path / "killed", *overrides)
-    assert resumed["resumed"]
+    assert resumed["resumed_from"]
     assert losses(resumed) == losses(train(engine_config, tmp_path / "whole", *overrides))
 
 

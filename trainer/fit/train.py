@@ -5,6 +5,7 @@ that diverges is finished too, with the reason in place of an adapter, and is no
 Writes `runs/<arm>/<steps>/`: `log.jsonl`, `adapter/` and, last, `result.json`.
 """
 
+import importlib
 import math
 import resource
 import statistics
@@ -101,14 +102,9 @@ def _run(trainer: LoraTrainer, checkpoint: Path | None, directory: Path) -> dict
     }
 
 
-def _engine(name: Literal["plain", "unsloth"]) -> ModuleType:
-    if name == "unsloth":
-        from trainer.fit.engines import unsloth
-
-        return unsloth
-    from trainer.fit.engines import plain
-
-    return plain
+def _engine(name: Literal["plain", "compiled", "unsloth"]) -> ModuleType:
+    """Imported by need: `unsloth` patches the libraries that the others use."""
+    return importlib.import_module(f"trainer.fit.engines.{name}")
 
 
 def _gpu_memory_gib() -> float | None:

@@ -1,0 +1,135 @@
+"""The compiled engine against PEFT's own layers: same losses, same gradients, documents kept apart."""
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from trainer.config import LoraConfig, TrainConfig
+from trainer.data.tokenize import IGNORED
+from trainer.errors import ArmError
+from trainer.fit.arm import Arm, Setting
+from trainer.fit.engines import compiled, head, plain
+from trainer.fit.engines.documents import documents
+from trainer.fit.engines.head import head_loss
+
+ARM = Arm(Setting(8, 1e-3), 3)
+SETTINGS = TrainConfig(device="cpu", dtype="float32", tokens_per_step=512, save_every_steps=9)
+LENGTHS = (17, 2, 60, 31)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("compiled") / "base"
+    shape = LlamaConfig(
+        vocab_size=500, hidden_size=96, intermediate_size=160, num_hidden_layers=3, num_attention_heads=6,
+        num_key_value_heads=2, tie_word_embeddings=True, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    LlamaForCausalLM(shape).save_pretrained(path)
+    return path
+
+
+@pytest.fixture
+def row() -> dict[str, Any]:
+    """Documents in one row; the first third of each is no target."""
+    generator = torch.Generator().manual_seed(1)
+    ids = [torch.randint(500, (n,), generator=generator) for n in LENGTHS]
+    labels = [torch.cat([torch.full((len(x) // 3 or 1,), IGNORED), x[len(x) // 3 or 1 :]]) for x in ids]
+    positions = torch.cat([torch.arange(n) for n in LENGTHS])
+    return {
+        "input_ids": torch.cat(ids)[None], "labels": torch.cat(labels)[None], "position_ids": positions[None],
+    }  # fmt: skip
+
+
+def loss_and_gradients(
+    engine: Any, base: Path, row: dict[str, Any], lora: LoraConfig, settings: TrainConfig = SETTINGS
+) -> tuple[float, list[torch.Tensor]]:
+    """With an adapter that is not at its start, where half of all gradients are zero."""
+    model = engine.load(base, settings, lora, ARM, "cpu")
+    torch.manual_seed(5)
+    adapter = [p for p in model.parameters() if p.requires_grad]
+    for parameter in adapter:
+        parameter.data.normal_(0, 0.05)
+    model.train()
+    loss = engine.compute_loss(model, dict(row), (row["labels"] != IGNORED).sum())
+    loss.backward()
+    return loss.item(), [p.grad for p in adapter if p.grad is not None]
+
+
+@pytest.mark.parametrize("targets", [None, ("q_proj", "v_proj"), ("k_proj", "up_proj", "down_proj")])
+@pytest.mark.parametrize("recompute", [False, True])
+def test_losses_and_gradients_are_those_of_peft(
+    base: Path, row: dict[str, Any], targets: tuple[str, ...] | None, recompute: bool
+) -> None:
+    lora = LoraConfig(scaling=2.0, **({"target_modules": targets} if targets else {}))
+    settings = SETTINGS.model_copy(update={"gradient_checkpointing": recompute})
+    loss, gradients = loss_and_gradients(compiled, base, row, lora, settings)
+    wanted_loss, wanted = loss_and_gradients(plain, base, row, lora)
+    assert loss == pytest.approx(wanted_loss, rel=1e-6)
+    assert len(gradients) == len(wanted) == 3 * 2 * len(targets or range(7))
+    for got, want in zip(gradients, wanted, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-6)
+
+
+def test_documents_do_not_see_each_other(base: Path, row: dict[str, Any]) -> None:
+    model = compiled.load(base, SETTINGS, LoraConfig(scaling=2.0), ARM, "cpu")
+    together = compiled.compute_loss(model, dict(row), 1).item()
+    edges = [sum(LENGTHS[:i]) for i in range(len(LENGTHS) + 1)]
+    alone = [
+        compiled.compute_loss(model, {k: v[:, start:end] for k, v in row.items()}, 1).item()
+        for start, end in itertools.pairwise(edges)
+    ]
+    assert together == pytest.approx(sum(alone), rel=1e-6)
+    joined = {**row, "position_ids": torch.arange(sum(LENGTHS))[None]}
+    assert compiled.compute_loss(model, joined, 1).item() != pytest.approx(together, rel=1e-6)
+
+
+def test_a_row_is_filled_with_a_document_of_its_own() -> None:
+    row = documents(torch.tensor([0, 1, 2, 0, 1]), 9)
+    assert row.positions.tolist() == [0, 1, 2, 0, 1, 0, 1, 2, 3]
+    assert row.borders[:5].tolist() == [0, 3, 5, 9, 9] and set(row.borders[4:].tolist()) == {9}
+
+
+def test_the_head_in_chunks_gives_loss_and_gradient_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(head, "CHUNK", 7)
+    torch.manual_seed(0)
+    weight, targets = torch.randn(50, 12), torch.randint(50, (24,))
+    whole, chunked = (torch.randn(24, 12, generator=torch.Generator().manual_seed(2)) for _ in range(2))
+    wanted = functional.cross_entropy(whole.requires_grad_() @ weight.t(), targets, reduction="sum")
+    (wanted / 3).backward()
+    loss = head_loss(chunked.requires_grad_(), weight, targets)
+    (loss / 3).backward()
+    torch.testing.assert_close(loss, wanted)
+    torch.testing.assert_close(chunked.grad, whole.grad)
+
+
+def test_validation_and_saving_see_the_same_weights(base: Path, row: dict[str, Any], tmp_path: Path) -> None:
+    before = LlamaForCausalLM.from_pretrained(base).state_dict()
+    model = compiled.load(base, SETTINGS, LoraConfig(scaling=2.0), ARM, "cpu")
+    compiled.compute_loss(model, dict(row), 1).backward()
+    with model.disable_adapter(), torch.no_grad():
+        logits = model(row["input_ids"][:, : LENGTHS[0]]).logits
+    plain_model = LlamaForCausalLM.from_pretrained(base)
+    with torch.no_grad():
+        torch.testing.assert_close(logits, plain_model(row["input_ids"][:, : LENGTHS[0]]).logits)
+    model.merge_and_unload()
+    assert model.get_base_model().state_dict().keys() == before.keys()
+
+
+@pytest.mark.parametrize(
+    ("settings", "lora", "reason"),
+    [
+        ({"quantization": "4bit"}, {}, "has no 4bit base"),
+        ({}, {"dropout": 0.1}, "has no lora.dropout"),
+    ],
+)
+def test_what_it_cannot_do_is_refused_with_the_engine_that_can(
+    base: Path, settings: dict[str, Any], lora: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(ArmError, match=rf"{reason}; set train\.engine to plain"):
+        compiled.load(base, SETTINGS.model_copy(update=settings), LoraConfig(scaling=2.0, **lora), ARM, "cpu")
