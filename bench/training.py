@@ -131,9 +131,9 @@ def _ours(engine: str, precision: str, base: Path, rows: Any, device: str, steps
     from trainer.fit.trainer import build_trainer
 
     settings = TrainConfig(
-        engine=engine,  # type: ignore[arg-type]
-        device=device,  # type: ignore[arg-type]
-        dtype={"fp32": "float32", "bf16": "bfloat16"}[precision],  # type: ignore[arg-type]
+        engine=engine,
+        device=device,
+        dtype={"fp32": "float32", "bf16": "bfloat16"}[precision],
         tokens_per_step=LENGTH[device], max_steps=steps, warmup_steps=0, save_every_steps=10_000,
     )  # fmt: skip
     arm = Arm(Setting(RANK, RATE), SEED)
@@ -292,8 +292,8 @@ def _memory_gib(device: str) -> float:
     import torch
 
     if device == "cuda":
-        return round(torch.cuda.max_memory_allocated() / 2**30, 2)
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
+        return float(round(torch.cuda.max_memory_allocated() / 2**30, 2))
+    return float(round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2))
 
 
 def _device() -> str:

@@ -84,8 +84,8 @@ class Decoder:
         # On a GPU every row is filled to one length, so that one compilation serves them all.
         self._length = settings.tokens_per_step if device == "cuda" else None
         self._run = torch.compile(decoder_layer, dynamic=False) if device == "cuda" else decoder_layer
-        self._may_recompute = settings.gradient_checkpointing
-        self._recomputed = 0
+        # How many layers to recompute is settled at the first row: later the memory is in use already.
+        self._recomputed = None if settings.gradient_checkpointing else 0
 
     def __call__(self, input_ids: Any, positions: Any) -> Any:
         """input_ids, positions: (length,), positions from 0 in each document. Returns: (length, width)."""
@@ -95,8 +95,8 @@ class Decoder:
         input_ids = functional.pad(input_ids, (0, len(row.positions) - length))
         hidden = self._model.embed_tokens(input_ids)
         cos, sin = (x[0] for x in self._model.rotary_emb(hidden[None], row.positions[None]))
-        if self._may_recompute:
-            self._recomputed = self._recomputed or self._layers_to_recompute(hidden)
+        if self._recomputed is None:
+            self._recomputed = self._layers_to_recompute(hidden)
         for i, (norms, projections) in enumerate(self._layers):
             arguments = (hidden, cos, sin, row.borders, self._shape, norms, projections)
             if i < self._recomputed:
