@@ -126,6 +126,7 @@ def test_validation_and_saving_see_the_same_weights(base: Path, row: dict[str, A
     [
         ({"quantization": "4bit"}, {}, "has no 4bit base"),
         ({}, {"dropout": 0.1}, "has no lora.dropout"),
+        ({}, {"target_modules": ("q_proj", "embed_tokens")}, "has no adapters on embed_tokens"),
     ],
 )
 def test_what_it_cannot_do_is_refused_with_the_engine_that_can(

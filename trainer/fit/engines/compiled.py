@@ -24,6 +24,7 @@ from trainer.fit.engines.documents import attend, documents
 from trainer.fit.engines.fused import Layout, Projection, project, refresh
 from trainer.fit.engines.head import head_loss
 
+ADAPTED = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 # Of the GPU's free memory, what the layers' kept activations may take; the head's chunk needs some too.
 FREE_SHARE, HEAD_BYTES = 0.85, 3 * 2**30
 KEPT_WIDTHS = 6  # hidden-wide tensors that a layer keeps, besides q, k, v, gate, up and their product
@@ -169,6 +170,8 @@ def _refusal(settings: TrainConfig, lora: LoraConfig) -> str | None:
         return f"has no {settings.quantization} base"
     if lora.dropout:
         return "has no lora.dropout"
+    if others := sorted({*lora.target_modules} - ADAPTED):
+        return f"has no adapters on {', '.join(others)}"
     return None
 
 
