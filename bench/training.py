@@ -175,7 +175,9 @@ def _peer(engine: str, _: str, base: Path, rows: Any, device: str, steps: int, c
         args=SFTConfig(
             output_dir=tempfile.mkdtemp(dir=WORK), max_length=LENGTH[device], packing=True,
             packing_strategy="bfd", per_device_train_batch_size=1, gradient_accumulation_steps=1,
-            max_steps=steps, learning_rate=RATE, lr_scheduler_type="constant", warmup_steps=0,
+            max_steps=steps, learning_rate=RATE, warmup_steps=0,
+            lr_scheduler_type="warmup_stable_decay",  # as ours, so that losses compare
+            lr_scheduler_kwargs={"num_decay_steps": round(0.2 * steps), "decay_type": "linear"},
             optim="adamw_torch_fused", weight_decay=0.0, bf16=device == "cuda", use_cpu=device == "cpu",
             gradient_checkpointing=device == "cuda" and engine == "trl", save_strategy="no",
             logging_steps=1, report_to=[], seed=SEED, disable_tqdm=True,
