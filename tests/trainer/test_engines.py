@@ -97,21 +97,15 @@ def adapter_files(artifacts: Path) -> set[str]:
     return {path.name for path in artifacts.glob("runs/*/*/adapter/*")}
 
 
-def test_compiled_gives_the_losses_of_the_plain_engine(tmp_path: Path, engine_config: Path) -> None:
+@pytest.mark.parametrize("engine", ["compiled", pytest.param("unsloth", marks=needs_unsloth)])
+def test_an_engine_gives_the_losses_of_the_plain_one(
+    tmp_path: Path, engine_config: Path, engine: str
+) -> None:
     plain = train(engine_config, tmp_path / "plain")
-    compiled = train(engine_config, tmp_path / "compiled", "train.engine=compiled")
+    other = train(engine_config, tmp_path / engine, f"train.engine={engine}")
     assert len(plain["train_curve"]) == 6
-    assert losses(compiled) == pytest.approx(losses(plain), rel=TOLERANCE)
-    assert adapter_files(tmp_path / "compiled") == adapter_files(tmp_path / "plain")
-
-
-@needs_unsloth
-def test_unsloth_gives_the_losses_of_the_plain_engine(tmp_path: Path, engine_config: Path) -> None:
-    plain = train(engine_config, tmp_path / "plain")
-    unsloth = train(engine_config, tmp_path / "unsloth", "train.engine=unsloth")
-    assert len(plain["train_curve"]) == 6
-    assert losses(unsloth) == pytest.approx(losses(plain), rel=TOLERANCE)
-    assert adapter_files(tmp_path / "unsloth") == adapter_files(tmp_path / "plain")
+    assert losses(other) == pytest.approx(losses(plain), rel=TOLERANCE)
+    assert adapter_files(tmp_path / engine) == adapter_files(tmp_path / "plain")
 
 
 @needs_unsloth
