@@ -30,11 +30,11 @@ STARTED = time.monotonic()
 ROOT = Path(__file__).resolve().parent.parent
 WORK = Path(os.environ.get("BENCH_WORK", Path(tempfile.gettempdir()) / "finechat-bench-training"))
 PATHS = {
-    "cuda": ("trl", "unsloth", "plain-bf16", "compiled-bf16"),
+    "cuda": ("trl", "unsloth", "plain-bf16", "compiled-bf16", "compiled-fp8"),
     "cpu": ("trl", "plain-fp32", "compiled-fp32"),
 }
 WARM_UP, MEASURED = {"cuda": 6, "cpu": 3}, {"cuda": 20, "cpu": 12}
-LENGTH = {"cuda": 16_384, "cpu": 256}
+LENGTH = {"cuda": int(os.environ.get("BENCH_LENGTH", "16384")), "cpu": 256}
 RANK, RATE, SEED = 32, 2e-4, 1
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 PEAK_FLOPS = {"NVIDIA H100 80GB HBM3": 989e12, "NVIDIA H200": 989e12}  # bf16, dense, by NVIDIA's data sheets
@@ -133,7 +133,8 @@ def _ours(engine: str, precision: str, base: Path, rows: Any, device: str, steps
     settings = TrainConfig(
         engine=engine,
         device=device,
-        dtype={"fp32": "float32", "bf16": "bfloat16"}[precision],
+        dtype="float32" if precision == "fp32" else "bfloat16",
+        quantization="fp8" if precision == "fp8" else "none",
         tokens_per_step=LENGTH[device], max_steps=steps, warmup_steps=0, save_every_steps=10_000,
     )  # fmt: skip
     arm = Arm(Setting(RANK, RATE), SEED)

@@ -169,7 +169,9 @@ class TrainConfig(Frozen):
     )
     gradient_checkpointing: bool = False
     engine: Literal["plain", "compiled", "unsloth"] = "plain"
-    quantization: Literal["none", "4bit"] = Field("none", description="Of the frozen base in training.")
+    quantization: Literal["none", "4bit", "fp8"] = Field(
+        "none", description="Of the frozen base in training."
+    )
     optimizer: Literal["adamw_torch_fused", "adamw_8bit"] = "adamw_torch_fused"
     trackers: tuple[Literal["tensorboard", "trackio", "wandb", "mlflow"], ...] = ()
 
@@ -177,6 +179,12 @@ class TrainConfig(Frozen):
     def _patience_needs_losses(self) -> "TrainConfig":
         if self.patience and not self.restore_best:
             raise ValueError("`patience` needs `restore_best: true`, which measures the validation loss")
+        return self
+
+    @model_validator(mode="after")
+    def _fp8_is_compiled(self) -> "TrainConfig":
+        if self.quantization == "fp8" and self.engine != "compiled":
+            raise ValueError("`quantization: fp8` needs `engine: compiled`")
         return self
 
 

@@ -17,6 +17,7 @@ from trainer.errors import MissingError
 from trainer.ship.tasks import PUNKT_PACKAGE, TASKS, sentence_splitter
 
 HUB_TIMEOUT_S = 10
+FP8_CAPABILITY = (8, 9)  # Ada and Hopper were the first with FP8 tensor cores
 
 
 def check(config: RunConfig) -> None:
@@ -66,6 +67,8 @@ def _engine(train: TrainConfig) -> list[str]:
             )
     if train.dtype != "float32" and (problem := _dtype(train)):
         problems.append(problem)
+    if train.quantization == "fp8" and (problem := _fp8()):
+        problems.append(problem)
     return problems
 
 
@@ -86,6 +89,17 @@ def _dtype(train: TrainConfig) -> str | None:
         return "a CUDA device for train.dtype=float16: on a CPU, set train.dtype=float32"
     if train.dtype == "bfloat16" and cuda and not torch.cuda.is_bf16_supported(including_emulation=False):
         return f"bfloat16: {torch.cuda.get_device_name()} has none; set train.dtype=float16"
+    return None
+
+
+def _fp8() -> str | None:
+    import torch
+
+    remedy = "set train.quantization=none"
+    if not torch.cuda.is_available():
+        return f"a CUDA device for train.quantization=fp8: without one, {remedy}"
+    if torch.cuda.get_device_capability() < FP8_CAPABILITY:
+        return f"FP8: {torch.cuda.get_device_name()} has no such products; {remedy}"
     return None
 
 

@@ -76,6 +76,16 @@ def test_losses_and_gradients_are_those_of_peft(
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-6)
 
 
+def test_fp8_is_near_and_still_fp8(base: Path, row: dict[str, Any]) -> None:
+    settings = SETTINGS.model_copy(update={"quantization": "fp8"})
+    loss, gradients = loss_and_gradients(compiled, base, row, LoraConfig(scaling=2.0), settings)
+    wanted_loss, wanted = loss_and_gradients(plain, base, row, LoraConfig(scaling=2.0))
+    assert loss == pytest.approx(wanted_loss, rel=1e-2)
+    assert loss != pytest.approx(wanted_loss, rel=1e-6)
+    for got, want in zip(gradients, wanted, strict=True):
+        assert functional.cosine_similarity(got.flatten(), want.flatten(), 0) > 0.98
+
+
 def test_documents_do_not_see_each_other(base: Path, row: dict[str, Any]) -> None:
     model = compiled.load(base, SETTINGS, LoraConfig(scaling=2.0), ARM, "cpu")
     together = compiled.compute_loss(model, dict(row), 1).item()

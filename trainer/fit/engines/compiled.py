@@ -7,6 +7,7 @@ recomputed in the backward pass only as far as the GPU's memory demands. PEFT ke
 saved, resumed and merged as any other. On a CPU the same code runs uncompiled.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,10 +20,10 @@ from trainer.config import LoraConfig, TrainConfig
 from trainer.data.tokenize import IGNORED
 from trainer.errors import ArmError
 from trainer.fit.arm import Arm
-from trainer.fit.engines import plain
+from trainer.fit.engines import fp8, fused, plain
 from trainer.fit.engines.documents import attend, documents
-from trainer.fit.engines.fused import Layout, Projection, project, refresh
 from trainer.fit.engines.head import head_loss
+from trainer.fit.engines.projections import Layout, Projection, refresh
 
 ADAPTED = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 # Of the GPU's free memory, what the layers' kept activations may take; the head's chunk needs some too.
@@ -31,12 +32,13 @@ KEPT_WIDTHS = 6  # hidden-wide tensors that a layer keeps, besides q, k, v, gate
 
 
 class Shape(NamedTuple):
-    """What all decoder layers share. layouts: of q-k-v, out, gate-up and down."""
+    """What all decoder layers share. layouts: of q-k-v, out, gate-up and down, for `project`."""
 
     heads: int
     key_heads: int
     head_width: int
     epsilon: float
+    project: Callable[..., Any]
     layouts: tuple[Layout, ...]
 
 
@@ -68,7 +70,9 @@ class Decoder:
 
     def __init__(self, base: Any, settings: TrainConfig, device: str) -> None:
         self._model = base.model
-        layers = [_projections(layer) for layer in base.model.layers]
+        in_fp8 = settings.quantization == "fp8"
+        stack: Callable[..., Projection] = fp8.quantise if in_fp8 else fused.fuse
+        layers = [tuple(map(stack, _groups(layer))) for layer in base.model.layers]
         self._layers = [
             (_norms(layer), tuple(projection.tensors for projection in projections))
             for layer, projections in zip(base.model.layers, layers, strict=True)
@@ -80,6 +84,7 @@ class Decoder:
             config.num_key_value_heads,
             base.model.layers[0].self_attn.head_dim,
             config.rms_norm_eps,
+            fp8.project if in_fp8 else fused.project,
             tuple(projection.layout for projection in layers[0]),
         )
         # On a GPU every row is filled to one length, so that one compilation serves them all.
@@ -124,23 +129,23 @@ def decoder_layer(
     """One layer as transformers' `LlamaDecoderLayer` has it. hidden: (length, width)."""
     to_qkv, to_out, to_gate_up, to_down = zip(shape.layouts, projections, strict=True)
     x = _rms_norm(hidden, norms[0], shape.epsilon)
-    query, key, value = _heads(project(x, to_qkv[0], *to_qkv[1]), shape)
+    query, key, value = _heads(shape.project(x, to_qkv[0], *to_qkv[1]), shape)
     attended = attend(_rotate(query, cos, sin), _rotate(key, cos, sin), value, borders)
-    hidden = hidden + project(attended.flatten(1), to_out[0], *to_out[1])
+    hidden = hidden + shape.project(attended.flatten(1), to_out[0], *to_out[1])
     x = _rms_norm(hidden, norms[1], shape.epsilon)
-    gate, up = project(x, to_gate_up[0], *to_gate_up[1]).chunk(2, 1)
-    return hidden + project(functional.silu(gate) * up, to_down[0], *to_down[1])
+    gate, up = shape.project(x, to_gate_up[0], *to_gate_up[1]).chunk(2, 1)
+    return hidden + shape.project(functional.silu(gate) * up, to_down[0], *to_down[1])
 
 
-def _projections(layer: Any) -> tuple[Projection, ...]:
+def _groups(layer: Any) -> tuple[tuple[Any, ...], ...]:
+    """Its linear layers, those of one input together."""
     attention, mlp = layer.self_attn, layer.mlp
-    groups = (
+    return (
         (attention.q_proj, attention.k_proj, attention.v_proj),
         (attention.o_proj,),
         (mlp.gate_proj, mlp.up_proj),
         (mlp.down_proj,),
     )
-    return tuple(Projection(group) for group in groups)
 
 
 def _norms(layer: Any) -> tuple[Any, Any]:
@@ -166,8 +171,8 @@ def _rotate(x: Any, cos: Any, sin: Any) -> Any:
 
 
 def _refusal(settings: TrainConfig, lora: LoraConfig) -> str | None:
-    if settings.quantization != "none":
-        return f"has no {settings.quantization} base"
+    if settings.quantization == "4bit":
+        return "has no 4bit base"
     if lora.dropout:
         return "has no lora.dropout"
     if others := sorted({*lora.target_modules} - ADAPTED):
