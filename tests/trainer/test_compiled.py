@@ -21,6 +21,8 @@ ARM = Arm(Setting(8, 1e-3), 3)
 SETTINGS = TrainConfig(device="cpu", dtype="float32", tokens_per_step=512, save_every_steps=9)
 LENGTHS = (17, 2, 60, 31)
 
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -50,13 +52,14 @@ def loss_and_gradients(
     engine: Any, base: Path, row: dict[str, Any], lora: LoraConfig, settings: TrainConfig = SETTINGS
 ) -> tuple[float, list[torch.Tensor]]:
     """With an adapter that is not at its start, where half of all gradients are zero."""
-    model = engine.load(base, settings, lora, ARM, "cpu")
+    model = engine.load(base, settings, lora, ARM, settings.device)
     torch.manual_seed(5)
     adapter = [p for p in model.parameters() if p.requires_grad]
     for parameter in adapter:
-        parameter.data.normal_(0, 0.05)
+        parameter.data.copy_(0.05 * torch.randn(parameter.shape))
     model.train()
-    loss = engine.compute_loss(model, dict(row), (row["labels"] != IGNORED).sum())
+    inputs = {name: values.to(settings.device) for name, values in row.items()}
+    loss = engine.compute_loss(model, inputs, (row["labels"] != IGNORED).sum().item())
     loss.backward()
     return loss.item(), [p.grad for p in adapter if p.grad is not None]
 
@@ -76,14 +79,29 @@ def test_losses_and_gradients_are_those_of_peft(
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-6)
 
 
-def test_fp8_is_near_and_still_fp8(base: Path, row: dict[str, Any]) -> None:
-    settings = SETTINGS.model_copy(update={"quantization": "fp8"})
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_gpu)])
+def test_fp8_is_near_and_still_fp8(base: Path, row: dict[str, Any], device: str) -> None:
+    dtype = "float32" if device == "cpu" else "bfloat16"
+    settings = SETTINGS.model_copy(update={"quantization": "fp8", "device": device, "dtype": dtype})
     loss, gradients = loss_and_gradients(compiled, base, row, LoraConfig(scaling=2.0), settings)
     wanted_loss, wanted = loss_and_gradients(plain, base, row, LoraConfig(scaling=2.0))
     assert loss == pytest.approx(wanted_loss, rel=1e-2)
     assert loss != pytest.approx(wanted_loss, rel=1e-6)
     for got, want in zip(gradients, wanted, strict=True):
-        assert functional.cosine_similarity(got.flatten(), want.flatten(), 0) > 0.98
+        assert functional.cosine_similarity(got.cpu().flatten(), want.flatten(), 0) > 0.98
+
+
+@needs_gpu
+@pytest.mark.parametrize("recompute", [False, True])
+def test_compiled_on_a_gpu_in_bfloat16(base: Path, row: dict[str, Any], recompute: bool) -> None:
+    settings = SETTINGS.model_copy(
+        update={"device": "cuda", "dtype": "bfloat16", "gradient_checkpointing": recompute}
+    )
+    loss, gradients = loss_and_gradients(compiled, base, row, LoraConfig(scaling=2.0), settings)
+    wanted_loss, wanted = loss_and_gradients(plain, base, row, LoraConfig(scaling=2.0))
+    assert loss == pytest.approx(wanted_loss, rel=1e-3)
+    for got, want in zip(gradients, wanted, strict=True):
+        assert functional.cosine_similarity(got.cpu().flatten(), want.flatten(), 0) > 0.99
 
 
 def test_documents_do_not_see_each_other(base: Path, row: dict[str, Any]) -> None:

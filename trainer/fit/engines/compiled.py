@@ -99,12 +99,13 @@ class Decoder:
         length = len(input_ids)
         row = documents(positions, self._length or length)
         input_ids = functional.pad(input_ids, (0, len(row.positions) - length))
-        hidden = self._model.embed_tokens(input_ids)
+        # The first layer's input needs no gradient, but with one its compilation serves all layers.
+        hidden = self._model.embed_tokens(input_ids).requires_grad_(torch.is_grad_enabled())
         cos, sin = (x[0] for x in self._model.rotary_emb(hidden[None], row.positions[None]))
         if self._recomputed is None:
             self._recomputed = self._layers_to_recompute(hidden)
         for i, (norms, projections) in enumerate(self._layers):
-            arguments = (hidden, cos, sin, row.borders, self._shape, norms, projections)
+            arguments = (hidden, cos, sin, row.borders, row.longest, self._shape, norms, projections)
             if i < self._recomputed:
                 hidden = checkpoint(self._run, *arguments, use_reentrant=False)
             else:
@@ -124,13 +125,13 @@ class Decoder:
 
 
 def decoder_layer(
-    hidden: Any, cos: Any, sin: Any, borders: Any, shape: Shape, norms: Any, projections: Any
+    hidden: Any, cos: Any, sin: Any, borders: Any, longest: int, shape: Shape, norms: Any, projections: Any
 ) -> Any:
     """One layer as transformers' `LlamaDecoderLayer` has it. hidden: (length, width)."""
     to_qkv, to_out, to_gate_up, to_down = zip(shape.layouts, projections, strict=True)
     x = _rms_norm(hidden, norms[0], shape.epsilon)
     query, key, value = _heads(shape.project(x, to_qkv[0], *to_qkv[1]), shape)
-    attended = attend(_rotate(query, cos, sin), _rotate(key, cos, sin), value, borders)
+    attended = attend(_rotate(query, cos, sin), _rotate(key, cos, sin), value, borders, longest)
     hidden = hidden + shape.project(attended.flatten(1), to_out[0], *to_out[1])
     x = _rms_norm(hidden, norms[1], shape.epsilon)
     gate, up = shape.project(x, to_gate_up[0], *to_gate_up[1]).chunk(2, 1)

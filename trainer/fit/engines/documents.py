@@ -8,36 +8,43 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.attention.varlen import varlen_attn
 
-PLACES = 512  # documents in a row; a row of more takes the next multiple, which compiles once more
+# FlashAttention starts blocks for as many documents, each as long, as it is told there may be; where there
+# are none, they cost time. A row with more, or longer ones, takes the next multiple and is compiled for.
+PLACES, LONGEST = 64, 2048
 
 
 @dataclass(frozen=True, slots=True)
 class Documents:
-    """positions: (length,). borders: int32, where each document starts, then the length to the end."""
+    """positions: (length,). borders: int32, where each document starts, then the length to the end.
+
+    longest: no document has more tokens.
+    """
 
     positions: Tensor
     borders: Tensor
+    longest: int
 
 
 def documents(positions: Tensor, length: int) -> Documents:
-    """positions: (tokens,), from 0 in each document. What is missing to `length` is one more document."""
-    missing = length - len(positions)
-    if missing:
-        filling = torch.arange(missing, device=positions.device, dtype=positions.dtype)
-        positions = torch.cat([positions, filling])
-    starts = (positions == 0).nonzero()[:, 0].int()
-    places = PLACES * (len(starts) // PLACES + 1)
-    borders = torch.full((places,), length, dtype=torch.int32, device=positions.device)
-    borders[: len(starts)] = starts
-    return Documents(positions, borders)
+    """positions: (tokens,), from 0 in each document. What is missing to `length` is filled with documents."""
+    filling = torch.arange(length - len(positions), device=positions.device) % LONGEST
+    positions = torch.cat([positions, filling])
+    starts = (positions == 0).nonzero()[:, 0].tolist()
+    longest = max(end - start for start, end in itertools.pairwise([*starts, length]))
+    places = [length] * (-(len(starts) + 1) // PLACES * -PLACES)
+    places[: len(starts)] = starts
+    borders = torch.tensor(places, dtype=torch.int32, device=positions.device)
+    return Documents(positions, borders, min(length, -(longest // -LONGEST) * LONGEST))
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, borders: Tensor) -> Tensor:
+def attend(query: Tensor, key: Tensor, value: Tensor, borders: Tensor, longest: int) -> Tensor:
     """Causal attention. query: (length, heads, width); key, value: (length, key heads, width)."""
-    length, groups = len(query), query.shape[1] // key.shape[1]
+    groups = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     if query.is_cuda:
-        found: Tensor = varlen_attn(query, key, value, borders, borders, length, length, window_size=(-1, 0))
+        found: Tensor = varlen_attn(
+            query, key, value, borders, borders, longest, longest, window_size=(-1, 0)
+        )
         return found
     edges = borders.unique_consecutive().tolist()
     parts = [

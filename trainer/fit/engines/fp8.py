@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trainer.fit.engines.low_rank import add_product
 from trainer.fit.engines.projections import Layout, Projection, adapter_gradients, gather
 
 LARGEST = torch.finfo(torch.float8_e4m3fn).max
@@ -50,16 +51,14 @@ class _Project(torch.autograd.Function):
         low = x @ first.t()
         ctx.layout = layout
         ctx.save_for_backward(x, low, turned, turned_scale, first, second)
-        return torch.addmm(_product(x, weight, scale), low, second.t())
+        return add_product(_product(x, weight, scale), low, second.t())
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
         (gradient,) = gradients
         x, low, turned, turned_scale, first, second = ctx.saved_tensors
         by_low = gradient @ second
-        by_x = None
-        if ctx.needs_input_grad[0]:
-            by_x = torch.addmm(_product(gradient, turned, turned_scale), by_low, first)
+        by_x = add_product(_product(gradient, turned, turned_scale), by_low, first)
         found = adapter_gradients(ctx.layout, gradient, by_low, x, low)
         return by_x, *[None] * 7, *found
 

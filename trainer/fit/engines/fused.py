@@ -54,6 +54,6 @@ class _Project(torch.autograd.Function):
         inputs, weight = ctx.saved_tensors
         out, width = ctx.layout.out, weight.shape[1] - ctx.layout.low
         by_low = gradient @ weight[:out, width:]
-        by_x = torch.cat([gradient, by_low], 1) @ weight[:, :width] if ctx.needs_input_grad[0] else None
+        by_x = torch.cat([gradient, by_low], 1) @ weight[:, :width]
         found = adapter_gradients(ctx.layout, gradient, by_low, inputs[:, :width], inputs[:, width:])
         return by_x, None, None, *found
