@@ -33,7 +33,7 @@ PATHS = {
     "cuda": ("trl", "unsloth", "plain-bf16", "compiled-bf16", "compiled-fp8"),
     "cpu": ("trl", "plain-fp32", "compiled-fp32"),
 }
-WARM_UP, MEASURED = {"cuda": 6, "cpu": 3}, {"cuda": 20, "cpu": 12}
+WARM_UP, MEASURED = {"cuda": 4, "cpu": 3}, {"cuda": 12, "cpu": 12}
 LENGTH = {"cuda": int(os.environ.get("BENCH_LENGTH", "16384")), "cpu": 256}
 ROWS = 4000  # 120 packed rows, of which the last one only is short
 RANK, RATE, SEED = 32, 2e-4, 1
@@ -245,7 +245,9 @@ def _quickstart() -> tuple[Path, Any]:
 
 def _run(path: str) -> dict[str, Any]:
     command = [sys.executable, str(Path(__file__).resolve()), "--one", path]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=WORK)
+    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, "PYTHONPATH": paths}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=WORK, env=environment)
     for line in done.stdout.splitlines():
         if line.startswith("RESULT "):
             result: dict[str, Any] = json.loads(line.removeprefix("RESULT "))

@@ -57,6 +57,10 @@ class LoraTrainer(SFTTrainer):
             num_items_in_batch = (inputs["labels"] != IGNORED).sum()
         return torch.as_tensor(self._loss(model, inputs, num_items_in_batch))
 
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Not counted: nothing reads it, and the Trainer would walk all modules for it at every step."""
+        return 0
+
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Token-weighted validation loss as `eval_loss`, for choosing the best checkpoint."""
         metrics = {"eval_loss": mean_loss(self.validation_losses())}
@@ -133,6 +137,8 @@ def _arguments(settings: TrainConfig, arm: Arm, total: int, device: str, output:
         fp16=settings.dtype == "float16" and device == "cuda",
         max_length=settings.tokens_per_step,
         dataset_kwargs={"skip_prepare_dataset": True},
+        # On a GPU the next rows are read and collated beside the step; a CPU has no core to spare.
+        dataloader_num_workers=1 if device == "cuda" else 0,
         remove_unused_columns=False,
         per_device_train_batch_size=1,
         gradient_accumulation_steps=1,

@@ -47,13 +47,14 @@ def load(base: Path, settings: TrainConfig, lora: LoraConfig, arm: Arm, device: 
 
     Raises: ArmError if this engine cannot train what is asked for; it names the engine that can.
     """
-    if reason := _refusal(settings, lora):
+    if reason := _refusal(settings, lora, device):
         raise ArmError(f"the compiled engine {reason}; set train.engine to plain")
     model = plain.load(base, settings, lora, arm, device)
     config = model.get_base_model().config
     if reason := _unknown_shape(config):
         raise ArmError(f"the compiled engine {reason}; set train.engine to plain")
     model.decoder = Decoder(model.get_base_model(), settings, device)
+    _without_walks(model)
     return model
 
 
@@ -74,10 +75,12 @@ class Decoder:
         stack: Callable[..., Projection] = fp8.quantise if in_fp8 else fused.fuse
         layers = [tuple(map(stack, _groups(layer))) for layer in base.model.layers]
         self._layers = [
-            (_norms(layer), tuple(projection.tensors for projection in projections))
+            (
+                [copy for projection in projections for copy in projection.copies()],
+                (_norms(layer), tuple(projection.tensors for projection in projections)),
+            )
             for layer, projections in zip(base.model.layers, layers, strict=True)
         ]
-        self._copies = [copy for layer in layers for projection in layer for copy in projection.copies()]
         config = base.config
         self._shape = Shape(
             config.num_attention_heads,
@@ -95,7 +98,6 @@ class Decoder:
 
     def __call__(self, input_ids: Any, positions: Any) -> Any:
         """input_ids, positions: (length,), positions from 0 in each document. Returns: (length, width)."""
-        refresh(self._copies)
         length = len(input_ids)
         row = documents(positions, self._length or length)
         input_ids = functional.pad(input_ids, (0, len(row.positions) - length))
@@ -104,8 +106,9 @@ class Decoder:
         cos, sin = (x[0] for x in self._model.rotary_emb(hidden[None], row.positions[None]))
         if self._recomputed is None:
             self._recomputed = self._layers_to_recompute(hidden)
-        for i, (norms, projections) in enumerate(self._layers):
-            arguments = (hidden, cos, sin, row.borders, row.longest, self._shape, norms, projections)
+        for i, (copies, weights) in enumerate(self._layers):
+            refresh(copies)  # here, so that a GPU has work as soon as the first layer's are launched
+            arguments = (hidden, cos, sin, row.borders, row.longest, self._shape, *weights)
             if i < self._recomputed:
                 hidden = checkpoint(self._run, *arguments, use_reentrant=False)
             else:
@@ -171,9 +174,21 @@ def _rotate(x: Any, cos: Any, sin: Any) -> Any:
     return x * cos[:, None] + torch.cat([-right, left], -1) * sin[:, None]
 
 
-def _refusal(settings: TrainConfig, lora: LoraConfig) -> str | None:
+def _without_walks(model: Any) -> None:
+    """Spare a GPU the wait while the Trainer walks some 3,000 modules, several times in a step.
+
+    Without dropout no layer has a mode, and which parameters there are does not change any more.
+    """
+    model.train().train = lambda mode=True: model
+    parameters = list(model.parameters())
+    model.parameters = lambda recurse=True: iter(parameters)
+
+
+def _refusal(settings: TrainConfig, lora: LoraConfig, device: str) -> str | None:
     if settings.quantization == "4bit":
         return "has no 4bit base"
+    if settings.dtype == "float32" and device == "cuda":
+        return "attends in 16 bits on a GPU"
     if lora.dropout:
         return "has no lora.dropout"
     if others := sorted({*lora.target_modules} - ADAPTED):

@@ -1,7 +1,9 @@
 """Attention within the documents of one packed row: FlashAttention by lengths on a GPU, no mask anywhere."""
 
+import inspect
 import itertools
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +13,10 @@ from torch.nn.attention.varlen import varlen_attn
 # FlashAttention starts blocks for as many documents, each as long, as it is told there may be; where there
 # are none, they cost time. A row with more, or longer ones, takes the next multiple and is compiled for.
 PLACES, LONGEST = 64, 2048
+
+CAUSAL: dict[str, Any] = {"window_size": (-1, 0)}
+if "enable_gqa" in inspect.signature(varlen_attn).parameters:  # before torch 2.13 it does not ask
+    CAUSAL["enable_gqa"] = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +45,11 @@ def documents(positions: Tensor, length: int) -> Documents:
 
 def attend(query: Tensor, key: Tensor, value: Tensor, borders: Tensor, longest: int) -> Tensor:
     """Causal attention. query: (length, heads, width); key, value: (length, key heads, width)."""
+    if query.is_cuda:
+        found: Tensor = varlen_attn(query, key, value, borders, borders, longest, longest, **CAUSAL)
+        return found
     groups = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-    if query.is_cuda:
-        found: Tensor = varlen_attn(
-            query, key, value, borders, borders, longest, longest, window_size=(-1, 0)
-        )
-        return found
     edges = borders.unique_consecutive().tolist()
     parts = [
         functional.scaled_dot_product_attention(
