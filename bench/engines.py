@@ -56,7 +56,7 @@ def main(cases: list[str]) -> None:
     with ThreadPoolExecutor(AT_ONCE) as threads:
         for case, result in zip(cases, threads.map(run, cases), strict=True):
             found[case] = result
-            told = {"gpu": _gpu(), "runs": found, "largest_relative_difference": differences(found)}
+            told = {"gpu": gpu_name(), "runs": found, "largest_relative_difference": differences(found)}
             RESULT.write_text(json.dumps(told, indent=1) + "\n")
             print(case, {k: v for k, v in result.items() if not isinstance(v, list)}, flush=True)
     print(json.dumps(differences(found), indent=1))
@@ -145,7 +145,7 @@ def make_rows() -> None:
             file.write(json.dumps({"conversations": turns, "source": "made"}) + "\n")
 
 
-def _gpu() -> str | None:
+def gpu_name() -> str | None:
     return torch.cuda.get_device_name() if torch.cuda.is_available() else None
 
 
