@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer.fit.engines.low_rank import add_product
+from trainer.fit.engines.kernels import add_product
 from trainer.fit.engines.projections import Layout, Projection, adapter_gradients, gather
 
 LARGEST = torch.finfo(torch.float8_e4m3fn).max
@@ -51,14 +51,14 @@ class _Project(torch.autograd.Function):
         low = x @ first.t()
         ctx.layout = layout
         ctx.save_for_backward(x, low, turned, turned_scale, first, second)
-        return add_product(_product(x, weight, scale), low, second.t())
+        return _plus(_product(x, weight, scale), low, second.t())
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
         (gradient,) = gradients
         x, low, turned, turned_scale, first, second = ctx.saved_tensors
         by_low = gradient @ second
-        by_x = add_product(_product(gradient, turned, turned_scale), by_low, first)
+        by_x = _plus(_product(gradient, turned, turned_scale), by_low, first)
         found = adapter_gradients(ctx.layout, gradient, by_low, x, low)
         return by_x, *[None] * 7, *found
 
@@ -67,3 +67,7 @@ def _product(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
     """x (tokens, n) times weight (m, n), transposed; scale: (m, 1)."""
     x8, x_scale = rounded(x)
     return torch._scaled_mm(x8, weight.t(), x_scale, scale.t(), out_dtype=x.dtype, use_fast_accum=True)
+
+
+def _plus(y: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    return add_product(y, a, b) if y.is_cuda else torch.addmm(y, a, b)

@@ -4,11 +4,12 @@ The gradient of a chunk's hidden states is found while its logits are there, so 
 no logits. The head is frozen.
 """
 
-import functools
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from trainer.fit.engines.kernels import cross_entropy
 
 CHUNK = 2048  # positions; half a gigabyte of bf16 logits at a vocabulary of 128,256
 
@@ -22,14 +23,13 @@ def head_loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
 class _HeadLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-        of_chunk = _compiled() if hidden.is_cuda else _chunk
         total = torch.zeros((), device=hidden.device)
         gradient = torch.empty_like(hidden)
         for start in range(0, len(targets), CHUNK):
             part = slice(start, start + CHUNK)
-            loss, by_logits = of_chunk(hidden[part] @ weight.t(), targets[part])
-            total += loss
-            torch.mm(by_logits, weight, out=gradient[part])
+            logits = hidden[part] @ weight.t()  # then the gradient in its place
+            total += (cross_entropy if hidden.is_cuda else _cross_entropy)(logits, targets[part]).sum()
+            torch.mm(logits, weight, out=gradient[part])
         ctx.save_for_backward(gradient)
         return total
 
@@ -39,15 +39,12 @@ class _HeadLoss(torch.autograd.Function):
         return of_hidden * gradients[0].to(of_hidden.dtype), None, None
 
 
-def _chunk(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Loss, and its gradient by the logits, in their dtype."""
+def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """As `kernels.cross_entropy`, on a CPU."""
     wide = logits.float()
     log_sum = wide.logsumexp(1, keepdim=True)
-    loss = (log_sum[:, 0] - wide.gather(1, targets[:, None])[:, 0]).sum()
-    hit = torch.arange(wide.shape[1], device=wide.device) == targets[:, None]
-    return loss, ((wide - log_sum).exp() - hit.float()).to(logits.dtype)
-
-
-@functools.cache
-def _compiled() -> Any:
-    return torch.compile(_chunk, dynamic=True)
+    losses = (log_sum - wide.gather(1, targets[:, None]))[:, 0]
+    by_logits = (wide - log_sum).exp()
+    by_logits.scatter_add_(1, targets[:, None], by_logits.new_full((len(targets), 1), -1.0))
+    logits.copy_(by_logits)
+    return losses
