@@ -1,11 +1,11 @@
 """Do the engines learn the same? 200 steps of the real 135M model on the quickstart's rows, by each of them.
 
-    python bench/curves.py              # on a GPU: plain (three seeds), compiled, compiled in FP8, unsloth
+    python bench/curves.py              # on a GPU: plain in fp32 and bf16, compiled, in FP8 too, unsloth
     python bench/curves.py --redraw     # the page alone, from bench/results/curves.json
 
-Every case is `python -m trainer arm` on the same rows in the same order; only the seeds of `plain` differ,
-and how far those lie apart is the noise that the others are held against. All cases run at once: it is
-their losses that count, not their speed. Without a GPU: plain and compiled in fp32, few steps. Writes
+Every case is `python -m trainer arm` on the same rows in the same order, held against the first one; only the
+seeds of `plain` differ, and how far those lie apart is what luck does. All cases run at once: it is their
+losses that count, not their speed. Without a GPU: plain and compiled, a few steps. Writes
 bench/results/curves.json and docs/engines/index.html.
 """
 
@@ -33,15 +33,18 @@ from trainer.html_page import Figure, document, table  # noqa: E402
 RESULT, PAGE = ROOT / "bench" / "results" / "curves.json", ROOT / "docs" / "engines" / "index.html"
 WORK = Path(os.environ.get("CURVES_WORK", "/tmp/finechat-curves"))
 SEEDS, RANK, RATE = (1, 2, 3), 32, 5e-4
-REFERENCE = f"plain, seed {SEEDS[0]}"
 BINS = 50
-GPU = {
-    **{f"plain, seed {seed}": (seed, []) for seed in SEEDS},
-    "compiled": (SEEDS[0], ["train.engine=compiled"]),
-    "compiled, FP8 base": (SEEDS[0], ["train.engine=compiled", "train.quantization=fp8"]),
-    "unsloth": (SEEDS[0], ["train.engine=unsloth"]),
+CPU = {
+    "plain in fp32": (SEEDS[0], ["train.dtype=float32"]),
+    "plain, seed 1": (SEEDS[0], ["train.dtype=bfloat16"]),
+    "compiled": (SEEDS[0], ["train.dtype=bfloat16", "train.engine=compiled"]),
 }
-CPU = {name: GPU[name] for name in (REFERENCE, "compiled")}
+GPU = {
+    **CPU,
+    "compiled, FP8 base": (SEEDS[0], [*CPU["compiled"][1], "train.quantization=fp8"]),
+    "unsloth": (SEEDS[0], ["train.dtype=bfloat16", "train.engine=unsloth"]),
+    **{f"plain, seed {seed}": (seed, ["train.dtype=bfloat16"]) for seed in SEEDS[1:]},
+}
 
 
 def main() -> None:
@@ -59,8 +62,8 @@ def main() -> None:
     told = json.loads(RESULT.read_text())
     PAGE.parent.mkdir(exist_ok=True)
     PAGE.write_text(page(told), encoding="utf-8")
-    for row in rows(told):
-        print(*row, sep=" | ")
+    for line in rows(told):
+        print(*line, sep=" | ")
 
 
 def run(name: str, steps: int, seed: int, overrides: list[str]) -> dict[str, Any]:
@@ -75,7 +78,7 @@ def run(name: str, steps: int, seed: int, overrides: list[str]) -> dict[str, Any
     ]
     overrides += ["data.validation_rows=200", "train.tokens_per_step=2048", "train.save_every_steps=10000"]
     if torch.cuda.is_available():
-        overrides += ["train.device=cuda", "train.dtype=bfloat16"]
+        overrides.append("train.device=cuda")
     flags = [part for override in overrides for part in ("--set", override)]
     command = [sys.executable, "-m", "trainer", "arm", "--config", "trainer/configs/quickstart.yaml"]
     command += ["--rank", str(RANK), "--learning-rate", str(RATE), "--seed", str(seed)]
@@ -93,6 +96,7 @@ def run(name: str, steps: int, seed: int, overrides: list[str]) -> dict[str, Any
 
 def page(told: dict[str, Any]) -> str:
     cases = {name: case for name, case in told["cases"].items() if "failed" not in case}
+    reference = next(iter(cases))
     lines = [
         Line(name, i, binned(case["step_losses"]), [], False) for i, (name, case) in enumerate(cases.items())
     ]
@@ -101,8 +105,8 @@ def page(told: dict[str, Any]) -> str:
     )
     bars = []
     for i, name in enumerate(cases):
-        if name != REFERENCE:
-            found = against_reference(cases, name)
+        if name != reference:
+            found = against_first(cases, name)
             hollow = found.low <= 0 <= found.high
             bars.append(Bar(name, i, found.value, found.low, found.high, hollow, False))
     panel = curves("training loss", lines, told["steps"], losses_scale(lines, told["steps"]))
@@ -112,7 +116,7 @@ def page(told: dict[str, Any]) -> str:
 <code>plain</code>, which show what luck alone does.</p>
 <p>{keys}</p>
 <div class=panels><div>{panel}</div></div>
-<h2>Validation loss against {REFERENCE}</h2>
+<h2>Validation loss against {reference}</h2>
 <div class=forest>{forest(bars)}</div>
 {table(["case", "validation loss", "difference [95%]", "largest difference of a step"], rows(told))}
 <p class=quiet>Nats a token; intervals by bootstrap over the validation rows. Losses are means of {BINS} bins
@@ -122,29 +126,34 @@ of steps. Every validation loss is measured by transformers on the unquantised b
 
 
 def rows(told: dict[str, Any]) -> list[list[Any]]:
-    """A line for every case; its steps are compared where it saw what the reference saw."""
+    """A line for every case; its steps are compared if it saw what the first one saw at each."""
     cases = told["cases"]
+    first = next(iter(cases))
     lines: list[list[Any]] = []
     for name, case in cases.items():
         if "failed" in case:
             lines.append([name, "failed: " + case["failed"].splitlines()[-1], "", ""])
             continue
         loss = loss_interval([RowLoss(*row) for row in case["row_losses"]]).value
-        found = against_reference(cases, name)
+        found = against_first(cases, name)
         difference = f"{found.value:+.4f} [{found.low:+.4f}, {found.high:+.4f}]"
-        pairs = zip(case["step_losses"], cases[REFERENCE]["step_losses"], strict=True)
+        pairs = zip(case["step_losses"], cases[first]["step_losses"], strict=True)
         largest = max(abs(a - b) for a, b in pairs)
-        own = name == REFERENCE
-        other = name.startswith("plain")
+        same_order = not any(name.endswith(f"seed {seed}") for seed in SEEDS[1:])
         lines.append(
-            [name, Figure(f"{loss:.4f}"), "" if own else difference, "" if other else f"{largest:.4f}"]
+            [
+                name,
+                Figure(f"{loss:.4f}"),
+                "" if name == first else difference,
+                Figure(f"{largest:.4f}") if name != first and same_order else "",
+            ]
         )
     return lines
 
 
-def against_reference(cases: dict[str, Any], name: str) -> Any:
-    own, reference = ([RowLoss(*row) for row in cases[x]["row_losses"]] for x in (name, REFERENCE))
-    return loss_interval(own, minus=reference)
+def against_first(cases: dict[str, Any], name: str) -> Any:
+    own, first = ([RowLoss(*row) for row in cases[x]["row_losses"]] for x in (name, next(iter(cases))))
+    return loss_interval(own, minus=first)
 
 
 def binned(losses: list[float]) -> list[tuple[float, float]]:

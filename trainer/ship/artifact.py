@@ -89,6 +89,9 @@ def build_manifest(
         "training": {
             **{key: winner.record[key] for key in TRAINING},
             "seed": winner.arm.seed,
+            "engine": config.train.engine,
+            "dtype": config.train.dtype,
+            "quantization": config.train.quantization,
             "validation_loss": loss_interval(winner.validation).as_dict(),
         },
         "data": data,

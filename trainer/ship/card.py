@@ -197,6 +197,7 @@ def _procedure(manifest: dict[str, Any]) -> list[tuple[str, str]]:
         ("learning rate", f"{adapter['learning_rate']:g}"),
         ("steps", _steps(training)),
         ("seed", f"{training['seed']}"),
+        ("engine", _engine(training)),
         ("base", f"{base['id']} at `{base['revision']}`, weights `{base['weights_sha256'][:16]}`"),
         ("configuration", f"`{manifest['config_hash'][:16]}`"),
         ("artifact", f"`{manifest['id']}`, made {manifest['created_at']}"),
@@ -208,6 +209,12 @@ def _procedure(manifest: dict[str, Any]) -> list[tuple[str, str]]:
 def _steps(training: dict[str, Any]) -> str:
     steps, best = training["steps"], training["best_step"]
     return f"{steps}" if best == steps else f"{best}, the best of {steps} by validation loss"
+
+
+def _engine(training: dict[str, Any]) -> str:
+    told = f"{training['engine']}, {training['dtype']}"
+    frozen = training["quantization"]
+    return told if frozen == "none" else f"{told}, on a base frozen in {frozen}"
 
 
 def _accelerator(hardware: dict[str, Any]) -> str:
