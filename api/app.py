@@ -11,7 +11,7 @@ from starlette.types import ASGIApp
 
 from api.access.security import Gate
 from api.errors import ApiError, InternalError, InvalidRequest, MethodNotAllowed, NotFound
-from api.routes import chat, health, models
+from api.routes import chat, completions, health, models
 from api.service import Service
 from api.settings import Settings
 from api.telemetry import RequestLog, log
@@ -37,7 +37,7 @@ def create_app(settings: Settings, service: Service) -> ASGIApp:
         redirect_slashes=False,
     )
     app.state.service = service
-    for module in (chat, models, health):
+    for module in (chat, completions, models, health):
         app.include_router(module.router)
     app.exception_handler(ApiError)(_api_error)
     app.exception_handler(HTTPException)(_http_error)

@@ -1,48 +1,107 @@
-"""Server-sent events of one chat stream, written from templates made once for the stream.
+"""Server-sent events of one stream, written from templates made once for it.
 
 A chunk costs one JSON string escape instead of building and dumping pydantic objects;
-tests/api hold each frame against schema/chat.py.
+tests/api hold each frame against schema/.
 """
+
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import orjson
 
 from api.errors import ApiError
-from api.schema.chat import FinishReason, Usage
+from api.logprobs import completion_logprobs
+from api.schema.generation import FinishReason, TokenLogprob, Usage
 
 DONE = b"data: [DONE]\n\n"
 
 
-class ChatFrames:
-    """The frames of one stream, in the order: first, text..., finish, usage if asked, DONE."""
+class Frames(Protocol):
+    """For every choice text... and finish, then usage if asked, then DONE.
 
-    def __init__(self, *, id: str, created: int, model: str, fingerprint: str, include_usage: bool) -> None:
-        head = {
-            "id": id,
-            "object": "chat.completion.chunk",
-            "created": created,
-            "model": model,
-            "system_fingerprint": fingerprint,
-        }
-        self._head = b"data: " + orjson.dumps(head)[:-1] + b',"choices":['
+    logprobs: of the tokens that the frame brings.
+    """
+
+    def first(self, text: str, index: int = 0, logprobs: Sequence[TokenLogprob] = ()) -> bytes:
+        """A choice's first text."""
+
+    def text(self, text: str, index: int = 0, logprobs: Sequence[TokenLogprob] = ()) -> bytes: ...
+
+    def finish(
+        self, reason: FinishReason, index: int = 0, logprobs: Sequence[TokenLogprob] = ()
+    ) -> bytes: ...
+
+    def usage(self, usage: Usage) -> bytes: ...
+
+
+class _Chunks:
+    """What the chunks of both endpoints have around their choice."""
+
+    def __init__(self, head: dict[str, Any], object: str, include_usage: bool) -> None:
+        self._head = b"data: " + orjson.dumps({**head, "object": object})[:-1] + b',"choices":['
         # OpenAI: with include_usage every chunk has the field, null until the last.
         self._tail = (b'],"usage":null}' if include_usage else b"]}") + b"\n\n"
-        self._text_head = self._head + b'{"index":0,"delta":{"content":'
-        self._text_tail = b'},"logprobs":null,"finish_reason":null}' + self._tail
-
-    def first(self, text: str) -> bytes:
-        """The first text; only here is the role named."""
-        delta = b'{"index":0,"delta":{"role":"assistant","content":' + orjson.dumps(text)
-        return self._head + delta + self._text_tail
-
-    def text(self, text: str) -> bytes:
-        return self._text_head + orjson.dumps(text) + self._text_tail
-
-    def finish(self, reason: FinishReason) -> bytes:
-        choice = b'{"index":0,"delta":{},"logprobs":null,"finish_reason":"%b"}' % reason.encode()
-        return self._head + choice + self._tail
 
     def usage(self, usage: Usage) -> bytes:
         return self._head + b'],"usage":' + usage.model_dump_json().encode() + b"}\n\n"
+
+
+class ChatFrames(_Chunks):
+    def __init__(self, head: dict[str, Any], choices: int, *, include_usage: bool) -> None:
+        super().__init__(head, "chat.completion.chunk", include_usage)
+        self._open = [self._head + b'{"index":%d,"delta":{' % index for index in range(choices)]
+        self._with_role = [opened + b'"role":"assistant","content":' for opened in self._open]
+        self._content = [opened + b'"content":' for opened in self._open]
+        self._close = b'},"logprobs":null,"finish_reason":null}' + self._tail
+
+    def first(self, text: str, index: int = 0, logprobs: Sequence[TokenLogprob] = ()) -> bytes:
+        """Only here is the role named."""
+        return self._with_role[index] + orjson.dumps(text) + self._closed(logprobs)
+
+    def text(self, text: str, index: int = 0, logprobs: Sequence[TokenLogprob] = ()) -> bytes:
+        return self._content[index] + orjson.dumps(text) + self._closed(logprobs)
+
+    def finish(self, reason: FinishReason, index: int = 0, logprobs: Sequence[TokenLogprob] = ()) -> bytes:
+        told = b'},"logprobs":%b,"finish_reason":"%b"}' % (_chat_json(logprobs), reason.encode())
+        return self._open[index] + told + self._tail
+
+    def _closed(self, logprobs: Sequence[TokenLogprob]) -> bytes:
+        if not logprobs:
+            return self._close
+        return b'},"logprobs":' + _chat_json(logprobs) + b',"finish_reason":null}' + self._tail
+
+
+class CompletionFrames(_Chunks):
+    def __init__(self, head: dict[str, Any], choices: int, *, include_usage: bool) -> None:
+        super().__init__(head, "text_completion", include_usage)
+        self._open = [self._head + b'{"index":%d,"text":' % index for index in range(choices)]
+        self._close = b',"logprobs":null,"finish_reason":null}' + self._tail
+        self._offsets = [0] * choices  # characters of the tokens told so far
+
+    def text(self, text: str, index: int = 0, logprobs: Sequence[TokenLogprob] = ()) -> bytes:
+        opened = self._open[index] + orjson.dumps(text)
+        if not logprobs:
+            return opened + self._close
+        return opened + b',"logprobs":%b,"finish_reason":null}' % self._json(index, logprobs) + self._tail
+
+    first = text
+
+    def finish(self, reason: FinishReason, index: int = 0, logprobs: Sequence[TokenLogprob] = ()) -> bytes:
+        told = b'"","logprobs":%b,"finish_reason":"%b"}' % (self._json(index, logprobs), reason.encode())
+        return self._open[index] + told + self._tail
+
+    def _json(self, index: int, logprobs: Sequence[TokenLogprob]) -> bytes:
+        if not logprobs:
+            return b"null"
+        told = completion_logprobs(logprobs, self._offsets[index])
+        self._offsets[index] = told.text_offset[-1] + len(told.tokens[-1])
+        return told.model_dump_json().encode()
+
+
+def _chat_json(logprobs: Sequence[TokenLogprob]) -> bytes:
+    if not logprobs:
+        return b"null"
+    return orjson.dumps({"content": [entry.model_dump() for entry in logprobs], "refusal": None})
 
 
 def error_frame(error: ApiError) -> bytes:

@@ -46,7 +46,7 @@ class Metrics:
         )
         self.in_progress = Gauge(
             "finechat_requests_in_progress",
-            "Admitted requests, running or waiting in the engine.",
+            "Answers that admitted requests wait for, running or waiting in the engine.",
             registry=self.registry,
         )
         self.active_streams = Gauge(

@@ -1,4 +1,4 @@
-"""How many requests may be in progress at once: running, or waiting in the engine's queue."""
+"""How many answers may be in progress at once: running, or waiting in the engine's queue."""
 
 import asyncio
 import contextlib
@@ -17,21 +17,21 @@ class Admission:
         self._idle.set()
 
     @contextlib.contextmanager
-    def slot(self) -> Iterator[None]:
-        """A place for one request.
+    def slot(self, answers: int) -> Iterator[None]:
+        """Places for a request that wants so many answers.
 
-        Raises: Overloaded at once when all are taken; nothing waits here.
+        Raises: Overloaded at once when they are not free; nothing waits here.
         """
-        if self._in_progress >= self._limit:
+        if self._in_progress + answers > self._limit:
             raise Overloaded("Too many requests are in progress. Try again in a moment.")
-        self._in_progress += 1
-        self._gauge.inc()
+        self._in_progress += answers
+        self._gauge.inc(answers)
         self._idle.clear()
         try:
             yield
         finally:
-            self._in_progress -= 1
-            self._gauge.dec()
+            self._in_progress -= answers
+            self._gauge.dec(answers)
             if self._in_progress == 0:
                 self._idle.set()
 

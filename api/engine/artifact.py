@@ -108,6 +108,7 @@ class Artifact:
     manifest: Manifest
     max_positions: int | None
     """The longest context of the model's config.json, in tokens; None where it states none."""
+    vocab_size: int
 
     @property
     def name(self) -> str:
@@ -162,8 +163,11 @@ def read_artifact(artifacts_dir: Path) -> Artifact:
             f"name {directory.name!r}; {NEXT_COMMAND}"
         )
     config = _read_json(directory / "config.json")
-    positions = config.get("max_position_embeddings") if isinstance(config, dict) else None
-    return Artifact(directory, manifest, positions if isinstance(positions, int) else None)
+    vocab_size = config.get("vocab_size") if isinstance(config, dict) else None
+    if not isinstance(vocab_size, int):
+        raise ArtifactError(f"{directory / 'config.json'} states no vocab_size; {NEXT_COMMAND}")
+    positions = config.get("max_position_embeddings")
+    return Artifact(directory, manifest, positions if isinstance(positions, int) else None, vocab_size)
 
 
 def _current(models: Path) -> Path:

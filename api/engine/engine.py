@@ -20,23 +20,29 @@ import psutil
 
 from api.engine.artifact import Artifact
 from api.errors import EngineFailed, EngineStartError
-from api.schema.chat import FinishReason, Sampling
+from api.schema.generation import FinishReason, Sampling
 from api.settings import Settings
 
 _STOP_GRACE_S = 1.0
+_GREEDY = 1e-5  # vLLM takes a lower temperature for none
 _FINISHED: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
 
 
 @dataclass(frozen=True, slots=True)
 class Delta:
+    """What one choice has got. logprobs: for each of its tokens (token id, logprob), its own first."""
+
     text: str
     tokens: int
     finish_reason: FinishReason | None
+    index: int = 0
+    logprobs: list[list[tuple[int, float]]] | None = None
 
 
 class Engine:
     def __init__(self, settings: Settings, artifact: Artifact) -> None:
         self.max_model_len = min(settings.max_model_len, artifact.max_positions or settings.max_model_len)
+        self.vocab_size = artifact.vocab_size
         self._settings = settings
         self._directory = artifact.directory
         self._llm: Any = None
@@ -85,9 +91,11 @@ class Engine:
 
     async def generate(
         self, request_id: str, prompt_ids: list[int], sampling: Sampling, max_tokens: int,
-        *, stream: bool,
+        *, stream: bool, logprobs: int | None = None,
     ) -> AsyncGenerator[Delta, None]:  # fmt: skip
-        """Text as it comes (stream), or all of it as one delta; closing the iterator aborts.
+        """Text as it comes (stream), or all of it as one delta a choice; closing the iterator aborts.
+
+        logprobs: how many alternatives to tell for each token beside its own; None: none at all.
 
         Raises: EngineFailed if the engine is dead or ends the request itself.
         """
@@ -95,20 +103,23 @@ class Engine:
         from vllm.sampling_params import RequestOutputKind
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
+        arguments = sampling_arguments(sampling, self._defaults)
+        copies = 1
+        if arguments.get("temperature", 1.0) < _GREEDY:  # all choices are the same, and vLLM refuses n
+            copies = arguments.pop("n", 1)
         params = SamplingParams(
-            **sampling_arguments(sampling, self._defaults),
+            **arguments,
             max_tokens=max_tokens,
+            logprobs=logprobs,
             output_kind=RequestOutputKind.DELTA if stream else RequestOutputKind.FINAL_ONLY,
         )
         outputs = self._llm.generate({"prompt_token_ids": prompt_ids}, params, request_id=request_id)
         try:
             async with contextlib.aclosing(outputs):
                 async for output in outputs:
-                    [completion] = output.outputs
-                    reason = completion.finish_reason
-                    if reason is not None and reason not in _FINISHED:
-                        raise EngineFailed("The engine gave up on this request. Try again.")
-                    yield Delta(completion.text, len(completion.token_ids), reason and _FINISHED[reason])
+                    for completion in output.outputs:
+                        for copy in range(copies):
+                            yield _delta(completion, completion.index + copy)
         except (EngineDeadError, EngineGenerateError):
             raise EngineFailed("The engine has failed. Try again after it restarts.") from None
 
@@ -130,6 +141,24 @@ class Engine:
             impatience.cancel()
             self._llm = None
         kill_engine_processes()
+
+
+def _delta(completion: Any, index: int) -> Delta:
+    """Raises: EngineFailed if the engine has ended the request for a reason of its own."""
+    reason = completion.finish_reason
+    if reason is not None and reason not in _FINISHED:
+        raise EngineFailed("The engine gave up on this request. Try again.")
+    logprobs = None
+    if completion.logprobs is not None:
+        pairs = zip(completion.token_ids, completion.logprobs, strict=True)
+        logprobs = [_own_first(token, found) for token, found in pairs]
+    return Delta(completion.text, len(completion.token_ids), reason and _FINISHED[reason], index, logprobs)
+
+
+def _own_first(token: int, found: dict[int, Any]) -> list[tuple[int, float]]:
+    """The token's own logprob, then all of `found` by rank."""
+    ranked = sorted(found.items(), key=lambda item: item[1].rank)
+    return [(token, found[token].logprob), *((id, entry.logprob) for id, entry in ranked)]
 
 
 def set_engine_environment() -> None:
@@ -170,6 +199,8 @@ def sampling_arguments(sampling: Sampling, defaults: dict[str, Any]) -> dict[str
     """The model's generation_config.json under what the request says itself."""
     fields = set(Sampling.model_fields)
     asked = {name: getattr(sampling, name) for name in fields}
+    if sampling.logit_bias is not None:
+        asked["logit_bias"] = {int(id): bias for id, bias in sampling.logit_bias.items()}
     return {
         **{name: value for name, value in defaults.items() if name in fields},
         **{name: value for name, value in asked.items() if value is not None},

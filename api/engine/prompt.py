@@ -4,6 +4,7 @@ Text from a client never becomes a control token: `<|im_end|>` inside a message 
 characters it is made of. The tokenizer adds nothing; a BOS is there if the template prints one.
 """
 
+import json
 import re
 import secrets
 from collections.abc import Sequence
@@ -34,6 +35,9 @@ class Prompt:
             token.content: id for id, token in tokenizer.added_tokens_decoder.items() if token.special
         }
         longest_first = sorted(self._control, key=len, reverse=True)
+        self._byte_level = '"type":"ByteLevel"' in json.dumps(
+            json.loads(self._encode.to_str())["decoder"], separators=(",", ":")
+        )
         # A tokenizer without control tokens gets a pattern that matches nothing.
         pattern = "|".join(map(re.escape, longest_first)) or r"(?!)"
         self._control_pattern = re.compile(f"({pattern})")
@@ -54,6 +58,21 @@ class Prompt:
             ids: list[int] = self._encode.encode(self._render(turns), add_special_tokens=False).ids
             return ids
         return self._encode_with_literals(turns)
+
+    def encode_text(self, text: str) -> list[int]:
+        """Token ids of a text without a template, with what the tokenizer itself puts around it."""
+        ids: list[int] = self._encode_plain.encode(text, add_special_tokens=True).ids
+        return ids
+
+    def token_bytes(self, id: int) -> bytes:
+        """What the token stands for; a part of a character may be a token."""
+        token = self._encode.id_to_token(id)
+        if token is None:  # the model's vocabulary can be padded beyond the tokenizer's
+            return b""
+        if self._byte_level and token not in self._control and all(c in _BYTE_OF for c in token):
+            return bytes(_BYTE_OF[c] for c in token)
+        text: str = self._encode.decode([id], skip_special_tokens=False)
+        return text.encode()
 
     def _encode_with_literals(self, turns: list[tuple[str, str]]) -> list[int]:
         """As `encode`, where a message spells out a control token.
@@ -88,6 +107,16 @@ class Prompt:
                 f"The model's chat template refuses these messages: {error}", param="messages"
             ) from None
         return text
+
+
+def _byte_of() -> dict[str, int]:
+    """Byte-level BPE's alphabet: printable bytes are themselves, the others come after U+0100 in order."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
+
+
+_BYTE_OF = _byte_of()
 
 
 def _role(message: ChatMessage) -> str:

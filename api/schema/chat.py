@@ -1,30 +1,28 @@
-"""/v1/chat/completions as an allow list: a field that is not here is refused, never passed on.
+"""/v1/chat/completions: its requests and its answers."""
 
-The bounds keep what reaches the engine small; limits on bytes are in access/security.py.
-"""
+from typing import Literal
 
-from typing import Annotated, Literal
+from pydantic import BaseModel, Field, model_validator
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from api.schema.generation import (
+    INT64_MAX,
+    MAX_CHOICES,
+    FinishReason,
+    GenerationRequest,
+    Strict,
+    TokenLogprob,
+    Usage,
+)
 
 MAX_MESSAGES = 2048
-INT64_MAX = 2**63 - 1
-
-FinishReason = Literal["stop", "length"]
-
-StopText = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
-
-
-class TextPart(_Strict):
+class TextPart(Strict):
     type: Literal["text"]
     text: str
 
 
-class ChatMessage(_Strict):
+class ChatMessage(Strict):
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[TextPart]
 
@@ -34,48 +32,20 @@ class ChatMessage(_Strict):
         return "".join(part.text for part in self.content)
 
 
-class StreamOptions(_Strict):
-    include_usage: bool = False
-
-
-class Sampling(_Strict):
-    """What shapes the choice of a token; a silent field takes the model's own default."""
-
-    temperature: float | None = Field(None, ge=0, le=2)
-    top_p: float | None = Field(None, gt=0, le=1)
-    top_k: int | None = Field(None, ge=-1, le=1_000_000, description="0 and -1: no limit.")
-    min_p: float | None = Field(None, ge=0, le=1)
-    frequency_penalty: float | None = Field(None, ge=-2, le=2)
-    presence_penalty: float | None = Field(None, ge=-2, le=2)
-    repetition_penalty: float | None = Field(None, gt=0, le=10)
-    seed: int | None = Field(None, ge=-INT64_MAX, le=INT64_MAX)
-    stop: StopText | Annotated[list[StopText], Field(max_length=4)] | None = None
-
-
-class ChatRequest(Sampling):
-    model: str = Field(max_length=256)
+class ChatRequest(GenerationRequest):
     messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
     max_completion_tokens: int | None = Field(None, ge=1, le=INT64_MAX)
     max_tokens: int | None = Field(
         None, ge=1, le=INT64_MAX, description="The older name of max_completion_tokens."
     )
-    n: Literal[1] | None = None
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    user: str | None = Field(None, max_length=256, description="Accepted, not used, not logged.")
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=20, description="Needs logprobs.")
 
-    def token_limit(self) -> int | None:
-        """How many tokens the client wants at most; None: as many as fit."""
-        return self.max_completion_tokens or self.max_tokens
-
-    def wants_usage(self) -> bool:
-        return self.stream_options is not None and self.stream_options.include_usage
-
-
-class Usage(BaseModel):
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
+    @model_validator(mode="after")
+    def _top_of_what(self) -> "ChatRequest":
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ValueError("top_logprobs needs logprobs to be true")
+        return self
 
 
 class AssistantMessage(BaseModel):
@@ -83,10 +53,15 @@ class AssistantMessage(BaseModel):
     content: str
 
 
+class ChoiceLogprobs(BaseModel):
+    content: list[TokenLogprob]
+    refusal: None = None
+
+
 class Choice(BaseModel):
-    index: Literal[0] = 0
+    index: int = Field(ge=0, lt=MAX_CHOICES)
     message: AssistantMessage
-    logprobs: None = None
+    logprobs: ChoiceLogprobs | None = None
     finish_reason: FinishReason
 
 
@@ -106,9 +81,9 @@ class Delta(BaseModel):
 
 
 class ChunkChoice(BaseModel):
-    index: Literal[0] = 0
+    index: int = Field(0, ge=0, lt=MAX_CHOICES)
     delta: Delta
-    logprobs: None = None
+    logprobs: ChoiceLogprobs | None = None
     finish_reason: FinishReason | None = None
 
 

@@ -114,7 +114,9 @@ def artifacts(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> Path:
     directory = tmp_path / "artifacts" / "models" / "tiny-r8"
     directory.mkdir(parents=True)
     tokenizer.save_pretrained(directory)
-    (directory / "config.json").write_text('{"model_type": "llama", "max_position_embeddings": 256}')
+    (directory / "config.json").write_text(
+        '{"model_type": "llama", "max_position_embeddings": 256, "vocab_size": 259}'
+    )
     (directory / "README.md").write_text("# Tiny\n")
     (directory / "manifest.json").write_text(json.dumps(example_manifest(directory)))
     (directory.parent / "current").symlink_to(directory.name)
@@ -133,6 +135,7 @@ class FakeEngine:
         ]
     )
     max_model_len: int = 256
+    vocab_size: int = 259
     is_dead: bool = False
     hold_before: int | None = None
     fail_before: tuple[int, Exception] | None = None
@@ -156,8 +159,11 @@ class FakeEngine:
         max_tokens: int,
         *,
         stream: bool,
+        logprobs: int | None = None,
     ) -> AsyncIterator[Delta]:
-        self.calls.append({"prompt_ids": prompt_ids, "max_tokens": max_tokens, "stream": stream})
+        self.calls.append(
+            {"prompt_ids": prompt_ids, "max_tokens": max_tokens, "stream": stream, "logprobs": logprobs}
+        )
         try:
             for position, delta in enumerate(self.deltas):
                 if position == self.hold_before:

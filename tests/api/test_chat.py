@@ -6,10 +6,12 @@ from typing import Any
 
 import httpx
 import pytest
+from transformers import PreTrainedTokenizerFast
 
 from api.engine.engine import Delta, sampling_arguments
 from api.errors import EngineFailed
-from api.schema.chat import ChatCompletion, ChatRequest, Sampling
+from api.schema.chat import ChatCompletion, ChatCompletionChunk, ChatRequest
+from api.schema.generation import Sampling
 from conftest import MODEL, FakeEngine, House, ask
 
 pytestmark = pytest.mark.anyio
@@ -94,7 +96,16 @@ async def test_answer_may_fill_what_remains_of_the_context(make_house: MakeHouse
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"logit_bias": {"1": 100}}, "logit_bias"),
+        ({"logit_bias": {"1": 101}}, "logit_bias.1"),
+        ({"logit_bias": {"-1": 1}}, "logit_bias.-1.[key]"),
+        ({"logit_bias": {"259": 1}}, "logit_bias"),
+        ({"logit_bias": {str(i): 0 for i in range(301)}}, "logit_bias"),
+        ({"stop_token_ids": [259]}, "stop_token_ids"),
+        ({"stop_token_ids": [-1]}, "stop_token_ids.0"),
+        ({"stop_token_ids": [0] * 17}, "stop_token_ids"),
+        ({"top_logprobs": 2}, None),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ({"logprobs": 1}, "logprobs"),
         ({"tools": []}, "tools"),
         ({"chat_template": "{{ 1 }}"}, "chat_template"),
         ({"guided_regex": "a+"}, "guided_regex"),
@@ -102,7 +113,8 @@ async def test_answer_may_fill_what_remains_of_the_context(make_house: MakeHouse
         ({"messages": None}, "messages"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role"),
         ({"messages": [{"role": "user", "content": "x", "name": "y"}]}, "messages.0.name"),
-        ({"n": 2}, "n"),
+        ({"n": 0}, "n"),
+        ({"n": 9}, "n"),
         ({"temperature": 2.1}, "temperature"),
         ({"temperature": "1"}, "temperature"),
         ({"temperature": True}, "temperature"),
@@ -117,7 +129,7 @@ async def test_answer_may_fill_what_remains_of_the_context(make_house: MakeHouse
     ids=ascii,
 )
 async def test_bad_field_is_refused_by_its_name(
-    make_house: MakeHouse, fields: dict[str, Any], param: str
+    make_house: MakeHouse, fields: dict[str, Any], param: str | None
 ) -> None:
     house = make_house()
     answer = await post(
@@ -145,6 +157,65 @@ async def test_bad_field_is_refused_by_its_name(
 async def test_body_that_is_not_json_is_refused(make_house: MakeHouse, body: bytes) -> None:
     answer = await post(make_house(), content=body, headers={"content-type": "application/json"})
     assert_openai_error(answer, 400, None)
+
+
+def two_choices() -> FakeEngine:
+    return FakeEngine(
+        deltas=[
+            Delta("A", 1, None, 0),
+            Delta("B", 1, None, 1),
+            Delta("b", 1, "length", 1),
+            Delta("a", 1, "stop", 0),
+        ]
+    )
+
+
+async def test_several_answers_come_whole_and_in_order(make_house: MakeHouse) -> None:
+    answer = await post(make_house(two_choices()), json=ask(n=2))
+    completion = ChatCompletion.model_validate(answer.json())
+    told = [(c.index, c.message.content, c.finish_reason) for c in completion.choices]
+    assert told == [(0, "Aa", "stop"), (1, "Bb", "length")]
+    assert completion.usage.completion_tokens == 4
+
+
+async def test_streamed_answers_each_name_the_role_once_and_share_one_end(make_house: MakeHouse) -> None:
+    answer = await post(make_house(two_choices()), json=ask(n=2, stream=True))
+    *chunks, done = events(answer)
+    assert done == "[DONE]" and "[DONE]" not in chunks
+    told: dict[int, list[dict[str, Any]]] = {0: [], 1: []}
+    for chunk in chunks:
+        [choice] = chunk["choices"]
+        told[choice["index"]].append(choice)
+    for index, text, reason in ((0, "Aa", "stop"), (1, "Bb", "length")):
+        first, *rest = told[index]
+        assert first["delta"]["role"] == "assistant" and not any("role" in c["delta"] for c in rest)
+        assert "".join(c["delta"].get("content", "") for c in told[index]) == text
+        assert [c["finish_reason"] for c in told[index]] == [None, None, reason]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_logprobs_tell_every_token_also_parts_of_a_character(
+    make_house: MakeHouse, tokenizer: PreTrainedTokenizerFast, stream: bool
+) -> None:
+    first, second = tokenizer.encode("é", add_special_tokens=False)  # a token is a byte
+    engine = FakeEngine(
+        deltas=[
+            Delta("", 1, None, logprobs=[[(first, -0.5), (first, -0.5), (0, float("-inf"))]]),
+            Delta("é", 1, None, logprobs=[[(second, -0.1), (second, -0.1), (tokenizer.eos_token_id, -3)]]),
+            Delta("", 1, "stop", logprobs=[[(tokenizer.eos_token_id, 0), (tokenizer.eos_token_id, 0)]]),
+        ]
+    )
+    house = make_house(engine)
+    answer = await post(house, json=ask(logprobs=True, top_logprobs=2, stream=stream))
+    bodies = events(answer)[:-1] if stream else [answer.json()]
+    told = [entry for b in bodies for entry in (b["choices"][0]["logprobs"] or {"content": []})["content"]]
+    assert [entry["bytes"] for entry in told] == [[0xC3], [0xA9], list(b"<|im_end|>")]
+    assert [entry["token"] for entry in told] == ["\ufffd", "\ufffd", "<|im_end|>"]
+    assert told[0]["top_logprobs"][1]["logprob"] == -9999.0
+    assert len(told[1]["top_logprobs"]) == 2
+    assert [call["logprobs"] for call in house.engine.calls] == [2]
+    for body in bodies:
+        (ChatCompletionChunk if stream else ChatCompletion).model_validate(body)
 
 
 async def test_unknown_model_is_not_found(make_house: MakeHouse) -> None:
@@ -201,6 +272,7 @@ async def test_openapi_names_what_is_served_and_no_validation_error_of_fastapi(
         document = (await client.get("/openapi.json")).json()
     assert set(document["paths"]) == {
         "/v1/chat/completions",
+        "/v1/completions",
         "/v1/models",
         "/v1/models/{model}",
         "/health/live",

@@ -7,14 +7,15 @@ import pytest
 
 from api import sse
 from api.errors import EngineFailed
-from api.schema.chat import ChatCompletionChunk, ChunkChoice, Delta, Usage
+from api.schema.chat import ChatCompletionChunk, ChunkChoice, Delta
+from api.schema.generation import Usage
 
 TEXTS = ["", "plain", 'quo"te \\ back', "new\nline\r\t\x00\x1f", "\u2028 é 🙂", "data: [DONE]\n\n"]
-IDENTITY: dict[str, Any] = {"id": "chatcmpl-1", "created": 7, "model": "m"}
+IDENTITY: dict[str, Any] = {"id": "chatcmpl-1", "created": 7, "model": "m", "system_fingerprint": "f"}
 
 
 def frames(include_usage: bool) -> sse.ChatFrames:
-    return sse.ChatFrames(**IDENTITY, fingerprint="f", include_usage=include_usage)
+    return sse.ChatFrames(IDENTITY, 1, include_usage=include_usage)
 
 
 def parsed(frame: bytes) -> Any:
@@ -24,7 +25,7 @@ def parsed(frame: bytes) -> Any:
 
 
 def chunk(choice: ChunkChoice, *, include_usage: bool) -> dict[str, Any]:
-    built = ChatCompletionChunk(**IDENTITY, system_fingerprint="f", choices=[choice])
+    built = ChatCompletionChunk(**IDENTITY, choices=[choice])
     made = built.model_dump(exclude=set() if include_usage else {"usage"})
     for name, value in choice.delta.model_dump().items():
         if value is None:

@@ -54,6 +54,47 @@ def test_the_official_client_streams(first_up: Up) -> None:
     assert len(chunks) > 3, "tokens come one by one"
 
 
+def test_several_answers_logprobs_and_biases(first_up: Up) -> None:
+    api = client(first_up)
+    ask: Any = {"model": manifest_of(first_up.artifacts)["name"], "max_tokens": 8,
+                "messages": [{"role": "user", "content": "Name a color."}]}  # fmt: skip
+    told = api.chat.completions.create(**ask, n=2, temperature=0, logprobs=True, top_logprobs=2)
+    first, second = told.choices
+    assert first.message.content == second.message.content and (first.index, second.index) == (0, 1)
+    entries = first.logprobs.content if first.logprobs else None
+    assert entries and told.usage and len(entries) * 2 == told.usage.completion_tokens
+    said = b"".join(bytes(entry.bytes or ()) for entry in entries).decode()
+    assert said.startswith(first.message.content or "nothing")
+    assert all(entry.token == entry.top_logprobs[0].token for entry in entries), "greedy"
+    streamed = ["", ""]
+    for chunk in api.chat.completions.create(**ask, n=2, temperature=0, stream=True):
+        for choice in chunk.choices:
+            streamed[choice.index] += choice.delta.content or ""
+    assert streamed == [first.message.content] * 2
+    sampled = [api.chat.completions.create(**ask, n=3, temperature=1, seed=5) for _ in range(2)]
+    texts = [[choice.message.content for choice in one.choices] for one in sampled]
+    assert texts[0] == texts[1] and len(texts[0]) == 3
+    biased = api.chat.completions.create(**ask, temperature=0, logprobs=True, logit_bias={"5000": 100})
+    tokens = biased.choices[0].logprobs.content if biased.choices[0].logprobs else None
+    assert tokens and len({entry.token for entry in tokens}) == 1
+
+
+def test_texts_go_on(first_up: Up) -> None:
+    api = client(first_up)
+    ask: Any = {"model": manifest_of(first_up.artifacts)["name"], "temperature": 0, "max_tokens": 6}
+    prompts = ["One, two, three,", "The capital of France is"]
+    together = api.completions.create(**ask, prompt=prompts, logprobs=1)
+    alone = [api.completions.create(**ask, prompt=prompt).choices[0].text for prompt in prompts]
+    assert [choice.text for choice in together.choices] == alone
+    streamed = [
+        "".join(c.choices[0].text for c in api.completions.create(**ask, prompt=prompt, stream=True))
+        for prompt in prompts
+    ]
+    assert streamed == alone
+    for choice in together.choices:
+        assert choice.logprobs and "".join(choice.logprobs.tokens or ()) == choice.text
+
+
 @pytest.mark.parametrize(
     ("change", "error", "code"),
     [

@@ -11,7 +11,7 @@ if importlib.util.find_spec("triton"):  # it comes with torch for CUDA
     import triton.language as tl
 
     @triton.jit
-    def _add_product(
+    def _add_product(  # type: ignore[no-untyped-def]
         y, a, b, rows, columns, ranks, a_row, a_rank, b_rank, b_column,
         ROWS: tl.constexpr, COLUMNS: tl.constexpr, RANKS: tl.constexpr,
     ):  # fmt: skip
@@ -33,7 +33,7 @@ if importlib.util.find_spec("triton"):  # it comes with torch for CUDA
         tl.store(places, total.to(y.dtype.element_ty), mask=inside)
 
     @triton.jit
-    def _cross_entropy(logits, targets, losses, columns, BLOCK: tl.constexpr):
+    def _cross_entropy(logits, targets, losses, columns, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
         row = tl.program_id(0).to(tl.int64)
         logits += row * columns
         target = tl.load(targets + row)

@@ -1,0 +1,288 @@
+"""The life of a generation request, the same for chat and for text completions.
+
+The gate has authorised it and FastAPI has validated it against the allow list. Here it is admitted,
+rendered, generated and sent, whole or as a stream; then it is accounted. Admission comes before
+rendering, so that a full house spends no time on tokens it will not use.
+"""
+
+import asyncio
+import dataclasses
+import time
+import uuid
+from abc import abstractmethod
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+from fastapi import Request, Response
+from fastapi.routing import APIRoute
+from pydantic import BaseModel
+from starlette.types import Receive, Scope, Send
+
+from api.engine.engine import Delta, Engine
+from api.engine.prompt import Prompt
+from api.errors import ApiError, ClientGone, ContextLengthExceeded, ErrorBody, InvalidRequest, NotJson
+from api.logprobs import token_logprobs
+from api.schema.generation import FinishReason, GenerationRequest, Sampling, TokenLogprob, Usage
+from api.service import Service
+from api.sse import DONE, Frames, error_frame
+from api.telemetry import Tally
+
+# A client that reads nothing for so long has left its slot to others.
+SEND_TIMEOUT_S = 30.0
+
+_STREAM_HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+]
+
+
+class _StrictRequest(Request):
+    async def json(self) -> Any:
+        """By orjson, which refuses what json lets through: NaN and lone surrogates."""
+        return orjson.loads(await self.body())
+
+
+class StrictRoute(APIRoute):
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def strict(request: Request) -> Response:
+            media_type = request.headers.get("content-type", "").partition(";")[0].strip()
+            if media_type.lower() != "application/json":
+                raise NotJson("The body must be JSON, sent as `Content-Type: application/json`.")
+            return await handle(_StrictRequest(request.scope, request.receive))
+
+        return strict
+
+
+def answers_with(body: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
+    """What the OpenAPI document says of an endpoint's answers."""
+    return {
+        200: {
+            "description": "The answer, or with `stream` its chunks as server-sent events.",
+            "model": body,
+            "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        },
+        "4XX": {"model": ErrorBody},
+        "5XX": {"model": ErrorBody},
+    }
+
+
+@dataclass(slots=True)
+class Answer:
+    """One choice, as far as it has come."""
+
+    text: str = ""
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    finish_reason: FinishReason = "stop"
+
+
+class Exchange(Response):
+    """One request and its answers; raw ASGI, so that a chunk goes straight to the server."""
+
+    id_prefix: str
+    prompt_field: str
+
+    def __init__(self, request: GenerationRequest, service: Service) -> None:
+        super().__init__()
+        self.id = f"{self.id_prefix}-{uuid.uuid4().hex}"
+        self.created = int(time.time())
+        self._request = request
+        self._service = service
+        self._started = False
+
+    @abstractmethod
+    def prompts(self) -> int:
+        """How many there are; every one has as many answers as the request says."""
+
+    @abstractmethod
+    def encode(self, prompt: Prompt) -> list[list[int]]:
+        """Token ids of every prompt; runs in a thread."""
+
+    @abstractmethod
+    def token_limit(self) -> int | None:
+        """How many tokens the client wants at most; None: as many as fit."""
+
+    @abstractmethod
+    def logprobs_wanted(self) -> int | None:
+        """How many alternatives beside each token's own logprob; None: no logprobs at all."""
+
+    @abstractmethod
+    def frames(self, head: dict[str, Any], answers: int) -> Frames:
+        """head: what all chunks have in common."""
+
+    @abstractmethod
+    def whole(self, head: dict[str, Any], answers: Sequence[Answer], usage: Usage) -> BaseModel: ...
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._service.admission.slot(self._answers()):
+            try:
+                await self._service.lifecycle.guard(self._serve(scope, receive, send), receive)
+            except ClientGone:
+                self._service.metrics.aborted.inc()
+            except ApiError as error:
+                if not self._started:
+                    raise
+                await _send(send, error_frame(error), more=False)
+
+    def _answers(self) -> int:
+        return self.prompts() * self._request.choices()
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        engine, prompt = self._service.lifecycle.require_ready()
+        _require_known_tokens(self._request, engine.vocab_size)
+        # Tokenising a long prompt takes milliseconds: not on the event loop.
+        prompts = await asyncio.to_thread(self.encode, prompt)
+        tally, deltas = self._generate(engine, prompts)
+        async with aclosing(deltas):
+            if self._request.stream:
+                with self._service.metrics.active_streams.track_inprogress():
+                    await self._send_stream(deltas, prompt, tally, send)
+            else:
+                body = await self._collect(deltas, prompt, tally)
+                response = Response(body.model_dump_json(), media_type="application/json")
+                await response(scope, receive, send)
+
+    def _generate(
+        self, engine: Engine, prompts: list[list[int]]
+    ) -> tuple[Tally, AsyncGenerator[Delta, None]]:
+        """Raises: ContextLengthExceeded before anything is generated."""
+        asked, context = self.token_limit(), engine.max_model_len
+        limits = [token_budget(len(ids), asked, context, self.prompt_field) for ids in prompts]
+        streams = [
+            engine.generate(
+                f"{self.id}-{i}", ids, self._request, limit,
+                stream=bool(self._request.stream), logprobs=self.logprobs_wanted(),
+            )
+            for i, (ids, limit) in enumerate(zip(prompts, limits, strict=True))
+        ]  # fmt: skip
+        tally = Tally(sum(map(len, prompts)), self._service.metrics)
+        return tally, streams[0] if len(streams) == 1 else merged(streams, self._request.choices())
+
+    async def _send_stream(
+        self, deltas: AsyncIterator[Delta], prompt: Prompt, tally: Tally, send: Send
+    ) -> None:
+        frames = self.frames(self._head(), self._answers())
+        silent = set(range(self._answers()))
+        running = set(silent)
+        untold: dict[int, list[TokenLogprob]] = {index: [] for index in running}
+        async for delta in deltas:
+            index = delta.index
+            tally.add(delta.tokens)
+            untold[index] += token_logprobs(delta, prompt)
+            frame = b""
+            if delta.text or (delta.finish_reason and index in silent):
+                write = frames.first if index in silent else frames.text
+                frame = write(delta.text, index, untold[index])
+                untold[index] = []
+                silent.discard(index)
+            if delta.finish_reason:
+                frame += frames.finish(delta.finish_reason, index, untold[index])
+                running.discard(index)
+            if not running:
+                frame += frames.usage(_usage(tally)) if self._request.wants_usage() else b""
+                frame += DONE
+            if frame:
+                await self._start_stream(send)
+                await _send(send, frame, more=bool(running))
+
+    async def _start_stream(self, send: Send) -> None:
+        """Headers wait for the first text: until then a failure is an HTTP status."""
+        if not self._started:
+            await send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS})
+            self._started = True
+
+    async def _collect(self, deltas: AsyncIterator[Delta], prompt: Prompt, tally: Tally) -> BaseModel:
+        answers = [Answer() for _ in range(self._answers())]
+        async for delta in deltas:
+            tally.add(delta.tokens)
+            answer = answers[delta.index]
+            answer.text += delta.text
+            answer.logprobs += token_logprobs(delta, prompt)
+            answer.finish_reason = delta.finish_reason or answer.finish_reason
+        return self.whole(self._head(), answers, _usage(tally))
+
+    def _head(self) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "created": self.created,
+            "model": self._request.model,
+            "system_fingerprint": self._service.artifact.manifest.id,
+        }
+
+
+async def merged(streams: Sequence[AsyncGenerator[Delta, None]], each: int) -> AsyncGenerator[Delta, None]:
+    """The deltas of several prompts as they come; each: the answers of one prompt.
+
+    Closing it closes all of them; the first failure ends it.
+    """
+    queue: asyncio.Queue[Delta | Exception | None] = asyncio.Queue(maxsize=1)
+
+    async def pump(number: int, stream: AsyncGenerator[Delta, None]) -> None:
+        try:
+            async with aclosing(stream):
+                async for delta in stream:
+                    await queue.put(dataclasses.replace(delta, index=number * each + delta.index))
+        except Exception as error:
+            await queue.put(error)
+        else:
+            await queue.put(None)
+
+    tasks = [asyncio.create_task(pump(number, stream)) for number, stream in enumerate(streams)]
+    running = len(tasks)
+    try:
+        while running:
+            item = await queue.get()
+            if isinstance(item, Exception):
+                raise item
+            if item is None:
+                running -= 1
+            else:
+                yield item
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+
+
+def token_budget(prompt_tokens: int, asked: int | None, max_model_len: int, prompt_field: str) -> int:
+    """How many tokens may be generated: what was asked, or all that the context has left.
+
+    Raises: ContextLengthExceeded if prompt and answer do not fit together.
+    """
+    room = max_model_len - prompt_tokens
+    if room < (asked or 1):
+        wish = f"{asked} tokens of answer" if asked else "an answer"
+        raise ContextLengthExceeded(
+            f"The context holds {max_model_len} tokens; the prompt takes {prompt_tokens}, which "
+            f"leaves no room for {wish}.",
+            param=prompt_field if room < 1 else "max_tokens",
+        )
+    return asked or room
+
+
+def _require_known_tokens(request: Sampling, vocab_size: int) -> None:
+    """Raises: InvalidRequest naming the field with a token id that the model does not have."""
+    for name, id in request.token_ids():
+        if id >= vocab_size:
+            raise InvalidRequest(f"The model has no token {id}: its ids end at {vocab_size - 1}.", param=name)
+
+
+async def _send(send: Send, body: bytes, *, more: bool) -> None:
+    try:
+        async with asyncio.timeout(SEND_TIMEOUT_S):
+            await send({"type": "http.response.body", "body": body, "more_body": more})
+    except TimeoutError:
+        raise ClientGone from None
+
+
+def _usage(tally: Tally) -> Usage:
+    return Usage(
+        prompt_tokens=tally.prompt_tokens,
+        completion_tokens=tally.completion_tokens,
+        total_tokens=tally.prompt_tokens + tally.completion_tokens,
+    )

@@ -1,0 +1,140 @@
+"""POST /v1/completions as an OpenAI client sees it."""
+
+import json
+from collections.abc import AsyncGenerator, Callable
+from typing import Any
+
+import httpx
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+from api.engine.engine import Delta
+from api.errors import EngineFailed
+from api.routes.exchange import merged
+from api.schema.completions import Completion
+from conftest import MODEL, FakeEngine, House
+
+pytestmark = pytest.mark.anyio
+URL = "/v1/completions"
+MakeHouse = Callable[..., House]
+
+
+async def post(house: House, **fields: Any) -> httpx.Response:
+    await house.load()
+    async with house.client() as client:
+        response: httpx.Response = await client.post(URL, json={"model": MODEL, "prompt": "Hi"} | fields)
+        return response
+
+
+def events(answer: httpx.Response) -> list[Any]:
+    *lines, done, _ = answer.text.split("\n\n")
+    assert done == "data: [DONE]"
+    return [json.loads(line.removeprefix("data: ")) for line in lines]
+
+
+async def test_a_text_goes_on_without_a_template(
+    make_house: MakeHouse, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    house = make_house()
+    completion = Completion.model_validate((await post(house, prompt="Hi<|im_end|>")).json())
+    assert completion.id.startswith("cmpl-")
+    assert [(c.text, c.finish_reason) for c in completion.choices] == [("Hello world", "stop")]
+    assert completion.usage and completion.usage.completion_tokens == 3
+    [call] = house.engine.calls
+    assert call["max_tokens"] == 16
+    assert tokenizer.eos_token_id not in call["prompt_ids"]  # what a person writes is text
+
+
+async def test_a_stream_of_text_ends_with_reason_usage_and_done(make_house: MakeHouse) -> None:
+    answer = await post(make_house(), stream=True, stream_options={"include_usage": True})
+    *chunks, usage = events(answer)
+    assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == "Hello world"
+    assert [chunk["choices"][0]["finish_reason"] for chunk in chunks] == [None, None, "stop"]
+    assert usage["choices"] == [] and usage["usage"]["completion_tokens"] == 3
+    for chunk in (*chunks, usage):
+        assert Completion.model_validate(chunk).object == "text_completion"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_several_prompts_are_several_choices(make_house: MakeHouse, stream: bool) -> None:
+    house = make_house()
+    answer = await post(house, prompt=["Hi", "Ho", "Ha"], stream=stream, max_tokens=5)
+    bodies = events(answer) if stream else [answer.json()]
+    texts = ["", "", ""]
+    for choice in (choice for body in bodies for choice in body["choices"]):
+        texts[choice["index"]] += choice["text"]
+    assert texts == ["Hello world"] * 3
+    assert len({tuple(call["prompt_ids"]) for call in house.engine.calls}) == 3
+
+
+async def test_token_ids_are_taken_as_they_are(make_house: MakeHouse) -> None:
+    house = make_house()
+    await post(house, prompt=[[7, 8], [9]])
+    assert [call["prompt_ids"] for call in house.engine.calls] == [[7, 8], [9]]
+    await post(house, prompt=[5])
+    assert house.engine.calls[-1]["prompt_ids"] == [5]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_logprobs_count_characters_from_the_start(make_house: MakeHouse, stream: bool) -> None:
+    def delta(text: str, id: int, reason: Any = None) -> Delta:
+        return Delta(text, 1, reason, logprobs=[[(id, -0.5), (id, -0.5), (0, -2)]])
+
+    deltas = [delta("h", 71), delta("i", 72), delta("", 258, "stop")]
+    answer = await post(make_house(FakeEngine(deltas=deltas)), logprobs=2, stream=stream)
+    bodies = events(answer) if stream else [answer.json()]
+    told = [body["choices"][0]["logprobs"] for body in bodies]
+    assert [offset for entry in told for offset in entry["text_offset"]] == [0, 1, 2]
+    assert [len(top) for entry in told for top in entry["top_logprobs"]] == [2, 2, 2]
+    assert [value for entry in told for value in entry["token_logprobs"]] == [-0.5] * 3
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"prompt": []}, "prompt"),
+        ({"prompt": [[]]}, "prompt"),
+        ({"prompt": ["x"] * 9}, "prompt"),
+        ({"prompt": [300]}, "prompt"),
+        ({"prompt": [1, "x"]}, "prompt"),
+        ({"prompt": "x" * 300}, "prompt"),
+        ({"max_tokens": 255}, "max_tokens"),
+        ({"logprobs": 6}, "logprobs"),
+        ({"echo": True}, "echo"),
+        ({"best_of": 2}, "best_of"),
+        ({"suffix": "x"}, "suffix"),
+    ],
+    ids=ascii,
+)
+async def test_bad_field_is_refused_by_its_name(
+    make_house: MakeHouse, fields: dict[str, Any], param: str
+) -> None:
+    house = make_house()
+    answer = await post(house, **fields)
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["error"]["param"].split(".")[0] == param
+    assert house.engine.calls == []
+
+
+async def test_more_answers_than_there_are_places_are_refused(make_house: MakeHouse) -> None:
+    house = make_house(max_queue=3)
+    assert (await post(house, prompt=["a", "b"], n=2)).json()["error"]["code"] == "overloaded"
+    assert (await post(house, prompt=["a", "b", "c"])).status_code == 200
+
+
+async def test_one_prompt_that_fails_ends_all() -> None:
+    closed = []
+
+    async def stream(number: int, error: Exception | None) -> AsyncGenerator[Delta, None]:
+        try:
+            yield Delta("x", 1, None)
+            if error is not None:
+                raise error
+            yield Delta("y", 1, "stop")
+        finally:
+            closed.append(number)
+
+    with pytest.raises(EngineFailed):
+        async for _ in merged([stream(0, None), stream(1, EngineFailed("dead")), stream(2, None)], 1):
+            pass
+    assert sorted(closed) == [0, 1, 2]
