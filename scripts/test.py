@@ -73,6 +73,8 @@ def _check() -> bool:
                 "bench/sweep.py",
                 "bench/engines.py",
                 "bench/training.py",
+                "bench/curves.py",
+                "bench/sweep_time.py",
             ],
             "",
         ),
