@@ -1,5 +1,6 @@
 """The ASGI application: request log → gate → routes, with every failure in OpenAI's body."""
 
+import asyncio
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -13,14 +14,13 @@ from api.access.security import Gate
 from api.errors import ApiError, InternalError, InvalidRequest, MethodNotAllowed, NotFound
 from api.routes import chat, completions, health, models
 from api.service import Service
-from api.settings import Settings
 from api.telemetry import RequestLog, log
 
 # What pydantic puts into a location between a field of several types and the part that is wrong.
 _UNION_TAG = re.compile(r"(constrained-)?str|list\[.*\]")
 
 
-def create_app(settings: Settings, service: Service) -> ASGIApp:
+def create_app(service: Service) -> ASGIApp:
     """The whole service as one ASGI application; its lifespan loads and ends the engine."""
 
     @asynccontextmanager
@@ -28,6 +28,7 @@ def create_app(settings: Settings, service: Service) -> ASGIApp:
         service.lifecycle.start()
         yield
         await service.lifecycle.stop()
+        await asyncio.to_thread(service.usage.close)
 
     app = FastAPI(
         title="finechat",
@@ -44,7 +45,7 @@ def create_app(settings: Settings, service: Service) -> ASGIApp:
     app.exception_handler(RequestValidationError)(_invalid)
     app.exception_handler(Exception)(_defect)
     routes = frozenset(path for route in app.routes if (path := getattr(route, "path", None)))
-    return RequestLog(Gate(app, settings), service.metrics, routes)
+    return RequestLog(Gate(app, service.keys), service.metrics, routes)
 
 
 async def _api_error(_: Request, error: ApiError) -> Response:

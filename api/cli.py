@@ -1,35 +1,89 @@
-"""`python -m api [serve|check]`: every failure to start is one line on stderr and exit code 1."""
+"""`python -m api [serve|check|keys|usage]`: every failure to start is one line on stderr and exit code 1."""
 
 import argparse
 import sys
+from pathlib import Path
 
+from pydantic import ValidationError
+
+from api.access.keys import Keys, Limits, create_key, read_keys, revoke_key
+from api.access.usage import read_usage
 from api.engine.artifact import Artifact, read_artifact
-from api.errors import StartError
+from api.errors import SettingsError, StartError
 from api.settings import Settings, read_settings
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m api", description=__doc__)
-    parser.add_argument(
-        "verb",
-        nargs="?",
-        choices=("serve", "check"),
-        default="serve",
-        help="serve (default), or check the settings and the artifact without an engine",
-    )
-    verb = parser.parse_args().verb
+    arguments = _parser().parse_args()
     try:
         settings = read_settings()
-        artifact = read_artifact(settings.artifacts_dir)
-        if verb == "check":
-            artifact.verify()
-            print(f"ok: {artifact.manifest.name} ({artifact.directory}) can be served")
+        if arguments.verb == "keys":
+            _keys(_required(settings.keys_file, "API_KEYS_FILE"), arguments)
+        elif arguments.verb == "usage":
+            _usage(_required(settings.usage_file, "API_USAGE_FILE"), arguments.day)
         else:
-            serve(settings, artifact)
+            artifact = read_artifact(settings.artifacts_dir)
+            if arguments.verb == "check":
+                Keys(settings.keys_file, None)
+                artifact.verify()
+                print(f"ok: {artifact.manifest.name} ({artifact.directory}) can be served")
+            else:
+                serve(settings, artifact)
     except StartError as error:
         print(f"finechat api: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m api", description=__doc__)
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB")
+    verbs.add_parser("serve", help="serve until a signal (the default)")
+    verbs.add_parser("check", help="check the settings and the artifact without an engine")
+    keys = verbs.add_parser("keys", help="make, list and revoke the keys of API_KEYS_FILE")
+    actions = keys.add_subparsers(dest="action", metavar="ACTION", required=True)
+    create = actions.add_parser("create", help="make a key and print it, this once")
+    create.add_argument("name")
+    for name, field in Limits.model_fields.items():
+        create.add_argument(f"--{name.replace('_', '-')}", type=int, metavar="N", help=field.description)
+    actions.add_parser("list", help="names and limits")
+    actions.add_parser("revoke", help="from then on it opens nothing").add_argument("name")
+    usage = verbs.add_parser("usage", help="requests and tokens by key and day, from API_USAGE_FILE")
+    usage.add_argument("--day", help="YYYY-MM-DD, in UTC; without it all days")
+    return parser
+
+
+def _required(file: Path | None, variable: str) -> Path:
+    if file is None:
+        raise SettingsError(f"{variable} names no file")
+    return file
+
+
+def _keys(file: Path, arguments: argparse.Namespace) -> None:
+    if arguments.action == "create":
+        try:
+            limits = Limits(**{name: getattr(arguments, name) for name in Limits.model_fields})
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise SettingsError(f"--{str(first['loc'][0]).replace('_', '-')}: {first['msg']}") from None
+        print(create_key(file, arguments.name, limits))
+    elif arguments.action == "revoke":
+        revoke_key(file, arguments.name)
+    else:
+        for key in read_keys(file).keys:
+            known = key.limits.model_dump(exclude_none=True)
+            told = " ".join(f"{name}={value}" for name, value in known.items()) or "no limits"
+            print(f"{key.name}  made {key.created_at}  {told}")
+
+
+def _usage(file: Path, day: str | None) -> None:
+    if not file.exists():
+        raise SettingsError(f"API_USAGE_FILE {file} does not exist: nothing has been served yet")
+    for line in read_usage(file, day):
+        print(
+            f"{line.day}  {line.key}  requests={line.requests} prompt_tokens={line.prompt_tokens} "
+            f"completion_tokens={line.completion_tokens}"
+        )
 
 
 def serve(settings: Settings, artifact: Artifact) -> None:
@@ -45,7 +99,7 @@ def serve(settings: Settings, artifact: Artifact) -> None:
 
     configure_logging()
     service = build_service(settings, artifact, Engine(settings, artifact))
-    server = Server(create_app(settings, service), service.lifecycle)
+    server = Server(create_app(service), service.lifecycle)
     listener = listen(settings.host, settings.port)
     log.info("event=listening host=%s port=%d", settings.host, settings.port)
     server.run([listener])

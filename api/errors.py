@@ -15,12 +15,15 @@ ApiError                       an HTTP answer in OpenAI's error body
 ├── BodyTimeout           408  the body did not arrive in time
 ├── BodyTooLarge          413
 ├── NotJson               415
+├── RateLimited           429  the key has used what it may have
 ├── InternalError         500  a defect of ours; details are in the log only
 └── Unavailable           503  with Retry-After
     ├── NotReady               starting, draining or failed
     ├── Overloaded             as many requests as API_MAX_QUEUE allows are in progress
     └── EngineFailed           the engine died or gave up on this request
 """
+
+import math
 
 import orjson
 from pydantic import BaseModel
@@ -140,6 +143,18 @@ class HeadersTooLarge(ApiError):
     type = "invalid_request_error"
     code = "headers_too_large"
     headers = {"connection": "close"}  # noqa: RUF012
+
+
+class RateLimited(ApiError):
+    status = 429
+    type = "rate_limit_error"
+    code = "rate_limit_exceeded"
+
+    def __init__(self, message: str, retry_after_s: float | None) -> None:
+        """retry_after_s: None if waiting a while does not help."""
+        super().__init__(message)
+        if retry_after_s is not None:
+            self.headers = {"retry-after": str(math.ceil(retry_after_s) or 1)}
 
 
 class InternalError(ApiError):

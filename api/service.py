@@ -6,6 +6,9 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from api.access.admission import Admission
+from api.access.keys import Keys
+from api.access.limits import Accounts
+from api.access.usage import Usage
 from api.engine.artifact import Artifact
 from api.engine.engine import Engine
 from api.engine.lifecycle import Lifecycle
@@ -20,6 +23,9 @@ class Service:
     lifecycle: Lifecycle
     admission: Admission
     metrics: Metrics
+    keys: Keys
+    usage: Usage
+    accounts: Accounts
 
     def require_model(self, name: str) -> None:
         """Raises: ModelNotFound unless `name` is the model that is served."""
@@ -30,10 +36,13 @@ class Service:
 
 
 def build_service(settings: Settings, artifact: Artifact, engine: Engine) -> Service:
+    """Raises: SettingsError if the file of keys or that of usage cannot be used."""
     metrics = Metrics()
     admission = Admission(settings.max_queue, metrics)
     lifecycle = Lifecycle(artifact, engine, admission, settings.drain_timeout_s)
-    return Service(artifact, lifecycle, admission, metrics)
+    keys = Keys(settings.keys_file, settings.key.get_secret_value() if settings.key else None)
+    usage = Usage(settings.usage_file)
+    return Service(artifact, lifecycle, admission, metrics, keys, usage, Accounts(usage))
 
 
 def _service_of(request: Request) -> Service:

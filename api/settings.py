@@ -38,6 +38,8 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=1, le=65535)
     key: Annotated[SecretStr, AfterValidator(_usable_key)] | None = None
+    keys_file: Path | None = None
+    usage_file: Path | None = None
     max_model_len: int = Field(default=2048, ge=16, le=1_000_000)
     max_num_seqs: int = Field(default=64, ge=1, le=4096)
     max_queue: int = Field(default=256, ge=1, le=100_000)
@@ -47,11 +49,12 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _open_only_with_a_strong_key(self) -> "Settings":
         length = len(self.key.get_secret_value()) if self.key else 0
-        if length < MIN_OPEN_KEY_CHARS and not is_loopback(self.host):
+        weak = length < MIN_OPEN_KEY_CHARS and (self.key is not None or self.keys_file is None)
+        if weak and not is_loopback(self.host):
             raise ValueError(
                 f"API_HOST={self.host} can be reached from other machines, so API_KEY must be set, with "
-                f"at least {MIN_OPEN_KEY_CHARS} characters (`openssl rand -hex 24` makes one); without "
-                "it use API_HOST=127.0.0.1"
+                f"at least {MIN_OPEN_KEY_CHARS} characters (`openssl rand -hex 24` makes one), or "
+                "API_KEYS_FILE; without them use API_HOST=127.0.0.1"
             )
         return self
 

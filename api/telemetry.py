@@ -37,6 +37,12 @@ class Metrics:
         self.completion_tokens = Counter(
             "finechat_completion_tokens", "Tokens generated.", registry=self.registry
         )
+        self.key_tokens = Counter(
+            "finechat_key_tokens",
+            "Tokens of prompts and answers, by the name of the key that asked.",
+            ["key"],
+            registry=self.registry,
+        )
         self.aborted = Counter("finechat_aborted", "Requests whose client hung up.", registry=self.registry)
         self.ttft = Histogram(
             "finechat_time_to_first_token_seconds",

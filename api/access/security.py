@@ -5,11 +5,10 @@ The decision reads scope["path"], which routing reads too, never a URL rebuilt f
 """
 
 import asyncio
-import hashlib
-import hmac
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from api.access.keys import Key, Keys
 from api.errors import (
     ApiError,
     BodyTimeout,
@@ -18,27 +17,27 @@ from api.errors import (
     HeadersTooLarge,
     Unauthorised,
 )
-from api.settings import Settings
 
 OPEN_PATHS = frozenset({"/health/live", "/health/ready"})
 MAX_BODY_BYTES = 2**20
 MAX_HEADER_BYTES = 16 * 2**10
 BODY_TIMEOUT_S = 10.0
+KEY = "finechat.key"  # where the scope holds the Key of an authorised request
 
 
 class Gate:
     """ASGI: lets through what is authorised and small."""
 
-    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+    def __init__(self, app: ASGIApp, keys: Keys) -> None:
         self._app = app
-        self._key_digest = None if settings.key is None else _digest(settings.key.get_secret_value().encode())
+        self._keys = keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         try:
-            self._authorise(scope)
+            scope[KEY] = self._authorise(scope)
             _check_headers(scope)
             if scope["method"] == "POST":
                 receive = _replay(await _read_body(scope, receive), receive)
@@ -49,14 +48,14 @@ class Gate:
             return
         await self._app(scope, receive, send)
 
-    def _authorise(self, scope: Scope) -> None:
-        if self._key_digest is None or scope["path"] in OPEN_PATHS:
-            return
+    def _authorise(self, scope: Scope) -> Key | None:
+        if not self._keys.needed or scope["path"] in OPEN_PATHS:
+            return None
         scheme, _, credential = _header(scope, b"authorization").partition(b" ")
-        if scheme.lower() != b"bearer" or not hmac.compare_digest(
-            _digest(credential.strip()), self._key_digest
-        ):
+        key = self._keys.find(credential.strip()) if scheme.lower() == b"bearer" else None
+        if key is None:
             raise Unauthorised("A valid API key is needed: `Authorization: Bearer $API_KEY`.")
+        return key
 
 
 def _check_headers(scope: Scope) -> None:
@@ -110,8 +109,3 @@ def _header(scope: Scope, name: bytes) -> bytes:
         if key == name:
             return bytes(value)
     return b""
-
-
-def _digest(secret: bytes) -> bytes:
-    """Digests are compared, so that the time taken tells nothing about the key's length."""
-    return hashlib.sha256(secret).digest()

@@ -6,11 +6,12 @@ rendering, so that a full house spends no time on tokens it will not use.
 """
 
 import asyncio
+import contextlib
 import dataclasses
 import time
 import uuid
 from abc import abstractmethod
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +22,8 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from starlette.types import Receive, Scope, Send
 
+from api.access.keys import Key
+from api.access.security import KEY
 from api.engine.engine import Delta, Engine
 from api.engine.prompt import Prompt
 from api.errors import ApiError, ClientGone, ContextLengthExceeded, ErrorBody, InvalidRequest, NotJson
@@ -137,22 +140,41 @@ class Exchange(Response):
         _require_known_tokens(self._request, engine.vocab_size)
         # Tokenising a long prompt takes milliseconds: not on the event loop.
         prompts = await asyncio.to_thread(self.encode, prompt)
-        tally, deltas = self._generate(engine, prompts)
-        async with aclosing(deltas):
-            if self._request.stream:
-                with self._service.metrics.active_streams.track_inprogress():
-                    await self._send_stream(deltas, prompt, tally, send)
-            else:
-                body = await self._collect(deltas, prompt, tally)
-                response = Response(body.model_dump_json(), media_type="application/json")
-                await response(scope, receive, send)
-
-    def _generate(
-        self, engine: Engine, prompts: list[list[int]]
-    ) -> tuple[Tally, AsyncGenerator[Delta, None]]:
-        """Raises: ContextLengthExceeded before anything is generated."""
         asked, context = self.token_limit(), engine.max_model_len
         limits = [token_budget(len(ids), asked, context, self.prompt_field) for ids in prompts]
+        tally = Tally(sum(map(len, prompts)), self._service.metrics)
+        with self._reserved(scope[KEY], sum(limits) * self._request.choices(), tally) as headers:
+            async with aclosing(self._generate(engine, prompts, limits)) as deltas:
+                if self._request.stream:
+                    with self._service.metrics.active_streams.track_inprogress():
+                        await self._send_stream(deltas, prompt, tally, send, headers)
+                else:
+                    body = await self._collect(deltas, prompt, tally)
+                    response = Response(body.model_dump_json(), 200, headers, "application/json")
+                    await response(scope, receive, send)
+
+    @contextlib.contextmanager
+    def _reserved(self, key: Key | None, answer_tokens: int, tally: Tally) -> Iterator[dict[str, str]]:
+        """Holds what the request may cost its key; gives the rate-limit headers of the answer.
+
+        Raises: RateLimited before anything is generated.
+        """
+        if key is None:
+            yield {}
+            return
+        most = tally.prompt_tokens + answer_tokens
+        reservation = self._service.accounts.reserve(key, most, self._answers())
+        try:
+            yield reservation.headers()
+        finally:
+            reservation.settle(tally.prompt_tokens, tally.completion_tokens)
+            self._service.metrics.key_tokens.labels(key.name).inc(
+                tally.prompt_tokens + tally.completion_tokens
+            )
+
+    def _generate(
+        self, engine: Engine, prompts: list[list[int]], limits: list[int]
+    ) -> AsyncGenerator[Delta, None]:
         streams = [
             engine.generate(
                 f"{self.id}-{i}", ids, self._request, limit,
@@ -160,11 +182,15 @@ class Exchange(Response):
             )
             for i, (ids, limit) in enumerate(zip(prompts, limits, strict=True))
         ]  # fmt: skip
-        tally = Tally(sum(map(len, prompts)), self._service.metrics)
-        return tally, streams[0] if len(streams) == 1 else merged(streams, self._request.choices())
+        return streams[0] if len(streams) == 1 else merged(streams, self._request.choices())
 
     async def _send_stream(
-        self, deltas: AsyncIterator[Delta], prompt: Prompt, tally: Tally, send: Send
+        self,
+        deltas: AsyncIterator[Delta],
+        prompt: Prompt,
+        tally: Tally,
+        send: Send,
+        headers: dict[str, str],
     ) -> None:
         frames = self.frames(self._head(), self._answers())
         silent = set(range(self._answers()))
@@ -187,13 +213,14 @@ class Exchange(Response):
                 frame += frames.usage(_usage(tally)) if self._request.wants_usage() else b""
                 frame += DONE
             if frame:
-                await self._start_stream(send)
+                await self._start_stream(send, headers)
                 await _send(send, frame, more=bool(running))
 
-    async def _start_stream(self, send: Send) -> None:
+    async def _start_stream(self, send: Send, headers: dict[str, str]) -> None:
         """Headers wait for the first text: until then a failure is an HTTP status."""
         if not self._started:
-            await send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS})
+            own = [(name.encode(), value.encode()) for name, value in headers.items()]
+            await send({"type": "http.response.start", "status": 200, "headers": [*_STREAM_HEADERS, *own]})
             self._started = True
 
     async def _collect(self, deltas: AsyncIterator[Delta], prompt: Prompt, tally: Tally) -> BaseModel:

@@ -225,7 +225,7 @@ def make_house(artifacts: Path) -> Callable[..., House]:
         engine = engine or FakeEngine()
         settings = Settings(artifacts_dir=artifacts, **options)
         service = build_service(settings, read_artifact(artifacts), engine)  # type: ignore[arg-type]
-        return House(create_app(settings, service), service, engine, settings)
+        return House(create_app(service), service, engine, settings)
 
     return make
 

@@ -1,0 +1,153 @@
+"""Keys in a file: made, found, read again, revoked, and never kept in the clear."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from api.access import keys as keys_module
+from api.access.keys import Keys, Limits, create_key, read_keys, revoke_key
+from api.access.usage import Usage
+from api.errors import SettingsError
+from conftest import House, ask
+
+URL = "/v1/chat/completions"
+MakeHouse = Callable[..., House]
+TWICE = json.dumps({"keys": [{"name": "a", "sha256": c * 64, "created_at": ""} for c in "01"]})
+
+
+@pytest.fixture
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(keys_module, "LOOK_EVERY_S", 0.0)
+    return tmp_path / "keys" / "keys.json"
+
+
+def test_a_key_is_found_by_what_it_is_and_kept_as_a_hash(file: Path) -> None:
+    secret = create_key(file, "ann", Limits(requests_per_minute=3))
+    found = Keys(file, None).find(secret.encode())
+    assert found and found.name == "ann" and found.limits.requests_per_minute == 3
+    assert Keys(file, None).find(secret.encode()[:-1]) is None
+    assert secret not in file.read_text()
+    assert file.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_file_that_changes_is_read_again(file: Path) -> None:
+    keys = Keys(file, "the-one-from-outside")
+    assert keys.needed and keys.find(b"the-one-from-outside")
+    secret = create_key(file, "ann", Limits()).encode()
+    assert keys.find(secret)
+    revoke_key(file, "ann")
+    assert keys.find(secret) is None and keys.find(b"the-one-from-outside")
+
+
+def test_a_file_that_breaks_keeps_the_keys_that_were_known(
+    file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    secret = create_key(file, "ann", Limits()).encode()
+    keys = Keys(file, None)
+    file.write_text("{")
+    assert keys.find(secret)
+    assert caplog.text.count("keys_unreadable") == 1
+    assert keys.find(secret) and caplog.text.count("keys_unreadable") == 1
+
+
+def test_a_file_without_keys_lets_nobody_in(file: Path) -> None:
+    keys = Keys(file, None)
+    assert keys.needed and keys.find(b"") is None and keys.find(b"x") is None
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("{", "cannot be read"),
+        ("[]", "valid dictionary"),
+        ('{"keys": [{"name": "a b"}]}', "keys.0.name"),
+        ('{"keys": [], "more": 1}', "more"),
+        (TWICE, "name a is there twice"),
+    ],
+)
+def test_a_broken_file_is_told_in_one_line(file: Path, content: str, told: str) -> None:
+    file.parent.mkdir()
+    file.write_text(content)
+    with pytest.raises(SettingsError, match=told) as refusal:
+        Keys(file, None)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("name", ["", "a b", "x" * 65, "ä"])
+def test_a_name_that_could_not_stand_in_a_log_is_refused(file: Path, name: str) -> None:
+    with pytest.raises(SettingsError, match="no name for a key"):
+        create_key(file, name, Limits())
+
+
+def test_names_are_unique_and_the_missing_is_told(file: Path) -> None:
+    create_key(file, "ann", Limits())
+    with pytest.raises(SettingsError, match="a key named 'ann' already"):
+        create_key(file, "ann", Limits())
+    with pytest.raises(SettingsError, match="no key named 'bob'"):
+        revoke_key(file, "bob")
+
+
+def test_keys_made_at_once_are_all_there(file: Path) -> None:
+    threads = [threading.Thread(target=create_key, args=(file, f"k{i}", Limits())) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert {key.name for key in read_keys(file).keys} == {f"k{i}" for i in range(8)}
+    assert [name for name in os.listdir(file.parent) if name.endswith(".json")] == ["keys.json"]
+
+
+@pytest.mark.anyio
+async def test_a_service_opens_to_its_keys_as_they_come_and_go(make_house: MakeHouse, file: Path) -> None:
+    house = make_house(keys_file=file)
+    await house.load()
+    secret = create_key(file, "ann", Limits())
+    async with house.client(headers={"authorization": f"Bearer {secret}"}) as client:
+        assert (await client.post(URL, json=ask())).status_code == 200
+        revoke_key(file, "ann")
+        refused = await client.post(URL, json=ask())
+        assert (refused.status_code, refused.json()["error"]["code"]) == (401, "invalid_api_key")
+    assert len(json.loads(file.read_text())["keys"]) == 0
+
+
+def cli(file: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "api", *arguments],
+        env={"API_KEYS_FILE": str(file), "API_USAGE_FILE": str(file.with_name("usage.db"))},
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def test_the_command_line_makes_lists_and_revokes(file: Path) -> None:
+    made = cli(file, "keys", "create", "ann", "--requests-per-minute", "60")
+    assert made.returncode == 0 and Keys(file, None).find(made.stdout.strip().encode())
+    listed = cli(file, "keys", "list").stdout
+    assert listed.startswith("ann  made ") and "requests_per_minute=60" in listed
+    for wrong, told in (
+        (("create", "ann"), "already"),
+        (("create", "bob", "--tokens-per-day", "0"), "--tokens-per-day: "),
+        (("revoke", "bob"), "no key named 'bob'"),
+    ):
+        run = cli(file, "keys", *wrong)
+        assert (run.returncode, run.stdout, run.stderr.count("\n")) == (1, "", 1)
+        assert told in run.stderr
+    assert cli(file, "keys", "revoke", "ann").returncode == 0
+    assert cli(file, "keys", "list").stdout == ""
+
+
+def test_the_command_line_tells_the_usage(file: Path) -> None:
+    assert "nothing has been served yet" in cli(file, "usage").stderr
+    usage = Usage(file.with_name("usage.db"))
+    usage.add("ann", 3, 4)
+    usage.close()
+    assert cli(file, "usage").stdout.endswith("ann  requests=1 prompt_tokens=3 completion_tokens=4\n")
+    assert cli(file, "usage", "--day", "1999-01-01").stdout == ""

@@ -1,0 +1,183 @@
+"""Limits of a key, and what is kept of its use."""
+
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from api.access import limits as limits_module
+from api.access import usage as usage_module
+from api.access.keys import Key, Limits, create_key
+from api.access.limits import Accounts
+from api.access.usage import Usage, read_usage, today
+from api.errors import RateLimited, SettingsError
+from conftest import FakeEngine, House, ask, eventually
+
+URL = "/v1/chat/completions"
+MakeHouse = Callable[..., House]
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(limits_module, "time", clock)
+    return clock
+
+
+def key(**limits: int) -> Key:
+    return Key(name="ann", sha256="0" * 64, created_at="", limits=Limits(**limits))
+
+
+def refused(accounts: Accounts, key: Key, tokens: int = 1, answers: int = 1) -> RateLimited:
+    with pytest.raises(RateLimited) as refusal:
+        accounts.reserve(key, tokens, answers)
+    return refusal.value
+
+
+def test_requests_come_back_steadily(clock: Clock) -> None:
+    accounts, ann = Accounts(Usage(None)), key(requests_per_minute=2)
+    for _ in range(2):
+        accounts.reserve(ann, 1, 1)
+    error = refused(accounts, ann)
+    assert error.headers["retry-after"] == "30"
+    assert error.headers["x-ratelimit-limit-requests"] == "2"
+    assert error.headers["x-ratelimit-remaining-requests"] == "0"
+    assert error.headers["x-ratelimit-reset-requests"] == "60.000s"
+    clock.now += 30
+    accounts.reserve(ann, 1, 1)
+    refused(accounts, ann)
+    clock.now += 3600
+    for _ in range(2):
+        accounts.reserve(ann, 1, 1)
+    refused(accounts, ann)
+
+
+def test_tokens_that_were_not_used_are_given_back(clock: Clock) -> None:
+    accounts, ann = Accounts(Usage(None)), key(tokens_per_minute=100)
+    held = accounts.reserve(ann, 80, 1)
+    assert refused(accounts, ann, 30).headers["retry-after"] == "6"
+    held.settle(10, 5)
+    assert held.headers()["x-ratelimit-remaining-tokens"] == "85"
+    accounts.reserve(ann, 85, 1)
+    assert "retry-after" not in refused(accounts, ann, 101).headers, "it would never fit"
+
+
+def test_a_day_has_its_budget_and_running_requests_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = Usage(None)
+    accounts, ann = Accounts(usage), key(tokens_per_day=100)
+    held = accounts.reserve(ann, 90, 1)
+    refused(accounts, ann, 11)
+    held.settle(40, 0)
+    accounts.reserve(ann, 60, 1).settle(50, 10)
+    assert "for " + today() in refused(accounts, ann).message
+    monkeypatch.setattr(usage_module, "today", lambda: "2100-01-01")
+    accounts.reserve(ann, 100, 1)
+
+
+def test_answers_at_once_and_a_limit_that_is_changed_meanwhile() -> None:
+    accounts = Accounts(Usage(None))
+    held = accounts.reserve(key(answers_at_once=2), 1, 2)
+    assert refused(accounts, key(answers_at_once=2)).headers["retry-after"] == "1"
+    accounts.reserve(key(answers_at_once=3), 1, 1)
+    held.settle(1, 1)
+    refused(accounts, key(answers_at_once=1), 1, 2)
+
+
+def test_a_refusal_takes_nothing(clock: Clock) -> None:
+    accounts, ann = Accounts(Usage(None)), key(requests_per_minute=5, tokens_per_minute=10)
+    for _ in range(20):
+        refused(accounts, ann, 11)
+    assert accounts.reserve(ann, 10, 1).headers()["x-ratelimit-remaining-requests"] == "4"
+
+
+def test_usage_outlives_the_process_and_is_added_up(tmp_path: Path) -> None:
+    file = tmp_path / "state" / "usage.db"
+    for _ in range(2):
+        usage = Usage(file)
+        usage.add("ann", 10, 5)
+        usage.add("bob", 1, 1)
+        usage.close()
+    assert Usage(file).tokens_today("ann") == 30
+    assert [tuple(line) for line in read_usage(file)] == [
+        (today(), "ann", 2, 20, 10), (today(), "bob", 2, 2, 2)
+    ]  # fmt: skip
+    assert read_usage(file, "1999-01-01") == []
+
+
+def test_usage_that_cannot_be_written_does_not_stop_the_service(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "usage.db"
+    usage = Usage(file)
+    with sqlite3.connect(file) as database:
+        database.execute("DROP TABLE usage")
+    database.close()
+    usage.add("ann", 1, 1)
+    usage.close()
+    assert "event=usage_lost key=ann" in caplog.text and usage.tokens_today("ann") == 2
+
+
+def test_a_file_that_is_no_database_is_told(tmp_path: Path) -> None:
+    (tmp_path / "usage.db").write_text("not a database, but long enough to be taken for something" * 9)
+    with pytest.raises(SettingsError, match="API_USAGE_FILE"):
+        Usage(tmp_path / "usage.db")
+
+
+async def answer_of(house: House, secret: str, **fields: Any) -> Any:
+    async with house.client(headers={"authorization": f"Bearer {secret}"}) as client:
+        return await client.post(URL, json=ask(**fields))
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("stream", [False, True])
+async def test_answers_tell_the_limits_and_usage_is_kept(
+    make_house: MakeHouse, tmp_path: Path, stream: bool
+) -> None:
+    keys, usage = tmp_path / "keys.json", tmp_path / "usage.db"
+    secret = create_key(keys, "ann", Limits(requests_per_minute=1, tokens_per_minute=1000))
+    house = make_house(keys_file=keys, usage_file=usage)
+    await house.load()
+    answer = await answer_of(house, secret, stream=stream, max_tokens=20)
+    assert answer.status_code == 200
+    assert answer.headers["x-ratelimit-remaining-requests"] == "0"
+    assert answer.headers["x-ratelimit-limit-tokens"] == "1000"
+    late = await answer_of(house, secret)
+    assert (late.status_code, late.json()["error"]["code"]) == (429, "rate_limit_exceeded")
+    assert 1 <= int(late.headers["retry-after"]) <= 60
+    house.service.usage.close()
+    [line] = read_usage(usage)
+    assert (line.key, line.requests, line.prompt_tokens, line.completion_tokens) == ("ann", 1, 22, 3)
+    async with house.client(headers={"authorization": f"Bearer {secret}"}) as client:
+        metrics = (await client.get("/metrics")).text
+    assert 'finechat_key_tokens_total{key="ann"} 25.0' in metrics and secret not in metrics
+
+
+@pytest.mark.anyio
+async def test_a_client_that_leaves_gets_back_what_it_did_not_use(
+    make_house: MakeHouse, tmp_path: Path
+) -> None:
+    keys = tmp_path / "keys.json"
+    secret = create_key(keys, "ann", Limits(tokens_per_minute=300, answers_at_once=1))
+    house = make_house(FakeEngine(hold_before=1), keys_file=keys)
+    headers = {"authorization": f"Bearer {secret}"}
+
+    async with house.serving() as url, httpx.AsyncClient(base_url=url, headers=headers) as client:
+        request = client.build_request("POST", URL, json=ask(stream=True))
+        answer = await client.send(request, stream=True)
+        assert (await client.post(URL, json=ask())).status_code == 429
+        await answer.aclose()
+        await eventually(lambda: house.engine.aborted == 1)
+        house.engine.hold_before = None
+        again = await client.post(URL, json=ask(max_tokens=200))
+        assert again.status_code == 200, again.text
