@@ -13,13 +13,14 @@ ApiError                       an HTTP answer in OpenAI's error body
 │   └── ModelNotFound          no such model
 ├── MethodNotAllowed      405
 ├── BodyTimeout           408  the body did not arrive in time
+├── DeadlineExceeded      408  the answer was not complete in the time it had
 ├── BodyTooLarge          413
 ├── NotJson               415
 ├── RateLimited           429  the key has used what it may have
 ├── InternalError         500  a defect of ours; details are in the log only
 └── Unavailable           503  with Retry-After
     ├── NotReady               starting, draining or failed
-    ├── Overloaded             as many requests as API_MAX_QUEUE allows are in progress
+    ├── Overloaded             as much as API_MAX_QUEUE or API_MAX_QUEUE_TOKENS allows is in progress
     └── EngineFailed           the engine died or gave up on this request
 """
 
@@ -123,6 +124,13 @@ class BodyTimeout(ApiError):
     type = "invalid_request_error"
     code = "request_timeout"
     headers = {"connection": "close"}  # noqa: RUF012
+
+
+class DeadlineExceeded(ApiError):
+    status = 408
+    type = "timeout_error"
+    code = "deadline_exceeded"
+    headers = {"x-should-retry": "false"}  # noqa: RUF012 - OpenAI's clients would try a 408 again
 
 
 class BodyTooLarge(ApiError):

@@ -26,6 +26,7 @@ class Service:
     keys: Keys
     usage: Usage
     accounts: Accounts
+    request_timeout_s: float
 
     def require_model(self, name: str) -> None:
         """Raises: ModelNotFound unless `name` is the model that is served."""
@@ -38,11 +39,13 @@ class Service:
 def build_service(settings: Settings, artifact: Artifact, engine: Engine) -> Service:
     """Raises: SettingsError if the file of keys or that of usage cannot be used."""
     metrics = Metrics()
-    admission = Admission(settings.max_queue, metrics)
+    admission = Admission(settings.max_queue, settings.max_num_seqs, settings.max_queue_tokens, metrics)
     lifecycle = Lifecycle(artifact, engine, admission, settings.drain_timeout_s)
     keys = Keys(settings.keys_file, settings.key.get_secret_value() if settings.key else None)
     usage = Usage(settings.usage_file)
-    return Service(artifact, lifecycle, admission, metrics, keys, usage, Accounts(usage))
+    return Service(
+        artifact, lifecycle, admission, metrics, keys, usage, Accounts(usage), settings.request_timeout_s
+    )
 
 
 def _service_of(request: Request) -> Service:

@@ -43,6 +43,8 @@ class Settings(BaseSettings):
     max_model_len: int = Field(default=2048, ge=16, le=1_000_000)
     max_num_seqs: int = Field(default=64, ge=1, le=4096)
     max_queue: int = Field(default=256, ge=1, le=100_000)
+    max_queue_tokens: int = Field(default=500_000, ge=1, le=10**9)
+    request_timeout_s: float = Field(default=600.0, gt=0, le=86_400)
     kv_cache_gib: float = Field(default=1.0, gt=0, le=1024)
     drain_timeout_s: float = Field(default=5.0, ge=0, le=3600)
 

@@ -50,6 +50,12 @@ class Metrics:
             buckets=_TTFT_BUCKETS_S,
             registry=self.registry,
         )
+        self.queue_time = Histogram(
+            "finechat_queue_seconds",
+            "From the rendered prompt to a turn in the engine.",
+            buckets=_TTFT_BUCKETS_S,
+            registry=self.registry,
+        )
         self.in_progress = Gauge(
             "finechat_requests_in_progress",
             "Answers that admitted requests wait for, running or waiting in the engine.",

@@ -1,39 +1,82 @@
-"""How many answers may be in progress at once: running, or waiting in the engine's queue."""
+"""Who may run now: a place for every answer in progress, and turns in the engine, fair between keys.
+
+A place is had at once or refused: a full house answers before it has done any work. Whoever has a place
+then waits for a turn. The next turn goes to the key with the fewest answers running, and among equals to the
+one whose last turn is longest ago, so that one key's burst does not delay another's single request. Within a
+key: first come, first served.
+"""
 
 import asyncio
 import contextlib
-from collections.abc import Iterator
+import itertools
+import time
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, field
 
 from api.errors import Overloaded
 from api.telemetry import Metrics
 
 
+@dataclass(eq=False, slots=True)
+class _Waiter:
+    number: int
+    key: str
+    answers: int
+    tokens: int
+    turn: asyncio.Future[None] = field(default_factory=asyncio.Future)
+
+
 class Admission:
-    def __init__(self, limit: int, metrics: Metrics) -> None:
+    """limit: answers in progress. running: of them, in the engine. queued_tokens: of requests that wait."""
+
+    def __init__(self, limit: int, running: int, queued_tokens: int, metrics: Metrics) -> None:
         self._limit = limit
-        self._gauge = metrics.in_progress
+        self._capacity = running
+        self._queued_tokens = queued_tokens
+        self._metrics = metrics
         self._in_progress = 0
+        self._running: Counter[str] = Counter()
+        self._waiting: dict[str, deque[_Waiter]] = {}
+        self._waiting_tokens = 0
+        self._last_turn: dict[str, int] = {}
+        self._numbers = itertools.count()
         self._idle = asyncio.Event()
         self._idle.set()
 
     @contextlib.contextmanager
-    def slot(self, answers: int) -> Iterator[None]:
+    def places(self, answers: int) -> Iterator[None]:
         """Places for a request that wants so many answers.
 
-        Raises: Overloaded at once when they are not free; nothing waits here.
+        Raises: Overloaded at once when they are not free.
         """
         if self._in_progress + answers > self._limit:
             raise Overloaded("Too many requests are in progress. Try again in a moment.")
         self._in_progress += answers
-        self._gauge.inc(answers)
+        self._metrics.in_progress.inc(answers)
         self._idle.clear()
         try:
             yield
         finally:
             self._in_progress -= answers
-            self._gauge.dec(answers)
+            self._metrics.in_progress.dec(answers)
             if self._in_progress == 0:
                 self._idle.set()
+
+    @contextlib.asynccontextmanager
+    async def turn(self, key: str, answers: int, tokens: int) -> AsyncIterator[None]:
+        """Wait for room in the engine. tokens: what the request can cost at most.
+
+        Raises: Overloaded at once when too many tokens wait already; one request may always wait.
+        """
+        waiter = _Waiter(next(self._numbers), key, min(answers, self._capacity), tokens)
+        begun = time.perf_counter()
+        await self._wait(waiter)
+        self._metrics.queue_time.observe(time.perf_counter() - begun)
+        try:
+            yield
+        finally:
+            self._release(waiter)
 
     async def wait_idle(self, timeout_s: float) -> bool:
         """Whether all requests ended in time."""
@@ -43,3 +86,52 @@ class Admission:
         except TimeoutError:
             return False
         return True
+
+    async def _wait(self, waiter: _Waiter) -> None:
+        if self._waiting and self._waiting_tokens + waiter.tokens > self._queued_tokens:
+            raise Overloaded("Too much work is waiting. Try again in a moment.")
+        self._waiting.setdefault(waiter.key, deque()).append(waiter)
+        self._waiting_tokens += waiter.tokens
+        self._give_turns()
+        try:
+            await waiter.turn
+        except asyncio.CancelledError:
+            if waiter.turn.cancelled():
+                self._leave_queue(waiter)
+                self._give_turns()  # it may have been what the others waited behind
+            else:  # it had its turn in the same moment
+                self._release(waiter)
+            raise
+
+    def _give_turns(self) -> None:
+        while self._waiting:
+            key = min(self._waiting, key=self._claim)
+            waiter = self._waiting[key][0]
+            if waiter.turn.cancelled():
+                self._leave_queue(waiter)
+                continue
+            if self._running.total() + waiter.answers > self._capacity:
+                return
+            self._leave_queue(waiter)
+            self._running[key] += waiter.answers
+            self._last_turn[key] = next(self._numbers)
+            waiter.turn.set_result(None)
+
+    def _claim(self, key: str) -> tuple[int, int, int]:
+        """The smaller, the sooner: few answers running, then no turn for long, then a long wait."""
+        return self._running[key], self._last_turn.get(key, -1), self._waiting[key][0].number
+
+    def _leave_queue(self, waiter: _Waiter) -> None:
+        waiters = self._waiting.get(waiter.key, deque())
+        if waiter not in waiters:
+            return
+        waiters.remove(waiter)
+        if not waiters:
+            del self._waiting[waiter.key]
+        self._waiting_tokens -= waiter.tokens
+
+    def _release(self, waiter: _Waiter) -> None:
+        self._running[waiter.key] -= waiter.answers
+        if not self._running[waiter.key]:
+            del self._running[waiter.key]
+        self._give_turns()

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
 
 from api.engine.prompt import Prompt
-from api.routes.exchange import Answer, Exchange, StrictRoute, answers_with
+from api.routes.exchange import Answer, Exchange, StrictRoute, Timeout, answers_with
 from api.schema.chat import AssistantMessage, ChatCompletion, ChatRequest, Choice, ChoiceLogprobs
 from api.schema.generation import Usage
 from api.service import Service, ServiceOfApp
@@ -17,18 +17,20 @@ router = APIRouter(route_class=StrictRoute)
 
 
 @router.post("/v1/chat/completions", response_class=JSONResponse, responses=answers_with(ChatCompletion))
-async def create_chat_completion(request: ChatRequest, service: ServiceOfApp) -> Response:
+async def create_chat_completion(
+    request: ChatRequest, service: ServiceOfApp, timeout: Timeout = None
+) -> Response:
     service.lifecycle.require_ready()
     service.require_model(request.model)
-    return _Chat(request, service)
+    return _Chat(request, service, timeout)
 
 
 class _Chat(Exchange):
     id_prefix = "chatcmpl"
     prompt_field = "messages"
 
-    def __init__(self, request: ChatRequest, service: Service) -> None:
-        super().__init__(request, service)
+    def __init__(self, request: ChatRequest, service: Service, timeout_s: float | None) -> None:
+        super().__init__(request, service, timeout_s)
         self._chat = request
 
     def prompts(self) -> int:

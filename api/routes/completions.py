@@ -9,7 +9,7 @@ from fastapi.responses import JSONResponse
 from api.engine.prompt import Prompt
 from api.errors import InvalidRequest
 from api.logprobs import completion_logprobs
-from api.routes.exchange import Answer, Exchange, StrictRoute, answers_with
+from api.routes.exchange import Answer, Exchange, StrictRoute, Timeout, answers_with
 from api.schema.completions import Completion, CompletionChoice, CompletionRequest
 from api.schema.generation import Usage
 from api.service import Service, ServiceOfApp
@@ -21,18 +21,20 @@ router = APIRouter(route_class=StrictRoute)
 
 
 @router.post("/v1/completions", response_class=JSONResponse, responses=answers_with(Completion))
-async def create_completion(request: CompletionRequest, service: ServiceOfApp) -> Response:
+async def create_completion(
+    request: CompletionRequest, service: ServiceOfApp, timeout: Timeout = None
+) -> Response:
     service.lifecycle.require_ready()
     service.require_model(request.model)
-    return _Completion(request, service)
+    return _Completion(request, service, timeout)
 
 
 class _Completion(Exchange):
     id_prefix = "cmpl"
     prompt_field = "prompt"
 
-    def __init__(self, request: CompletionRequest, service: Service) -> None:
-        super().__init__(request, service)
+    def __init__(self, request: CompletionRequest, service: Service, timeout_s: float | None) -> None:
+        super().__init__(request, service, timeout_s)
         self._completion = request
 
     def prompts(self) -> int:

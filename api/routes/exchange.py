@@ -14,10 +14,10 @@ from abc import abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import orjson
-from fastapi import Request, Response
+from fastapi import Header, Request, Response
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from starlette.types import Receive, Scope, Send
@@ -26,7 +26,15 @@ from api.access.keys import Key
 from api.access.security import KEY
 from api.engine.engine import Delta, Engine
 from api.engine.prompt import Prompt
-from api.errors import ApiError, ClientGone, ContextLengthExceeded, ErrorBody, InvalidRequest, NotJson
+from api.errors import (
+    ApiError,
+    ClientGone,
+    ContextLengthExceeded,
+    DeadlineExceeded,
+    ErrorBody,
+    InvalidRequest,
+    NotJson,
+)
 from api.logprobs import token_logprobs
 from api.schema.generation import FinishReason, GenerationRequest, Sampling, TokenLogprob, Usage
 from api.service import Service
@@ -84,14 +92,21 @@ class Answer:
     finish_reason: FinishReason = "stop"
 
 
+# A header, because OpenAI's clients set headers and refuse fields they do not know.
+Timeout = Annotated[float | None, Header(alias="x-request-timeout", gt=0, le=86_400, description="Seconds.")]
+
+
 class Exchange(Response):
     """One request and its answers; raw ASGI, so that a chunk goes straight to the server."""
 
     id_prefix: str
     prompt_field: str
 
-    def __init__(self, request: GenerationRequest, service: Service) -> None:
+    def __init__(self, request: GenerationRequest, service: Service, timeout_s: float | None) -> None:
+        """timeout_s: what the client gives it; the service's own limit holds as well."""
         super().__init__()
+        most = service.request_timeout_s
+        self._timeout_s = most if timeout_s is None else min(timeout_s, most)
         self.id = f"{self.id_prefix}-{uuid.uuid4().hex}"
         self.created = int(time.time())
         self._request = request
@@ -122,9 +137,9 @@ class Exchange(Response):
     def whole(self, head: dict[str, Any], answers: Sequence[Answer], usage: Usage) -> BaseModel: ...
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with self._service.admission.slot(self._answers()):
+        with self._service.admission.places(self._answers()):
             try:
-                await self._service.lifecycle.guard(self._serve(scope, receive, send), receive)
+                await self._service.lifecycle.guard(self._in_time(scope, receive, send), receive)
             except ClientGone:
                 self._service.metrics.aborted.inc()
             except ApiError as error:
@@ -135,6 +150,13 @@ class Exchange(Response):
     def _answers(self) -> int:
         return self.prompts() * self._request.choices()
 
+    async def _in_time(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await self._serve(scope, receive, send)
+        except TimeoutError:
+            raise DeadlineExceeded(f"The answer was not complete after {self._timeout_s:g} s.") from None
+
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         engine, prompt = self._service.lifecycle.require_ready()
         _require_known_tokens(self._request, engine.vocab_size)
@@ -143,7 +165,12 @@ class Exchange(Response):
         asked, context = self.token_limit(), engine.max_model_len
         limits = [token_budget(len(ids), asked, context, self.prompt_field) for ids in prompts]
         tally = Tally(sum(map(len, prompts)), self._service.metrics)
-        with self._reserved(scope[KEY], sum(limits) * self._request.choices(), tally) as headers:
+        most = tally.prompt_tokens + sum(limits) * self._request.choices()
+        key = scope[KEY]
+        async with contextlib.AsyncExitStack() as held:
+            headers = held.enter_context(self._reserved(key, most, tally))
+            turn = self._service.admission.turn(key.name if key else "", self._answers(), most)
+            await held.enter_async_context(turn)
             async with aclosing(self._generate(engine, prompts, limits)) as deltas:
                 if self._request.stream:
                     with self._service.metrics.active_streams.track_inprogress():
@@ -154,15 +181,14 @@ class Exchange(Response):
                     await response(scope, receive, send)
 
     @contextlib.contextmanager
-    def _reserved(self, key: Key | None, answer_tokens: int, tally: Tally) -> Iterator[dict[str, str]]:
-        """Holds what the request may cost its key; gives the rate-limit headers of the answer.
+    def _reserved(self, key: Key | None, most: int, tally: Tally) -> Iterator[dict[str, str]]:
+        """Holds the most that the request can cost its key; gives the rate-limit headers of the answer.
 
         Raises: RateLimited before anything is generated.
         """
         if key is None:
             yield {}
             return
-        most = tally.prompt_tokens + answer_tokens
         reservation = self._service.accounts.reserve(key, most, self._answers())
         try:
             yield reservation.headers()
