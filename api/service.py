@@ -1,5 +1,6 @@
 """What the routes share: the parts of one running service, put together once."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -36,11 +37,11 @@ class Service:
             )
 
 
-def build_service(settings: Settings, artifact: Artifact, engine: Engine) -> Service:
+def build_service(settings: Settings, artifact: Artifact, make_engine: Callable[[], Engine]) -> Service:
     """Raises: SettingsError if the file of keys or that of usage cannot be used."""
     metrics = Metrics()
     admission = Admission(settings.max_queue, settings.max_num_seqs, settings.max_queue_tokens, metrics)
-    lifecycle = Lifecycle(artifact, engine, admission, settings.drain_timeout_s)
+    lifecycle = Lifecycle(artifact, make_engine, admission, metrics, settings.drain_timeout_s)
     keys = Keys(settings.keys_file, settings.key.get_secret_value() if settings.key else None)
     usage = Usage(settings.usage_file)
     return Service(

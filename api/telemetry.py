@@ -43,6 +43,9 @@ class Metrics:
             ["key"],
             registry=self.registry,
         )
+        self.engine_restarts = Counter(
+            "finechat_engine_restarts", "Times the engine died and was started anew.", registry=self.registry
+        )
         self.aborted = Counter("finechat_aborted", "Requests whose client hung up.", registry=self.registry)
         self.ttft = Histogram(
             "finechat_time_to_first_token_seconds",

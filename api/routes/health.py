@@ -1,6 +1,6 @@
 """/health/live (restart me?), /health/ready (send me requests?) and /metrics.
 
-Live stays 200 while the model loads and while the service drains; only a dead engine ends it.
+Live stays 200 while the model loads, while a dead engine is restarted, and while the service drains.
 """
 
 from fastapi import APIRouter, Response

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerFast
 from api.app import create_app
 from api.engine.artifact import read_artifact
 from api.engine.engine import Delta
-from api.engine.lifecycle import State
+from api.engine.lifecycle import PROBE, State
 from api.server import Server, listen
 from api.service import Service, build_service
 from api.settings import Settings
@@ -140,6 +140,7 @@ class FakeEngine:
     hold_before: int | None = None
     fail_before: tuple[int, Exception] | None = None
     start_error: Exception | None = None
+    starts: int = 0
     aborted: int = 0
     stopped: bool = False
     calls: list[dict[str, Any]] = field(default_factory=list)
@@ -148,8 +149,10 @@ class FakeEngine:
         self.release = asyncio.Event()
 
     def start(self) -> None:
+        self.starts += 1
         if self.start_error is not None:
             raise self.start_error
+        self.is_dead = False
 
     async def generate(
         self,
@@ -161,6 +164,9 @@ class FakeEngine:
         stream: bool,
         logprobs: int | None = None,
     ) -> AsyncIterator[Delta]:
+        if request_id == PROBE:
+            yield Delta("x", 1, "length")
+            return
         self.calls.append(
             {"prompt_ids": prompt_ids, "max_tokens": max_tokens, "stream": stream, "logprobs": logprobs}
         )
@@ -224,7 +230,7 @@ def make_house(artifacts: Path) -> Callable[..., House]:
     def make(engine: FakeEngine | None = None, **options: Any) -> House:
         engine = engine or FakeEngine()
         settings = Settings(artifacts_dir=artifacts, **options)
-        service = build_service(settings, read_artifact(artifacts), engine)  # type: ignore[arg-type]
+        service = build_service(settings, read_artifact(artifacts), lambda: engine)  # type: ignore
         return House(create_app(service), service, engine, settings)
 
     return make

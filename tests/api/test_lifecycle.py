@@ -9,8 +9,9 @@ from collections.abc import Callable
 import httpx
 import pytest
 
+from api.engine import lifecycle
 from api.engine.lifecycle import State
-from api.errors import EngineStartError, StartError
+from api.errors import EngineFailed, EngineStartError, StartError
 from api.server import Server, listen
 from conftest import FakeEngine, House, ask, eventually
 from test_chat import URL, assert_openai_error, events
@@ -47,15 +48,66 @@ async def test_engine_that_does_not_start_ends_the_server(make_house: MakeHouse,
     assert house.engine.stopped
 
 
-async def test_dead_engine_is_neither_live_nor_ready(make_house: MakeHouse) -> None:
-    house = make_house()
+async def test_dead_engine_is_told_and_restarted(
+    make_house: MakeHouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lifecycle, "PAUSES_S", (0.3,))
+    engine = FakeEngine(hold_before=1, fail_before=(1, EngineFailed("dead")))
+    house = make_house(engine)
     async with house.serving() as url, httpx.AsyncClient(base_url=url) as client:
+        async with client.stream("POST", URL, json=ask(stream=True)) as running:
+            engine.is_dead = True
+            assert_openai_error(await client.post(URL, json=ask()), 503, "engine_failed")
+            assert (await client.get("/health/live")).json()["status"] == "restarting"
+            ready = await client.get("/health/ready")
+            assert (ready.status_code, ready.json()["status"]) == (503, "restarting")
+            engine.release.set()
+            assert b'"code":"engine_failed"' in await running.aread()
+        engine.fail_before = None
+        await eventually(lambda: house.service.lifecycle.state is State.READY)
+        assert engine.starts == 2 and engine.stopped
+        assert (await client.post(URL, json=ask())).status_code == 200
+        assert "finechat_engine_restarts_total 1.0" in (await client.get("/metrics")).text
+
+
+async def test_an_engine_that_stays_dead_ends_the_server(
+    make_house: MakeHouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lifecycle, "PAUSES_S", (0.0, 0.05, 0.1))
+    house = make_house()
+    server = Server(house.app, house.service.lifecycle)
+    running = asyncio.create_task(server.serve([listen("127.0.0.1", 0)]))
+    await eventually(lambda: house.service.lifecycle.state is State.READY)
+    house.engine.start_error = EngineStartError("no memory")
+    house.engine.is_dead = True
+    async with asyncio.timeout(10):
+        await running
+    assert "no memory" in str(house.service.lifecycle.failure)
+    assert house.engine.starts == 4
+
+
+async def test_an_engine_that_starts_and_generates_nothing_is_not_ready(
+    make_house: MakeHouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lifecycle, "PROBE", "another")
+    engine = FakeEngine(fail_before=(0, EngineFailed("stuck")))
+    house = make_house(engine)
+    await house.load()
+    assert house.service.lifecycle.state is State.FAILED
+    assert "generates nothing" in str(house.service.lifecycle.failure)
+
+
+async def test_sigterm_while_restarting_ends_the_server(
+    make_house: MakeHouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lifecycle, "PAUSES_S", (60.0,))
+    house = make_house()
+    async with house.serving():
         house.engine.is_dead = True
-        await asyncio.sleep(0.3)  # the server stays, to say so
-        for path in ("/health/live", "/health/ready"):
-            answer = await client.get(path)
-            assert (answer.status_code, answer.json()["status"]) == (503, "failed")
-        assert_openai_error(await client.post(URL, json=ask()), 503, "engine_failed")
+        await eventually(lambda: house.service.lifecycle._state is State.RESTARTING)
+        os.kill(os.getpid(), signal.SIGTERM)
+        await eventually(lambda: house.service.lifecycle.state is State.STOPPED)
+    assert house.service.lifecycle.failure is None
 
 
 async def test_sigterm_lets_streams_finish_and_refuses_new_requests(make_house: MakeHouse) -> None:

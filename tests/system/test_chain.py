@@ -1,6 +1,9 @@
 """All three services together. Tests run in this order: the first start trains, the last one restarts."""
 
+import contextlib
 import json
+import os
+import signal
 import socket
 import subprocess
 import time
@@ -185,6 +188,47 @@ def test_generation_stops_when_the_client_goes_away(first_up: Up) -> None:
     while metric(first_up, "finechat_active_streams") > 0:
         assert time.monotonic() < deadline, "the engine goes on without a reader"
         time.sleep(0.05)
+
+
+def test_a_killed_engine_is_told_to_streams_and_started_again(first_up: Up) -> None:
+    api = client(first_up)
+    ask: Any = {"model": manifest_of(first_up.artifacts)["name"], "temperature": 1,
+                "messages": [{"role": "user", "content": "Tell me a very long story."}]}  # fmt: skip
+    stream = iter(api.chat.completions.create(**ask, stream=True, logit_bias={"2": -100}))  # never ends
+    next(stream)
+    [core] = [pid for pid in _descendants(first_up.process.pid) if b"EngineCore" in _cmdline(pid)]
+    os.kill(core, signal.SIGKILL)
+    killed = time.monotonic()
+    with pytest.raises(openai.APIError, match="engine has failed"):
+        for _ in stream:
+            pass
+    assert time.monotonic() - killed < 2
+    with pytest.raises(openai.APIStatusError) as refused:
+        api.chat.completions.create(**ask, max_tokens=1)
+    assert (refused.value.status_code, refused.value.code) == (503, "engine_failed")
+    while True:
+        assert time.monotonic() - killed < 120, "not restarted"
+        with contextlib.suppress(urllib.error.HTTPError):
+            if get(f"{first_up.api_url}/health/ready")[0] == 200:
+                break
+        time.sleep(0.2)
+    assert api.chat.completions.create(**ask, max_tokens=1).choices[0].finish_reason == "length"
+
+
+def _descendants(pid: int) -> list[int]:
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        fields = _read(stat).rpartition(b")")[2].split()
+        if fields:
+            parents[int(stat.parent.name)] = int(fields[1])
+    found = [pid]
+    for known in found:
+        found += [child for child, parent in parents.items() if parent == known]
+    return found[1:]
+
+
+def _cmdline(pid: int) -> bytes:
+    return _read(Path(f"/proc/{pid}/cmdline"))
 
 
 def test_a_person_chats_through_the_page(first_up: Up) -> None:
