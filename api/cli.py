@@ -98,7 +98,7 @@ def serve(settings: Settings, artifact: Artifact) -> None:
     from api.telemetry import configure_logging, log
 
     configure_logging()
-    service = build_service(settings, artifact, lambda: Engine(settings, artifact))
+    service = build_service(settings, artifact, lambda artifact: Engine(settings, artifact))
     server = Server(create_app(service), service.lifecycle)
     listener = listen(settings.host, settings.port)
     log.info("event=listening host=%s port=%d", settings.host, settings.port)

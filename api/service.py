@@ -20,7 +20,6 @@ from api.telemetry import Metrics
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    artifact: Artifact
     lifecycle: Lifecycle
     admission: Admission
     metrics: Metrics
@@ -31,22 +30,23 @@ class Service:
 
     def require_model(self, name: str) -> None:
         """Raises: ModelNotFound unless `name` is the model that is served."""
-        if name != self.artifact.name:
-            raise ModelNotFound(
-                f"This service has no such model; it serves {self.artifact.name!r}.", param="model"
-            )
+        served = self.lifecycle.artifact.name
+        if name != served:
+            raise ModelNotFound(f"This service has no such model; it serves {served!r}.", param="model")
 
 
-def build_service(settings: Settings, artifact: Artifact, make_engine: Callable[[], Engine]) -> Service:
+def build_service(
+    settings: Settings, artifact: Artifact, make_engine: Callable[[Artifact], Engine]
+) -> Service:
     """Raises: SettingsError if the file of keys or that of usage cannot be used."""
     metrics = Metrics()
     admission = Admission(settings.max_queue, settings.max_num_seqs, settings.max_queue_tokens, metrics)
-    lifecycle = Lifecycle(artifact, make_engine, admission, metrics, settings.drain_timeout_s)
+    lifecycle = Lifecycle(
+        artifact, settings.artifacts_dir, make_engine, admission, metrics, settings.drain_timeout_s
+    )
     keys = Keys(settings.keys_file, settings.key.get_secret_value() if settings.key else None)
     usage = Usage(settings.usage_file)
-    return Service(
-        artifact, lifecycle, admission, metrics, keys, usage, Accounts(usage), settings.request_timeout_s
-    )
+    return Service(lifecycle, admission, metrics, keys, usage, Accounts(usage), settings.request_timeout_s)
 
 
 def _service_of(request: Request) -> Service:

@@ -46,6 +46,12 @@ class Metrics:
         self.engine_restarts = Counter(
             "finechat_engine_restarts", "Times the engine died and was started anew.", registry=self.registry
         )
+        self.swaps = Counter(
+            "finechat_swaps",
+            "New artifacts that were taken over, or refused.",
+            ["outcome"],
+            registry=self.registry,
+        )
         self.aborted = Counter("finechat_aborted", "Requests whose client hung up.", registry=self.registry)
         self.ttft = Histogram(
             "finechat_time_to_first_token_seconds",

@@ -170,6 +170,14 @@ def read_artifact(artifacts_dir: Path) -> Artifact:
     return Artifact(directory, manifest, positions if isinstance(positions, int) else None, vocab_size)
 
 
+def current_id(artifacts_dir: Path) -> str | None:
+    """The name that `models/current` points to, whether it is there or not; None without such a link."""
+    try:
+        return (artifacts_dir / "models" / "current").readlink().name
+    except OSError:
+        return None
+
+
 def _current(models: Path) -> Path:
     link = models / "current"
     if not link.exists():

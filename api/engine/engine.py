@@ -12,7 +12,7 @@ import subprocess
 import threading
 import time
 import warnings
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +47,7 @@ class Engine:
         self._directory = artifact.directory
         self._llm: Any = None
         self._defaults: dict[str, Any] = {}
+        self._processes: list[psutil.Process] = []
         self._watch: subprocess.Popen[bytes] | None = None
         self._constructing = False
         self._stopping = False
@@ -74,6 +75,7 @@ class Engine:
         # Ctrl-C reaches the whole process group. vLLM's processes inherit this thread's mask, so
         # that they live on while the service drains; `shutdown` ends them.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        others = {process.pid for process in _engine_processes()}  # of an engine that serves meanwhile
         self._constructing = True
         try:
             # Read after the line above is written: `shutdown` does it the other way round, so
@@ -82,8 +84,10 @@ class Engine:
                 raise EngineStartError("stopped while starting")
             self._llm = AsyncLLM.from_engine_args(arguments)
             self._defaults = self._llm.model_config.get_diff_sampling_param()
-            self._watch = _watch_engine()
+            self._processes = [p for p in _engine_processes() if p.pid not in others]
+            self._watch = _watch_engine(self._processes)
         except Exception as error:
+            _kill([p for p in _engine_processes() if p.pid not in others])
             raise EngineStartError(f"vLLM did not start: {error}") from error
         finally:
             self._constructing = False
@@ -135,12 +139,14 @@ class Engine:
             time.sleep(0.05)
         if self._llm is not None:
             # Requests are over by now, and a worker that takes its time has nothing to save.
-            impatience = threading.Timer(_STOP_GRACE_S, kill_engine_processes)
+            impatience = threading.Timer(_STOP_GRACE_S, _kill, [self._processes])
             impatience.start()
             self._llm.shutdown()
             impatience.cancel()
             self._llm = None
-        kill_engine_processes()
+        _kill(self._processes)
+        if self._watch is not None:
+            self._watch.communicate()  # its pipe closes, and it ends with nothing left to kill
 
 
 def _delta(completion: Any, index: int) -> Delta:
@@ -208,7 +214,12 @@ def sampling_arguments(sampling: Sampling, defaults: dict[str, Any]) -> dict[str
 
 
 def kill_engine_processes() -> None:
-    for process in _engine_processes():
+    """Those of all engines."""
+    _kill(_engine_processes())
+
+
+def _kill(processes: Iterable[psutil.Process]) -> None:
+    for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess, psutil.TimeoutExpired):
             process.kill()
             process.wait(timeout=5)
@@ -224,13 +235,13 @@ def _engine_processes() -> list[psutil.Process]:
     return found
 
 
-def _watch_engine() -> subprocess.Popen[bytes]:
+def _watch_engine(processes: Iterable[psutil.Process]) -> subprocess.Popen[bytes]:
     """Should this process be killed outright, vLLM's would live on with the model in memory.
 
     A shell reads from a pipe that only this process holds open; at its end it kills them. The
     pipe lasts as long as the returned object.
     """
-    pids = [str(process.pid) for process in _engine_processes()]
+    pids = [str(process.pid) for process in processes]
     return subprocess.Popen(
         ["/bin/sh", "-c", 'read -r _; kill -KILL "$@"', "engine-watch", *pids],
         stdin=subprocess.PIPE,

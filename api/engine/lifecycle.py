@@ -1,5 +1,7 @@
 """The life of the service: starting → ready → draining → stopped; restarting when the engine dies, or failed.
 
+While it is ready it follows `models/current`: another artifact gets an engine of its own beside the old one,
+takes over once it has generated a token, and the old engine ends with its last request.
 HTTP is open in every state but the last two; this module says whether a request may begin, and
 ends those that run when the time to drain is over.
 """
@@ -8,14 +10,15 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from enum import StrEnum
+from pathlib import Path
 from typing import Any
 
 from starlette.types import Receive
 
 from api.access.admission import Admission
-from api.engine.artifact import Artifact
+from api.engine.artifact import Artifact, current_id, read_artifact
 from api.engine.engine import Engine
 from api.engine.prompt import Prompt
 from api.errors import ApiError, ClientGone, EngineFailed, EngineStartError, NotReady, StartError
@@ -49,35 +52,72 @@ _EXPLANATIONS = {
 }
 
 
-class Lifecycle:
-    """Owns the engine and the prompt, and every request's right to go on.
+class Served:
+    """A model as it is served: what it is, its engine, and how to write its prompts."""
 
-    make_engine: a new one for every start. failure: why the service must end, once it must.
+    def __init__(self, artifact: Artifact, engine: Engine, prompt: Prompt) -> None:
+        self.artifact = artifact
+        self.engine = engine
+        self.prompt = prompt
+        self._users = 0
+        self._unused = asyncio.Event()
+        self._unused.set()
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """While a request runs: its engine must not be ended."""
+        self._users += 1
+        self._unused.clear()
+        try:
+            yield
+        finally:
+            self._users -= 1
+            if self._users == 0:
+                self._unused.set()
+
+    async def unused(self) -> None:
+        await self._unused.wait()
+
+
+class Lifecycle:
+    """Owns what is served, and every request's right to go on.
+
+    artifact: the first to be served; later the one that `artifacts_dir` calls current. make_engine: a new
+    one for every start. failure: why the service must end, once it must.
     """
 
     def __init__(
         self,
         artifact: Artifact,
-        make_engine: Callable[[], Engine],
+        artifacts_dir: Path,
+        make_engine: Callable[[Artifact], Engine],
         admission: Admission,
         metrics: Metrics,
         drain_timeout_s: float,
     ) -> None:
-        self._artifact = artifact
+        self._first = artifact
+        self._artifacts_dir = artifacts_dir
         self._make_engine = make_engine
-        self._engine = make_engine()
         self._admission = admission
         self._metrics = metrics
         self._drain_timeout_s = drain_timeout_s
         self._state = State.STARTING
-        self._prompt: Prompt | None = None
+        self._served: Served | None = None
+        self._refused: str | None = None  # the artifact that could not be swapped in
+        self._engines: list[Engine] = []  # that have processes, or may have
+        self._retiring: set[asyncio.Task[None]] = set()
         self._cut = asyncio.Event()
         self._running: asyncio.Task[None] | None = None
         self.failure: StartError | None = None
 
     @property
+    def artifact(self) -> Artifact:
+        """What is served, or will be."""
+        return self._served.artifact if self._served else self._first
+
+    @property
     def state(self) -> State:
-        if self._state is State.READY and self._engine.is_dead:
+        if self._state is State.READY and self._served and self._served.engine.is_dead:
             return State.RESTARTING
         return self._state
 
@@ -85,79 +125,110 @@ class Lifecycle:
     def explanation(self) -> str:
         return _EXPLANATIONS[self.state]
 
-    def require_ready(self) -> tuple[Engine, Prompt]:
+    def require_ready(self) -> Served:
         """Raises: EngineFailed, NotReady (both 503)."""
         if self.state in (State.FAILED, State.RESTARTING):
             raise EngineFailed(self.explanation)
-        if self.state is not State.READY or self._prompt is None:
+        if self.state is not State.READY or self._served is None:
             raise NotReady(self.explanation)
-        return self._engine, self._prompt
+        return self._served
 
     def start(self) -> None:
-        """Begin to load, then watch over the engine until `stop`."""
+        """Begin to load, then watch over engine and artifact until `stop`."""
         self._running = asyncio.create_task(self._run())
 
     async def _run(self) -> None:
-        begun = time.monotonic()
         try:
-            await _in_thread(self._load)
-            await self._probe()
+            self._served = await self._load(self._first)
         except StartError as error:
             self._fail(error)
             return
-        except Exception as error:
-            self._fail(StartError(f"cannot load {self._artifact.directory}: {error!r}"))
-            return
         if self._state is State.STARTING:
-            self._ready(begun)
-            for gate in self._artifact.failed_gates:
-                log.warning("event=failed_gate model=%s gate=%r", self._artifact.name, gate)
-        while True:
+            self._state = State.READY
+        while self.failure is None:
             await asyncio.sleep(LOOK_EVERY_S)
-            if self.state is State.RESTARTING:
-                await self._restart()
+            try:
+                if self.state is State.RESTARTING:
+                    await self._restart()
+                elif self.state is State.READY:
+                    await self._follow()
+            except Exception:  # a defect here must not leave the engine unwatched
+                log.exception("event=defect")
 
-    def _load(self) -> None:
-        self._artifact.verify()
-        self._prompt = Prompt.load(self._artifact.directory)
-        self._engine.start()
+    async def _load(self, artifact: Artifact) -> Served:
+        """Verify, start an engine and have it generate a token. Raises: StartError."""
+        begun = time.monotonic()
+        engine = self._make_engine(artifact)
+        self._engines.append(engine)
 
-    async def _probe(self) -> None:
-        """Raises: EngineStartError unless the engine generates a token."""
-        assert self._prompt
-        ids = self._prompt.encode([ChatMessage(role="user", content="Hi")])
+        def load() -> Prompt:
+            artifact.verify()
+            prompt = Prompt.load(artifact.directory)
+            engine.start()
+            return prompt
+
         try:
-            async with asyncio.timeout(PROBE_TIMEOUT_S):
-                async for _ in self._engine.generate(PROBE, ids, Sampling(), 1, stream=False):
-                    pass
-        except (ApiError, TimeoutError) as error:
-            raise EngineStartError(f"the engine started and generates nothing: {error!r}") from None
+            prompt = await _in_thread(load)
+            await _probe(engine, prompt)
+        except Exception as error:
+            await self._end(engine)
+            if isinstance(error, StartError):
+                raise
+            raise StartError(f"cannot load {artifact.directory}: {error!r}") from error
+        log.info("event=ready model=%s duration_s=%.1f", artifact.name, time.monotonic() - begun)
+        for gate in artifact.failed_gates:
+            log.warning("event=failed_gate model=%s gate=%r", artifact.name, gate)
+        return Served(artifact, engine, prompt)
 
     async def _restart(self) -> None:
+        assert self._served
         self._state = State.RESTARTING
         self._metrics.engine_restarts.inc()
         log.error("event=engine_dead")
-        failure = EngineStartError("the engine died")
+        failure = StartError("the engine died")
+        await self._end(self._served.engine)
         for pause_s in PAUSES_S:
-            await asyncio.to_thread(self._engine.shutdown)
             await asyncio.sleep(pause_s)
-            begun = time.monotonic()
-            self._engine = self._make_engine()
             try:
-                await _in_thread(self._engine.start)
-                await self._probe()
-            except EngineStartError as error:
+                self._served = await self._load(self._served.artifact)
+            except StartError as error:
                 failure = error
                 log.error("event=restart_failed error=%r", str(error))
             else:
                 if self._state is State.RESTARTING:
-                    self._ready(begun)
+                    self._state = State.READY
                 return
         self._fail(failure)
 
-    def _ready(self, begun: float) -> None:
-        self._state = State.READY
-        log.info("event=ready model=%s duration_s=%.1f", self._artifact.name, time.monotonic() - begun)
+    async def _follow(self) -> None:
+        """Serve the artifact that is current, if it is another one and works; until then the old one."""
+        assert self._served
+        id = current_id(self._artifacts_dir)
+        if id in (None, self._served.artifact.manifest.id, self._refused):
+            return
+        log.info("event=swap_begun artifact=%s", id)
+        try:
+            served = await self._load(read_artifact(self._artifacts_dir))
+        except StartError as error:
+            self._refused = id
+            self._metrics.swaps.labels("refused").inc()
+            log.error("event=swap_refused artifact=%s error=%r", id, str(error))
+            return
+        old, self._served, self._refused = self._served, served, None
+        self._metrics.swaps.labels("done").inc()
+        log.info("event=swapped artifact=%s", id)
+        retiring = asyncio.create_task(self._retire(old))
+        self._retiring.add(retiring)
+        retiring.add_done_callback(self._retiring.discard)
+
+    async def _retire(self, old: Served) -> None:
+        """End its engine when its last request has ended."""
+        await old.unused()
+        await self._end(old.engine)
+
+    async def _end(self, engine: Engine) -> None:
+        await asyncio.to_thread(engine.shutdown)
+        self._engines.remove(engine)
 
     def _fail(self, failure: StartError) -> None:
         if self._state in (State.STARTING, State.RESTARTING):
@@ -195,37 +266,45 @@ class Lifecycle:
             await self._admission.wait_idle(_CUT_GRACE_S)
 
     async def stop(self) -> None:
-        """End the engine; a failure stays visible as the last state."""
-        if self._running is not None:
-            self._running.cancel()
+        """End all engines; a failure stays visible as the last state."""
+        for task in (self._running, *self._retiring):
+            if task is not None:
+                task.cancel()
         if self._state is not State.FAILED:
             self._state = State.STOPPED
-        await asyncio.to_thread(self._engine.shutdown)
+        for engine in list(self._engines):
+            await self._end(engine)
         log.info("event=stopped")
 
 
-def _in_thread(work: Callable[[], None]) -> asyncio.Future[None]:
+async def _probe(engine: Engine, prompt: Prompt) -> None:
+    """Raises: EngineStartError unless the engine generates a token."""
+    ids = prompt.encode([ChatMessage(role="user", content="Hi")])
+    try:
+        async with asyncio.timeout(PROBE_TIMEOUT_S):
+            async for _ in engine.generate(PROBE, ids, Sampling(), 1, stream=False):
+                pass
+    except (ApiError, TimeoutError) as error:
+        raise EngineStartError(f"the engine started and generates nothing: {error!r}") from None
+
+
+def _in_thread(work: Callable[[], Any]) -> asyncio.Future[Any]:
     """A daemon: an import or a load cannot be interrupted, and must not keep the process."""
     loop = asyncio.get_running_loop()
-    done: asyncio.Future[None] = loop.create_future()
+    done: asyncio.Future[Any] = loop.create_future()
 
-    def tell(error: BaseException | None) -> None:
-        if done.cancelled():
-            return
-        if error is None:
-            done.set_result(None)
-        else:
-            done.set_exception(error)
+    def tell(result: Any, error: Exception | None) -> None:
+        if not done.cancelled():
+            done.set_exception(error) if error else done.set_result(result)
 
     def run() -> None:
+        result, failure = None, None
         try:
-            work()
+            result = work()
         except Exception as error:
-            outcome: Exception | None = error
-        else:
-            outcome = None
+            failure = error
         with contextlib.suppress(RuntimeError):  # the loop has ended: stopped while loading
-            loop.call_soon_threadsafe(tell, outcome)
+            loop.call_soon_threadsafe(tell, result, failure)
 
     threading.Thread(target=run, name="engine-start", daemon=True).start()
     return done

@@ -112,6 +112,7 @@ class Exchange(Response):
         self._request = request
         self._service = service
         self._started = False
+        self._fingerprint = ""
 
     @abstractmethod
     def prompts(self) -> int:
@@ -158,7 +159,9 @@ class Exchange(Response):
             raise DeadlineExceeded(f"The answer was not complete after {self._timeout_s:g} s.") from None
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        engine, prompt = self._service.lifecycle.require_ready()
+        served = self._service.lifecycle.require_ready()
+        engine, prompt = served.engine, served.prompt
+        self._fingerprint = served.artifact.manifest.id
         _require_known_tokens(self._request, engine.vocab_size)
         # Tokenising a long prompt takes milliseconds: not on the event loop.
         prompts = await asyncio.to_thread(self.encode, prompt)
@@ -168,6 +171,7 @@ class Exchange(Response):
         most = tally.prompt_tokens + sum(limits) * self._request.choices()
         key = scope[KEY]
         async with contextlib.AsyncExitStack() as held:
+            held.enter_context(served.held())
             headers = held.enter_context(self._reserved(key, most, tally))
             turn = self._service.admission.turn(key.name if key else "", self._answers(), most)
             await held.enter_async_context(turn)
@@ -264,7 +268,7 @@ class Exchange(Response):
             "id": self.id,
             "created": self.created,
             "model": self._request.model,
-            "system_fingerprint": self._service.artifact.manifest.id,
+            "system_fingerprint": self._fingerprint,
         }
 
 

@@ -36,5 +36,5 @@ async def retrieve_model(model: str, service: ServiceOfApp) -> Model:
 
 
 def _model(service: Service) -> Model:
-    manifest = service.artifact.manifest
+    manifest = service.lifecycle.artifact.manifest
     return Model(id=manifest.name, created=int(manifest.created_at.timestamp()))

@@ -230,7 +230,7 @@ def make_house(artifacts: Path) -> Callable[..., House]:
     def make(engine: FakeEngine | None = None, **options: Any) -> House:
         engine = engine or FakeEngine()
         settings = Settings(artifacts_dir=artifacts, **options)
-        service = build_service(settings, read_artifact(artifacts), lambda: engine)  # type: ignore
+        service = build_service(settings, read_artifact(artifacts), lambda _: engine)  # type: ignore
         return House(create_app(service), service, engine, settings)
 
     return make

@@ -1,19 +1,28 @@
 """From first to last: HTTP is open, says the truth, and every stream is told how it ends."""
 
 import asyncio
+import json
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
+from api.app import create_app
 from api.engine import lifecycle
+from api.engine.artifact import read_artifact
+from api.engine.engine import Delta
 from api.engine.lifecycle import State
 from api.errors import EngineFailed, EngineStartError, StartError
 from api.server import Server, listen
-from conftest import FakeEngine, House, ask, eventually
+from api.service import build_service
+from api.settings import Settings
+from conftest import FakeEngine, House, ask, eventually, example_manifest
 from test_chat import URL, assert_openai_error, events
 
 pytestmark = pytest.mark.anyio
@@ -160,3 +169,87 @@ async def test_port_in_use_is_said_in_one_line() -> None:
         pytest.raises(EngineStartError, match=r"cannot listen on 127.0.0.1:.* in use"),
     ):
         listen("127.0.0.1", taken.getsockname()[1])
+
+
+@pytest.fixture
+def swappable(artifacts: Path) -> Callable[..., House]:
+    """A service that starts `first`, then `others` in turn."""
+
+    def make(first: FakeEngine, *others: FakeEngine) -> House:
+        engines: Any = iter([first, *others])
+        settings = Settings(artifacts_dir=artifacts)
+        service = build_service(settings, read_artifact(artifacts), lambda _: next(engines))
+        return House(create_app(service), service, first, settings)
+
+    return make
+
+
+def another_artifact(artifacts: Path, id: str, *, whole: bool = True) -> None:
+    """Make a copy of the artifact under another id and let `current` name it."""
+    models = artifacts / "models"
+    copied = models / id
+    shutil.copytree(models / "tiny-r8", copied)
+    manifest = example_manifest(copied)
+    (copied / "manifest.json").write_text(json.dumps(manifest))
+    if not whole:
+        (copied / "README.md").write_text("# Other\n")
+    link = models / "current.new"
+    link.symlink_to(id)
+    link.replace(models / "current")
+
+
+async def test_new_weights_take_over_and_the_old_finish_what_they_began(
+    swappable: Callable[..., House], artifacts: Path
+) -> None:
+    old = FakeEngine(hold_before=1)
+    new = FakeEngine(deltas=[Delta("New", 1, "stop")])
+    house = swappable(old, new)
+    async with house.serving() as url, httpx.AsyncClient(base_url=url) as client:
+        async with client.stream("POST", URL, json=ask(stream=True)) as running:
+            another_artifact(artifacts, "tiny-r16")
+            await eventually(lambda: house.service.lifecycle.artifact.manifest.id == "tiny-r16")
+            answer = (await client.post(URL, json=ask())).json()
+            assert answer["choices"][0]["message"]["content"] == "New"
+            assert answer["system_fingerprint"] == "tiny-r16"
+            assert not old.stopped, "a stream still runs on it"
+            old.release.set()
+            body = (await running.aread()).decode()
+        assert "Hello" in body and " world" in body and '"system_fingerprint":"tiny-r8"' in body
+        assert "tiny-r16" not in body
+        await eventually(lambda: old.stopped)
+        assert not new.stopped
+        assert 'finechat_swaps_total{outcome="done"} 1.0' in (await client.get("/metrics")).text
+    assert new.stopped
+
+
+@pytest.mark.parametrize("broken", ["artifact", "start", "probe"])
+async def test_weights_that_do_not_work_are_refused_and_the_old_go_on(
+    swappable: Callable[..., House], artifacts: Path, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    old, new = FakeEngine(), FakeEngine()
+    house = swappable(old, new)
+    async with house.serving() as url, httpx.AsyncClient(base_url=url) as client:
+        if broken == "start":
+            new.start_error = EngineStartError("no memory")
+        if broken == "probe":
+            monkeypatch.setattr(lifecycle, "PROBE", "another")
+            new.fail_before = (0, EngineFailed("stuck"))
+        another_artifact(artifacts, "tiny-r16", whole=broken != "artifact")
+        refused = house.service.metrics.swaps.labels("refused")
+        await eventually(lambda: refused._value.get() == 1)
+        assert (await client.post(URL, json=ask())).json()["system_fingerprint"] == "tiny-r8"
+        assert new.stopped and not old.stopped
+        await asyncio.sleep(3 * lifecycle.LOOK_EVERY_S)
+        assert refused._value.get() == 1, "it is not tried again and again"
+
+
+async def test_a_current_that_points_nowhere_is_refused(
+    swappable: Callable[..., House], artifacts: Path
+) -> None:
+    house = swappable(FakeEngine())
+    async with house.serving() as url, httpx.AsyncClient(base_url=url) as client:
+        link = artifacts / "models" / "current"
+        link.unlink()
+        link.symlink_to("gone")
+        await eventually(lambda: house.service.metrics.swaps.labels("refused")._value.get() == 1)
+        assert (await client.post(URL, json=ask())).status_code == 200
