@@ -91,6 +91,7 @@ class Engine:
             raise EngineStartError(f"vLLM did not start: {error}") from error
         finally:
             self._constructing = False
+        gc.collect()
         gc.freeze()  # what start-up made stays; do not scan it in every collection
 
     async def generate(
@@ -145,6 +146,9 @@ class Engine:
             impatience.cancel()
             self._llm = None
         _kill(self._processes)
+        # What `start` froze is garbage now, and frozen garbage is never collected.
+        gc.unfreeze()
+        gc.collect()
         if self._watch is not None:
             self._watch.communicate()  # its pipe closes, and it ends with nothing left to kill
 

@@ -7,10 +7,8 @@ ends those that run when the time to drain is over.
 """
 
 import asyncio
-import contextlib
-import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -20,14 +18,10 @@ from starlette.types import Receive
 from api.access.admission import Admission
 from api.engine.artifact import Artifact, current_id, read_artifact
 from api.engine.engine import Engine
-from api.engine.prompt import Prompt
-from api.errors import ApiError, ClientGone, EngineFailed, EngineStartError, NotReady, StartError
-from api.schema.chat import ChatMessage
-from api.schema.generation import Sampling
+from api.engine.served import Served, load
+from api.errors import ClientGone, EngineFailed, NotReady, StartError
 from api.telemetry import Metrics, log
 
-PROBE = "probe"  # the request id of the token that proves that the engine works
-PROBE_TIMEOUT_S = 60.0
 LOOK_EVERY_S = 0.25
 PAUSES_S = (0.0, 1.0, 4.0, 15.0, 60.0)  # before each attempt to restart a dead engine
 _CUT_GRACE_S = 1.0
@@ -50,33 +44,6 @@ _EXPLANATIONS = {
     State.STOPPED: "The service has stopped.",
     State.FAILED: "The engine has failed and could not be restarted.",
 }
-
-
-class Served:
-    """A model as it is served: what it is, its engine, and how to write its prompts."""
-
-    def __init__(self, artifact: Artifact, engine: Engine, prompt: Prompt) -> None:
-        self.artifact = artifact
-        self.engine = engine
-        self.prompt = prompt
-        self._users = 0
-        self._unused = asyncio.Event()
-        self._unused.set()
-
-    @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
-        """While a request runs: its engine must not be ended."""
-        self._users += 1
-        self._unused.clear()
-        try:
-            yield
-        finally:
-            self._users -= 1
-            if self._users == 0:
-                self._unused.set()
-
-    async def unused(self) -> None:
-        await self._unused.wait()
 
 
 class Lifecycle:
@@ -156,29 +123,19 @@ class Lifecycle:
                 log.exception("event=defect")
 
     async def _load(self, artifact: Artifact) -> Served:
-        """Verify, start an engine and have it generate a token. Raises: StartError."""
+        """With an engine of its own. Raises: StartError."""
         begun = time.monotonic()
         engine = self._make_engine(artifact)
         self._engines.append(engine)
-
-        def load() -> Prompt:
-            artifact.verify()
-            prompt = Prompt.load(artifact.directory)
-            engine.start()
-            return prompt
-
         try:
-            prompt = await _in_thread(load)
-            await _probe(engine, prompt)
-        except Exception as error:
+            served = await load(artifact, engine)
+        except StartError:
             await self._end(engine)
-            if isinstance(error, StartError):
-                raise
-            raise StartError(f"cannot load {artifact.directory}: {error!r}") from error
+            raise
         log.info("event=ready model=%s duration_s=%.1f", artifact.name, time.monotonic() - begun)
         for gate in artifact.failed_gates:
             log.warning("event=failed_gate model=%s gate=%r", artifact.name, gate)
-        return Served(artifact, engine, prompt)
+        return served
 
     async def _restart(self) -> None:
         assert self._served
@@ -275,39 +232,6 @@ class Lifecycle:
         for engine in list(self._engines):
             await self._end(engine)
         log.info("event=stopped")
-
-
-async def _probe(engine: Engine, prompt: Prompt) -> None:
-    """Raises: EngineStartError unless the engine generates a token."""
-    ids = prompt.encode([ChatMessage(role="user", content="Hi")])
-    try:
-        async with asyncio.timeout(PROBE_TIMEOUT_S):
-            async for _ in engine.generate(PROBE, ids, Sampling(), 1, stream=False):
-                pass
-    except (ApiError, TimeoutError) as error:
-        raise EngineStartError(f"the engine started and generates nothing: {error!r}") from None
-
-
-def _in_thread(work: Callable[[], Any]) -> asyncio.Future[Any]:
-    """A daemon: an import or a load cannot be interrupted, and must not keep the process."""
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[Any] = loop.create_future()
-
-    def tell(result: Any, error: Exception | None) -> None:
-        if not done.cancelled():
-            done.set_exception(error) if error else done.set_result(result)
-
-    def run() -> None:
-        result, failure = None, None
-        try:
-            result = work()
-        except Exception as error:
-            failure = error
-        with contextlib.suppress(RuntimeError):  # the loop has ended: stopped while loading
-            loop.call_soon_threadsafe(tell, result, failure)
-
-    threading.Thread(target=run, name="engine-start", daemon=True).start()
-    return done
 
 
 async def _disconnected(receive: Receive) -> None:

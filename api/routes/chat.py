@@ -7,7 +7,8 @@ from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
 
 from api.engine.prompt import Prompt
-from api.routes.exchange import Answer, Exchange, StrictRoute, Timeout, answers_with
+from api.routes.exchange import Answer, Exchange, Timeout
+from api.routes.strict import StrictRoute, answers_with
 from api.schema.chat import AssistantMessage, ChatCompletion, ChatRequest, Choice, ChoiceLogprobs
 from api.schema.generation import Usage
 from api.service import Service, ServiceOfApp

@@ -9,7 +9,8 @@ from fastapi.responses import JSONResponse
 from api.engine.prompt import Prompt
 from api.errors import InvalidRequest
 from api.logprobs import completion_logprobs
-from api.routes.exchange import Answer, Exchange, StrictRoute, Timeout, answers_with
+from api.routes.exchange import Answer, Exchange, Timeout
+from api.routes.strict import StrictRoute, answers_with
 from api.schema.completions import Completion, CompletionChoice, CompletionRequest
 from api.schema.generation import Usage
 from api.service import Service, ServiceOfApp

@@ -7,18 +7,15 @@ rendering, so that a full house spends no time on tokens it will not use.
 
 import asyncio
 import contextlib
-import dataclasses
 import time
 import uuid
 from abc import abstractmethod
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
-import orjson
-from fastapi import Header, Request, Response
-from fastapi.routing import APIRoute
+from fastapi import Header, Response
 from pydantic import BaseModel
 from starlette.types import Receive, Scope, Send
 
@@ -26,16 +23,16 @@ from api.access.keys import Key
 from api.access.security import KEY
 from api.engine.engine import Delta, Engine
 from api.engine.prompt import Prompt
+from api.engine.served import Served
 from api.errors import (
     ApiError,
     ClientGone,
     ContextLengthExceeded,
     DeadlineExceeded,
-    ErrorBody,
     InvalidRequest,
-    NotJson,
 )
 from api.logprobs import token_logprobs
+from api.routes.merged import merged
 from api.schema.generation import FinishReason, GenerationRequest, Sampling, TokenLogprob, Usage
 from api.service import Service
 from api.sse import DONE, Frames, error_frame
@@ -49,38 +46,6 @@ _STREAM_HEADERS = [
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),
 ]
-
-
-class _StrictRequest(Request):
-    async def json(self) -> Any:
-        """By orjson, which refuses what json lets through: NaN and lone surrogates."""
-        return orjson.loads(await self.body())
-
-
-class StrictRoute(APIRoute):
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        handle = super().get_route_handler()
-
-        async def strict(request: Request) -> Response:
-            media_type = request.headers.get("content-type", "").partition(";")[0].strip()
-            if media_type.lower() != "application/json":
-                raise NotJson("The body must be JSON, sent as `Content-Type: application/json`.")
-            return await handle(_StrictRequest(request.scope, request.receive))
-
-        return strict
-
-
-def answers_with(body: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
-    """What the OpenAPI document says of an endpoint's answers."""
-    return {
-        200: {
-            "description": "The answer, or with `stream` its chunks as server-sent events.",
-            "model": body,
-            "content": {"text/event-stream": {"schema": {"type": "string"}}},
-        },
-        "4XX": {"model": ErrorBody},
-        "5XX": {"model": ErrorBody},
-    }
 
 
 @dataclass(slots=True)
@@ -160,6 +125,10 @@ class Exchange(Response):
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         served = self._service.lifecycle.require_ready()
+        with served.held():
+            await self._serve_by(served, scope, receive, send)
+
+    async def _serve_by(self, served: Served, scope: Scope, receive: Receive, send: Send) -> None:
         engine, prompt = served.engine, served.prompt
         self._fingerprint = served.artifact.manifest.id
         _require_known_tokens(self._request, engine.vocab_size)
@@ -171,7 +140,6 @@ class Exchange(Response):
         most = tally.prompt_tokens + sum(limits) * self._request.choices()
         key = scope[KEY]
         async with contextlib.AsyncExitStack() as held:
-            held.enter_context(served.held())
             headers = held.enter_context(self._reserved(key, most, tally))
             turn = self._service.admission.turn(key.name if key else "", self._answers(), most)
             await held.enter_async_context(turn)
@@ -270,40 +238,6 @@ class Exchange(Response):
             "model": self._request.model,
             "system_fingerprint": self._fingerprint,
         }
-
-
-async def merged(streams: Sequence[AsyncGenerator[Delta, None]], each: int) -> AsyncGenerator[Delta, None]:
-    """The deltas of several prompts as they come; each: the answers of one prompt.
-
-    Closing it closes all of them; the first failure ends it.
-    """
-    queue: asyncio.Queue[Delta | Exception | None] = asyncio.Queue(maxsize=1)
-
-    async def pump(number: int, stream: AsyncGenerator[Delta, None]) -> None:
-        try:
-            async with aclosing(stream):
-                async for delta in stream:
-                    await queue.put(dataclasses.replace(delta, index=number * each + delta.index))
-        except Exception as error:
-            await queue.put(error)
-        else:
-            await queue.put(None)
-
-    tasks = [asyncio.create_task(pump(number, stream)) for number, stream in enumerate(streams)]
-    running = len(tasks)
-    try:
-        while running:
-            item = await queue.get()
-            if isinstance(item, Exception):
-                raise item
-            if item is None:
-                running -= 1
-            else:
-                yield item
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.wait(tasks)
 
 
 def token_budget(prompt_tokens: int, asked: int | None, max_model_len: int, prompt_field: str) -> int:

@@ -18,7 +18,8 @@ from transformers import PreTrainedTokenizerFast
 from api.app import create_app
 from api.engine.artifact import read_artifact
 from api.engine.engine import Delta
-from api.engine.lifecycle import PROBE, State
+from api.engine.lifecycle import State
+from api.engine.served import PROBE
 from api.server import Server, listen
 from api.service import Service, build_service
 from api.settings import Settings

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from api.engine.engine import Delta
 from api.errors import EngineFailed
-from api.routes.exchange import merged
+from api.routes.merged import merged
 from api.schema.completions import Completion
 from conftest import MODEL, FakeEngine, House
 

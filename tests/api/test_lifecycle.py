@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from api.app import create_app
-from api.engine import lifecycle
+from api.engine import lifecycle, served
 from api.engine.artifact import read_artifact
 from api.engine.engine import Delta
 from api.engine.lifecycle import State
@@ -98,7 +98,7 @@ async def test_an_engine_that_stays_dead_ends_the_server(
 async def test_an_engine_that_starts_and_generates_nothing_is_not_ready(
     make_house: MakeHouse, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lifecycle, "PROBE", "another")
+    monkeypatch.setattr(served, "PROBE", "another")
     engine = FakeEngine(fail_before=(0, EngineFailed("stuck")))
     house = make_house(engine)
     await house.load()
@@ -232,7 +232,7 @@ async def test_weights_that_do_not_work_are_refused_and_the_old_go_on(
         if broken == "start":
             new.start_error = EngineStartError("no memory")
         if broken == "probe":
-            monkeypatch.setattr(lifecycle, "PROBE", "another")
+            monkeypatch.setattr(served, "PROBE", "another")
             new.fail_before = (0, EngineFailed("stuck"))
         another_artifact(artifacts, "tiny-r16", whole=broken != "artifact")
         refused = house.service.metrics.swaps.labels("refused")

@@ -1,0 +1,96 @@
+"""A model as it is served: verified, loaded, and proven by a token that it has generated."""
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from api.engine.artifact import Artifact
+from api.engine.engine import Engine
+from api.engine.prompt import Prompt
+from api.errors import ApiError, EngineStartError, StartError
+from api.schema.chat import ChatMessage
+from api.schema.generation import Sampling
+
+PROBE = "probe"  # the request id of the token that proves that the engine works
+PROBE_TIMEOUT_S = 60.0
+
+
+class Served:
+    """A model as it is served: what it is, its engine, and how to write its prompts."""
+
+    def __init__(self, artifact: Artifact, engine: Engine, prompt: Prompt) -> None:
+        self.artifact = artifact
+        self.engine = engine
+        self.prompt = prompt
+        self._users = 0
+        self._unused = asyncio.Event()
+        self._unused.set()
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """While a request runs: its engine must not be ended."""
+        self._users += 1
+        self._unused.clear()
+        try:
+            yield
+        finally:
+            self._users -= 1
+            if self._users == 0:
+                self._unused.set()
+
+    async def unused(self) -> None:
+        await self._unused.wait()
+
+
+async def load(artifact: Artifact, engine: Engine) -> Served:
+    """Verify the artifact, start the engine and have it generate a token. Raises: StartError."""
+
+    def start() -> Prompt:
+        artifact.verify()
+        prompt = Prompt.load(artifact.directory)
+        engine.start()
+        return prompt
+
+    try:
+        prompt = await _in_thread(start)
+        await _probe(engine, prompt)
+    except StartError:
+        raise
+    except Exception as error:
+        raise StartError(f"cannot load {artifact.directory}: {error!r}") from error
+    return Served(artifact, engine, prompt)
+
+
+async def _probe(engine: Engine, prompt: Prompt) -> None:
+    """Raises: EngineStartError unless the engine generates a token."""
+    ids = prompt.encode([ChatMessage(role="user", content="Hi")])
+    try:
+        async with asyncio.timeout(PROBE_TIMEOUT_S):
+            async for _ in engine.generate(PROBE, ids, Sampling(), 1, stream=False):
+                pass
+    except (ApiError, TimeoutError) as error:
+        raise EngineStartError(f"the engine started and generates nothing: {error!r}") from None
+
+
+def _in_thread(work: Callable[[], Any]) -> asyncio.Future[Any]:
+    """A daemon: an import or a load cannot be interrupted, and must not keep the process."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[Any] = loop.create_future()
+
+    def tell(result: Any, error: Exception | None) -> None:
+        if not done.cancelled():
+            done.set_exception(error) if error else done.set_result(result)
+
+    def run() -> None:
+        result, failure = None, None
+        try:
+            result = work()
+        except Exception as error:
+            failure = error
+        with contextlib.suppress(RuntimeError):  # the loop has ended: stopped while loading
+            loop.call_soon_threadsafe(tell, result, failure)
+
+    threading.Thread(target=run, name="engine-start", daemon=True).start()
+    return done
