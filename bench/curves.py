@@ -27,7 +27,7 @@ sys.path.insert(0, str(ROOT))
 from trainer.fit.intervals import loss_interval  # noqa: E402
 from trainer.fit.loss import RowLoss  # noqa: E402
 from trainer.fit.page import STYLE  # noqa: E402
-from trainer.fit.plots import Bar, Line, curves, forest, losses_scale  # noqa: E402
+from trainer.fit.plots import Line, curves, losses_scale  # noqa: E402
 from trainer.html_page import Figure, document, table  # noqa: E402
 
 RESULT, PAGE = ROOT / "bench" / "results" / "curves.json", ROOT / "docs" / "engines" / "index.html"
@@ -103,12 +103,6 @@ def page(told: dict[str, Any]) -> str:
     keys = "".join(
         f'<span class="keyed c{i}"><span class=key></span>{name}</span> ' for i, name in enumerate(cases)
     )
-    bars = []
-    for i, name in enumerate(cases):
-        if name != reference:
-            found = against_first(cases, name)
-            hollow = found.low <= 0 <= found.high
-            bars.append(Bar(name, i, found.value, found.low, found.high, hollow, False))
     panel = curves("training loss", lines, told["steps"], losses_scale(lines, told["steps"]))
     body = f"""<h1>Do the engines learn the same?</h1>
 <p>{told["steps"]} steps of SmolLM2-135M-Instruct on the quickstart's rows, rank {RANK}, on
@@ -117,7 +111,6 @@ def page(told: dict[str, Any]) -> str:
 <p>{keys}</p>
 <div class=panels><div>{panel}</div></div>
 <h2>Validation loss against {reference}</h2>
-<div class=forest>{forest(bars)}</div>
 {table(["case", "validation loss", "difference [95%]", "largest difference of a step"], rows(told))}
 <p class=quiet>Nats a token; intervals by bootstrap over the validation rows. Losses are means of {BINS} bins
 of steps. Every validation loss is measured by transformers on the unquantised base. Made by
