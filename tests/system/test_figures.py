@@ -2,9 +2,16 @@
 
 import json
 
-from bench.quickstart import RESULT, table
+from bench import quickstart, training
 from conftest import ROOT
+
+README = (ROOT / "README.md").read_text()
 
 
 def test_the_readme_shows_the_table_of_the_kept_measurement() -> None:
-    assert table(json.loads(RESULT.read_text())) in (ROOT / "README.md").read_text()
+    assert quickstart.table(json.loads(quickstart.RESULT.read_text())) in README
+
+
+def test_the_readme_shows_the_kept_training_speed() -> None:
+    kept = json.loads((ROOT / "bench" / "results" / "training-h100.json").read_text())
+    assert training.table(kept["rows"]) in README
