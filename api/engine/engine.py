@@ -150,7 +150,8 @@ class Engine:
         gc.unfreeze()
         gc.collect()
         if self._watch is not None:
-            self._watch.communicate()  # its pipe closes, and it ends with nothing left to kill
+            self._watch.kill()  # or it would kill these numbers again, whoever has them by then
+            self._watch.communicate()
 
 
 def _delta(completion: Any, index: int) -> Delta:
