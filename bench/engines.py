@@ -44,7 +44,7 @@ PRECISIONS = {
     "4bit-bfloat16": ["train.dtype=bfloat16", "train.quantization=4bit"],
 }
 SMALL_CASES = [f"{engine}/{precision}" for precision in PRECISIONS for engine in ("plain", "unsloth")]
-PROFILE_CASES = ["t4-qlora/unsloth", "t4-qlora/plain", "llama-3.2-3b/plain"]
+PROFILE_CASES = ["t4-qlora/unsloth", "t4-qlora/plain", "llama-3.2-3b/plain", "llama-3.2-3b/compiled"]
 
 
 def main(cases: list[str]) -> None:

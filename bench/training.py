@@ -2,12 +2,13 @@
 
     python bench/training.py                          # every path that can run here; writes bench/results
     python bench/training.py --paths trl compiled-fp32 --repeats 5
+    python bench/training.py --paths trl --repeats 1 --add       # beside what was kept of other paths
 
 On a GPU: a random-weight model of the Llama-3.2-3B shape, bfloat16, rank 32, rows of log-normal length
 (mean about 500 tokens, at most 2,048) packed to 16,384 a step. Without one: the real 135M model in fp32
 on the quickstart's rows, packed to 256 a step. Each path is a process of its own, the paths take turns, and
 only tokens of rows count, no filling. `trl` and `unsloth` are SFTTrainer as their users call it, with
-packing; the others are this project's engines.
+packing; `unsloth-kept` is without gradient checkpointing. The others are this project's engines.
 """
 
 import argparse
@@ -30,7 +31,7 @@ STARTED = time.monotonic()
 ROOT = Path(__file__).resolve().parent.parent
 WORK = Path(os.environ.get("BENCH_WORK", Path(tempfile.gettempdir()) / "finechat-bench-training"))
 PATHS = {
-    "cuda": ("trl", "unsloth", "plain-bf16", "compiled-bf16", "compiled-fp8"),
+    "cuda": ("trl", "unsloth", "unsloth-kept", "plain-bf16", "compiled-bf16", "compiled-fp8"),
     "cpu": ("trl", "plain-fp32", "compiled-fp32"),
 }
 WARM_UP, MEASURED = {"cuda": 4, "cpu": 3}, {"cuda": 12, "cpu": 12}
@@ -50,6 +51,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--paths", nargs="+")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--add", action="store_true", help="keep the rows of other paths in the file")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
@@ -57,10 +59,10 @@ def main() -> None:
         return
     device = _device()
     paths = options.paths or [
-        path for path in PATHS[device] if path != "unsloth" or importlib.util.find_spec("unsloth")
+        path for path in PATHS[device] if "unsloth" not in path or importlib.util.find_spec("unsloth")
     ]
     WORK.mkdir(parents=True, exist_ok=True)
-    rows: list[dict[str, Any]] = []
+    rows = [row for row in _kept(device) if row["path"] not in paths] if options.add else []
     for repeat in range(options.repeats):
         for path in paths:
             row = {"path": path, "repeat": repeat, **_run(path)}
@@ -147,7 +149,7 @@ def _ours(engine: str, precision: str, base: Path, rows: Any, device: str, steps
     )  # fmt: skip
 
 
-def _peer(engine: str, _: str, base: Path, rows: Any, device: str, steps: int, clock: Any) -> Any:
+def _peer(engine: str, variant: str, base: Path, rows: Any, device: str, steps: int, clock: Any) -> Any:
     """SFTTrainer with its own packing, collator and loss."""
     import torch
 
@@ -160,7 +162,7 @@ def _peer(engine: str, _: str, base: Path, rows: Any, device: str, steps: int, c
         )
         model = FastLanguageModel.get_peft_model(
             model, r=RANK, lora_alpha=RANK, lora_dropout=0, bias="none", target_modules=TARGETS,
-            use_gradient_checkpointing="unsloth", random_state=SEED,
+            use_gradient_checkpointing=False if variant == "kept" else "unsloth", random_state=SEED,
         )  # fmt: skip
         lora = None
     else:
@@ -278,18 +280,30 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _write(device: str, rows: list[dict[str, Any]]) -> None:
+def _result_file(device: str) -> tuple[str, Path]:
+    """The card's name, and where its figures are kept."""
     import torch
 
     name = torch.cuda.get_device_name() if device == "cuda" else "cpu"
     card = name.removeprefix("NVIDIA ").split()[0].lower()
+    return name, ROOT / "bench" / "results" / f"training-{card}.json"
+
+
+def _kept(device: str) -> list[dict[str, Any]]:
+    _, path = _result_file(device)
+    rows: list[dict[str, Any]] = json.loads(path.read_text())["rows"] if path.is_file() else []
+    return rows
+
+
+def _write(device: str, rows: list[dict[str, Any]]) -> None:
+    name, path = _result_file(device)
     found = {}
     for package in PACKAGES:
         if importlib.util.find_spec(package):
             found[package] = importlib.metadata.version(package)
     hardware = {"name": name, "cpus": len(os.sched_getaffinity(0)), "machine": platform.machine()}
     told = {"hardware": hardware, "versions": found, "rows": rows}
-    (ROOT / "bench" / "results" / f"training-{card}.json").write_text(json.dumps(told, indent=1) + "\n")
+    path.write_text(json.dumps(told, indent=1) + "\n")
 
 
 def _memory_gib(device: str) -> float:

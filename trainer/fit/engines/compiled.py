@@ -133,12 +133,12 @@ def decoder_layer(
     """One layer as transformers' `LlamaDecoderLayer` has it. hidden: (length, width)."""
     to_qkv, to_out, to_gate_up, to_down = zip(shape.layouts, projections, strict=True)
     x = _rms_norm(hidden, norms[0], shape.epsilon)
-    query, key, value = _heads(shape.project(x, to_qkv[0], *to_qkv[1]), shape)
+    query, key, value = _heads(shape.project(x, None, to_qkv[0], *to_qkv[1]), shape)
     attended = attend(_rotate(query, cos, sin), _rotate(key, cos, sin), value, borders, longest)
-    hidden = hidden + shape.project(attended.flatten(1), to_out[0], *to_out[1])
+    hidden = shape.project(attended.flatten(1), hidden, to_out[0], *to_out[1])
     x = _rms_norm(hidden, norms[1], shape.epsilon)
-    gate, up = shape.project(x, to_gate_up[0], *to_gate_up[1]).chunk(2, 1)
-    return hidden + shape.project(functional.silu(gate) * up, to_down[0], *to_down[1])
+    gate, up = shape.project(x, None, to_gate_up[0], *to_gate_up[1]).chunk(2, 1)
+    return shape.project(functional.silu(gate) * up, hidden, to_down[0], *to_down[1])
 
 
 def _groups(layer: Any) -> tuple[tuple[Any, ...], ...]:

@@ -34,9 +34,9 @@ def rounded(x: Tensor) -> tuple[Tensor, Tensor]:
     return (x / scale).to(torch.float8_e4m3fn), scale
 
 
-def project(x: Tensor, layout: Layout, *tensors: Tensor) -> Tensor:
-    """x: (tokens, in), to (tokens, out). tensors: those of a projection, refreshed."""
-    output: Tensor = _Project.apply(x, layout, *tensors)
+def project(x: Tensor, residual: Tensor | None, layout: Layout, *tensors: Tensor) -> Tensor:
+    """x: (tokens, in), to (tokens, out), with `residual` added. tensors: those of a projection, refreshed."""
+    output: Tensor = _Project.apply(x, residual, layout, *tensors)
     return output
 
 
@@ -45,13 +45,13 @@ class _Project(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, layout: Layout, weight: Tensor, scale: Tensor, turned: Tensor,
-        turned_scale: Tensor, first: Tensor, second: Tensor, *adapters: Tensor,
+        ctx: Any, x: Tensor, residual: Tensor | None, layout: Layout, weight: Tensor, scale: Tensor,
+        turned: Tensor, turned_scale: Tensor, first: Tensor, second: Tensor, *adapters: Tensor,
     ) -> Tensor:  # fmt: skip
         low = x @ first.t()
         ctx.layout = layout
         ctx.save_for_backward(x, low, turned, turned_scale, first, second)
-        return _plus(_product(x, weight, scale), low, second.t())
+        return _plus(_product(x, weight, scale), low, second.t(), residual)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
@@ -60,7 +60,8 @@ class _Project(torch.autograd.Function):
         by_low = gradient @ second
         by_x = _plus(_product(gradient, turned, turned_scale), by_low, first)
         found = adapter_gradients(ctx.layout, gradient, by_low, x, low)
-        return by_x, *[None] * 7, *found
+        by_residual = gradient if ctx.needs_input_grad[1] else None
+        return by_x, by_residual, *[None] * 7, *found
 
 
 def _product(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
@@ -69,5 +70,7 @@ def _product(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
     return torch._scaled_mm(x8, weight.t(), x_scale, scale.t(), out_dtype=x.dtype, use_fast_accum=True)
 
 
-def _plus(y: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    return add_product(y, a, b) if y.is_cuda else torch.addmm(y, a, b)
+def _plus(y: Tensor, a: Tensor, b: Tensor, residual: Tensor | None = None) -> Tensor:
+    if y.is_cuda:
+        return add_product(y, a, b, residual)
+    return torch.addmm(y if residual is None else y + residual, a, b)

@@ -31,10 +31,13 @@ def fuse(layers: Sequence[Any]) -> Projection:
     return Projection(layout, (weight,), weight[layout.out :, :width], weight[: layout.out, width:], adapters)
 
 
-def project(x: Tensor, layout: Layout, weight: Tensor, *adapters: Tensor) -> Tensor:
-    """x: (tokens, in), to (tokens, out). weight, adapters: a projection's `tensors`, refreshed."""
+def project(x: Tensor, residual: Tensor | None, layout: Layout, weight: Tensor, *adapters: Tensor) -> Tensor:
+    """x: (tokens, in), to (tokens, out), with `residual` added.
+
+    weight, adapters: a projection's `tensors`, refreshed.
+    """
     output: Tensor = _Project.apply(x, layout, weight, *adapters)
-    return output
+    return output if residual is None else residual + output
 
 
 class _Project(torch.autograd.Function):

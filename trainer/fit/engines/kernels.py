@@ -12,14 +12,16 @@ if importlib.util.find_spec("triton"):  # it comes with torch for CUDA
 
     @triton.jit
     def _add_product(  # type: ignore[no-untyped-def]
-        y, a, b, rows, columns, ranks, a_row, a_rank, b_rank, b_column,
-        ROWS: tl.constexpr, COLUMNS: tl.constexpr, RANKS: tl.constexpr,
+        y, residual, a, b, rows, columns, ranks, a_row, a_rank, b_rank, b_column,
+        RESIDUAL: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, RANKS: tl.constexpr,
     ):  # fmt: skip
         row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
         column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
         inside = (row < rows) & (column < columns)
-        places = y + row.to(tl.int64) * columns + column
-        total = tl.load(places, mask=inside).to(tl.float32)
+        places = row.to(tl.int64) * columns + column
+        total = tl.load(y + places, mask=inside).to(tl.float32)
+        if RESIDUAL:
+            total += tl.load(residual + places, mask=inside).to(tl.float32)
         for start in range(0, ranks, RANKS):
             rank = start + tl.arange(0, RANKS)
             left = tl.load(
@@ -30,7 +32,7 @@ if importlib.util.find_spec("triton"):  # it comes with torch for CUDA
                 mask=(rank < ranks)[:, None] & (column < columns), other=0,
             )  # fmt: skip
             total = tl.dot(left, right, total)
-        tl.store(places, total.to(y.dtype.element_ty), mask=inside)
+        tl.store(y + places, total.to(y.dtype.element_ty), mask=inside)
 
     @triton.jit
     def _cross_entropy(logits, targets, losses, columns, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
@@ -54,11 +56,11 @@ if importlib.util.find_spec("triton"):  # it comes with torch for CUDA
             tl.store(logits + place, gradient.to(logits.dtype.element_ty), mask=place < columns)
 
 
-def add_product(y: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """y + a b in place of y, for a narrow a. Returns: y.
+def add_product(y: Tensor, a: Tensor, b: Tensor, residual: Tensor | None = None) -> Tensor:
+    """y + a b + residual in place of y, for a narrow a. Returns: y.
 
-    y: (rows, columns), contiguous. a: (rows, ranks). b: (ranks, columns). The product is bound by reading
-    and writing y, and cuBLAS would copy y first.
+    y, residual: (rows, columns), contiguous. a: (rows, ranks). b: (ranks, columns). The product is bound by
+    reading and writing y, and cuBLAS would copy y first.
     """
     rows, columns = y.shape
 
@@ -66,8 +68,8 @@ def add_product(y: Tensor, a: Tensor, b: Tensor) -> Tensor:
         return triton.cdiv(rows, meta["ROWS"]), triton.cdiv(columns, meta["COLUMNS"])
 
     _add_product[blocks](
-        y, a, b, rows, columns, a.shape[1], *a.stride(), *b.stride(),
-        ROWS=128, COLUMNS=128, RANKS=32, num_warps=8,
+        y, a if residual is None else residual, a, b, rows, columns, a.shape[1], *a.stride(), *b.stride(),
+        RESIDUAL=residual is not None, ROWS=128, COLUMNS=128, RANKS=32, num_warps=8,
     )  # fmt: skip
     return y
 
