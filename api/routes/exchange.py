@@ -156,19 +156,23 @@ class Exchange(Response):
     def _reserved(self, key: Key | None, most: int, tally: Tally) -> Iterator[dict[str, str]]:
         """Holds the most that the request can cost its key; gives the rate-limit headers of the answer.
 
+        What failed on our side costs no tokens; what a client left costs what had been generated.
         Raises: RateLimited before anything is generated.
         """
         if key is None:
             yield {}
             return
         reservation = self._service.accounts.reserve(key, most, self._answers())
+        charged = True
         try:
             yield reservation.headers()
+        except Exception as error:
+            charged = isinstance(error, ClientGone)
+            raise
         finally:
-            reservation.settle(tally.prompt_tokens, tally.completion_tokens)
-            self._service.metrics.key_tokens.labels(key.name).inc(
-                tally.prompt_tokens + tally.completion_tokens
-            )
+            used = (tally.prompt_tokens, tally.completion_tokens) if charged else (0, 0)
+            reservation.settle(*used)
+            self._service.metrics.key_tokens.labels(key.name).inc(sum(used))
 
     def _generate(
         self, engine: Engine, prompts: list[list[int]], limits: list[int]

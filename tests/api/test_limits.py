@@ -13,7 +13,7 @@ from api.access import usage as usage_module
 from api.access.keys import Key, Limits, create_key
 from api.access.limits import Accounts
 from api.access.usage import Usage, read_usage, today
-from api.errors import RateLimited, SettingsError
+from api.errors import EngineFailed, RateLimited, SettingsError
 from conftest import FakeEngine, House, ask, eventually
 
 URL = "/v1/chat/completions"
@@ -181,3 +181,22 @@ async def test_a_client_that_leaves_gets_back_what_it_did_not_use(
         house.engine.hold_before = None
         again = await client.post(URL, json=ask(max_tokens=200))
         assert again.status_code == 200, again.text
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("error", [EngineFailed("dead"), RuntimeError("a defect")])
+@pytest.mark.parametrize("stream", [False, True])
+async def test_what_fails_on_our_side_costs_no_tokens(
+    make_house: MakeHouse, tmp_path: Path, stream: bool, error: Exception
+) -> None:
+    keys, usage = tmp_path / "keys.json", tmp_path / "usage.db"
+    secret = create_key(keys, "ann", Limits(tokens_per_minute=1000))
+    house = make_house(FakeEngine(fail_before=(1, error)), keys_file=keys, usage_file=usage)
+    await house.load()
+    await answer_of(house, secret, stream=stream, max_tokens=20)
+    house.engine.fail_before = None
+    answer = await answer_of(house, secret, max_tokens=20)
+    assert answer.headers["x-ratelimit-remaining-tokens"] == str(1000 - 22 - 20)
+    house.service.usage.close()
+    [line] = read_usage(usage)
+    assert (line.requests, line.prompt_tokens, line.completion_tokens) == (2, 22, 3)
