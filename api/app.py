@@ -1,4 +1,4 @@
-"""The ASGI application: request log → gate → routes, with every failure in OpenAI's body."""
+"""The two ASGI applications: request log → gate → routes, with every failure in OpenAI's body."""
 
 import asyncio
 import re
@@ -10,9 +10,10 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
+from api.access.keys import Keys
 from api.access.security import Gate
 from api.errors import ApiError, InternalError, InvalidRequest, MethodNotAllowed, NotFound
-from api.routes import chat, completions, health, models
+from api.routes import admin, chat, completions, health, models
 from api.service import Service
 from api.telemetry import RequestLog, log
 
@@ -30,22 +31,27 @@ def create_app(service: Service) -> ASGIApp:
         await service.lifecycle.stop()
         await asyncio.to_thread(service.usage.close)
 
-    app = FastAPI(
-        title="finechat",
-        lifespan=lifespan,
-        docs_url=None,
-        redoc_url=None,
-        redirect_slashes=False,
-    )
-    app.state.service = service
+    app = FastAPI(title="finechat", lifespan=lifespan, docs_url=None, redoc_url=None, redirect_slashes=False)
     for module in (chat, completions, models, health):
         app.include_router(module.router)
+    return _guarded(app, service, service.keys, health.OPEN_PATHS)
+
+
+def create_admin_app(service: Service, key: str) -> ASGIApp:
+    """What is the operator's alone: every path needs `key`, which is none of the clients'."""
+    app = FastAPI(openapi_url=None, redirect_slashes=False)
+    app.include_router(admin.router)
+    return _guarded(app, service, Keys(None, key), frozenset())
+
+
+def _guarded(app: FastAPI, service: Service, keys: Keys, open_paths: frozenset[str]) -> ASGIApp:
+    app.state.service = service
     app.exception_handler(ApiError)(_api_error)
     app.exception_handler(HTTPException)(_http_error)
     app.exception_handler(RequestValidationError)(_invalid)
     app.exception_handler(Exception)(_defect)
     routes = frozenset(path for route in app.routes if (path := getattr(route, "path", None)))
-    return RequestLog(Gate(app, service.keys), service.metrics, routes)
+    return RequestLog(Gate(app, keys, open_paths), service.metrics, routes)
 
 
 async def _api_error(_: Request, error: ApiError) -> Response:

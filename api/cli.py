@@ -91,17 +91,20 @@ def serve(settings: Settings, artifact: Artifact) -> None:
 
     Raises: StartError if the port is taken or the engine does not start.
     """
-    from api.app import create_app
+    from api.app import create_admin_app, create_app
     from api.engine.engine import Engine
-    from api.server import Server, listen
+    from api.server import AdminServer, Server, listen
     from api.service import build_service
     from api.telemetry import configure_logging, log
 
     configure_logging()
     service = build_service(settings, artifact, lambda artifact: Engine(settings, artifact))
-    server = Server(create_app(service), service.lifecycle)
+    admin = None
+    if settings.admin_port and settings.admin_key:
+        admin_app = create_admin_app(service, settings.admin_key.get_secret_value())
+        admin = AdminServer(admin_app, listen("127.0.0.1", settings.admin_port, "API_ADMIN_PORT"))
     listener = listen(settings.host, settings.port)
     log.info("event=listening host=%s port=%d", settings.host, settings.port)
-    server.run([listener])
+    Server(create_app(service), service.lifecycle, admin).run([listener])
     if service.lifecycle.failure is not None:
         raise service.lifecycle.failure

@@ -14,6 +14,7 @@ ApiError                       an HTTP answer in OpenAI's error body
 ├── MethodNotAllowed      405
 ├── BodyTimeout           408  the body did not arrive in time
 ├── DeadlineExceeded      408  the answer was not complete in the time it had
+├── SwapRefused           409  the new weights are not served, and why
 ├── BodyTooLarge          413
 ├── NotJson               415
 ├── RateLimited           429  the key has used what it may have
@@ -131,6 +132,12 @@ class DeadlineExceeded(ApiError):
     type = "timeout_error"
     code = "deadline_exceeded"
     headers = {"x-should-retry": "false"}  # noqa: RUF012 - OpenAI's clients would try a 408 again
+
+
+class SwapRefused(ApiError):
+    status = 409
+    type = "invalid_request_error"
+    code = "swap_refused"
 
 
 class BodyTooLarge(ApiError):

@@ -1,11 +1,12 @@
-"""uvicorn with our limits, and signals that drain before anything is closed."""
+"""uvicorn with our limits, and signals that drain before anything is closed; the admin port beside it."""
 
 import asyncio
 import contextlib
 import os
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from typing import Literal
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -19,6 +20,27 @@ _BACKLOG = 2048
 _CLOSE_TIMEOUT_S = 1
 
 
+class AdminServer(uvicorn.Server):
+    """Runs beside the other, which ends it; no signal is its own."""
+
+    def __init__(self, app: ASGIApp, listener: socket.socket) -> None:
+        super().__init__(_config(app, lifespan="off"))
+        self._listener = listener
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        serving = asyncio.create_task(self.serve([self._listener]))
+        try:
+            yield
+        finally:
+            self.should_exit = True
+            await serving
+
+
 class Server(uvicorn.Server):
     """Runs until a signal has been obeyed or the start has failed.
 
@@ -26,24 +48,15 @@ class Server(uvicorn.Server):
     refused instead of told, and afterwards raises the signal again, which hides the exit code.
     """
 
-    def __init__(self, app: ASGIApp, lifecycle: Lifecycle) -> None:
-        super().__init__(
-            uvicorn.Config(
-                app,
-                loop="uvloop",
-                http="h11",  # httptools has no limit on the size of headers
-                h11_max_incomplete_event_size=MAX_HEADER_BYTES,
-                ws="none",
-                lifespan="on",
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                proxy_headers=False,
-                timeout_graceful_shutdown=_CLOSE_TIMEOUT_S,
-            )
-        )
+    def __init__(self, app: ASGIApp, lifecycle: Lifecycle, admin: AdminServer | None = None) -> None:
+        super().__init__(_config(app, lifespan="on"))
         self._lifecycle = lifecycle
+        self._admin = admin
         self._leaving: asyncio.Task[None] | None = None
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        async with self._admin.running() if self._admin else contextlib.nullcontext():
+            await super().serve(sockets)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -67,8 +80,24 @@ class Server(uvicorn.Server):
         return await super().on_tick(counter) or self._lifecycle.failure is not None
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """An open socket.
+def _config(app: ASGIApp, lifespan: Literal["on", "off"]) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        loop="uvloop",
+        http="h11",  # httptools has no limit on the size of headers
+        h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+        ws="none",
+        lifespan=lifespan,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_graceful_shutdown=_CLOSE_TIMEOUT_S,
+    )
+
+
+def listen(host: str, port: int, variables: str = "API_HOST or API_PORT") -> socket.socket:
+    """An open socket. variables: what may be set to have another one.
 
     Raises: EngineStartError if it cannot be had.
     """
@@ -77,6 +106,5 @@ def listen(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), family=family, backlog=_BACKLOG)
     except OSError as error:
         raise EngineStartError(
-            f"cannot listen on {host}:{port} ({error.strerror}); set API_HOST or API_PORT, or stop "
-            "what uses it"
+            f"cannot listen on {host}:{port} ({error.strerror}); set {variables}, or stop what uses it"
         ) from None

@@ -23,6 +23,9 @@ def _usable_key(key: SecretStr) -> SecretStr:
     return key
 
 
+Key = Annotated[SecretStr, AfterValidator(_usable_key)]
+
+
 class Settings(BaseSettings):
     """Every option of the service: API_<NAME>, and ARTIFACTS_DIR, which the trainer shares."""
 
@@ -37,7 +40,9 @@ class Settings(BaseSettings):
     artifacts_dir: Path = Field(default=Path("artifacts"), validation_alias="ARTIFACTS_DIR")
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=1, le=65535)
-    key: Annotated[SecretStr, AfterValidator(_usable_key)] | None = None
+    key: Key | None = None
+    admin_port: int | None = Field(default=None, ge=1, le=65535)
+    admin_key: Key | None = None
     keys_file: Path | None = None
     usage_file: Path | None = None
     max_model_len: int = Field(default=2048, ge=16, le=1_000_000)
@@ -50,8 +55,7 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _open_only_with_a_strong_key(self) -> "Settings":
-        length = len(self.key.get_secret_value()) if self.key else 0
-        weak = length < MIN_OPEN_KEY_CHARS and (self.key is not None or self.keys_file is None)
+        weak = _is_weak(self.key) and (self.key is not None or self.keys_file is None)
         if weak and not is_loopback(self.host):
             raise ValueError(
                 f"API_HOST={self.host} can be reached from other machines, so API_KEY must be set, with "
@@ -59,6 +63,25 @@ class Settings(BaseSettings):
                 "API_KEYS_FILE; without them use API_HOST=127.0.0.1"
             )
         return self
+
+    @model_validator(mode="after")
+    def _admin_only_with_a_strong_key_of_its_own(self) -> "Settings":
+        if self.admin_port is None:
+            return self
+        if self.admin_port == self.port:
+            raise ValueError(f"API_ADMIN_PORT={self.admin_port} must be another than API_PORT")
+        if _is_weak(self.admin_key):
+            raise ValueError(
+                f"API_ADMIN_PORT={self.admin_port} needs API_ADMIN_KEY with at least {MIN_OPEN_KEY_CHARS} "
+                "characters (`openssl rand -hex 24` makes one)"
+            )
+        if self.admin_key == self.key:
+            raise ValueError("API_ADMIN_KEY must be another than API_KEY, which clients know")
+        return self
+
+
+def _is_weak(key: SecretStr | None) -> bool:
+    return key is None or len(key.get_secret_value()) < MIN_OPEN_KEY_CHARS
 
 
 def is_loopback(host: str) -> bool:
@@ -85,5 +108,5 @@ def _line(detail: ErrorDetails) -> str:
     if not name:
         return message
     variable = name if name.isupper() else f"API_{name.upper()}"
-    seen = "" if name == "key" else f"={detail['input']}"
+    seen = "" if name.endswith("key") else f"={detail['input']}"
     return f"{variable}{seen}: {message}"

@@ -44,6 +44,16 @@ class Admission:
         self._idle = asyncio.Event()
         self._idle.set()
 
+    @property
+    def running(self) -> int:
+        """Answers that have a turn in the engine."""
+        return self._running.total()
+
+    @property
+    def waiting(self) -> int:
+        """Answers that wait for one."""
+        return self._in_progress - self.running
+
     @contextlib.contextmanager
     def places(self, answers: int) -> Iterator[None]:
         """Places for a request that wants so many answers.

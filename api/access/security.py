@@ -1,6 +1,6 @@
 """The gate in front of every route: the key, and limits on bytes, before anything is parsed.
 
-Deny by default: a path that is not in OPEN_PATHS needs the key, whether a route exists or not.
+Deny by default: a path that is not said to be open needs the key, whether a route exists or not.
 The decision reads scope["path"], which routing reads too, never a URL rebuilt from headers.
 """
 
@@ -18,7 +18,6 @@ from api.errors import (
     Unauthorised,
 )
 
-OPEN_PATHS = frozenset({"/health/live", "/health/ready"})
 MAX_BODY_BYTES = 2**20
 MAX_HEADER_BYTES = 16 * 2**10
 BODY_TIMEOUT_S = 10.0
@@ -28,9 +27,10 @@ KEY = "finechat.key"  # where the scope holds the Key of an authorised request
 class Gate:
     """ASGI: lets through what is authorised and small."""
 
-    def __init__(self, app: ASGIApp, keys: Keys) -> None:
+    def __init__(self, app: ASGIApp, keys: Keys, open_paths: frozenset[str]) -> None:
         self._app = app
         self._keys = keys
+        self._open_paths = open_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -49,7 +49,7 @@ class Gate:
         await self._app(scope, receive, send)
 
     def _authorise(self, scope: Scope) -> Key | None:
-        if not self._keys.needed or scope["path"] in OPEN_PATHS:
+        if not self._keys.needed or scope["path"] in self._open_paths:
             return None
         scheme, _, credential = _header(scope, b"authorization").partition(b" ")
         key = self._keys.find(credential.strip()) if scheme.lower() == b"bearer" else None

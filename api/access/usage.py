@@ -21,6 +21,9 @@ INSERT INTO usage VALUES (?, ?, 1, ?, ?) ON CONFLICT (day, key) DO UPDATE SET
   requests = requests + 1, prompt_tokens = prompt_tokens + excluded.prompt_tokens,
   completion_tokens = completion_tokens + excluded.completion_tokens
 """
+_READ = """
+SELECT * FROM usage WHERE day = coalesce(:day, day) AND key = coalesce(:key, key) ORDER BY day DESC, key
+"""
 _BUSY_TIMEOUT_S = 10
 
 
@@ -39,6 +42,7 @@ class Usage:
 
     def __init__(self, file: Path | None) -> None:
         """Raises: SettingsError if the file cannot be opened or is no database of ours."""
+        self.file = file
         self._today = today()
         self._tokens: dict[str, int] = {}
         self._queue: queue.SimpleQueue[tuple[str, str, int, int] | None] = queue.SimpleQueue()
@@ -76,11 +80,10 @@ class Usage:
         database.close()
 
 
-def read_usage(file: Path, day: str | None = None) -> list[Line]:
-    """Of one day or of all, the newest first. Raises: SettingsError."""
-    where, values = ("WHERE day = ?", (day,)) if day else ("", ())
+def read_usage(file: Path, day: str | None = None, key: str | None = None) -> list[Line]:
+    """Of one day and key or of all, the newest first. Raises: SettingsError."""
     with _open(file) as database:
-        rows = database.execute(f"SELECT * FROM usage {where} ORDER BY day DESC, key", values).fetchall()
+        rows = database.execute(_READ, {"day": day, "key": key}).fetchall()
     database.close()
     return [Line(*row) for row in rows]
 

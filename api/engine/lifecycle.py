@@ -19,7 +19,7 @@ from api.access.admission import Admission
 from api.engine.artifact import Artifact, current_id, read_artifact
 from api.engine.engine import Engine
 from api.engine.served import Served, load
-from api.errors import ClientGone, EngineFailed, NotReady, StartError
+from api.errors import ClientGone, EngineFailed, NotReady, StartError, SwapRefused
 from api.telemetry import Metrics, log
 
 LOOK_EVERY_S = 0.25
@@ -71,11 +71,13 @@ class Lifecycle:
         self._state = State.STARTING
         self._served: Served | None = None
         self._refused: str | None = None  # the artifact that could not be swapped in
+        self._asked: asyncio.Future[StartError | None] | None = None  # by `reload`
         self._engines: list[Engine] = []  # that have processes, or may have
         self._retiring: set[asyncio.Task[None]] = set()
         self._cut = asyncio.Event()
         self._running: asyncio.Task[None] | None = None
         self.failure: StartError | None = None
+        self.restarts = 0
 
     @property
     def artifact(self) -> Artifact:
@@ -118,7 +120,7 @@ class Lifecycle:
                 if self.state is State.RESTARTING:
                     await self._restart()
                 elif self.state is State.READY:
-                    await self._follow()
+                    await self._look()
             except Exception:  # a defect here must not leave the engine unwatched
                 log.exception("event=defect")
 
@@ -140,6 +142,7 @@ class Lifecycle:
     async def _restart(self) -> None:
         assert self._served
         self._state = State.RESTARTING
+        self.restarts += 1
         self._metrics.engine_restarts.inc()
         log.error("event=engine_dead")
         failure = StartError("the engine died")
@@ -157,12 +160,39 @@ class Lifecycle:
                 return
         self._fail(failure)
 
-    async def _follow(self) -> None:
-        """Serve the artifact that is current, if it is another one and works; until then the old one."""
+    async def reload(self) -> None:
+        """Look at `models/current` now, also at what was refused before; returns when that is served.
+
+        Raises: SwapRefused with the reason; NotReady, EngineFailed if nothing can be swapped now.
+        """
+        self.require_ready()
+        assert self._running
+        asked = self._asked = self._asked or asyncio.get_running_loop().create_future()
+        await asyncio.wait({asked, self._running}, return_when=asyncio.FIRST_COMPLETED)
+        if not asked.done():
+            raise NotReady(self.explanation)
+        if refusal := asked.result():
+            raise SwapRefused(str(refusal))
+
+    async def _look(self) -> None:
+        asked, self._asked = self._asked, None
+        if asked:
+            self._refused = None
+        try:
+            refusal = await self._follow()
+        except Exception as error:
+            if asked:
+                asked.set_exception(error)
+            raise
+        if asked:
+            asked.set_result(refusal)
+
+    async def _follow(self) -> StartError | None:
+        """Serve the artifact that is current, if it is another one and works; if not, why not."""
         assert self._served
         id = current_id(self._artifacts_dir)
         if id in (None, self._served.artifact.manifest.id, self._refused):
-            return
+            return None
         log.info("event=swap_begun artifact=%s", id)
         try:
             served = await self._load(read_artifact(self._artifacts_dir))
@@ -170,13 +200,14 @@ class Lifecycle:
             self._refused = id
             self._metrics.swaps.labels("refused").inc()
             log.error("event=swap_refused artifact=%s error=%r", id, str(error))
-            return
+            return error
         old, self._served, self._refused = self._served, served, None
         self._metrics.swaps.labels("done").inc()
         log.info("event=swapped artifact=%s", id)
         retiring = asyncio.create_task(self._retire(old))
         self._retiring.add(retiring)
         retiring.add_done_callback(self._retiring.discard)
+        return None
 
     async def _retire(self, old: Served) -> None:
         """End its engine when its last request has ended."""

@@ -16,6 +16,9 @@ class Health(BaseModel):
     detail: str
 
 
+OPEN_PATHS = frozenset({"/health/live", "/health/ready"})
+"""They need no key: who asks them sends none."""
+
 router = APIRouter()
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import json
+import shutil
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -235,6 +236,33 @@ def make_house(artifacts: Path) -> Callable[..., House]:
         return House(create_app(service), service, engine, settings)
 
     return make
+
+
+@pytest.fixture
+def swappable(artifacts: Path) -> Callable[..., House]:
+    """A service that starts `first`, then `others` in turn."""
+
+    def make(first: FakeEngine, *others: FakeEngine) -> House:
+        engines: Any = iter([first, *others])
+        settings = Settings(artifacts_dir=artifacts)
+        service = build_service(settings, read_artifact(artifacts), lambda _: next(engines))
+        return House(create_app(service), service, first, settings)
+
+    return make
+
+
+def another_artifact(artifacts: Path, id: str, *, whole: bool = True) -> None:
+    """Make a copy of the artifact under another id and let `current` name it."""
+    models = artifacts / "models"
+    copied = models / id
+    shutil.copytree(models / "tiny-r8", copied)
+    manifest = example_manifest(copied)
+    (copied / "manifest.json").write_text(json.dumps(manifest))
+    if not whole:
+        (copied / "README.md").write_text("# Other\n")
+    link = models / "current.new"
+    link.symlink_to(id)
+    link.replace(models / "current")
 
 
 @pytest.fixture(autouse=True)

@@ -1,28 +1,21 @@
 """From first to last: HTTP is open, says the truth, and every stream is told how it ends."""
 
 import asyncio
-import json
 import os
-import shutil
 import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
 
-from api.app import create_app
 from api.engine import lifecycle, served
-from api.engine.artifact import read_artifact
 from api.engine.engine import Delta
 from api.engine.lifecycle import State
 from api.errors import EngineFailed, EngineStartError, StartError
 from api.server import Server, listen
-from api.service import build_service
-from api.settings import Settings
-from conftest import FakeEngine, House, ask, eventually, example_manifest
+from conftest import FakeEngine, House, another_artifact, ask, eventually
 from test_chat import URL, assert_openai_error, events
 
 pytestmark = pytest.mark.anyio
@@ -169,33 +162,6 @@ async def test_port_in_use_is_said_in_one_line() -> None:
         pytest.raises(EngineStartError, match=r"cannot listen on 127.0.0.1:.* in use"),
     ):
         listen("127.0.0.1", taken.getsockname()[1])
-
-
-@pytest.fixture
-def swappable(artifacts: Path) -> Callable[..., House]:
-    """A service that starts `first`, then `others` in turn."""
-
-    def make(first: FakeEngine, *others: FakeEngine) -> House:
-        engines: Any = iter([first, *others])
-        settings = Settings(artifacts_dir=artifacts)
-        service = build_service(settings, read_artifact(artifacts), lambda _: next(engines))
-        return House(create_app(service), service, first, settings)
-
-    return make
-
-
-def another_artifact(artifacts: Path, id: str, *, whole: bool = True) -> None:
-    """Make a copy of the artifact under another id and let `current` name it."""
-    models = artifacts / "models"
-    copied = models / id
-    shutil.copytree(models / "tiny-r8", copied)
-    manifest = example_manifest(copied)
-    (copied / "manifest.json").write_text(json.dumps(manifest))
-    if not whole:
-        (copied / "README.md").write_text("# Other\n")
-    link = models / "current.new"
-    link.symlink_to(id)
-    link.replace(models / "current")
 
 
 async def test_new_weights_take_over_and_the_old_finish_what_they_began(
