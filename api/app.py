@@ -2,15 +2,17 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
 from api.access.keys import Keys
+from api.access.limits import RATE_HEADERS
 from api.access.security import Gate
 from api.errors import ApiError, InternalError, InvalidRequest, MethodNotAllowed, NotFound
 from api.routes import admin, chat, completions, health, models
@@ -21,8 +23,11 @@ from api.telemetry import RequestLog, log
 _UNION_TAG = re.compile(r"(constrained-)?str|list\[.*\]")
 
 
-def create_app(service: Service) -> ASGIApp:
-    """The whole service as one ASGI application; its lifespan loads and ends the engine."""
+def create_app(service: Service, cors_origins: Sequence[str] = ()) -> ASGIApp:
+    """The whole service as one ASGI application; its lifespan loads and ends the engine.
+
+    cors_origins: whose pages may call it from a browser.
+    """
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -34,7 +39,7 @@ def create_app(service: Service) -> ASGIApp:
     app = FastAPI(title="finechat", lifespan=lifespan, docs_url=None, redoc_url=None, redirect_slashes=False)
     for module in (chat, completions, models, health):
         app.include_router(module.router)
-    return _guarded(app, service, service.keys, health.OPEN_PATHS)
+    return _guarded(app, service, service.keys, health.OPEN_PATHS, cors_origins)
 
 
 def create_admin_app(service: Service, key: str) -> ASGIApp:
@@ -44,14 +49,28 @@ def create_admin_app(service: Service, key: str) -> ASGIApp:
     return _guarded(app, service, Keys(None, key), frozenset())
 
 
-def _guarded(app: FastAPI, service: Service, keys: Keys, open_paths: frozenset[str]) -> ASGIApp:
+def _guarded(
+    app: FastAPI, service: Service, keys: Keys, open_paths: frozenset[str], cors_origins: Sequence[str] = ()
+) -> ASGIApp:
     app.state.service = service
     app.exception_handler(ApiError)(_api_error)
     app.exception_handler(HTTPException)(_http_error)
     app.exception_handler(RequestValidationError)(_invalid)
     app.exception_handler(Exception)(_defect)
     routes = frozenset(path for route in app.routes if (path := getattr(route, "path", None)))
-    return RequestLog(Gate(app, keys, open_paths), service.metrics, routes)
+    gate = Gate(app, keys, open_paths)
+    return RequestLog(_open_to(cors_origins, gate) if cors_origins else gate, service.metrics, routes)
+
+
+def _open_to(origins: Sequence[str], app: ASGIApp) -> ASGIApp:
+    """Outside of the gate, because a browser asks for leave without a key."""
+    return CORSMiddleware(
+        app,
+        allow_origins=origins,
+        allow_methods=("GET", "POST"),
+        allow_headers=("*",),  # OpenAI's client sends a dozen of its own
+        expose_headers=("x-request-id", "retry-after", *RATE_HEADERS),
+    )
 
 
 async def _api_error(_: Request, error: ApiError) -> Response:

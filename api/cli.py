@@ -10,7 +10,7 @@ from api.access.keys import Keys, Limits, create_key, read_keys, revoke_key
 from api.access.usage import read_usage
 from api.engine.artifact import Artifact, read_artifact
 from api.errors import SettingsError, StartError
-from api.settings import Settings, read_settings
+from api.settings import CONFIG, SECRETS, Settings, read_settings, reference
 
 
 def main() -> int:
@@ -36,7 +36,12 @@ def main() -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m api", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m api",
+        description=__doc__,
+        epilog=_settings_help(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     verbs = parser.add_subparsers(dest="verb", metavar="VERB")
     verbs.add_parser("serve", help="serve until a signal (the default)")
     verbs.add_parser("check", help="check the settings and the artifact without an engine")
@@ -51,6 +56,11 @@ def _parser() -> argparse.ArgumentParser:
     usage = verbs.add_parser("usage", help="requests and tokens by key and day, from API_USAGE_FILE")
     usage.add_argument("--day", help="YYYY-MM-DD, in UTC; without it all days")
     return parser
+
+
+def _settings_help() -> str:
+    lines = [f"  {name} ({default})\n      {text}" for name, default, text in reference()]
+    return "\n".join([f"settings (default), from the environment, {CONFIG} or {SECRETS}:", *lines])
 
 
 def _required(file: Path | None, variable: str) -> Path:
@@ -105,6 +115,6 @@ def serve(settings: Settings, artifact: Artifact) -> None:
         admin = AdminServer(admin_app, listen("127.0.0.1", settings.admin_port, "API_ADMIN_PORT"))
     listener = listen(settings.host, settings.port)
     log.info("event=listening host=%s port=%d", settings.host, settings.port)
-    Server(create_app(service), service.lifecycle, admin).run([listener])
+    Server(create_app(service, settings.cors_origins), service.lifecycle, admin).run([listener])
     if service.lifecycle.failure is not None:
         raise service.lifecycle.failure

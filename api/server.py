@@ -11,7 +11,7 @@ from typing import Literal
 import uvicorn
 from starlette.types import ASGIApp
 
-from api.access.security import MAX_HEADER_BYTES
+from api.access.security import MAX_HEADER_BYTES, SECURITY_HEADERS
 from api.engine.engine import kill_engine_processes
 from api.engine.lifecycle import Lifecycle
 from api.errors import EngineStartError
@@ -92,6 +92,7 @@ def _config(app: ASGIApp, lifespan: Literal["on", "off"]) -> uvicorn.Config:
         access_log=False,
         server_header=False,
         proxy_headers=False,
+        headers=list(SECURITY_HEADERS.items()),
         timeout_graceful_shutdown=_CLOSE_TIMEOUT_S,
     )
 

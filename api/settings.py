@@ -1,19 +1,38 @@
-"""Settings from the environment, refused with one line if they are wrong or unsafe.
+"""Settings from the environment, a file and a directory of secrets; refused with one line if wrong or unsafe.
 
-The engine's own variables (VLLM_*) are defaulted in engine/engine.py, not here.
+The first of these that has a setting decides: the variable API_<NAME>; `<name>` in the YAML file that
+API_CONFIG names; the file API_<NAME> in the directory that API_SECRETS_DIR names, as Docker mounts secrets;
+the default. The engine's own variables (VLLM_*) are defaulted in engine/engine.py, OTEL_* are tracing.py's.
 """
 
 import ipaddress
+import os
+import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field, SecretStr, ValidationError, model_validator
+import yaml
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, model_validator
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    InitSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SecretsSettingsSource,
+    SettingsConfigDict,
+)
 
 from api.errors import SettingsError
 
 MIN_OPEN_KEY_CHARS = 16
+CONFIG, SECRETS = "API_CONFIG", "API_SECRETS_DIR"
+_PLACES = {
+    CONFIG: "YAML file of settings, by their names without API_ in small letters",
+    SECRETS: "directory of secrets: a file for each, named as the variable",
+}
+_ORIGIN = re.compile(r"https?://[a-z0-9.\-\[\]:]+")
 
 
 def _usable_key(key: SecretStr) -> SecretStr:
@@ -23,11 +42,22 @@ def _usable_key(key: SecretStr) -> SecretStr:
     return key
 
 
+def _split(origins: Any) -> Any:
+    return [part.strip() for part in origins.split(",")] if isinstance(origins, str) else origins
+
+
+def _origin(text: str) -> str:
+    if not _ORIGIN.fullmatch(text):
+        raise ValueError(f"{text!r} is not an origin; one is written as https://chat.example.org")
+    return text
+
+
 Key = Annotated[SecretStr, AfterValidator(_usable_key)]
+Origins = Annotated[tuple[Annotated[str, AfterValidator(_origin)], ...], NoDecode, BeforeValidator(_split)]
 
 
 class Settings(BaseSettings):
-    """Every option of the service: API_<NAME>, and ARTIFACTS_DIR, which the trainer shares."""
+    """Every option of the service; the descriptions are what `--help` and docs/operations.md tell."""
 
     model_config = SettingsConfigDict(
         env_prefix="API_",
@@ -37,21 +67,69 @@ class Settings(BaseSettings):
         hide_input_in_errors=True,
     )
 
-    artifacts_dir: Path = Field(default=Path("artifacts"), validation_alias="ARTIFACTS_DIR")
-    host: str = "127.0.0.1"
-    port: int = Field(default=8000, ge=1, le=65535)
-    key: Key | None = None
-    admin_port: int | None = Field(default=None, ge=1, le=65535)
-    admin_key: Key | None = None
-    keys_file: Path | None = None
-    usage_file: Path | None = None
-    max_model_len: int = Field(default=2048, ge=16, le=1_000_000)
-    max_num_seqs: int = Field(default=64, ge=1, le=4096)
-    max_queue: int = Field(default=256, ge=1, le=100_000)
-    max_queue_tokens: int = Field(default=500_000, ge=1, le=10**9)
-    request_timeout_s: float = Field(default=600.0, gt=0, le=86_400)
-    kv_cache_gib: float = Field(default=1.0, gt=0, le=1024)
-    drain_timeout_s: float = Field(default=5.0, ge=0, le=3600)
+    artifacts_dir: Path = Field(
+        Path("artifacts"),
+        validation_alias="ARTIFACTS_DIR",
+        description="models/current in it names what is served",
+    )
+    host: str = Field(
+        "127.0.0.1", description="address; another than the loopback needs a key or a file of keys"
+    )
+    port: int = Field(8000, ge=1, le=65535, description="port")
+    key: Key | None = Field(
+        None,
+        description="one key without limits, named default; 16 characters or more where others can reach it",
+    )
+    keys_file: Path | None = Field(None, description="keys of people and programs, each with its limits")
+    usage_file: Path | None = Field(
+        None, description="SQLite file for what keys have used; without it daily budgets forget at a restart"
+    )
+    admin_port: int | None = Field(
+        None, ge=1, le=65535, description="the operator's endpoints, on the loopback only; off without it"
+    )
+    admin_key: Key | None = Field(
+        None, description="what they ask for; 16 characters or more, not a client's key"
+    )
+    cors_origins: Origins = Field(
+        (), description="origins whose pages may call the API from a browser, separated by commas"
+    )
+    max_model_len: int = Field(2048, ge=16, le=1_000_000, description="tokens of prompt and answer together")
+    max_num_seqs: int = Field(64, ge=1, le=4096, description="answers that the engine works on at once")
+    max_queue: int = Field(
+        256,
+        ge=1,
+        le=100_000,
+        description="answers in progress, running or waiting; more are refused with 503",
+    )
+    max_queue_tokens: int = Field(
+        500_000,
+        ge=1,
+        le=10**9,
+        description="tokens that waiting requests can cost at most; more are refused with 503",
+    )
+    request_timeout_s: float = Field(
+        600.0, gt=0, le=86_400, description="the longest a request may take; a client can ask for less"
+    )
+    kv_cache_gib: float = Field(
+        1.0, gt=0, le=1024, description="memory for the cache of keys and values, on a CPU"
+    )
+    drain_timeout_s: float = Field(5.0, ge=0, le=3600, description="how long streams may go on after SIGTERM")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return (
+            init_settings,
+            env_settings,
+            InitSettingsSource(settings_cls, _config()),
+            SecretsSettingsSource(settings_cls, _secrets()),
+        )
 
     @model_validator(mode="after")
     def _open_only_with_a_strong_key(self) -> "Settings":
@@ -94,7 +172,7 @@ def is_loopback(host: str) -> bool:
 def read_settings() -> Settings:
     """The settings of this process.
 
-    Raises: SettingsError, one line naming the variable; the key is never part of it.
+    Raises: SettingsError, one line naming the variable; a key is never part of it.
     """
     try:
         return Settings()
@@ -102,11 +180,58 @@ def read_settings() -> Settings:
         raise SettingsError("; ".join(_line(detail) for detail in error.errors())) from None
 
 
+def reference() -> list[tuple[str, str, str]]:
+    """Every variable with its default and what it is for."""
+    settings = [
+        (_variable(name), _told(field), field.description or "")
+        for name, field in Settings.model_fields.items()
+    ]
+    return [*settings, *((name, "none", text) for name, text in _PLACES.items())]
+
+
+def _told(field: FieldInfo) -> str:
+    return "none" if field.default in (None, ()) else str(field.default)
+
+
+def _variable(name: str) -> str:
+    """Of a field, by its name or its alias."""
+    return "ARTIFACTS_DIR" if name.upper() == "ARTIFACTS_DIR" else f"API_{name.upper()}"
+
+
+def _config() -> dict[str, Any]:
+    """What the file of settings says. Raises: SettingsError."""
+    file = os.environ.get(CONFIG)
+    if not file:
+        return {}
+    try:
+        told = yaml.safe_load(Path(file).read_bytes())
+    except (OSError, yaml.YAMLError) as error:
+        raise SettingsError(f"{CONFIG}={file} cannot be read: {' '.join(str(error).split())}") from None
+    if not isinstance(told, dict | None) or not all(isinstance(name, str) for name in told or {}):
+        raise SettingsError(f"{CONFIG}={file} must hold lines of the form `port: 8000`")
+    return told or {}
+
+
+def _secrets() -> str | None:
+    """Raises: SettingsError."""
+    directory = os.environ.get(SECRETS) or None
+    if directory and not Path(directory).is_dir():
+        raise SettingsError(f"{SECRETS}={directory} is not a directory")
+    return directory
+
+
 def _line(detail: ErrorDetails) -> str:
-    name = str(detail["loc"][0]) if detail["loc"] else ""
     message = str(detail["msg"]).removeprefix("Value error, ")
-    if not name:
+    if not detail["loc"]:
         return message
-    variable = name if name.isupper() else f"API_{name.upper()}"
-    seen = "" if name.endswith("key") else f"={detail['input']}"
-    return f"{variable}{seen}: {message}"
+    told = str(detail["loc"][0])
+    variable = _variable(told)
+    if detail["type"] == "extra_forbidden":
+        return f"{CONFIG} {os.environ[CONFIG]}: {told} is no setting"
+    secret = told.lower().endswith("key")
+    seen = "" if secret or len(detail["loc"]) > 1 else f"={detail['input']}"
+    if os.environ.get(variable):
+        return f"{variable}{seen}: {message}"
+    if told in _config():
+        return f"{CONFIG} {os.environ[CONFIG]}: {told}{seen}: {message}"
+    return f"{SECRETS} {os.environ.get(SECRETS)}: {variable}{seen}: {message}"

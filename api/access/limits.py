@@ -13,6 +13,11 @@ from api.access.usage import Usage, today
 from api.errors import RateLimited
 
 MINUTE_S = 60.0
+RATE_HEADERS = [
+    f"x-ratelimit-{part}-{what}"
+    for what in ("requests", "tokens")
+    for part in ("limit", "remaining", "reset")
+]
 
 
 @dataclass(slots=True)

@@ -21,6 +21,12 @@ from api.errors import (
 MAX_BODY_BYTES = 2**20
 MAX_HEADER_BYTES = 16 * 2**10
 BODY_TIMEOUT_S = 10.0
+# Of every answer: it is what it says it is, it is nobody else's, and it is no page.
+SECURITY_HEADERS = {
+    "x-content-type-options": "nosniff",
+    "cache-control": "no-store",
+    "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
+}
 KEY = "finechat.key"  # where the scope holds the Key of an authorised request
 
 

@@ -23,7 +23,7 @@ from api.engine.lifecycle import State
 from api.engine.served import PROBE
 from api.server import Server, listen
 from api.service import Service, build_service
-from api.settings import Settings
+from api.settings import Settings, reference
 
 MODEL = "tiny-docs"
 KEY = "test-key-0123456789abcdef"
@@ -233,7 +233,7 @@ def make_house(artifacts: Path) -> Callable[..., House]:
         engine = engine or FakeEngine()
         settings = Settings(artifacts_dir=artifacts, **options)
         service = build_service(settings, read_artifact(artifacts), lambda _: engine)  # type: ignore
-        return House(create_app(service), service, engine, settings)
+        return House(create_app(service, settings.cors_origins), service, engine, settings)
 
     return make
 
@@ -267,7 +267,7 @@ def another_artifact(artifacts: Path, id: str, *, whole: bool = True) -> None:
 
 @pytest.fixture(autouse=True)
 def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    for name in ("ARTIFACTS_DIR", *(f"API_{option.upper()}" for option in Settings.model_fields)):
+    for name, _, _ in reference():
         monkeypatch.delenv(name, raising=False)
     yield
 

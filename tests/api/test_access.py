@@ -172,3 +172,60 @@ async def test_hung_up_client_ends_its_generation(make_house: MakeHouse) -> None
             assert "finechat_aborted_total 1.0" in metrics
             assert "finechat_requests_in_progress 0.0" in metrics
             assert "finechat_active_streams 0.0" in metrics
+
+
+def browser(method: str = "GET") -> dict[str, str]:
+    """What a page of https://chat.example.org makes its browser send."""
+    return {
+        "origin": "https://chat.example.org",
+        "access-control-request-method": method,
+        "access-control-request-headers": "authorization,content-type,x-stainless-os",
+    }
+
+
+async def test_every_answer_has_the_security_headers_once(make_house: MakeHouse) -> None:
+    house = make_house(key=KEY, max_model_len=64)
+    async with house.serving() as url, httpx.AsyncClient(base_url=url) as client:
+        answers = [
+            await client.get("/health/live"),
+            await client.get("/nowhere"),
+            await client.delete(URL, headers=BEARER),
+            await client.post(URL, json=ask(), headers=BEARER),
+            await client.post(URL, json=ask(stream=True), headers=BEARER),
+            await client.post(URL, json=ask(n=0), headers=BEARER),
+        ]
+    assert [answer.status_code for answer in answers] == [200, 401, 405, 200, 200, 400]
+    for answer in answers:
+        for name, value in security.SECURITY_HEADERS.items():
+            assert answer.headers.get_list(name) == [value]
+
+
+async def test_pages_of_other_origins_are_told_nothing(make_house: MakeHouse) -> None:
+    house = make_house()
+    await house.load()
+    async with house.client() as client:
+        preflight = await client.options(URL, headers=browser("POST"))
+        answers = [preflight, await client.post(URL, json=ask(), headers=browser())]
+    assert_openai_error(preflight, 405, "method_not_allowed")
+    for answer in answers:
+        assert not any(name.startswith("access-control-") for name in answer.headers)
+
+
+async def test_pages_of_an_origin_that_is_named_may_ask_with_a_key(make_house: MakeHouse) -> None:
+    house = make_house(key=KEY, cors_origins=["https://chat.example.org"])
+    await house.load()
+    async with house.client() as client:
+        leave = await client.options(URL, headers=browser("POST"))
+        assert leave.status_code == 200 and "POST" in leave.headers["access-control-allow-methods"]
+        assert "x-stainless-os" in leave.headers["access-control-allow-headers"]
+        assert (await client.post(URL, json=ask(), headers=browser())).status_code == 401
+        answer = await client.post(URL, json=ask(), headers=browser() | BEARER)
+        assert answer.status_code == 200
+        for told in (leave, answer):
+            assert told.headers["access-control-allow-origin"] == "https://chat.example.org"
+            assert "access-control-allow-credentials" not in told.headers
+        assert "x-ratelimit-remaining-tokens" in answer.headers["access-control-expose-headers"]
+        other = browser("POST") | {"origin": "https://evil.example.org"}
+        assert (await client.options(URL, headers=other)).status_code == 400
+        answer = await client.post(URL, json=ask(), headers=other | BEARER)
+        assert "access-control-allow-origin" not in answer.headers
