@@ -30,6 +30,7 @@ import math
 import orjson
 from pydantic import BaseModel
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 
 class StartError(Exception):
@@ -63,6 +64,17 @@ class ErrorBody(BaseModel):
     error: ErrorDetail
 
 
+REASON = "finechat.reason"  # where the scope holds why a client was refused, for log and metrics
+
+
+class _ErrorResponse(Response):
+    reason = ""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope[REASON] = self.reason
+        await super().__call__(scope, receive, send)
+
+
 class ApiError(Exception):
     status = 500
     type = "server_error"
@@ -84,8 +96,17 @@ class ApiError(Exception):
         }
         return orjson.dumps({"error": detail})
 
+    @property
+    def reason(self) -> str:
+        """One word; OpenAI gives most errors of a request's fields no code."""
+        return self.code or "invalid_request"
+
     def response(self) -> Response:
-        return Response(self.body(), self.status, headers=self.headers, media_type="application/json")
+        response = _ErrorResponse(
+            self.body(), self.status, headers=self.headers, media_type="application/json"
+        )
+        response.reason = self.reason
+        return response
 
 
 class InvalidRequest(ApiError):

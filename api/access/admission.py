@@ -9,7 +9,6 @@ key: first come, first served.
 import asyncio
 import contextlib
 import itertools
-import time
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
@@ -80,9 +79,7 @@ class Admission:
         Raises: Overloaded at once when too many tokens wait already; one request may always wait.
         """
         waiter = _Waiter(next(self._numbers), key, min(answers, self._capacity), tokens)
-        begun = time.perf_counter()
         await self._wait(waiter)
-        self._metrics.queue_time.observe(time.perf_counter() - begun)
         try:
             yield
         finally:

@@ -25,6 +25,7 @@ from api.engine.engine import Delta, Engine
 from api.engine.prompt import Prompt
 from api.engine.served import Served
 from api.errors import (
+    REASON,
     ApiError,
     ClientGone,
     ContextLengthExceeded,
@@ -36,7 +37,7 @@ from api.routes.merged import merged
 from api.schema.generation import FinishReason, GenerationRequest, Sampling, TokenLogprob, Usage
 from api.service import Service
 from api.sse import DONE, Frames, error_frame
-from api.telemetry import Tally
+from api.telemetry import TALLY, Tally, request_id
 
 # A client that reads nothing for so long has left its slot to others.
 SEND_TIMEOUT_S = 30.0
@@ -110,6 +111,7 @@ class Exchange(Response):
             except ApiError as error:
                 if not self._started:
                     raise
+                scope[REASON] = error.reason
                 await _send(send, error_frame(error), more=False)
 
     def _answers(self) -> int:
@@ -135,13 +137,20 @@ class Exchange(Response):
         prompts = await asyncio.to_thread(self.encode, prompt)
         asked, context = self.token_limit(), engine.max_model_len
         limits = [token_budget(len(ids), asked, context, self.prompt_field) for ids in prompts]
-        tally = Tally(sum(map(len, prompts)), self._service.metrics)
+        key: Key | None = scope[KEY]
+        tally = scope[TALLY] = Tally(
+            key.name if key else "",
+            sum(map(len, prompts)),
+            self._answers(),
+            bool(self._request.stream),
+            self._service.metrics,
+        )
         most = tally.prompt_tokens + sum(limits) * self._request.choices()
-        key = scope[KEY]
         async with contextlib.AsyncExitStack() as held:
             headers = held.enter_context(self._reserved(key, most, tally))
-            turn = self._service.admission.turn(key.name if key else "", self._answers(), most)
+            turn = self._service.admission.turn(tally.key, self._answers(), most)
             await held.enter_async_context(turn)
+            tally.take_turn()
             async with aclosing(self._generate(engine, prompts, limits)) as deltas:
                 if self._request.stream:
                     with self._service.metrics.active_streams.track_inprogress():
@@ -155,20 +164,22 @@ class Exchange(Response):
     def _reserved(self, key: Key | None, most: int, tally: Tally) -> Iterator[dict[str, str]]:
         """Holds the most that the request can cost its key; gives the rate-limit headers of the answer.
 
-        What failed on our side costs no tokens; what a client left costs what had been generated.
+        What had no turn or failed on our side costs no tokens; what its client left, those it had by then.
         Raises: RateLimited before anything is generated.
         """
         if key is None:
             yield {}
             return
         reservation = self._service.accounts.reserve(key, most, self._answers())
-        charged = True
+        self._service.metrics.key_requests.labels(key.name).inc()
+        ours = False
         try:
             yield reservation.headers()
         except Exception as error:
-            charged = isinstance(error, ClientGone)
+            ours = not isinstance(error, ClientGone)
             raise
         finally:
+            charged = tally.turn is not None and not ours
             used = (tally.prompt_tokens, tally.completion_tokens) if charged else (0, 0)
             reservation.settle(*used)
             self._service.metrics.key_tokens.labels(key.name).inc(sum(used))
@@ -178,7 +189,7 @@ class Exchange(Response):
     ) -> AsyncGenerator[Delta, None]:
         streams = [
             engine.generate(
-                f"{self.id}-{i}", ids, self._request, limit,
+                f"{request_id()}.{self.id}-{i}", ids, self._request, limit,
                 stream=bool(self._request.stream), logprobs=self.logprobs_wanted(),
             )
             for i, (ids, limit) in enumerate(zip(prompts, limits, strict=True))
@@ -199,7 +210,7 @@ class Exchange(Response):
         untold: dict[int, list[TokenLogprob]] = {index: [] for index in running}
         async for delta in deltas:
             index = delta.index
-            tally.add(delta.tokens)
+            tally.add(delta.tokens, index)
             untold[index] += token_logprobs(delta, prompt)
             frame = b""
             if delta.text or (delta.finish_reason and index in silent):
@@ -227,7 +238,7 @@ class Exchange(Response):
     async def _collect(self, deltas: AsyncIterator[Delta], prompt: Prompt, tally: Tally) -> BaseModel:
         answers = [Answer() for _ in range(self._answers())]
         async for delta in deltas:
-            tally.add(delta.tokens)
+            tally.add(delta.tokens, delta.index)
             answer = answers[delta.index]
             answer.text += delta.text
             answer.logprobs += token_logprobs(delta, prompt)

@@ -170,7 +170,13 @@ class FakeEngine:
             yield Delta("x", 1, "length")
             return
         self.calls.append(
-            {"prompt_ids": prompt_ids, "max_tokens": max_tokens, "stream": stream, "logprobs": logprobs}
+            {
+                "request_id": request_id,
+                "prompt_ids": prompt_ids,
+                "max_tokens": max_tokens,
+                "stream": stream,
+                "logprobs": logprobs,
+            }
         )
         try:
             for position, delta in enumerate(self.deltas):
