@@ -35,6 +35,8 @@ def create_app(service: Service, cors_origins: Sequence[str] = ()) -> ASGIApp:
         yield
         await service.lifecycle.stop()
         await asyncio.to_thread(service.usage.close)
+        if service.tracing is not None:
+            await asyncio.to_thread(service.tracing.close)
 
     app = FastAPI(title="finechat", lifespan=lifespan, docs_url=None, redoc_url=None, redirect_slashes=False)
     for module in (chat, completions, models, health):
@@ -59,7 +61,8 @@ def _guarded(
     app.exception_handler(Exception)(_defect)
     routes = frozenset(path for route in app.routes if (path := getattr(route, "path", None)))
     gate = Gate(app, keys, open_paths)
-    return RequestLog(_open_to(cors_origins, gate) if cors_origins else gate, service.metrics, routes)
+    entrance = _open_to(cors_origins, gate) if cors_origins else gate
+    return RequestLog(entrance, service.metrics, service.tracing, routes)
 
 
 def _open_to(origins: Sequence[str], app: ASGIApp) -> ASGIApp:

@@ -14,8 +14,9 @@ from api.engine.artifact import Artifact
 from api.engine.engine import Engine
 from api.engine.lifecycle import Lifecycle
 from api.errors import ModelNotFound
+from api.metrics import Metrics
 from api.settings import Settings
-from api.telemetry import Metrics
+from api.tracing import Tracing, start_tracing
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,7 @@ class Service:
     keys: Keys
     usage: Usage
     accounts: Accounts
+    tracing: Tracing | None
     request_timeout_s: float
 
     def require_model(self, name: str) -> None:
@@ -46,7 +48,16 @@ def build_service(
     )
     keys = Keys(settings.keys_file, settings.key.get_secret_value() if settings.key else None)
     usage = Usage(settings.usage_file)
-    return Service(lifecycle, admission, metrics, keys, usage, Accounts(usage), settings.request_timeout_s)
+    return Service(
+        lifecycle,
+        admission,
+        metrics,
+        keys,
+        usage,
+        Accounts(usage),
+        start_tracing(),
+        settings.request_timeout_s,
+    )
 
 
 def _service_of(request: Request) -> Service:

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 
 from api.errors import Overloaded
-from api.telemetry import Metrics
+from api.metrics import Metrics
 
 
 @dataclass(eq=False, slots=True)

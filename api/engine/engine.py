@@ -180,6 +180,7 @@ def set_engine_environment() -> None:
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
         "VLLM_LOGGING_LEVEL": "ERROR",
+        "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf",  # as tracing.py; vLLM's default is gRPC
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
         # For vLLM's processes: what a killed worker leaves is cleaned up, and need not be told.
         "PYTHONWARNINGS": "ignore:resource_tracker:UserWarning,ignore::FutureWarning",
@@ -194,7 +195,7 @@ def _hardware_arguments(settings: Settings) -> dict[str, Any]:
     from vllm.platforms import current_platform
 
     if not current_platform.is_cpu():
-        return {}
+        return {"gpu_memory_utilization": settings.gpu_memory_share}
     # Nothing to compile without inductor's C++ compiler: the sampler's @torch.compile runs eagerly.
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
     # Below AVX-512 oneDNN has no bfloat16 product and torch's own is several times slower.

@@ -20,7 +20,8 @@ from api.engine.artifact import Artifact, current_id, read_artifact
 from api.engine.engine import Engine
 from api.engine.served import Served, load
 from api.errors import ClientGone, EngineFailed, NotReady, StartError, SwapRefused
-from api.telemetry import Metrics, log
+from api.metrics import Metrics
+from api.telemetry import log
 
 LOOK_EVERY_S = 0.25
 PAUSES_S = (0.0, 1.0, 4.0, 15.0, 60.0)  # before each attempt to restart a dead engine

@@ -33,11 +33,12 @@ from api.errors import (
     InvalidRequest,
 )
 from api.logprobs import token_logprobs
+from api.metrics import TALLY, Tally
 from api.routes.merged import merged
 from api.schema.generation import FinishReason, GenerationRequest, Sampling, TokenLogprob, Usage
 from api.service import Service
 from api.sse import DONE, Frames, error_frame
-from api.telemetry import TALLY, Tally, request_id
+from api.telemetry import request_id
 
 # A client that reads nothing for so long has left its slot to others.
 SEND_TIMEOUT_S = 30.0

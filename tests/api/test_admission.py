@@ -13,7 +13,7 @@ from api.access.admission import Admission
 from api.access.keys import Limits, create_key
 from api.engine.engine import Delta
 from api.errors import Overloaded
-from api.telemetry import Metrics
+from api.metrics import Metrics
 from conftest import FakeEngine, House, ask
 
 pytestmark = pytest.mark.anyio
