@@ -73,9 +73,10 @@ class Settings(BaseSettings):
         description="models/current in it names what is served",
     )
     host: str = Field(
-        "127.0.0.1", description="address; another than the loopback needs a key or a file of keys"
+        "127.0.0.1",
+        description="address to listen on; another than the loopback needs a key or a file of keys",
     )
-    port: int = Field(8000, ge=1, le=65535, description="port")
+    port: int = Field(8000, ge=1, le=65535, description="its port")
     key: Key | None = Field(
         None,
         description="one key without limits, named default; 16 characters or more where others can reach it",
@@ -85,10 +86,13 @@ class Settings(BaseSettings):
         None, description="SQLite file for what keys have used; without it daily budgets forget at a restart"
     )
     admin_port: int | None = Field(
-        None, ge=1, le=65535, description="the operator's endpoints, on the loopback only; off without it"
+        None,
+        ge=1,
+        le=65535,
+        description="port of the operator's endpoints, on the loopback only; off without it",
     )
     admin_key: Key | None = Field(
-        None, description="what they ask for; 16 characters or more, not a client's key"
+        None, description="the key of that port; 16 characters or more, and no client's"
     )
     cors_origins: Origins = Field(
         (), description="origins whose pages may call the API from a browser, separated by commas"
@@ -112,6 +116,9 @@ class Settings(BaseSettings):
     )
     kv_cache_gib: float = Field(
         1.0, gt=0, le=1024, description="memory for the cache of keys and values, on a CPU"
+    )
+    gpu_memory_share: float = Field(
+        0.9, gt=0, le=1, description="share of a GPU's memory for weights and cache of one engine"
     )
     drain_timeout_s: float = Field(5.0, ge=0, le=3600, description="how long streams may go on after SIGTERM")
 
