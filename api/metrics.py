@@ -10,7 +10,7 @@ from functools import partial
 from itertools import accumulate
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric
-from prometheus_client.core import HistogramMetricFamily
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
@@ -18,8 +18,23 @@ _TOKEN_SECONDS = (0.002, 0.004, 0.006, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.25,
 TALLY = "finechat.tally"  # where the scope holds the Tally of a request that was rendered
 
 
+class FastCounter(Collector):
+    """For what happens with every token: prometheus_client's own, with its locks, takes ten times as long."""
+
+    def __init__(self, name: str, documentation: str) -> None:
+        self._name = name
+        self._documentation = documentation
+        self._value = 0
+
+    def inc(self, amount: int) -> None:
+        self._value += amount
+
+    def collect(self) -> Iterator[Metric]:
+        yield CounterMetricFamily(self._name, self._documentation, self._value)
+
+
 class FastHistogram(Collector):
-    """A histogram for what happens with every token: a search and two additions, from one thread only."""
+    """As FastCounter; both are for the event loop's thread only."""
 
     def __init__(self, name: str, documentation: str, bounds: Sequence[float]) -> None:
         self._name = name
@@ -53,7 +68,8 @@ class Metrics:
         )
         self.aborted = counter("aborted", "Requests whose client hung up.")
         self.prompt_tokens = counter("prompt_tokens", "Tokens of admitted prompts.")
-        self.completion_tokens = counter("completion_tokens", "Tokens generated.")
+        self.completion_tokens = FastCounter("finechat_completion_tokens", "Tokens generated.")
+        self.registry.register(self.completion_tokens)
         self.key_requests = counter("key_requests", "Requests admitted, by the name of the key.", ["key"])
         self.key_tokens = counter(
             "key_tokens", "Tokens of prompts and answers, by the name of the key.", ["key"]

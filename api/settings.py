@@ -37,7 +37,7 @@ _ORIGIN = re.compile(r"https?://[a-z0-9.\-\[\]:]+")
 
 def _usable_key(key: SecretStr) -> SecretStr:
     text = key.get_secret_value()
-    if not text.isascii() or not text.isprintable() or " " in text:
+    if not text or not text.isascii() or not text.isprintable() or " " in text:
         raise ValueError("must be printable ASCII characters without spaces")
     return key
 

@@ -93,6 +93,7 @@ def test_environment_comes_before_file_before_secrets_before_default(
     [
         ("port: 0\n", ": port=0: Input should be greater than or equal to 1"),
         ("key: a b\n", ": key: must be printable"),
+        ("key: ''\n", ": key: must be printable"),
         ("prot: 8000\n", ": prot is no setting"),
         ("api_port: 8000\n", ": api_port is no setting"),
         ("- port\n", " must hold lines"),
