@@ -60,7 +60,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def _settings_help() -> str:
     lines = [f"  {name} ({default})\n      {text}" for name, default, text in reference()]
-    return "\n".join([f"settings (default), from the environment, {CONFIG} or {SECRETS}:", *lines])
+    head = f"settings (default); the first of environment, {CONFIG} and {SECRETS} that has one decides:"
+    return "\n".join(
+        [head, *lines, "vLLM's and OpenTelemetry's own variables (VLLM_*, OTEL_*) hold as well."]
+    )
 
 
 def _required(file: Path | None, variable: str) -> Path:

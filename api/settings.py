@@ -197,7 +197,7 @@ def reference() -> list[tuple[str, str, str]]:
 
 
 def _told(field: FieldInfo) -> str:
-    return "none" if field.default in (None, ()) else str(field.default)
+    return "none" if field.default in (None, (), {}) else str(field.default)
 
 
 def _variable(name: str) -> str:
