@@ -24,6 +24,7 @@ from api.engine.served import PROBE
 from api.server import Server, listen
 from api.service import Service, build_service
 from api.settings import Settings, reference
+from api.tracing import ENDPOINTS
 
 MODEL = "tiny-docs"
 KEY = "test-key-0123456789abcdef"
@@ -273,7 +274,7 @@ def another_artifact(artifacts: Path, id: str, *, whole: bool = True) -> None:
 
 @pytest.fixture(autouse=True)
 def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    for name, _, _ in reference():
+    for name in (*ENDPOINTS, *(name for name, _, _ in reference())):
         monkeypatch.delenv(name, raising=False)
     yield
 
