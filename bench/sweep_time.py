@@ -49,7 +49,8 @@ def main() -> None:
         "sweep.steps": steps, "sweep.parallel_arms": options.parallel,
         "train.engine": "compiled", "train.quantization": options.quantization,
         "train.tokens_per_step": TOKENS_A_STEP, "train.gradient_checkpointing": "true",
-        "train.save_every_steps": 10_000, "train.device": "cuda" if cuda else "cpu",
+        "train.save_every_steps": 10_000, "train.logging_steps": 10,
+        "train.device": "cuda" if cuda else "cpu",
         "train.dtype": "bfloat16" if cuda else "float32",
     }  # fmt: skip
     flags = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]

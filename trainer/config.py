@@ -161,6 +161,9 @@ class TrainConfig(Frozen):
     cooldown_share: float = Field(0.2, gt=0, le=1)
     weight_decay: float = Field(0.0, ge=0)
     save_every_steps: int = Field(ge=1)
+    logging_steps: int = Field(
+        1, ge=1, description="For each of which the mean loss is logged; a GPU stands still meanwhile."
+    )
     restore_best: bool = Field(
         False, description="Measure the validation loss at every checkpoint and end with the best one."
     )

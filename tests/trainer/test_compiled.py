@@ -1,6 +1,7 @@
 """The compiled engine against PEFT's own layers: same losses, same gradients, documents kept apart."""
 
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ from trainer.fit.arm import Arm, Setting
 from trainer.fit.engines import compiled, head, plain
 from trainer.fit.engines.documents import documents
 from trainer.fit.engines.head import head_loss
+from trainer.fit.packing import collate
 
 ARM = Arm(Setting(8, 1e-3), 3)
 SETTINGS = TrainConfig(device="cpu", dtype="float32", tokens_per_step=512, save_every_steps=9)
 LENGTHS = (17, 2, 60, 31)
+DOCUMENTS = [torch.randint(500, (n,), generator=torch.Generator().manual_seed(n)).tolist() for n in LENGTHS]
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 
@@ -39,13 +42,13 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def row() -> dict[str, Any]:
     """Documents in one row; the first third of each is no target."""
-    generator = torch.Generator().manual_seed(1)
-    ids = [torch.randint(500, (n,), generator=generator) for n in LENGTHS]
-    labels = [torch.cat([torch.full((len(x) // 3 or 1,), IGNORED), x[len(x) // 3 or 1 :]]) for x in ids]
-    positions = torch.cat([torch.arange(n) for n in LENGTHS])
-    return {
-        "input_ids": torch.cat(ids)[None], "labels": torch.cat(labels)[None], "position_ids": positions[None],
-    }  # fmt: skip
+    return packed(DOCUMENTS, LENGTHS)
+
+
+def packed(documents: Sequence[list[int]], lengths: Sequence[int]) -> dict[str, Any]:
+    labels = [[IGNORED] * (len(x) // 3 or 1) + x[len(x) // 3 or 1 :] for x in documents]
+    joined = {"input_ids": [*itertools.chain(*documents)], "labels": [*itertools.chain(*labels)]}
+    return collate([{**joined, "seq_lengths": lengths}])
 
 
 def loss_and_gradients(
@@ -58,7 +61,10 @@ def loss_and_gradients(
     for parameter in adapter:
         parameter.data.copy_(0.05 * torch.randn(parameter.shape))
     model.train()
-    inputs = {name: values.to(settings.device) for name, values in row.items()}
+    lengths = row["seq_lengths"]
+    inputs = {
+        name: values if values is lengths else values.to(settings.device) for name, values in row.items()
+    }
     loss = engine.compute_loss(model, inputs, (row["labels"] != IGNORED).sum().item())
     loss.backward()
     return loss.item(), [p.grad for p in adapter if p.grad is not None]
@@ -106,18 +112,14 @@ def test_compiled_on_a_gpu_in_bfloat16(base: Path, row: dict[str, Any], recomput
 def test_documents_do_not_see_each_other(base: Path, row: dict[str, Any]) -> None:
     model = compiled.load(base, SETTINGS, LoraConfig(scaling=2.0), ARM, "cpu")
     together = compiled.compute_loss(model, dict(row), 1).item()
-    edges = [sum(LENGTHS[:i]) for i in range(len(LENGTHS) + 1)]
-    alone = [
-        compiled.compute_loss(model, {k: v[:, start:end] for k, v in row.items()}, 1).item()
-        for start, end in itertools.pairwise(edges)
-    ]
+    alone = [compiled.compute_loss(model, packed([x], [len(x)]), 1).item() for x in DOCUMENTS]
     assert together == pytest.approx(sum(alone), rel=1e-6)
-    joined = {**row, "position_ids": torch.arange(sum(LENGTHS))[None]}
+    joined = {**row, "seq_lengths": [sum(LENGTHS)]}
     assert compiled.compute_loss(model, joined, 1).item() != pytest.approx(together, rel=1e-6)
 
 
 def test_a_row_is_filled_with_a_document_of_its_own() -> None:
-    row = documents(torch.tensor([0, 1, 2, 0, 1]), 9)
+    row = documents([3, 2], 9, torch.device("cpu"))
     assert row.positions.tolist() == [0, 1, 2, 0, 1, 0, 1, 2, 3]
     assert row.borders[:5].tolist() == [0, 3, 5, 9, 9] and set(row.borders[4:].tolist()) == {9}
 

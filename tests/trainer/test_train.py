@@ -130,3 +130,20 @@ def test_the_log_of_a_run_is_whole_lines_of_json(config: RunConfig, tmp_path: Pa
     assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == [1, 2, 3, 4]
     log.write_text(log.read_text() + '{"step": 5, "lo')
     assert [line["step"] for line in read_log(log)] == [1, 2, 3, 4]
+
+
+def test_a_loss_that_is_logged_seldom_still_guards_every_checkpoint(
+    config_values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = LoraTrainer.compute_loss
+
+    def overflowing(self: LoraTrainer, *args: Any, **kwargs: Any) -> Any:
+        loss = own(self, *args, **kwargs)
+        return loss * float("inf") if self.state.global_step >= 4 else loss
+
+    monkeypatch.setattr(LoraTrainer, "compute_loss", overflowing)
+    config_values["train"].update(logging_steps=100)
+    run = trained(configured(config_values, tmp_path), tmp_path, 20)
+    assert run.diverged == "loss is nan at step 6"  # two steps late, and before that step is saved
+    kept = sorted(path.name for path in run.adapter.parent.glob("checkpoint-*"))
+    assert kept == ["checkpoint-2", "checkpoint-4"]

@@ -15,7 +15,7 @@ from trainer.progress import Progress
 LOG = "log.jsonl"
 LOGGED = ("loss", "eval_loss", "grad_norm", "learning_rate", "tokens_per_second")
 TAIL_BYTES = 2048
-WINDOW = 5  # steps whose mean counts as the loss at the start, and as the loss now
+WINDOW = 5  # log entries whose mean counts as the loss at the start, and as the loss now
 
 
 class DivergedError(Exception):
@@ -78,6 +78,10 @@ class Tell(TrainerCallback):
 
 class Guard(TrainerCallback):
     """Ends a run that diverged before anything of it is saved: its last checkpoint stays good."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if control.should_save:
+            control.should_log = True
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         for name in ("loss", "grad_norm", "eval_loss"):

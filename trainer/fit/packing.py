@@ -12,6 +12,8 @@ import torch
 from datasets import Dataset
 from trl import pack_dataset
 
+from trainer.data.tokenize import IGNORED
+
 
 def pack(rows: Dataset, length: int) -> Dataset:
     """Best-fit-decreasing packing up to `length` tokens.
@@ -21,12 +23,19 @@ def pack(rows: Dataset, length: int) -> Dataset:
     return pack_dataset(rows.select_columns(["input_ids", "labels"]), length, "bfd")
 
 
-def collate(packed: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-    """One packed row to (1, length) `input_ids`, `labels` and `position_ids`."""
+def collate(packed: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """One packed row to (1, length) `input_ids`, `labels` and `position_ids`, and what an engine would ask.
+
+    target_positions: (targets,), where the next token is a target. seq_lengths: a list. Found here because a
+    GPU that is asked for them must first finish all that it was told before.
+    """
     (row,) = packed
+    labels = torch.tensor(row["labels"])
     positions = [position for length in row["seq_lengths"] for position in range(length)]
     return {
         "input_ids": torch.tensor([row["input_ids"]]),
-        "labels": torch.tensor([row["labels"]]),
+        "labels": labels[None],
         "position_ids": torch.tensor([positions]),
+        "target_positions": (labels[1:] != IGNORED).nonzero()[:, 0],
+        "seq_lengths": list(row["seq_lengths"]),
     }

@@ -53,7 +53,7 @@ def _train(
         trainer = build_trainer(
             model, engine.compute_loss, load_tokenizer(base.directory), prepared.dataset("train"),
             prepared.rows("validation"), settings, arm, steps, device, directory,
-            [Log(directory), Guard(), Tell(arm.name, progress)],
+            [Log(directory), Tell(arm.name, progress)],
         )  # fmt: skip
         total = trainer.args.max_steps
         cooldown_start = total - cooldown_steps(settings, total)
@@ -61,6 +61,7 @@ def _train(
         if checkpoint and checkpoint.name == f"checkpoint-{cooldown_start}":
             keep_trunk(checkpoint)  # a kill may have come between the two
         trainer.add_callback(Trunk(cooldown_start))
+        trainer.add_callback(Guard())  # after all that ask for a checkpoint
         if settings.patience:
             trainer.add_callback(Patience(settings.patience))
         if checkpoint:

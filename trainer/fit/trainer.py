@@ -139,6 +139,8 @@ def _arguments(settings: TrainConfig, arm: Arm, total: int, device: str, output:
         dataset_kwargs={"skip_prepare_dataset": True},
         # On a GPU the next rows are read and collated beside the step; a CPU has no core to spare.
         dataloader_num_workers=1 if device == "cuda" else 0,
+        # There a copy that waits would wait for the step before.
+        accelerator_config={"non_blocking": device == "cuda"},
         remove_unused_columns=False,
         per_device_train_batch_size=1,
         gradient_accumulation_steps=1,
@@ -158,7 +160,7 @@ def _arguments(settings: TrainConfig, arm: Arm, total: int, device: str, output:
         eval_strategy="steps" if settings.restore_best else "no",
         eval_steps=settings.save_every_steps,
         load_best_model_at_end=settings.restore_best,
-        logging_steps=1,
+        logging_steps=settings.logging_steps,
         logging_nan_inf_filter=False,  # it would hide a divergence
         report_to=list(settings.trackers),
         disable_tqdm=True,

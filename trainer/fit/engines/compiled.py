@@ -7,7 +7,7 @@ recomputed in the backward pass only as far as the GPU's memory demands. PEFT ke
 saved, resumed and merged as any other. On a CPU the same code runs uncompiled.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +17,6 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from trainer.config import LoraConfig, TrainConfig
-from trainer.data.tokenize import IGNORED
 from trainer.errors import ArmError
 from trainer.fit.arm import Arm
 from trainer.fit.engines import fp8, fused, plain
@@ -59,11 +58,11 @@ def load(base: Path, settings: TrainConfig, lora: LoraConfig, arm: Arm, device: 
 
 
 def compute_loss(model: Any, inputs: dict[str, Any], target_tokens: Any) -> Any:
-    """Sum of NLL over the targets of one packed row, over `target_tokens`; inputs are (1, length)."""
-    labels = inputs["labels"][0, 1:]
-    kept = (labels != IGNORED).nonzero()[:, 0]
-    hidden = model.decoder(inputs["input_ids"][0], inputs["position_ids"][0])
-    return head_loss(hidden[kept], model.get_output_embeddings().weight, labels[kept]) / target_tokens
+    """Sum of NLL over the targets of one packed row, over `target_tokens`. inputs: as `packing.collate`."""
+    kept = inputs["target_positions"]
+    hidden = model.decoder(inputs["input_ids"][0], inputs["seq_lengths"])
+    labels = inputs["labels"][0, kept + 1]
+    return head_loss(hidden[kept], model.get_output_embeddings().weight, labels) / target_tokens
 
 
 class Decoder:
@@ -96,10 +95,10 @@ class Decoder:
         # How many layers to recompute is settled at the first row: later the memory is in use already.
         self._recomputed = None if settings.gradient_checkpointing else 0
 
-    def __call__(self, input_ids: Any, positions: Any) -> Any:
-        """input_ids, positions: (length,), positions from 0 in each document. Returns: (length, width)."""
+    def __call__(self, input_ids: Any, lengths: Sequence[int]) -> Any:
+        """input_ids: (length,), of documents of these lengths. Returns: (length, width)."""
         length = len(input_ids)
-        row = documents(positions, self._length or length)
+        row = documents(lengths, self._length or length, input_ids.device)
         input_ids = functional.pad(input_ids, (0, len(row.positions) - length))
         # The first layer's input needs no gradient, but with one its compilation serves all layers.
         hidden = self._model.embed_tokens(input_ids).requires_grad_(torch.is_grad_enabled())

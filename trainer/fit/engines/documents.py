@@ -2,6 +2,7 @@
 
 import inspect
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,16 +32,18 @@ class Documents:
     longest: int
 
 
-def documents(positions: Tensor, length: int) -> Documents:
-    """positions: (tokens,), from 0 in each document. What is missing to `length` is filled with documents."""
-    filling = torch.arange(length - len(positions), device=positions.device) % LONGEST
-    positions = torch.cat([positions, filling])
-    starts = (positions == 0).nonzero()[:, 0].tolist()
-    longest = max(end - start for start, end in itertools.pairwise([*starts, length]))
-    places = [length] * (-(len(starts) + 1) // PLACES * -PLACES)
-    places[: len(starts)] = starts
-    borders = torch.tensor(places, dtype=torch.int32, device=positions.device)
-    return Documents(positions, borders, min(length, -(longest // -LONGEST) * LONGEST))
+def documents(lengths: Sequence[int], length: int, device: torch.device) -> Documents:
+    """Of these lengths, one after the other; what is missing to `length` is filled with documents."""
+    whole, rest = divmod(length - sum(lengths), LONGEST)
+    lengths = [*lengths, *[LONGEST] * whole, *[rest] * (rest > 0)]
+    starts = [0, *itertools.accumulate(lengths)]
+    places = starts + [length] * (-len(starts) % PLACES)
+    borders = torch.tensor(places, dtype=torch.int32).to(device, non_blocking=True)
+    starting = torch.repeat_interleave(
+        borders[: len(lengths)], borders.diff()[: len(lengths)], output_size=length
+    )
+    positions = torch.arange(length, device=device) - starting
+    return Documents(positions, borders, min(length, -(max(lengths) // -LONGEST) * LONGEST))
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, borders: Tensor, longest: int) -> Tensor:

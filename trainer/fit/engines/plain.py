@@ -14,7 +14,6 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from trainer.base_model import load_model
 from trainer.config import LoraConfig as LoraSettings
 from trainer.config import TrainConfig
-from trainer.data.tokenize import IGNORED
 from trainer.fit.arm import Arm
 
 
@@ -38,11 +37,13 @@ def load(base: Path, settings: TrainConfig, lora: LoraSettings, arm: Arm, device
 
 
 def compute_loss(model: Any, inputs: dict[str, Any], target_tokens: Any) -> Any:
-    """Sum of NLL over the targets of one packed row, over `target_tokens`; inputs are (1, length)."""
-    labels = inputs.pop("labels")[0, 1:]
-    kept = (labels != IGNORED).nonzero()[:, 0]
-    logits = model(**inputs, logits_to_keep=kept, use_cache=False).logits[0]
-    return functional.cross_entropy(logits.float(), labels[kept], reduction="sum") / target_tokens
+    """Sum of NLL over the targets of one packed row, over `target_tokens`. inputs: as `packing.collate`."""
+    kept = inputs["target_positions"]
+    logits = model(
+        inputs["input_ids"], position_ids=inputs["position_ids"], logits_to_keep=kept, use_cache=False
+    ).logits[0]
+    labels = inputs["labels"][0, kept + 1]
+    return functional.cross_entropy(logits.float(), labels, reduction="sum") / target_tokens
 
 
 def _load_in_4bit(base: Path, dtype: str, device: str) -> Any:

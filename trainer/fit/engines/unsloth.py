@@ -59,12 +59,13 @@ def load(base: Path, settings: TrainConfig, lora: LoraConfig, arm: Arm, device: 
 
 
 def compute_loss(model: Any, inputs: dict[str, Any], target_tokens: Any) -> Any:
-    """Sum of NLL over the targets of one packed row, over `target_tokens`; inputs are (1, length).
+    """Sum of NLL over the targets of one packed row, over `target_tokens`. inputs: as `packing.collate`.
 
     Unsloth's forward ignores a tensor of positions to keep; given labels, it computes the loss in chunks
     that fit the free memory and never holds all logits.
     """
-    return model(**inputs, num_items_in_batch=target_tokens, use_cache=False).loss
+    row = {name: inputs[name] for name in ("input_ids", "labels", "position_ids")}
+    return model(**row, num_items_in_batch=target_tokens, use_cache=False).loss
 
 
 def _check(model: Any, device: str, quantize: bool) -> None:
