@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from api.access.keys import Keys, Limits, create_key, read_keys, revoke_key
 from api.access.usage import read_usage
 from api.engine.artifact import Artifact, read_artifact
+from api.engine.beside import Beside, read_beside
 from api.errors import SettingsError, StartError
 from api.settings import CONFIG, SECRETS, Settings, read_settings, reference
 
@@ -23,12 +24,16 @@ def main() -> int:
             _usage(_required(settings.usage_file, "API_USAGE_FILE"), arguments.day)
         else:
             artifact = read_artifact(settings.artifacts_dir)
+            beside = read_beside(settings.base_dir, settings.adapters)
             if arguments.verb == "check":
                 Keys(settings.keys_file, None)
                 artifact.verify()
                 print(f"ok: {artifact.manifest.name} ({artifact.directory}) can be served")
+                if beside:
+                    beside.verify(artifact)
+                    print(f"ok: {', '.join(beside.names)} beside it")
             else:
-                serve(settings, artifact)
+                serve(settings, artifact, beside)
     except StartError as error:
         print(f"finechat api: {error}", file=sys.stderr)
         return 1
@@ -99,7 +104,7 @@ def _usage(file: Path, day: str | None) -> None:
         )
 
 
-def serve(settings: Settings, artifact: Artifact) -> None:
+def serve(settings: Settings, artifact: Artifact, beside: Beside | None) -> None:
     """Serve until a signal; HTTP is open at once, the model is loaded behind it.
 
     Raises: StartError if the port is taken or the engine does not start.
@@ -111,7 +116,7 @@ def serve(settings: Settings, artifact: Artifact) -> None:
     from api.telemetry import configure_logging, log
 
     configure_logging()
-    service = build_service(settings, artifact, lambda artifact: Engine(settings, artifact))
+    service = build_service(settings, artifact, lambda new: Engine(settings, new, beside), beside)
     admin = None
     if settings.admin_port and settings.admin_key:
         admin_app = create_admin_app(service, settings.admin_key.get_secret_value())

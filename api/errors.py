@@ -3,6 +3,7 @@
 StartError                     the service cannot start: one line, exit code 1
 ├── SettingsError              an environment variable is wrong or unsafe
 ├── ArtifactError              the artifact is missing, incomplete or altered
+├── AdapterError               the base or an adapter cannot be served beside it
 └── EngineStartError           the port is taken, or vLLM did not come up
 ClientGone                     the client hung up: nobody is left to tell
 ApiError                       an HTTP answer in OpenAI's error body
@@ -42,6 +43,10 @@ class SettingsError(StartError):
 
 
 class ArtifactError(StartError):
+    pass
+
+
+class AdapterError(StartError):
     pass
 
 

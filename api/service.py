@@ -11,6 +11,7 @@ from api.access.keys import Keys
 from api.access.limits import Accounts
 from api.access.usage import Usage
 from api.engine.artifact import Artifact
+from api.engine.beside import Beside
 from api.engine.engine import Engine
 from api.engine.lifecycle import Lifecycle
 from api.errors import ModelNotFound
@@ -29,16 +30,21 @@ class Service:
     accounts: Accounts
     tracing: Tracing | None
     request_timeout_s: float
+    beside: Beside | None
 
     def require_model(self, name: str) -> None:
-        """Raises: ModelNotFound unless `name` is the model that is served."""
-        served = self.lifecycle.artifact.name
-        if name != served:
-            raise ModelNotFound(f"This service has no such model; it serves {served!r}.", param="model")
+        """Raises: ModelNotFound unless `name` is that of a model that is served."""
+        served = [self.lifecycle.artifact.name, *(self.beside.names if self.beside else [])]
+        if name not in served:
+            told = ", ".join(map(repr, served))
+            raise ModelNotFound(f"This service has no such model; it serves {told}.", param="model")
 
 
 def build_service(
-    settings: Settings, artifact: Artifact, make_engine: Callable[[Artifact], Engine]
+    settings: Settings,
+    artifact: Artifact,
+    make_engine: Callable[[Artifact], Engine],
+    beside: Beside | None = None,
 ) -> Service:
     """Raises: SettingsError if the file of keys or that of usage cannot be used."""
     metrics = Metrics()
@@ -57,6 +63,7 @@ def build_service(
         Accounts(usage),
         start_tracing(),
         settings.request_timeout_s,
+        beside,
     )
 
 

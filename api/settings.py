@@ -12,7 +12,15 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    SecretStr,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 from pydantic_settings import (
@@ -27,6 +35,7 @@ from pydantic_settings import (
 from api.errors import SettingsError
 
 MIN_OPEN_KEY_CHARS = 16
+MAX_ADAPTERS = 16
 CONFIG, SECRETS = "API_CONFIG", "API_SECRETS_DIR"
 _PLACES = {
     CONFIG: "YAML file of settings, by their names without API_ in small letters",
@@ -52,7 +61,22 @@ def _origin(text: str) -> str:
     return text
 
 
+def _by_name(text: Any) -> Any:
+    """`NAME=DIRECTORY,NAME=DIRECTORY` as a dictionary."""
+    if not isinstance(text, str):
+        return text
+    pairs = [part.strip().partition("=") for part in text.split(",") if part.strip()]
+    named = {name: directory for name, _, directory in pairs}
+    if len(named) < len(pairs) or not all(named.values()):
+        raise ValueError("must be NAME=DIRECTORY,NAME=DIRECTORY,… with every name once")
+    return named
+
+
 Key = Annotated[SecretStr, AfterValidator(_usable_key)]
+AdapterName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+Adapters = Annotated[
+    dict[AdapterName, Path], NoDecode, BeforeValidator(_by_name), Field(max_length=MAX_ADAPTERS)
+]
 Origins = Annotated[tuple[Annotated[str, AfterValidator(_origin)], ...], NoDecode, BeforeValidator(_split)]
 
 
@@ -71,6 +95,12 @@ class Settings(BaseSettings):
         Path("artifacts"),
         validation_alias="ARTIFACTS_DIR",
         description="models/current in it names what is served",
+    )
+    base_dir: Path | None = Field(
+        None, description="the base model, to be served beside the merged one as base"
+    )
+    adapters: Adapters = Field(
+        {}, description="NAME=DIRECTORY,NAME=DIRECTORY: adapters of that base, each under its name"
     )
     host: str = Field(
         "127.0.0.1",
@@ -137,6 +167,14 @@ class Settings(BaseSettings):
             InitSettingsSource(settings_cls, _config()),
             SecretsSettingsSource(settings_cls, _secrets()),
         )
+
+    @model_validator(mode="after")
+    def _adapters_of_a_base(self) -> "Settings":
+        if self.adapters and self.base_dir is None:
+            raise ValueError(
+                "API_ADAPTERS needs API_BASE_DIR, the directory of the model they were trained on"
+            )
+        return self
 
     @model_validator(mode="after")
     def _open_only_with_a_strong_key(self) -> "Settings":

@@ -19,12 +19,14 @@ from typing import Any
 import psutil
 
 from api.engine.artifact import Artifact
+from api.engine.beside import Beside
 from api.errors import EngineFailed, EngineStartError
 from api.schema.generation import FinishReason, Sampling
 from api.settings import Settings
 
 _STOP_GRACE_S = 1.0
 _GREEDY = 1e-5  # vLLM takes a lower temperature for none
+_LORA_RANKS = (8, 16, 32, 64, 128, 256)  # the most that an engine holds, of vLLM's choices
 _FINISHED: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
 
 
@@ -40,12 +42,20 @@ class Delta:
 
 
 class Engine:
-    def __init__(self, settings: Settings, artifact: Artifact) -> None:
+    """Of one artifact. What is beside it, base and adapters, runs in a second one of vLLM's.
+
+    models: all that `generate` knows, by name.
+    """
+
+    def __init__(self, settings: Settings, artifact: Artifact, beside: Beside | None = None) -> None:
         self.max_model_len = min(settings.max_model_len, artifact.max_positions or settings.max_model_len)
         self.vocab_size = artifact.vocab_size
         self._settings = settings
-        self._directory = artifact.directory
-        self._llm: Any = None
+        self.models = [artifact.name, *(beside.names if beside else [])]
+        self._artifact = artifact
+        self._beside = beside
+        self._llms: list[Any] = []  # of the merged model, then of what is beside it
+        self._adapters: dict[str, Any] = {}
         self._defaults: dict[str, Any] = {}
         self._processes: list[psutil.Process] = []
         self._watch: subprocess.Popen[bytes] | None = None
@@ -53,25 +63,17 @@ class Engine:
         self._stopping = False
 
     def start(self) -> None:
-        """Load the model; blocks for seconds to minutes, so call it in a thread.
+        """Load what is served; blocks for seconds to minutes, so call it in a thread.
 
-        Raises: EngineStartError.
+        Raises: EngineStartError, and AdapterError if what is beside the artifact does not belong to it.
         """
+        if self._beside is not None:
+            self._beside.verify(self._artifact)
         set_engine_environment()
         warnings.filterwarnings("ignore", category=FutureWarning)  # of torch, at vLLM's imports
-        from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        arguments = AsyncEngineArgs(
-            model=str(self._directory),
-            load_format="safetensors",
-            max_model_len=self.max_model_len,
-            max_num_seqs=self._settings.max_num_seqs,
-            enable_prefix_caching=True,
-            use_tqdm_on_load=False,
-            disable_log_stats=True,
-            **_hardware_arguments(self._settings),
-        )
+        engines = self._engine_arguments()
         # Ctrl-C reaches the whole process group. vLLM's processes inherit this thread's mask, so
         # that they live on while the service drains; `shutdown` ends them.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -82,8 +84,9 @@ class Engine:
             # one of the two sees the other.
             if self._stopping:
                 raise EngineStartError("stopped while starting")
-            self._llm = AsyncLLM.from_engine_args(arguments)
-            self._defaults = self._llm.model_config.get_diff_sampling_param()
+            for arguments in engines:
+                self._llms.append(AsyncLLM.from_engine_args(arguments))
+            self._defaults = self._llms[0].model_config.get_diff_sampling_param()
             self._processes = [p for p in _engine_processes() if p.pid not in others]
             self._watch = _watch_engine(self._processes)
         except Exception as error:
@@ -94,12 +97,40 @@ class Engine:
         gc.collect()
         gc.freeze()  # what start-up made stays; do not scan it in every collection
 
+    def _engine_arguments(self) -> list[Any]:
+        from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.lora.request import LoRARequest
+
+        directory = str(self._artifact.directory)
+        common = {
+            "load_format": "safetensors",
+            "max_model_len": self.max_model_len,
+            "max_num_seqs": self._settings.max_num_seqs,
+            "enable_prefix_caching": True,
+            "use_tqdm_on_load": False,
+            "disable_log_stats": True,
+            **_hardware_arguments(self._settings, engines=2 if self._beside else 1),
+        }
+        found = [AsyncEngineArgs(model=directory, **common)]
+        if self._beside is not None:
+            # The artifact's tokens and ends of answers for all, or what is compared would not compare.
+            common |= {"tokenizer": directory, "generation_config": directory}
+            for number, adapter in enumerate(self._beside.adapters, start=1):
+                self._adapters[adapter.name] = LoRARequest(adapter.name, number, str(adapter.directory))
+            if self._adapters:
+                most = max(adapter.rank for adapter in self._beside.adapters)
+                common |= {"enable_lora": True, "max_loras": len(self._adapters)}
+                common["max_lora_rank"] = next(rank for rank in _LORA_RANKS if rank >= most)
+            found.append(AsyncEngineArgs(model=str(self._beside.base), **common))
+        return found
+
     async def generate(
         self, request_id: str, prompt_ids: list[int], sampling: Sampling, max_tokens: int,
-        *, stream: bool, logprobs: int | None = None,
+        *, stream: bool, model: str = "", logprobs: int | None = None,
     ) -> AsyncGenerator[Delta, None]:  # fmt: skip
         """Text as it comes (stream), or all of it as one delta a choice; closing the iterator aborts.
 
+        model: what is beside the artifact, by name; any other name is the artifact's.
         logprobs: how many alternatives to tell for each token beside its own; None: none at all.
 
         Raises: EngineFailed if the engine is dead or ends the request itself.
@@ -118,7 +149,13 @@ class Engine:
             logprobs=logprobs,
             output_kind=RequestOutputKind.DELTA if stream else RequestOutputKind.FINAL_ONLY,
         )
-        outputs = self._llm.generate({"prompt_token_ids": prompt_ids}, params, request_id=request_id)
+        beside = self._beside is not None and model in self._beside.names
+        outputs = self._llms[beside].generate(
+            {"prompt_token_ids": prompt_ids},
+            params,
+            request_id=request_id,
+            lora_request=self._adapters.get(model),
+        )
         try:
             async with contextlib.aclosing(outputs):
                 async for output in outputs:
@@ -130,7 +167,7 @@ class Engine:
 
     @property
     def is_dead(self) -> bool:
-        return self._llm is not None and bool(self._llm.errored)
+        return any(llm.errored for llm in self._llms)
 
     def shutdown(self) -> None:
         """End the engine and all its processes, also while it starts; blocks for seconds."""
@@ -138,13 +175,14 @@ class Engine:
         while self._constructing:
             kill_engine_processes()
             time.sleep(0.05)
-        if self._llm is not None:
+        if self._llms:
             # Requests are over by now, and a worker that takes its time has nothing to save.
             impatience = threading.Timer(_STOP_GRACE_S, _kill, [self._processes])
             impatience.start()
-            self._llm.shutdown()
+            for llm in self._llms:
+                llm.shutdown()
             impatience.cancel()
-            self._llm = None
+            self._llms = []
         _kill(self._processes)
         # What `start` froze is garbage now, and frozen garbage is never collected.
         gc.unfreeze()
@@ -190,12 +228,12 @@ def set_engine_environment() -> None:
         os.environ.setdefault(name, value)
 
 
-def _hardware_arguments(settings: Settings) -> dict[str, Any]:
+def _hardware_arguments(settings: Settings, engines: int) -> dict[str, Any]:
     import torch
     from vllm.platforms import current_platform
 
     if not current_platform.is_cpu():
-        return {"gpu_memory_utilization": settings.gpu_memory_share}
+        return {"gpu_memory_utilization": settings.gpu_memory_share / engines}
     # Nothing to compile without inductor's C++ compiler: the sampler's @torch.compile runs eagerly.
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
     # Below AVX-512 oneDNN has no bfloat16 product and torch's own is several times slower.

@@ -64,14 +64,17 @@ async def load(artifact: Artifact, engine: Engine) -> Served:
 
 
 async def _probe(engine: Engine, prompt: Prompt) -> None:
-    """Raises: EngineStartError unless the engine generates a token."""
+    """Raises: EngineStartError unless the engine generates a token under every name."""
     ids = prompt.encode([ChatMessage(role="user", content="Hi")])
-    try:
-        async with asyncio.timeout(PROBE_TIMEOUT_S):
-            async for _ in engine.generate(PROBE, ids, Sampling(), 1, stream=False):
-                pass
-    except (ApiError, TimeoutError) as error:
-        raise EngineStartError(f"the engine started and generates nothing: {error!r}") from None
+    for model in engine.models:
+        try:
+            async with asyncio.timeout(PROBE_TIMEOUT_S):
+                async for _ in engine.generate(PROBE, ids, Sampling(), 1, stream=False, model=model):
+                    pass
+        except (ApiError, TimeoutError) as error:
+            raise EngineStartError(
+                f"the engine started and generates nothing as {model!r}: {error!r}"
+            ) from None
 
 
 def _in_thread(work: Callable[[], Any]) -> asyncio.Future[Any]:

@@ -191,7 +191,8 @@ class Exchange(Response):
         streams = [
             engine.generate(
                 f"{request_id()}.{self.id}-{i}", ids, self._request, limit,
-                stream=bool(self._request.stream), logprobs=self.logprobs_wanted(),
+                stream=bool(self._request.stream), model=self._request.model,
+                logprobs=self.logprobs_wanted(),
             )
             for i, (ids, limit) in enumerate(zip(prompts, limits, strict=True))
         ]  # fmt: skip

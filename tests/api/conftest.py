@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import json
 import shutil
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -140,6 +140,7 @@ class FakeEngine:
     )
     max_model_len: int = 256
     vocab_size: int = 259
+    models: Sequence[str] = (MODEL,)
     is_dead: bool = False
     hold_before: int | None = None
     fail_before: tuple[int, Exception] | None = None
@@ -166,6 +167,7 @@ class FakeEngine:
         max_tokens: int,
         *,
         stream: bool,
+        model: str = "",
         logprobs: int | None = None,
     ) -> AsyncIterator[Delta]:
         if request_id == PROBE:
@@ -177,6 +179,7 @@ class FakeEngine:
                 "prompt_ids": prompt_ids,
                 "max_tokens": max_tokens,
                 "stream": stream,
+                "model": model,
                 "logprobs": logprobs,
             }
         )

@@ -67,6 +67,8 @@ def _train(
         if checkpoint:
             progress.say(f"  {arm.name}: goes on from {checkpoint.parent.name}/{checkpoint.name}")
         record = _run(trainer, checkpoint, directory)
+    if not record["diverged"]:  # what the adapter may be put on, for whoever serves it
+        write_json(directory / "adapter" / "base.json", {"weights_sha256": base.weights_sha256})
     write_json(directory / "result.json", {"arm": arm.name, **record})
     if not record["diverged"]:
         remove_checkpoints(directory)
