@@ -98,6 +98,8 @@ def read_beside(base: Path | None, adapters: Mapping[str, Path]) -> Beside | Non
 
 
 def _read(name: str, directory: Path, base_shapes: Shapes) -> Adapter:
+    if name == BASE:
+        raise AdapterError(f"API_ADAPTERS: {BASE!r} is the name of the base itself")
     if not directory.is_dir():
         raise AdapterError(f"API_ADAPTERS: {name}: {directory} is no directory")
     for file in sorted(directory.iterdir()):

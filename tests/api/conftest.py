@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerFast
 
 from api.app import create_app
 from api.engine.artifact import read_artifact
+from api.engine.beside import read_beside
 from api.engine.engine import Delta
 from api.engine.lifecycle import State
 from api.engine.served import PROBE
@@ -243,7 +244,8 @@ def make_house(artifacts: Path) -> Callable[..., House]:
     def make(engine: FakeEngine | None = None, **options: Any) -> House:
         engine = engine or FakeEngine()
         settings = Settings(artifacts_dir=artifacts, **options)
-        service = build_service(settings, read_artifact(artifacts), lambda _: engine)  # type: ignore
+        beside = read_beside(settings.base_dir, settings.adapters)
+        service = build_service(settings, read_artifact(artifacts), lambda _: engine, beside)  # type: ignore
         return House(create_app(service, settings.cors_origins), service, engine, settings)
 
     return make
