@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from api.access.keys import Keys, Limits, create_key, read_keys, revoke_key
+from api.access.keys import NORMAL, Key, Keys, Limits, create_key, read_keys, revoke_key
 from api.access.usage import read_usage
 from api.engine.artifact import Artifact, read_artifact
 from api.engine.beside import Beside, read_beside
@@ -54,6 +54,8 @@ def _parser() -> argparse.ArgumentParser:
     actions = keys.add_subparsers(dest="action", metavar="ACTION", required=True)
     create = actions.add_parser("create", help="make a key and print it, this once")
     create.add_argument("name")
+    told = Key.model_fields["priority"].description
+    create.add_argument("--priority", type=int, choices=range(10), default=NORMAL, metavar="N", help=told)
     for name, field in Limits.model_fields.items():
         create.add_argument(f"--{name.replace('_', '-')}", type=int, metavar="N", help=field.description)
     actions.add_parser("list", help="names and limits")
@@ -84,14 +86,14 @@ def _keys(file: Path, arguments: argparse.Namespace) -> None:
         except ValidationError as error:
             first = error.errors()[0]
             raise SettingsError(f"--{str(first['loc'][0]).replace('_', '-')}: {first['msg']}") from None
-        print(create_key(file, arguments.name, limits))
+        print(create_key(file, arguments.name, limits, arguments.priority))
     elif arguments.action == "revoke":
         revoke_key(file, arguments.name)
     else:
         for key in read_keys(file).keys:
             known = key.limits.model_dump(exclude_none=True)
             told = " ".join(f"{name}={value}" for name, value in known.items()) or "no limits"
-            print(f"{key.name}  made {key.created_at}  {told}")
+            print(f"{key.name}  made {key.created_at}  priority={key.priority} {told}")
 
 
 def _usage(file: Path, day: str | None) -> None:

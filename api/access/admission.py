@@ -1,9 +1,12 @@
 """Who may run now: a place for every answer in progress, and turns in the engine, fair between keys.
 
 A place is had at once or refused: a full house answers before it has done any work. Whoever has a place
-then waits for a turn. The next turn goes to the key with the fewest answers running, and among equals to the
-one whose last turn is longest ago, so that one key's burst does not delay another's single request. Within a
-key: first come, first served.
+then waits for a turn. The next turn goes to the highest class that waits; in it to the key with the fewest
+answers running, and among equals to the one whose last turn is longest ago, so that one key's burst does not
+delay another's single request. Within a key: first come, first served.
+
+A class is the key's priority at first, and one more for every AGE_S of waiting. So nobody starves: what
+comes later begins lower than what has waited long enough, whatever its priority.
 """
 
 import asyncio
@@ -13,8 +16,11 @@ from collections import Counter, deque
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 
+from api.access.keys import NORMAL
 from api.errors import Overloaded
 from api.metrics import Metrics
+
+AGE_S = 5.0
 
 
 @dataclass(eq=False, slots=True)
@@ -23,6 +29,8 @@ class _Waiter:
     key: str
     answers: int
     tokens: int
+    priority: int
+    begun: float = field(default_factory=time.perf_counter)
     turn: asyncio.Future[None] = field(default_factory=asyncio.Future)
 
 
@@ -73,12 +81,12 @@ class Admission:
                 self._idle.set()
 
     @contextlib.asynccontextmanager
-    async def turn(self, key: str, answers: int, tokens: int) -> AsyncIterator[None]:
+    async def turn(self, key: str, answers: int, tokens: int, priority: int = NORMAL) -> AsyncIterator[None]:
         """Wait for room in the engine. tokens: what the request can cost at most.
 
         Raises: Overloaded at once when too many tokens wait already; one request may always wait.
         """
-        waiter = _Waiter(next(self._numbers), key, min(answers, self._capacity), tokens)
+        waiter = _Waiter(next(self._numbers), key, min(answers, self._capacity), tokens, priority)
         await self._wait(waiter)
         try:
             yield
@@ -124,9 +132,11 @@ class Admission:
             self._last_turn[key] = next(self._numbers)
             waiter.turn.set_result(None)
 
-    def _claim(self, key: str) -> tuple[int, int, int]:
-        """The smaller, the sooner: few answers running, then no turn for long, then a long wait."""
-        return self._running[key], self._last_turn.get(key, -1), self._waiting[key][0].number
+    def _claim(self, key: str) -> tuple[int, int, int, int]:
+        """The smaller, the sooner: a high class, few answers running, no turn for long, then a long wait."""
+        first = self._waiting[key][0]
+        climbed = int((time.perf_counter() - first.begun) / AGE_S)
+        return -first.priority - climbed, self._running[key], self._last_turn.get(key, -1), first.number
 
     def _leave_queue(self, waiter: _Waiter) -> None:
         waiters = self._waiting.get(waiter.key, deque())

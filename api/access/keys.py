@@ -26,9 +26,13 @@ from api.telemetry import log
 LOOK_EVERY_S = 1.0
 PREFIX = "fc-"
 SINGLE = "default"  # the name of the key that API_KEY holds
+NORMAL = 5
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
 Limit = Annotated[int, Field(ge=1, le=10**12)]
+Priority = Annotated[
+    int, Field(ge=0, le=9, description=f"0 to 9, {NORMAL} without it; the higher, the sooner.")
+]
 
 
 class _Strict(BaseModel):
@@ -48,6 +52,7 @@ class Key(_Strict):
     name: Name
     sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
     created_at: str
+    priority: Priority = NORMAL
     limits: Limits = Limits()
 
 
@@ -117,13 +122,13 @@ def read_keys(file: Path) -> KeyFile:
         raise SettingsError(f"API_KEYS_FILE {file} cannot be read: {error}") from None
 
 
-def create_key(file: Path, name: str, limits: Limits) -> str:
+def create_key(file: Path, name: str, limits: Limits, priority: int = NORMAL) -> str:
     """Add a key and return it: it is kept nowhere. Raises: SettingsError if the name is taken or wrong."""
     secret = PREFIX + secrets.token_urlsafe(32)
     with _writing(file) as known:
         if any(key.name == name for key in known.keys):
             raise SettingsError(f"there is a key named {name!r} already; revoke it first")
-        _write(file, [*known.keys, _key(name, secret, limits)])
+        _write(file, [*known.keys, _key(name, secret, limits, priority)])
     return secret
 
 
@@ -136,12 +141,13 @@ def revoke_key(file: Path, name: str) -> None:
         _write(file, left)
 
 
-def _key(name: str, secret: str, limits: Limits) -> Key:
+def _key(name: str, secret: str, limits: Limits, priority: int = NORMAL) -> Key:
     try:
         return Key(
             name=name,
             sha256=hashlib.sha256(secret.encode()).hexdigest(),
             created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            priority=priority,
             limits=limits,
         )
     except ValidationError:

@@ -19,7 +19,7 @@ from fastapi import Header, Response
 from pydantic import BaseModel
 from starlette.types import Receive, Scope, Send
 
-from api.access.keys import Key
+from api.access.keys import NORMAL, Key
 from api.access.security import KEY
 from api.engine.engine import Delta, Engine
 from api.engine.prompt import Prompt
@@ -149,7 +149,8 @@ class Exchange(Response):
         most = tally.prompt_tokens + sum(limits) * self._request.choices()
         async with contextlib.AsyncExitStack() as held:
             headers = held.enter_context(self._reserved(key, most, tally))
-            turn = self._service.admission.turn(tally.key, self._answers(), most)
+            priority = key.priority if key else NORMAL
+            turn = self._service.admission.turn(tally.key, self._answers(), most, priority)
             await held.enter_async_context(turn)
             tally.take_turn()
             async with aclosing(self._generate(engine, prompts, limits)) as deltas:

@@ -9,8 +9,9 @@ from typing import Any
 import httpx
 import pytest
 
+from api.access import admission as admission_module
 from api.access.admission import Admission
-from api.access.keys import Limits, create_key
+from api.access.keys import NORMAL, Limits, create_key
 from api.engine.engine import Delta
 from api.errors import Overloaded
 from api.metrics import Metrics
@@ -34,11 +35,13 @@ class Crowd:
         self.tasks: dict[str, asyncio.Task[None]] = {}
         self.ends: dict[str, asyncio.Event] = {}
 
-    async def come(self, name: str, key: str, answers: int = 1, tokens: int = 1) -> None:
+    async def come(
+        self, name: str, key: str, answers: int = 1, tokens: int = 1, priority: int = NORMAL
+    ) -> None:
         self.ends[name] = asyncio.Event()
 
         async def run() -> None:
-            async with self.admission.turn(key, answers, tokens):
+            async with self.admission.turn(key, answers, tokens, priority):
                 self.begun.append(name)
                 await self.ends[name].wait()
 
@@ -70,6 +73,36 @@ async def test_one_keys_burst_does_not_delay_anothers_request() -> None:
         crowd.ends[name].set()
     await asyncio.gather(*crowd.tasks.values())
     assert len(crowd.begun) == 11
+
+
+async def test_a_higher_class_is_served_first_and_fairly_in_itself() -> None:
+    crowd = Crowd(admission())
+    await crowd.come("running", "x")
+    await crowd.come("low", "l", priority=1)
+    await crowd.come("a0", "a", priority=9)
+    await crowd.come("a1", "a", priority=9)
+    await crowd.come("b0", "b", priority=9)
+    await crowd.come("middle", "m")
+    for name in ("running", "a0", "b0", "a1", "middle", "low"):
+        assert crowd.begun[-1] == name
+        await crowd.end(name)
+
+
+async def test_nobody_starves_however_much_of_a_higher_class_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(admission_module, "AGE_S", 0.02)
+    crowd = Crowd(admission())
+    await crowd.come("h0", "h", priority=9)
+    await crowd.come("low", "l", priority=0)
+    for number in range(1, 100):
+        await crowd.come(f"h{number}", "h", priority=9)
+        await crowd.end(crowd.begun[-1])
+        if "low" in crowd.begun:
+            break
+        await asyncio.sleep(0.01)
+    assert 5 < crowd.begun.index("low") < 60
+    for name in list(crowd.ends):
+        crowd.ends[name].set()
+    await asyncio.gather(*crowd.tasks.values())
 
 
 async def test_many_answers_wait_for_room_and_are_not_overtaken_by_their_own_key() -> None:
@@ -191,9 +224,12 @@ async def test_the_operators_limit_holds_without_the_header(make_house: MakeHous
             assert (await client.post(URL, json=ask(), headers=headers)).status_code == 408
 
 
-async def test_keys_share_the_engine_fairly(make_house: MakeHouse, tmp_path: Any) -> None:
+@pytest.mark.parametrize(("priority_of_bob", "turn_of_bob"), [(NORMAL, 1), (9, 1), (0, 4)])
+async def test_keys_share_the_engine_fairly_and_by_priority(
+    make_house: MakeHouse, tmp_path: Any, priority_of_bob: int, turn_of_bob: int
+) -> None:
     keys = tmp_path / "keys.json"
-    ann, bob = (create_key(keys, name, Limits()) for name in ("ann", "bob"))
+    ann, bob = create_key(keys, "ann", Limits()), create_key(keys, "bob", Limits(), priority_of_bob)
     engine = FakeEngine(deltas=[Delta("x", 1, "stop")], hold_before=0)
     house = make_house(engine, keys_file=keys, max_num_seqs=1)
     async with house.serving() as url, httpx.AsyncClient(base_url=url) as client:
@@ -211,4 +247,4 @@ async def test_keys_share_the_engine_fairly(make_house: MakeHouse, tmp_path: Any
         engine.release.set()
         await asyncio.gather(*tasks)
     lengths = [len(call["prompt_ids"]) for call in engine.calls]
-    assert lengths.index(max(lengths)) == 1, "bob's turn comes right after ann's first"
+    assert lengths.index(max(lengths)) == turn_of_bob

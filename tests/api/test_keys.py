@@ -18,6 +18,7 @@ from conftest import House, ask
 
 URL = "/v1/chat/completions"
 MakeHouse = Callable[..., House]
+KNOWN = {"name": "a", "sha256": "0" * 64, "created_at": ""}
 TWICE = json.dumps({"keys": [{"name": "a", "sha256": c * 64, "created_at": ""} for c in "01"]})
 
 
@@ -68,6 +69,7 @@ def test_a_file_without_keys_lets_nobody_in(file: Path) -> None:
         ("[]", "valid dictionary"),
         ('{"keys": [{"name": "a b"}]}', "keys.0.name"),
         ('{"keys": [], "more": 1}', "more"),
+        (json.dumps({"keys": [KNOWN | {"priority": 10}]}), "keys.0.priority"),
         (TWICE, "name a is there twice"),
     ],
 )
@@ -128,10 +130,10 @@ def cli(file: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_command_line_makes_lists_and_revokes(file: Path) -> None:
-    made = cli(file, "keys", "create", "ann", "--requests-per-minute", "60")
+    made = cli(file, "keys", "create", "ann", "--requests-per-minute", "60", "--priority", "7")
     assert made.returncode == 0 and Keys(file, None).find(made.stdout.strip().encode())
     listed = cli(file, "keys", "list").stdout
-    assert listed.startswith("ann  made ") and "requests_per_minute=60" in listed
+    assert listed.startswith("ann  made ") and "priority=7 requests_per_minute=60" in listed
     for wrong, told in (
         (("create", "ann"), "already"),
         (("create", "bob", "--tokens-per-day", "0"), "--tokens-per-day: "),
