@@ -68,6 +68,7 @@ class Metrics:
         )
         self.aborted = counter("aborted", "Requests whose client hung up.")
         self.prompt_tokens = counter("prompt_tokens", "Tokens of admitted prompts.")
+        self.cached_tokens = counter("cached_prompt_tokens", "Of them, those that the engine had cached.")
         self.completion_tokens = FastCounter("finechat_completion_tokens", "Tokens generated.")
         self.registry.register(self.completion_tokens)
         self.key_requests = counter("key_requests", "Requests admitted, by the name of the key.", ["key"])
@@ -114,11 +115,13 @@ class Tally:
         self._metrics.queue_time.observe(self.turn - self.begun)
         self._metrics.prompt_tokens.inc(self.prompt_tokens)
 
-    def add(self, tokens: int, index: int) -> None:
+    def add(self, tokens: int, index: int, cached_tokens: int) -> None:
         """index: of the answer that has got them."""
         now = time.perf_counter()
         self.completion_tokens += tokens
         self._metrics.completion_tokens.inc(tokens)
+        if cached_tokens:
+            self._metrics.cached_tokens.inc(cached_tokens)
         if self._stream:
             if last := self._last[index]:
                 self._metrics.inter_token.observe(now - last)

@@ -12,8 +12,8 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from api.access.security import MAX_HEADER_BYTES, SECURITY_HEADERS
-from api.engine.engine import kill_engine_processes
 from api.engine.lifecycle import Lifecycle
+from api.engine.processes import kill_engine_processes
 from api.errors import EngineStartError
 
 _BACKLOG = 2048

@@ -12,6 +12,7 @@ comes later begins lower than what has waited long enough, whatever its priority
 import asyncio
 import contextlib
 import itertools
+import time
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field

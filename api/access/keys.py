@@ -78,6 +78,7 @@ class Keys:
         self._single = {} if single is None else _by_digest([_key(SINGLE, single, Limits())])
         self._stamp = _stamp(file)
         self._looked = time.monotonic()
+        self._salts = secrets.token_bytes(32)  # the cache that they are for lasts as long as the process
         self._known = self._single | _by_digest(read_keys(file).keys if file else [])
 
     @property
@@ -90,6 +91,10 @@ class Keys:
         found = self._known.get(digest)
         # The dictionary compares hashes, which tell an attacker nothing; this one takes the same time always.
         return found if found and hmac.compare_digest(found.sha256, digest) else None
+
+    def cache_salt(self, key: Key) -> str:
+        """Prompts are cached apart by it: or a quick answer would tell a key what others have asked."""
+        return hmac.new(self._salts, key.sha256.encode(), hashlib.sha256).hexdigest()
 
     def _look_again(self) -> None:
         now = time.monotonic()

@@ -12,7 +12,7 @@ import subprocess
 import threading
 import time
 import warnings
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ import psutil
 
 from api.engine.artifact import Artifact
 from api.engine.beside import Beside
+from api.engine.processes import engine_processes, kill, kill_engine_processes, watch
 from api.errors import EngineFailed, EngineStartError
 from api.schema.generation import FinishReason, Sampling
 from api.settings import Settings
@@ -32,13 +33,17 @@ _FINISHED: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """What one choice has got. logprobs: for each of its tokens (token id, logprob), its own first."""
+    """What one choice has got. logprobs: for each of its tokens (token id, logprob), its own first.
+
+    cached_tokens: of the prompt, that need not be computed again; told with its first delta.
+    """
 
     text: str
     tokens: int
     finish_reason: FinishReason | None
     index: int = 0
     logprobs: list[list[tuple[int, float]]] | None = None
+    cached_tokens: int = 0
 
 
 class Engine:
@@ -77,7 +82,7 @@ class Engine:
         # Ctrl-C reaches the whole process group. vLLM's processes inherit this thread's mask, so
         # that they live on while the service drains; `shutdown` ends them.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        others = {process.pid for process in _engine_processes()}  # of an engine that serves meanwhile
+        others = {process.pid for process in engine_processes()}  # of an engine that serves meanwhile
         self._constructing = True
         try:
             # Read after the line above is written: `shutdown` does it the other way round, so
@@ -87,10 +92,10 @@ class Engine:
             for arguments in engines:
                 self._llms.append(AsyncLLM.from_engine_args(arguments))
             self._defaults = self._llms[0].model_config.get_diff_sampling_param()
-            self._processes = [p for p in _engine_processes() if p.pid not in others]
-            self._watch = _watch_engine(self._processes)
+            self._processes = [p for p in engine_processes() if p.pid not in others]
+            self._watch = watch(self._processes)
         except Exception as error:
-            _kill([p for p in _engine_processes() if p.pid not in others])
+            kill([p for p in engine_processes() if p.pid not in others])
             raise EngineStartError(f"vLLM did not start: {error}") from error
         finally:
             self._constructing = False
@@ -126,12 +131,13 @@ class Engine:
 
     async def generate(
         self, request_id: str, prompt_ids: list[int], sampling: Sampling, max_tokens: int,
-        *, stream: bool, model: str = "", logprobs: int | None = None,
+        *, stream: bool, model: str = "", logprobs: int | None = None, cache_salt: str | None = None,
     ) -> AsyncGenerator[Delta, None]:  # fmt: skip
         """Text as it comes (stream), or all of it as one delta a choice; closing the iterator aborts.
 
         model: what is beside the artifact, by name; any other name is the artifact's.
         logprobs: how many alternatives to tell for each token beside its own; None: none at all.
+        cache_salt: what is cached of this prompt serves prompts with the same salt only.
 
         Raises: EngineFailed if the engine is dead or ends the request itself.
         """
@@ -151,17 +157,20 @@ class Engine:
         )
         beside = self._beside is not None and model in self._beside.names
         outputs = self._llms[beside].generate(
-            {"prompt_token_ids": prompt_ids},
+            {"prompt_token_ids": prompt_ids, **({"cache_salt": cache_salt} if cache_salt else {})},
             params,
             request_id=request_id,
             lora_request=self._adapters.get(model),
         )
+        first = True
         try:
             async with contextlib.aclosing(outputs):
                 async for output in outputs:
                     for completion in output.outputs:
                         for copy in range(copies):
-                            yield _delta(completion, completion.index + copy)
+                            cached = output.num_cached_tokens or 0 if first else 0
+                            first = False
+                            yield _delta(completion, completion.index + copy, cached)
         except (EngineDeadError, EngineGenerateError):
             raise EngineFailed("The engine has failed. Try again after it restarts.") from None
 
@@ -177,13 +186,13 @@ class Engine:
             time.sleep(0.05)
         if self._llms:
             # Requests are over by now, and a worker that takes its time has nothing to save.
-            impatience = threading.Timer(_STOP_GRACE_S, _kill, [self._processes])
+            impatience = threading.Timer(_STOP_GRACE_S, kill, [self._processes])
             impatience.start()
             for llm in self._llms:
                 llm.shutdown()
             impatience.cancel()
             self._llms = []
-        _kill(self._processes)
+        kill(self._processes)
         # What `start` froze is garbage now, and frozen garbage is never collected.
         gc.unfreeze()
         gc.collect()
@@ -192,7 +201,7 @@ class Engine:
             self._watch.communicate()
 
 
-def _delta(completion: Any, index: int) -> Delta:
+def _delta(completion: Any, index: int, cached_tokens: int) -> Delta:
     """Raises: EngineFailed if the engine has ended the request for a reason of its own."""
     reason = completion.finish_reason
     if reason is not None and reason not in _FINISHED:
@@ -201,7 +210,9 @@ def _delta(completion: Any, index: int) -> Delta:
     if completion.logprobs is not None:
         pairs = zip(completion.token_ids, completion.logprobs, strict=True)
         logprobs = [_own_first(token, found) for token, found in pairs]
-    return Delta(completion.text, len(completion.token_ids), reason and _FINISHED[reason], index, logprobs)
+    finish_reason = reason and _FINISHED[reason]
+    tokens = len(completion.token_ids)
+    return Delta(completion.text, tokens, finish_reason, index, logprobs, cached_tokens)
 
 
 def _own_first(token: int, found: dict[int, Any]) -> list[tuple[int, float]]:
@@ -255,40 +266,3 @@ def sampling_arguments(sampling: Sampling, defaults: dict[str, Any]) -> dict[str
         **{name: value for name, value in defaults.items() if name in fields},
         **{name: value for name, value in asked.items() if value is not None},
     }
-
-
-def kill_engine_processes() -> None:
-    """Those of all engines."""
-    _kill(_engine_processes())
-
-
-def _kill(processes: Iterable[psutil.Process]) -> None:
-    for process in processes:
-        with contextlib.suppress(psutil.NoSuchProcess, psutil.TimeoutExpired):
-            process.kill()
-            process.wait(timeout=5)
-
-
-def _engine_processes() -> list[psutil.Process]:
-    """All that descends from this process but multiprocessing's own resource tracker."""
-    found = []
-    for process in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            if not any("resource_tracker" in word for word in process.cmdline()):
-                found.append(process)
-    return found
-
-
-def _watch_engine(processes: Iterable[psutil.Process]) -> subprocess.Popen[bytes]:
-    """Should this process be killed outright, vLLM's would live on with the model in memory.
-
-    A shell reads from a pipe that only this process holds open; at its end it kills them. The
-    pipe lasts as long as the returned object.
-    """
-    pids = [str(process.pid) for process in processes]
-    return subprocess.Popen(
-        ["/bin/sh", "-c", 'read -r _; kill -KILL "$@"', "engine-watch", *pids],
-        stdin=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )

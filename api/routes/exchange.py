@@ -153,7 +153,7 @@ class Exchange(Response):
             turn = self._service.admission.turn(tally.key, self._answers(), most, priority)
             await held.enter_async_context(turn)
             tally.take_turn()
-            async with aclosing(self._generate(engine, prompts, limits)) as deltas:
+            async with aclosing(self._generate(engine, prompts, limits, key)) as deltas:
                 if self._request.stream:
                     with self._service.metrics.active_streams.track_inprogress():
                         await self._send_stream(deltas, prompt, tally, send, headers)
@@ -187,13 +187,14 @@ class Exchange(Response):
             self._service.metrics.key_tokens.labels(key.name).inc(sum(used))
 
     def _generate(
-        self, engine: Engine, prompts: list[list[int]], limits: list[int]
+        self, engine: Engine, prompts: list[list[int]], limits: list[int], key: Key | None
     ) -> AsyncGenerator[Delta, None]:
+        salt = self._service.keys.cache_salt(key) if key else None
         streams = [
             engine.generate(
                 f"{request_id()}.{self.id}-{i}", ids, self._request, limit,
                 stream=bool(self._request.stream), model=self._request.model,
-                logprobs=self.logprobs_wanted(),
+                logprobs=self.logprobs_wanted(), cache_salt=salt,
             )
             for i, (ids, limit) in enumerate(zip(prompts, limits, strict=True))
         ]  # fmt: skip
@@ -213,7 +214,7 @@ class Exchange(Response):
         untold: dict[int, list[TokenLogprob]] = {index: [] for index in running}
         async for delta in deltas:
             index = delta.index
-            tally.add(delta.tokens, index)
+            tally.add(delta.tokens, index, delta.cached_tokens)
             untold[index] += token_logprobs(delta, prompt)
             frame = b""
             if delta.text or (delta.finish_reason and index in silent):
@@ -241,7 +242,7 @@ class Exchange(Response):
     async def _collect(self, deltas: AsyncIterator[Delta], prompt: Prompt, tally: Tally) -> BaseModel:
         answers = [Answer() for _ in range(self._answers())]
         async for delta in deltas:
-            tally.add(delta.tokens, delta.index)
+            tally.add(delta.tokens, delta.index, delta.cached_tokens)
             answer = answers[delta.index]
             answer.text += delta.text
             answer.logprobs += token_logprobs(delta, prompt)

@@ -170,6 +170,7 @@ class FakeEngine:
         stream: bool,
         model: str = "",
         logprobs: int | None = None,
+        cache_salt: str | None = None,
     ) -> AsyncIterator[Delta]:
         if request_id == PROBE:
             yield Delta("x", 1, "length")
@@ -182,6 +183,7 @@ class FakeEngine:
                 "stream": stream,
                 "model": model,
                 "logprobs": logprobs,
+                "cache_salt": cache_salt,
             }
         )
         try:

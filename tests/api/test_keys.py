@@ -118,6 +118,25 @@ async def test_a_service_opens_to_its_keys_as_they_come_and_go(make_house: MakeH
     assert len(json.loads(file.read_text())["keys"]) == 0
 
 
+@pytest.mark.anyio
+async def test_each_keys_prompts_are_cached_apart_and_without_keys_together(
+    make_house: MakeHouse, file: Path
+) -> None:
+    salts: list[list[str | None]] = []
+    ann, bob = (create_key(file, name, Limits()) for name in ("ann", "bob"))
+    for options in ({}, {"keys_file": file}, {"keys_file": file}):
+        house = make_house(**options)
+        await house.load()
+        for secret in (ann, ann, bob):
+            async with house.client(headers={"authorization": f"Bearer {secret}"}) as client:
+                assert (await client.post(URL, json=ask())).status_code == 200
+        salts.append([call["cache_salt"] for call in house.engine.calls])
+    open_to_all, first, second = salts
+    assert open_to_all == [None] * 3
+    assert first[0] == first[1] != first[2]
+    assert not set(first) & set(second), "nobody outside can know them, not even by the file of keys"
+
+
 def cli(file: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "api", *arguments],
