@@ -124,7 +124,9 @@ class Engine:
                 self._adapters[adapter.name] = LoRARequest(adapter.name, number, str(adapter.directory))
             if self._adapters:
                 most = max(adapter.rank for adapter in self._beside.adapters)
-                common |= {"enable_lora": True, "max_loras": len(self._adapters)}
+                # The last place stays empty: on a CPU vLLM takes it for requests without an adapter that are
+                # in a batch with others (github.com/vllm-project/vllm/pull/48421).
+                common |= {"enable_lora": True, "max_loras": len(self._adapters) + 1}
                 common["max_lora_rank"] = next(rank for rank in _LORA_RANKS if rank >= most)
             found.append(AsyncEngineArgs(model=str(self._beside.base), **common))
         return found
