@@ -191,6 +191,7 @@ class Engine:
             impatience = threading.Timer(_STOP_GRACE_S, kill, [self._processes])
             impatience.start()
             for llm in self._llms:
+                _end_reading(llm)
                 llm.shutdown()
             impatience.cancel()
             self._llms = []
@@ -201,6 +202,14 @@ class Engine:
         if self._watch is not None:
             self._watch.kill()  # or it would kill these numbers again, whoever has them by then
             self._watch.communicate()
+
+
+def _end_reading(llm: Any) -> None:
+    """Or it would log the end of its engine as an error, with a traceback."""
+    reader = llm.output_handler
+    if reader is not None:
+        with contextlib.suppress(RuntimeError):  # its loop has ended
+            reader.get_loop().call_soon_threadsafe(reader.cancel)
 
 
 def _delta(completion: Any, index: int, cached_tokens: int) -> Delta:
