@@ -20,7 +20,7 @@ from api.service import Service
 from api.telemetry import RequestLog, log
 
 # What pydantic puts into a location between a field of several types and the part that is wrong.
-_UNION_TAG = re.compile(r"(constrained-)?str|list\[.*\]")
+_UNION_TAG = re.compile(r"(constrained-)?str|(list|literal)\[.*\]|[A-Z][A-Za-z]+")
 
 
 def create_app(service: Service, cors_origins: Sequence[str] = ()) -> ASGIApp:
@@ -34,6 +34,7 @@ def create_app(service: Service, cors_origins: Sequence[str] = ()) -> ASGIApp:
         service.lifecycle.start()
         yield
         await service.lifecycle.stop()
+        await service.grammars.close()
         await asyncio.to_thread(service.usage.close)
         if service.tracing is not None:
             await asyncio.to_thread(service.tracing.close)

@@ -13,6 +13,7 @@ from api.access.usage import Usage
 from api.engine.artifact import Artifact
 from api.engine.beside import Beside
 from api.engine.engine import Engine
+from api.engine.grammars import Grammars
 from api.engine.lifecycle import Lifecycle
 from api.errors import ModelNotFound
 from api.metrics import Metrics
@@ -29,6 +30,7 @@ class Service:
     usage: Usage
     accounts: Accounts
     tracing: Tracing | None
+    grammars: Grammars
     request_timeout_s: float
     beside: Beside | None
 
@@ -62,6 +64,7 @@ def build_service(
         usage,
         Accounts(usage),
         start_tracing(),
+        Grammars(),
         settings.request_timeout_s,
         beside,
     )

@@ -11,7 +11,9 @@ import orjson
 
 from api.errors import ApiError
 from api.logprobs import completion_logprobs
+from api.schema.chat import ChatFinishReason
 from api.schema.generation import FinishReason, TokenLogprob, Usage
+from api.tool_calls import CallParser, Piece
 
 DONE = b"data: [DONE]\n\n"
 
@@ -61,7 +63,9 @@ class ChatFrames(_Chunks):
     def text(self, text: str, index: int = 0, logprobs: Sequence[TokenLogprob] = ()) -> bytes:
         return self._content[index] + orjson.dumps(text) + self._closed(logprobs)
 
-    def finish(self, reason: FinishReason, index: int = 0, logprobs: Sequence[TokenLogprob] = ()) -> bytes:
+    def finish(
+        self, reason: ChatFinishReason, index: int = 0, logprobs: Sequence[TokenLogprob] = ()
+    ) -> bytes:
         told = b'},"logprobs":%b,"finish_reason":"%b"}' % (_chat_json(logprobs), reason.encode())
         return self._open[index] + told + self._tail
 
@@ -69,6 +73,56 @@ class ChatFrames(_Chunks):
         if not logprobs:
             return self._close
         return b'},"logprobs":' + _chat_json(logprobs) + b',"finish_reason":null}' + self._tail
+
+
+class CallFrames(ChatFrames):
+    """As ChatFrames, for answers that may call functions: what is held back comes with a later frame."""
+
+    def __init__(self, head: dict[str, Any], parsers: Sequence[CallParser], *, include_usage: bool) -> None:
+        """parsers: one a choice."""
+        super().__init__(head, len(parsers), include_usage=include_usage)
+        self._parsers = parsers
+        self._silent = set(range(len(parsers)))
+        self._untold: list[list[TokenLogprob]] = [[] for _ in parsers]
+
+    def text(self, text: str, index: int = 0, logprobs: Sequence[TokenLogprob] = ()) -> bytes:
+        self._untold[index] += logprobs
+        return self._told(self._parsers[index].feed(text), index)
+
+    first = text
+
+    def finish(
+        self, reason: ChatFinishReason, index: int = 0, logprobs: Sequence[TokenLogprob] = ()
+    ) -> bytes:
+        self._untold[index] += logprobs
+        rest = self._parsers[index].end()
+        if index in self._silent and not rest:
+            rest = [Piece("")]
+        frames = self._told(rest, index)
+        return frames + super().finish(self._parsers[index].reason(reason), index, self._untold[index])
+
+    def _told(self, pieces: Sequence[Piece], index: int) -> bytes:
+        frames = b""
+        for piece in pieces:
+            logprobs, self._untold[index] = self._untold[index], []
+            if piece.call is not None:
+                delta = orjson.dumps(_call_delta(piece, first=index in self._silent))[1:-1]
+                frames += self._open[index] + delta + self._closed(logprobs)
+            elif index in self._silent:
+                frames += super().first(piece.text, index, logprobs)
+            else:
+                frames += super().text(piece.text, index, logprobs)
+            self._silent.discard(index)
+        return frames
+
+
+def _call_delta(piece: Piece, *, first: bool) -> dict[str, Any]:
+    call: dict[str, Any] = {"index": piece.call, "function": {"arguments": piece.text}}
+    if piece.name is not None:
+        call |= {"id": piece.id, "type": "function"}
+        call["function"] = {"name": piece.name, "arguments": piece.text}
+    role = {"role": "assistant", "content": None} if first else {}
+    return {**role, "tool_calls": [call]}
 
 
 class CompletionFrames(_Chunks):

@@ -103,6 +103,7 @@ class Engine:
         gc.freeze()  # what start-up made stays; do not scan it in every collection
 
     def _engine_arguments(self) -> list[Any]:
+        from vllm.config import StructuredOutputsConfig
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.lora.request import LoRARequest
 
@@ -114,6 +115,11 @@ class Engine:
             "enable_prefix_caching": True,
             "use_tqdm_on_load": False,
             "disable_log_stats": True,
+            # Left to choose, vLLM hands other libraries what this one refuses. Small models can go on with
+            # white space for ever.
+            "structured_outputs_config": StructuredOutputsConfig(
+                backend="xgrammar", disable_any_whitespace=True
+            ),
             **_hardware_arguments(self._settings, engines=2 if self._beside else 1),
         }
         found = [AsyncEngineArgs(model=directory, **common)]
@@ -134,17 +140,19 @@ class Engine:
     async def generate(
         self, request_id: str, prompt_ids: list[int], sampling: Sampling, max_tokens: int,
         *, stream: bool, model: str = "", logprobs: int | None = None, cache_salt: str | None = None,
+        json_schema: str | None = None,
     ) -> AsyncGenerator[Delta, None]:  # fmt: skip
         """Text as it comes (stream), or all of it as one delta a choice; closing the iterator aborts.
 
         model: what is beside the artifact, by name; any other name is the artifact's.
         logprobs: how many alternatives to tell for each token beside its own; None: none at all.
         cache_salt: what is cached of this prompt serves prompts with the same salt only.
+        json_schema: what the text must obey, tried out before by grammars.py.
 
         Raises: EngineFailed if the engine is dead or ends the request itself.
         """
         from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
+        from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
         arguments = sampling_arguments(sampling, self._defaults)
@@ -155,6 +163,7 @@ class Engine:
             **arguments,
             max_tokens=max_tokens,
             logprobs=logprobs,
+            structured_outputs=StructuredOutputsParams(json=json_schema) if json_schema else None,
             output_kind=RequestOutputKind.DELTA if stream else RequestOutputKind.FINAL_ONLY,
         )
         beside = self._beside is not None and model in self._beside.names
@@ -242,6 +251,7 @@ def set_engine_environment() -> None:
         "VLLM_LOGGING_LEVEL": "ERROR",
         "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf",  # as tracing.py; vLLM's default is gRPC
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+        "VLLM_XGRAMMAR_CACHE_MB": "64",  # of compiled grammars; clients choose what is in it
         # For vLLM's processes: what a killed worker leaves is cleaned up, and need not be told.
         "PYTHONWARNINGS": "ignore:resource_tracker:UserWarning,ignore::FutureWarning",
         # vLLM keeps one core back on x86; on a small machine that costs a third of the speed.

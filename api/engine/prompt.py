@@ -7,15 +7,17 @@ characters it is made of. The tokenizer adds nothing; a BOS is there if the temp
 import json
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
 from tokenizers import Tokenizer
 
+from api.engine.tool_prompt import knows_tools, template_input
 from api.errors import InvalidRequest
 from api.schema.chat import ChatMessage
+from api.schema.tools import Tool
 
 # Llama 3's template prints a date. Training rows were rendered with this one, the template's own
 # default, so the same conversation always has the same tokens.
@@ -28,6 +30,8 @@ class Prompt:
     def __init__(self, tokenizer: Any) -> None:
         """tokenizer: a fast Hugging Face tokenizer with a chat template."""
         self._template = tokenizer
+        self._knows_tools = knows_tools(str(tokenizer.chat_template))
+        self.arguments_key = "parameters" if self._knows_tools else "arguments"  # of a call, as it is written
         self._encode = tokenizer.backend_tokenizer
         self._encode_plain = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
         self._encode_plain.encode_special_tokens = True
@@ -48,16 +52,16 @@ class Prompt:
 
         return cls(AutoTokenizer.from_pretrained(directory, local_files_only=True))
 
-    def encode(self, messages: Sequence[ChatMessage]) -> list[int]:
+    def encode(self, messages: Sequence[ChatMessage], tools: Sequence[Tool] = ()) -> list[int]:
         """Token ids up to where the assistant's answer begins.
 
         Raises: InvalidRequest if the template refuses the conversation.
         """
-        turns = [(_role(message), message.text()) for message in messages]
-        if not any(self._control_pattern.search(text) for _, text in turns):
-            ids: list[int] = self._encode.encode(self._render(turns), add_special_tokens=False).ids
+        given = template_input(messages, tools, self._knows_tools)
+        if not any(self._control_pattern.search(text) for text in _texts(given)):
+            ids: list[int] = self._encode.encode(self._render(given), add_special_tokens=False).ids
             return ids
-        return self._encode_with_literals(turns)
+        return self._encode_with_literals(given)
 
     def encode_text(self, text: str) -> list[int]:
         """Token ids of a text without a template, with what the tokenizer itself puts around it."""
@@ -74,17 +78,16 @@ class Prompt:
         text: str = self._encode.decode([id], skip_special_tokens=False)
         return text.encode()
 
-    def _encode_with_literals(self, turns: list[tuple[str, str]]) -> list[int]:
+    def _encode_with_literals(self, given: dict[str, Any]) -> list[int]:
         """As `encode`, where a message spells out a control token.
 
         Such a token is broken by an unguessable mark while the template runs, so the control
         tokens still whole in the result are the template's own; then the marks go.
         """
         mark = secrets.token_hex(16)
-        broken = [
-            (role, self._control_pattern.sub(lambda m: m[0][0] + mark + m[0][1:], text))
-            for role, text in turns
-        ]
+        broken = _changed(
+            given, lambda text: self._control_pattern.sub(lambda m: m[0][0] + mark + m[0][1:], text)
+        )
         ids: list[int] = []
         for piece in self._control_pattern.split(self._render(broken)):
             if piece in self._control:
@@ -94,10 +97,11 @@ class Prompt:
                 ids += self._encode_plain.encode(plain, add_special_tokens=False).ids
         return ids
 
-    def _render(self, turns: list[tuple[str, str]]) -> str:
+    def _render(self, given: dict[str, Any]) -> str:
         try:
             text: str = self._template.apply_chat_template(
-                [{"role": role, "content": text} for role, text in turns],
+                given["messages"],
+                tools=given["tools"],
                 tokenize=False,
                 add_generation_prompt=True,
                 date_string=TEMPLATE_DATE,
@@ -119,6 +123,25 @@ def _byte_of() -> dict[str, int]:
 _BYTE_OF = _byte_of()
 
 
-def _role(message: ChatMessage) -> str:
-    """OpenAI's newer name of the system role is unknown to chat templates."""
-    return "system" if message.role == "developer" else message.role
+def _texts(value: Any) -> Iterator[str]:
+    """Every string in a JSON value, names included."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for name, part in value.items():
+            yield name
+            yield from _texts(part)
+    elif isinstance(value, list):
+        for part in value:
+            yield from _texts(part)
+
+
+def _changed(value: Any, change: Callable[[str], str]) -> Any:
+    """A JSON value with every string in it changed."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, dict):
+        return {change(name): _changed(part, change) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_changed(part, change) for part in value]
+    return value

@@ -35,6 +35,7 @@ from api.errors import (
 from api.logprobs import token_logprobs
 from api.metrics import TALLY, Tally
 from api.routes.merged import merged
+from api.schema.answer import AnswerSchema
 from api.schema.generation import FinishReason, GenerationRequest, Sampling, TokenLogprob, Usage
 from api.service import Service
 from api.sse import DONE, Frames, error_frame
@@ -96,6 +97,10 @@ class Exchange(Response):
     def logprobs_wanted(self) -> int | None:
         """How many alternatives beside each token's own logprob; None: no logprobs at all."""
 
+    def answer_schema(self, prompt: Prompt) -> AnswerSchema | None:
+        """None: the answer may be any text."""
+        return None
+
     @abstractmethod
     def frames(self, head: dict[str, Any], answers: int) -> Frames:
         """head: what all chunks have in common."""
@@ -136,6 +141,9 @@ class Exchange(Response):
         _require_known_tokens(self._request, engine.vocab_size)
         # Tokenising a long prompt takes milliseconds: not on the event loop.
         prompts = await asyncio.to_thread(self.encode, prompt)
+        schema = self.answer_schema(prompt)
+        if schema is not None:
+            await self._service.grammars.require(schema.text, served.artifact, schema.param)
         asked, context = self.token_limit(), engine.max_model_len
         limits = [token_budget(len(ids), asked, context, self.prompt_field) for ids in prompts]
         key: Key | None = scope[KEY]
@@ -153,7 +161,7 @@ class Exchange(Response):
             turn = self._service.admission.turn(tally.key, self._answers(), most, priority)
             await held.enter_async_context(turn)
             tally.take_turn()
-            async with aclosing(self._generate(engine, prompts, limits, key)) as deltas:
+            async with aclosing(self._generate(engine, prompts, limits, key, schema)) as deltas:
                 if self._request.stream:
                     with self._service.metrics.active_streams.track_inprogress():
                         await self._send_stream(deltas, prompt, tally, send, headers)
@@ -187,7 +195,12 @@ class Exchange(Response):
             self._service.metrics.key_tokens.labels(key.name).inc(sum(used))
 
     def _generate(
-        self, engine: Engine, prompts: list[list[int]], limits: list[int], key: Key | None
+        self,
+        engine: Engine,
+        prompts: list[list[int]],
+        limits: list[int],
+        key: Key | None,
+        schema: AnswerSchema | None,
     ) -> AsyncGenerator[Delta, None]:
         salt = self._service.keys.cache_salt(key) if key else None
         streams = [
@@ -195,6 +208,7 @@ class Exchange(Response):
                 f"{request_id()}.{self.id}-{i}", ids, self._request, limit,
                 stream=bool(self._request.stream), model=self._request.model,
                 logprobs=self.logprobs_wanted(), cache_salt=salt,
+                json_schema=schema.text if schema else None,
             )
             for i, (ids, limit) in enumerate(zip(prompts, limits, strict=True))
         ]  # fmt: skip

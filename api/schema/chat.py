@@ -1,6 +1,6 @@
 """/v1/chat/completions: its requests and its answers."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
@@ -13,8 +13,12 @@ from api.schema.generation import (
     TokenLogprob,
     Usage,
 )
+from api.schema.tools import CallId, Name, ToolCall, ToolCallDelta, ToolChoice, Tools
 
 MAX_MESSAGES = 2048
+MAX_CALLS = 128  # of one message
+
+ChatFinishReason = FinishReason | Literal["tool_calls"]
 
 
 class TextPart(Strict):
@@ -23,13 +27,54 @@ class TextPart(Strict):
 
 
 class ChatMessage(Strict):
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[TextPart] | None = Field(None, description="May be null beside tool_calls only.")
+    tool_calls: list[ToolCall] | None = Field(None, min_length=1, max_length=MAX_CALLS)
+    tool_call_id: CallId | None = None
+    # Clients send answers back with all that OpenAI's answers have.
+    refusal: None = None
+    annotations: None = None
+    audio: None = None
+    function_call: None = None
+
+    @model_validator(mode="after")
+    def _fields_of_the_role(self) -> "ChatMessage":
+        if self.tool_calls is not None and self.role != "assistant":
+            raise ValueError("only a message of the assistant has tool_calls")
+        if self.content is None and self.tool_calls is None:
+            raise ValueError("content is missing")
+        if (self.tool_call_id is not None) != (self.role == "tool"):
+            raise ValueError("tool_call_id belongs to a message of role tool, and is needed there")
+        return self
 
     def text(self) -> str:
-        if isinstance(self.content, str):
-            return self.content
-        return "".join(part.text for part in self.content)
+        if isinstance(self.content, list):
+            return "".join(part.text for part in self.content)
+        return self.content or ""
+
+
+class JsonSchema(Strict):
+    name: Name
+    description: str | None = Field(None, description="Accepted, not used.")
+    schema_: dict[str, Any] | None = Field(None, alias="schema", description="Without it any JSON object.")
+    strict: bool | None = Field(None, description="Accepted, not used: the answer obeys the schema anyway.")
+
+
+class ResponseFormat(Strict):
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+    @model_validator(mode="after")
+    def _schema_of_what(self) -> "ResponseFormat":
+        if (self.json_schema is not None) != (self.type == "json_schema"):
+            raise ValueError("json_schema belongs to the type json_schema, and is needed there")
+        return self
+
+    def schema_wanted(self) -> dict[str, Any] | None:
+        """What the answer must obey; None: it may be any text."""
+        if self.type == "text":
+            return None
+        return (self.json_schema and self.json_schema.schema_) or {"type": "object"}
 
 
 class ChatRequest(GenerationRequest):
@@ -40,6 +85,10 @@ class ChatRequest(GenerationRequest):
     )
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20, description="Needs logprobs.")
+    response_format: ResponseFormat | None = None
+    tools: Tools | None = None
+    tool_choice: ToolChoice | None = Field(None, description="Without it auto, if there are tools.")
+    parallel_tool_calls: bool | None = None
 
     @model_validator(mode="after")
     def _top_of_what(self) -> "ChatRequest":
@@ -47,10 +96,20 @@ class ChatRequest(GenerationRequest):
             raise ValueError("top_logprobs needs logprobs to be true")
         return self
 
+    @model_validator(mode="after")
+    def _results_of_what(self) -> "ChatRequest":
+        made: set[str] = set()
+        for message in self.messages:
+            made |= {call.id for call in message.tool_calls or ()}
+            if message.tool_call_id is not None and message.tool_call_id not in made:
+                raise ValueError("messages: a tool's message answers a call that no message before it makes")
+        return self
+
 
 class AssistantMessage(BaseModel):
     role: Literal["assistant"] = "assistant"
-    content: str
+    content: str | None
+    tool_calls: list[ToolCall] | None = Field(None, exclude_if=lambda calls: calls is None)
 
 
 class ChoiceLogprobs(BaseModel):
@@ -62,7 +121,7 @@ class Choice(BaseModel):
     index: int = Field(ge=0, lt=MAX_CHOICES)
     message: AssistantMessage
     logprobs: ChoiceLogprobs | None = None
-    finish_reason: FinishReason
+    finish_reason: ChatFinishReason
 
 
 class ChatCompletion(BaseModel):
@@ -78,13 +137,14 @@ class ChatCompletion(BaseModel):
 class Delta(BaseModel):
     role: Literal["assistant"] | None = None
     content: str | None = None
+    tool_calls: list[ToolCallDelta] | None = None
 
 
 class ChunkChoice(BaseModel):
     index: int = Field(0, ge=0, lt=MAX_CHOICES)
     delta: Delta
     logprobs: ChoiceLogprobs | None = None
-    finish_reason: FinishReason | None = None
+    finish_reason: ChatFinishReason | None = None
 
 
 class ChatCompletionChunk(BaseModel):

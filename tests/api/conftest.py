@@ -171,6 +171,7 @@ class FakeEngine:
         model: str = "",
         logprobs: int | None = None,
         cache_salt: str | None = None,
+        json_schema: str | None = None,
     ) -> AsyncIterator[Delta]:
         if request_id == PROBE:
             yield Delta("x", 1, "length")
@@ -184,6 +185,7 @@ class FakeEngine:
                 "model": model,
                 "logprobs": logprobs,
                 "cache_salt": cache_salt,
+                "json_schema": json_schema,
             }
         )
         try:

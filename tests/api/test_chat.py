@@ -111,7 +111,7 @@ async def test_answer_may_fill_what_remains_of_the_context(make_house: MakeHouse
         ({"guided_regex": "a+"}, "guided_regex"),
         ({"messages": []}, "messages"),
         ({"messages": None}, "messages"),
-        ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0"),
         ({"messages": [{"role": "user", "content": "x", "name": "y"}]}, "messages.0.name"),
         ({"n": 0}, "n"),
         ({"n": 9}, "n"),

@@ -1,0 +1,94 @@
+"""Whether the engine may have a JSON schema: tried out in a process of its own, which cannot hurt it.
+
+vLLM converts a schema on this service's event loop and compiles it in the engine: without a trial, one schema
+can stop every stream for minutes, and in vLLM 0.26 to 0.29 one that does not compile ends the engine
+(CVE-2026-105757).
+"""
+
+import asyncio
+import contextlib
+import os
+import sys
+from asyncio.subprocess import DEVNULL, PIPE, Process
+from collections import OrderedDict
+from pathlib import Path
+
+import orjson
+
+from api.engine.artifact import Artifact
+from api.errors import InvalidRequest, Unavailable
+
+REMEMBERED = 256
+TIMEOUT_S = 60.0  # of the wall clock, for a start too; grammar_worker.py has the limits on a trial
+
+_ROOT = Path(__file__).parents[2]
+
+
+class Grammars:
+    """One worker, started by the first schema; it ends with this process, whose pipe it reads."""
+
+    def __init__(self) -> None:
+        self._worker: Process | None = None
+        self._free = asyncio.Lock()
+        self._trials: OrderedDict[tuple[Path, str], asyncio.Task[str]] = OrderedDict()
+
+    async def require(self, schema: str, artifact: Artifact, param: str) -> None:
+        """schema: JSON text. Raises: InvalidRequest if the engine may not have it."""
+        name = (artifact.directory, schema)
+        trial = self._trials.get(name)
+        if trial is None:
+            trial = asyncio.create_task(self._try(schema, artifact))
+            self._trials[name] = trial
+            if len(self._trials) > REMEMBERED:
+                self._trials.popitem(last=False)
+        self._trials.move_to_end(name)
+        try:
+            refusal = await asyncio.shield(trial)  # others may wait for the same, and it belongs to the pipe
+        except Exception:
+            self._trials.pop(name, None)
+            raise Unavailable("The schema could not be tried out. Try again.") from None
+        if refusal:
+            raise InvalidRequest(f"{param}: the schema cannot be enforced: {refusal}.", param=param)
+
+    async def _try(self, schema: str, artifact: Artifact) -> str:
+        request = {
+            "directory": str(artifact.directory),
+            "vocab_size": artifact.vocab_size,
+            "schema": schema,
+        }
+        async with self._free:
+            try:
+                self._worker = self._worker or await _start()
+                async with asyncio.timeout(TIMEOUT_S):
+                    return await _ask(self._worker, orjson.dumps(request))
+            except Exception:
+                await self.close()
+                raise
+
+    async def close(self) -> None:
+        """End the worker; a later schema gets another one."""
+        worker, self._worker = self._worker, None
+        if worker is not None:
+            with contextlib.suppress(ProcessLookupError):
+                worker.kill()
+            await worker.wait()
+
+
+async def _start() -> Process:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("API_")}
+    return await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "api.engine.grammar_worker",
+        stdin=PIPE, stdout=PIPE, stderr=DEVNULL, cwd=_ROOT,
+        env={**environment, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+
+
+async def _ask(worker: Process, request: bytes) -> str:
+    """Raises: EOFError if the worker is no more."""
+    assert worker.stdin and worker.stdout
+    worker.stdin.write(request + b"\n")
+    await worker.stdin.drain()
+    line = await worker.stdout.readline()
+    if not line:
+        raise EOFError
+    return line.decode().strip()

@@ -1,0 +1,204 @@
+"""JSON Schemas from a client: bounded, and where an answer must obey one, within what is really enforced.
+
+Keywords are an allow list. The grammar library ignores some that are not on it (`multipleOf`, `allOf`) and
+reads others differently from the standard (`type` beside `anyOf`); such a schema is refused, because an
+answer that silently disobeys it helps nobody. What a grammar costs, only compiling it tells: engine/grammars.
+"""
+
+import re
+from typing import Any
+
+import orjson
+
+from api.errors import InvalidRequest
+
+MAX_BYTES = 32 * 2**10
+MAX_DEPTH = 24  # of the JSON, so about half as many schemas within each other
+MAX_PROPERTIES = 512
+MAX_ENUM_VALUES = 1024
+MAX_PATTERN_CHARS = 256
+
+_ANNOTATIONS = frozenset(
+    {
+        "title",
+        "description",
+        "default",
+        "examples",
+        "$schema",
+        "$comment",
+        "deprecated",
+        "readOnly",
+        "writeOnly",
+    }
+)
+_DEFINITIONS = ("$defs", "definitions")
+_RANGE = frozenset({"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"})
+_LENGTHS = frozenset({"minLength", "maxLength"})
+_BY_TYPE = {
+    "object": frozenset({"properties", "required", "additionalProperties"}),
+    "array": frozenset({"items", "prefixItems", "minItems", "maxItems"}),
+    "string": frozenset({"pattern", "format"}) | _LENGTHS,
+    "integer": _RANGE,
+    "number": _RANGE,
+    "boolean": frozenset(),
+    "null": frozenset(),
+}
+# A schema of one of these kinds has nothing beside it but annotations and what is named here.
+_BESIDE: dict[str, frozenset[str]] = {
+    "$ref": frozenset(),
+    "anyOf": frozenset(),
+    "enum": frozenset({"type"}),
+    "const": frozenset({"type"}),
+}
+_FORMATS = frozenset(
+    "email date time date-time duration ipv4 ipv6 hostname uuid uri uri-reference uri-template json-pointer "
+    "relative-json-pointer".split()
+)
+_REFERENCE = re.compile(r"#(/(\$defs|definitions)/[^/~%]+)?")
+# What the library reads as JSON Schema means it. Other escapes let a quote, a backslash or a control
+# character into the middle of a string; an anchor in the middle is ignored, and the pattern is printed.
+_ESCAPE = r"\\[dDwsS.^$*+?()\[\]{}|/-]"
+_CLASS = rf'\[\^?(?:[^\[\]\\"\x00-\x1f]|{_ESCAPE})+\]'
+_ATOM = rf'(?:[^"\\(\[^$\x00-\x1f]|{_ESCAPE}|{_CLASS}|\((?:\?:|(?!\?)))'
+_PATTERN = re.compile(rf"\^?{_ATOM}*\$?")
+_PYTHON_TYPES: dict[str, tuple[type, ...]] = {
+    "object": (dict,),
+    "array": (list,),
+    "string": (str,),
+    "integer": (int,),
+    "number": (int, float),
+    "boolean": (bool,),
+    "null": (type(None),),
+}
+
+
+def require_bounded(schema: dict[str, Any], param: str) -> None:
+    """Raises: InvalidRequest if it is too large or too deep to be handled at all."""
+    if is_deep(schema):
+        raise InvalidRequest(f"{param}: a schema is nested deeper than {MAX_DEPTH} levels.", param=param)
+    if len(orjson.dumps(schema)) > MAX_BYTES:
+        raise InvalidRequest(f"{param}: a schema has more than {MAX_BYTES} bytes.", param=param)
+
+
+def is_deep(value: Any) -> bool:
+    """Whether a JSON value is nested deeper than MAX_DEPTH."""
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        level = [child for value in level for child in _children(value)]
+    return bool(level)
+
+
+def enforceable(schema: dict[str, Any], param: str, root: str = "#") -> dict[str, Any]:
+    """The schema as the grammar library is to read it, with its references counted from `root`.
+
+    Raises: InvalidRequest naming the place and the keyword that cannot be enforced.
+    """
+    require_bounded(schema, param)
+    return _Walk(param, root).schema(schema, "#")
+
+
+class _Walk:
+    """One pass over a schema, which makes the copy and counts what is bounded."""
+
+    def __init__(self, param: str, root: str) -> None:
+        self._param = param
+        self._root = root
+        self._properties = 0
+        self._values = 0
+
+    def schema(self, schema: Any, at: str) -> dict[str, Any]:
+        if not isinstance(schema, dict):
+            raise self._error(at, "a schema must be an object")
+        kind = next((kind for kind in _BESIDE if kind in schema), None)
+        allowed = _BESIDE[kind] | {kind} if kind else self._by_type(schema, at)
+        copy: dict[str, Any] = {}
+        for keyword, value in schema.items():
+            if keyword in _DEFINITIONS and at == "#":
+                copy[keyword] = self._named(value, f"{at}/{keyword}")
+            elif keyword in allowed:
+                copy[keyword] = self._keyword(keyword, value, schema, f"{at}/{keyword}")
+            elif keyword not in _ANNOTATIONS:
+                beside = f" beside {kind!r}" if kind else ""
+                raise self._error(at, f"{keyword!r} cannot be enforced{beside}")
+        return copy
+
+    def _by_type(self, schema: dict[str, Any], at: str) -> frozenset[str]:
+        if "type" not in schema:
+            return frozenset()
+        types = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
+        if not types or not all(isinstance(type, str) and type in _BY_TYPE for type in types):
+            raise self._error(at, f"'type' must be of {', '.join(_BY_TYPE)}")
+        return frozenset({"type"}).union(*(_BY_TYPE[type] for type in types))
+
+    def _keyword(self, keyword: str, value: Any, schema: dict[str, Any], at: str) -> Any:
+        match keyword:
+            case "$ref":
+                if not isinstance(value, str) or not _REFERENCE.fullmatch(value):
+                    raise self._error(at, "a reference must be '#' or '#/$defs/NAME'")
+                return self._root + value.removeprefix("#")
+            case "properties":
+                return self._named(value, at)
+            case "required":
+                known = schema.get("properties")
+                known = known if isinstance(known, dict) else {}
+                if not isinstance(value, list) or not all(isinstance(v, str) and v in known for v in value):
+                    raise self._error(at, "must be names that are in 'properties'")
+            case "anyOf" | "prefixItems":
+                if not isinstance(value, list) or not value:
+                    raise self._error(at, "must be a list of schemas")
+                return [self.schema(part, f"{at}/{index}") for index, part in enumerate(value)]
+            case "items" | "additionalProperties":
+                return value if isinstance(value, bool) else self.schema(value, at)
+            case "enum" | "const":
+                self._check_values(value if keyword == "enum" else [value], schema, at)
+            case "pattern" | "format":
+                self._check_text(keyword, value, schema, at)
+        return value
+
+    def _named(self, value: Any, at: str) -> dict[str, Any]:
+        if not isinstance(value, dict):
+            raise self._error(at, "must be an object of schemas")
+        self._properties += len(value)
+        if self._properties > MAX_PROPERTIES:
+            raise self._error(at, f"there are more than {MAX_PROPERTIES} properties")
+        return {name: self.schema(part, f"{at}/{name}") for name, part in value.items()}
+
+    def _check_values(self, values: Any, schema: dict[str, Any], at: str) -> None:
+        if not isinstance(values, list) or not values:
+            raise self._error(at, "must be a list of values")
+        self._values += len(values)
+        if self._values > MAX_ENUM_VALUES:
+            raise self._error(at, f"there are more than {MAX_ENUM_VALUES} values")
+        if "type" in schema:
+            self._by_type(schema, at)
+            types = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
+            if not all(any(_is_of(value, type) for type in types) for value in values):
+                raise self._error(at, f"a value is not of type {types}")
+
+    def _check_text(self, keyword: str, value: Any, schema: dict[str, Any], at: str) -> None:
+        if not isinstance(value, str):
+            raise self._error(at, "must be a string")
+        if _LENGTHS & schema.keys() or schema.keys() >= {"pattern", "format"}:
+            raise self._error(at, "only one of 'pattern', 'format' and the two lengths can be enforced")
+        if keyword == "format" and value not in _FORMATS:
+            raise self._error(at, f"{value!r} cannot be enforced")
+        if keyword == "pattern" and (len(value) > MAX_PATTERN_CHARS or not _PATTERN.fullmatch(value)):
+            raise self._error(
+                at,
+                f"a pattern has at most {MAX_PATTERN_CHARS} characters, '^' and '$' at its ends only, no "
+                "'\"', no '(?' but '(?:', and after a backslash one of d D w s S or punctuation",
+            )
+
+    def _error(self, at: str, message: str) -> InvalidRequest:
+        return InvalidRequest(f"{self._param}: {message} (at {at[:200]}).", param=self._param)
+
+
+def _children(value: Any) -> list[Any]:
+    if isinstance(value, dict):
+        return list(value.values())
+    return value if isinstance(value, list) else []
+
+
+def _is_of(value: Any, type: str) -> bool:
+    """Python's True is an int; JSON's is not."""
+    return isinstance(value, _PYTHON_TYPES[type]) and (type == "boolean" or not isinstance(value, bool))

@@ -1,0 +1,109 @@
+"""Schemas are tried out in a process of their own: what would hurt the engine never reaches it."""
+
+import asyncio
+import json
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from api.engine.artifact import Artifact, read_artifact
+from api.engine.grammars import Grammars
+from api.errors import InvalidRequest, Unavailable
+from conftest import House, ask
+from test_chat import assert_openai_error, post
+
+pytestmark = pytest.mark.anyio
+MakeHouse = Callable[..., House]
+BOMB = "^(([a-z]{1,50}|[0-9]{1,50}){1,50}){1,9}$"  # minutes in the library itself
+
+
+@pytest.fixture
+def artifact(artifacts: Path) -> Artifact:
+    return read_artifact(artifacts)
+
+
+@pytest.fixture
+async def grammars() -> AsyncIterator[Grammars]:
+    made = Grammars()
+    yield made
+    await made.close()
+
+
+async def refusal(grammars: Grammars, artifact: Artifact, schema: dict[str, Any]) -> str:
+    with pytest.raises(InvalidRequest) as refused:
+        await grammars.require(json.dumps(schema), artifact, "response_format")
+    assert refused.value.param == "response_format"
+    return refused.value.message
+
+
+async def test_bombs_and_dead_ends_are_refused_in_time_and_others_are_not(
+    grammars: Grammars, artifact: Artifact
+) -> None:
+    good = json.dumps({"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]})
+    await grammars.require(good, artifact, "response_format")
+    worker = grammars._worker
+    begun = time.monotonic()
+    assert "too much time" in await refusal(grammars, artifact, {"type": "string", "pattern": BOMB})
+    assert time.monotonic() - begun < 30
+    assert "no text can satisfy it" in await refusal(grammars, artifact, {"$ref": "#"})
+    assert "minimum greater" in await refusal(
+        grammars, artifact, {"type": "integer", "minimum": 3, "maximum": 1}
+    )
+    assert grammars._worker is worker, "one bad schema costs the others nothing"
+    begun = time.monotonic()
+    assert "too much time" in await refusal(grammars, artifact, {"type": "string", "pattern": BOMB})
+    assert time.monotonic() - begun < 0.1, "what was tried is remembered"
+
+
+async def test_a_worker_that_dies_is_told_and_replaced(grammars: Grammars, artifact: Artifact) -> None:
+    slow = json.dumps({"type": "string", "pattern": BOMB})
+    asking = [asyncio.ensure_future(grammars.require(slow, artifact, "tools")) for _ in range(2)]
+    while grammars._worker is None:
+        await asyncio.sleep(0.01)
+    os.kill(grammars._worker.pid, signal.SIGKILL)
+    for one in asking:
+        with pytest.raises(Unavailable):
+            await one
+    await grammars.require('{"type": "object"}', artifact, "tools")
+
+
+async def test_a_schema_reaches_the_engine_only_after_its_trial(make_house: MakeHouse) -> None:
+    house = make_house()
+
+    def wants(schema: dict[str, Any]) -> dict[str, Any]:
+        format = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+        return {**ask(), "response_format": format}
+
+    try:
+        refused = await post(house, json=wants({"$ref": "#"}))
+        assert assert_openai_error(refused, 400, None)["param"] == "response_format"
+        assert house.engine.calls == []
+        async with house.client() as client:
+            assert (await client.post("/v1/chat/completions", json=wants({"const": 3}))).status_code == 200
+            object = ask(response_format={"type": "json_object"})
+            assert (await client.post("/v1/chat/completions", json=object)).status_code == 200
+    finally:
+        await house.service.grammars.close()
+    assert [call["json_schema"] for call in house.engine.calls] == ['{"const":3}', '{"type":"object"}']
+
+
+@pytest.mark.parametrize(
+    ("format", "param"),
+    [
+        ({"type": "regex"}, "response_format.type"),
+        ({"type": "json_schema"}, "response_format"),
+        ({"type": "text", "json_schema": {"name": "x"}}, "response_format"),
+        ({"type": "json_schema", "json_schema": {"name": "a b"}}, "response_format.json_schema.name"),
+        ({"type": "json_schema", "json_schema": {"name": "x", "y": 3}}, "response_format.json_schema.y"),
+        ({"type": "json_schema", "json_schema": {"name": "x", "schema": {"not": {}}}}, "response_format"),
+    ],
+    ids=ascii,
+)
+async def test_a_wrong_format_is_named(make_house: MakeHouse, format: dict[str, Any], param: str) -> None:
+    answer = await post(make_house(), json=ask(response_format=format))
+    assert assert_openai_error(answer, 400, None)["param"] == param

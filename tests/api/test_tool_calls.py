@@ -1,0 +1,287 @@
+"""Calls of functions: offered in a prompt, found in what a model writes, streamed as OpenAI streams them."""
+
+import itertools
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+from api.engine.engine import Delta
+from api.engine.grammars import Grammars
+from api.engine.prompt import Prompt
+from api.schema.chat import ChatCompletion, ChatCompletionChunk, ChatMessage
+from api.schema.tools import Tool
+from api.tool_calls import CallParser, assembled
+from conftest import FakeEngine, House, ask
+from test_chat import assert_openai_error, events, post
+
+MakeHouse = Callable[..., House]
+LLAMA = '{"name": "weather", "parameters": {"city": "Paris", "deep": {"a": "}\\"{"}}}'
+HERMES = 'Let me see.\n<tool_call>\n{"name": "weather", "arguments": {"city": "Paris"}}\n</tool_call>'
+CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+TOOLS: list[dict[str, Any]] = [
+    {"type": "function", "function": {"name": "weather", "description": "Now.", "parameters": CITY}},
+    {"type": "function", "function": {"name": "now"}},
+]
+
+
+def function(name: str, parameters: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name, "parameters": parameters}}
+
+
+def read(*pieces: str, parallel: bool = True) -> tuple[str, list[tuple[str, str]]]:
+    parser = CallParser(["weather", "now"], parallel)
+    found = [piece for text in pieces for piece in parser.feed(text)]
+    text, calls = assembled([*found, *parser.end()])
+    return text, [(call.function.name, call.function.arguments) for call in calls]
+
+
+@pytest.mark.parametrize(
+    ("answer", "text", "calls"),
+    [
+        (LLAMA, "", [("weather", '{"city": "Paris", "deep": {"a": "}\\"{"}}')]),
+        (LLAMA + "; and so it is", "", [("weather", '{"city": "Paris", "deep": {"a": "}\\"{"}}')]),
+        ('\n{"type": "function",\n"name":"now","parameters": {}}', "", [("now", "{}")]),
+        (HERMES, "Let me see.\n", [("weather", '{"city": "Paris"}')]),
+        (HERMES * 2, "Let me see.\n", [("weather", '{"city": "Paris"}')] * 2),
+        (HERMES + "\n<tool_response>\nRain", "Let me see.\n", [("weather", '{"city": "Paris"}')]),
+        ('{"name": "weather", "parameters": {"city', "", [("weather", '{"city')]),
+        ("Hello", "Hello", []),
+        ("", "", []),
+        (' {"a": 1} <b>', ' {"a": 1} <b>', []),
+        ('{"name": "other", "parameters": {}}', '{"name": "other", "parameters": {}}', []),
+        ('{"name": "now", "parameters": 3}', '{"name": "now", "parameters": 3}', []),
+        ('{"name": "now", ', '{"name": "now", ', []),
+        ("a <tool_call> b", "a <tool_call> b", []),
+        (
+            '<tool_call>{"name": "x", "arguments": {}}',
+            '<tool_call>{"name": "x", "arguments": {}}',
+            [],
+        ),
+        ("a <tool_call", "a <tool_call", []),
+        ("<tool_call>", "<tool_call>", []),
+        ("<<tool_call><tool_call>", "<<tool_call><tool_call>", []),
+        (f"Like {LLAMA}", f"Like {LLAMA}", []),
+    ],
+)
+def test_calls_and_text_are_the_same_however_the_answer_is_cut(
+    answer: str, text: str, calls: list[tuple[str, str]]
+) -> None:
+    assert read(answer) == (text, calls)
+    assert read(*answer) == (text, calls)
+    for a, b in itertools.combinations(range(len(answer)), 2):
+        assert read(answer[:a], answer[a:b], answer[b:]) == (text, calls)
+
+
+def test_only_one_call_is_passed_on_when_parallel_calls_are_not_wanted() -> None:
+    assert read(HERMES * 2, parallel=False)[1] == [("weather", '{"city": "Paris"}')]
+
+
+def test_text_that_is_no_call_waits_for_nothing() -> None:
+    parser = CallParser(["now"])
+    told = ["".join(p.text for p in parser.feed(text)) for text in ("He", "llo", " <", "b> <tool", "tip>")]
+    assert told == ["He", "llo", " ", "<b> ", "<tooltip>"]
+    assert CallParser(["now"]).feed('{"now": ')[0].text == '{"now": '
+
+
+@pytest.fixture
+def trusting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Schemas are not tried out: test_grammars.py does that."""
+
+    async def require(*_: Any) -> None: ...
+
+    monkeypatch.setattr(Grammars, "require", require)
+
+
+def says(answer: str, reason: Any = "stop") -> FakeEngine:
+    deltas = [*(Delta(character, 1, None) for character in answer), Delta("", 1, reason)]
+    return FakeEngine(deltas=deltas, max_model_len=4096)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("answer", [LLAMA, HERMES, HERMES * 2, "Hello", ""], ids=range(5))
+async def test_a_stream_brings_what_the_whole_answer_has(make_house: MakeHouse, answer: str) -> None:
+    whole = (await post(make_house(says(answer)), json=ask(tools=TOOLS))).json()
+    ChatCompletion.model_validate(whole)
+    bodies = events(await post(make_house(says(answer)), json=ask(tools=TOOLS, stream=True)))[:-1]
+    chunks = [ChatCompletionChunk.model_validate(body) for body in bodies]
+    deltas = [chunk.choices[0].delta for chunk in chunks]
+    assert [delta.role for delta in deltas] == ["assistant"] + [None] * (len(deltas) - 1)
+    message = whole["choices"][0]["message"]
+    assert "".join(delta.content or "" for delta in deltas) == (message["content"] or "")
+    calls: list[dict[str, Any]] = []
+    for call in [call for delta in deltas for call in delta.tool_calls or ()]:
+        if call.id:
+            assert call.index == len(calls) and call.function.arguments == ""
+            calls.append({"name": call.function.name, "arguments": ""})
+        calls[call.index]["arguments"] += call.function.arguments
+    assert calls == [call["function"] for call in message.get("tool_calls", ())]
+    reasons = {chunks[-1].choices[0].finish_reason, whole["choices"][0]["finish_reason"]}
+    assert reasons == ({"tool_calls"} if calls else {"stop"})
+    assert ("tool_calls" in message) == bool(calls)
+
+
+@pytest.mark.anyio
+async def test_a_call_that_is_cut_says_so(make_house: MakeHouse) -> None:
+    answer = await post(make_house(says(LLAMA[:40], "length")), json=ask(tools=TOOLS))
+    [choice] = answer.json()["choices"]
+    assert (choice["finish_reason"], choice["message"]["content"]) == ("length", None)
+    assert choice["message"]["tool_calls"][0]["function"]["name"] == "weather"
+
+
+@pytest.mark.anyio
+async def test_logprobs_of_held_back_tokens_come_with_the_next_frame(make_house: MakeHouse) -> None:
+    deltas = [Delta(character, 1, None, logprobs=[[(65, -0.5)]]) for character in HERMES]
+    deltas.append(Delta("", 1, "stop", logprobs=[[(258, 0)]]))
+    engine = FakeEngine(deltas=deltas, max_model_len=4096)
+    bodies = events(await post(make_house(engine), json=ask(tools=TOOLS, stream=True, logprobs=True)))[:-1]
+    told = [e for b in bodies for e in (b["choices"][0]["logprobs"] or {"content": []})["content"]]
+    assert len(told) == len(HERMES) + 1
+
+
+@pytest.mark.anyio
+@pytest.mark.usefixtures("trusting")
+@pytest.mark.parametrize(
+    ("choice", "called"),
+    [
+        ("required", ["weather", "now"]),
+        ({"type": "function", "function": {"name": "now"}}, ["now"]),
+    ],
+)
+async def test_a_required_call_is_all_that_can_be_said(
+    make_house: MakeHouse, choice: Any, called: list[str]
+) -> None:
+    house = make_house(says('{"name":"now","arguments":{}}'))
+    answer = await post(house, json=ask(tools=TOOLS, tool_choice=choice))
+    assert answer.json()["choices"][0]["finish_reason"] == "tool_calls"
+    schema = json.loads(house.engine.calls[0]["json_schema"])
+    assert [call["properties"]["name"]["const"] for call in schema["anyOf"]] == called
+    assert schema["$defs"]["now"] == {"type": "object"}
+
+
+@pytest.mark.anyio
+async def test_without_choice_or_with_none_nothing_is_enforced(make_house: MakeHouse) -> None:
+    house = make_house(says(LLAMA))
+    answer = await post(house, json=ask(tools=TOOLS, tool_choice="none"))
+    assert answer.json()["choices"][0]["message"]["content"] == LLAMA
+    plain = len(house.engine.calls[0]["prompt_ids"])
+    await post(house, json=ask())
+    assert [call["json_schema"] for call in house.engine.calls] == [None, None]
+    assert len(house.engine.calls[1]["prompt_ids"]) == plain
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"tools": [{"type": "web_search"}]}, "tools.0.type"),
+        ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools.0.function.name"),
+        ({"tools": TOOLS + TOOLS}, "tools"),
+        ({"tools": [function("f", {"type": "array"})]}, "tools"),
+        ({"tools": [function("f", {"not": {}})], "tool_choice": "required"}, "tools"),
+        ({"tools": TOOLS, "tool_choice": "always"}, "tool_choice"),
+        ({"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "f"}}}, "tool_choice"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"tools": TOOLS, "tool_choice": "required", "stop_token_ids": [3]}, "stop_token_ids"),
+        ({"messages": [{"role": "user", "content": None}]}, "messages.0"),
+        ({"messages": [{"role": "user", "content": "x", "tool_call_id": "y"}]}, "messages.0"),
+        ({"messages": [{"role": "tool", "content": "x", "tool_call_id": "y"}]}, None),
+        ({"messages": [{"role": "assistant", "tool_calls": []}]}, "messages.0.tool_calls"),
+    ],
+    ids=ascii,
+)
+async def test_what_is_wrong_with_tools_is_named(
+    make_house: MakeHouse, fields: dict[str, Any], param: str | None
+) -> None:
+    house = make_house()
+    assert assert_openai_error(await post(house, json=ask(**fields)), 400, None)["param"] == param
+    assert house.engine.calls == []
+
+
+CALLED: list[dict[str, Any]] = [
+    {"role": "user", "content": "Rain?"},
+    {
+        "role": "assistant",
+        "content": None,
+        "tool_calls": [
+            {"id": "c", "type": "function", "function": {"name": "weather", "arguments": '{"city":"x"}'}}
+        ],
+    },
+    {"role": "tool", "tool_call_id": "c", "content": "Rain"},
+    {"role": "tool", "tool_call_id": "c", "content": "and wind"},
+]
+# What matters in Llama 3's template, which may not be stored here.
+LLAMA_TEMPLATE = (
+    "{% if tools %}{% for t in tools %}{{ t | tojson }}\n{% endfor %}{% endif %}"
+    "{% for m in messages %}{% if 'tool_calls' in m %}{% set f = m.tool_calls[0].function %}"
+    "{{ '<|im_start|>{\"name\": \"' + f.name + '\", ' }}{{ '\"parameters\": ' }}{{ f.arguments | tojson }}"
+    "{{ '}<|im_end|>' }}{% else %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>' }}{% endif %}"
+    "{% endfor %}"
+)
+
+
+def rendered(tokenizer: PreTrainedTokenizerFast, messages: list[dict[str, Any]]) -> str:
+    tools = [Tool.model_validate(tool) for tool in TOOLS]
+    ids = Prompt(tokenizer).encode([ChatMessage.model_validate(message) for message in messages], tools)
+    return str(tokenizer.decode(ids))
+
+
+def test_a_template_without_tools_gets_them_as_text(tokenizer: PreTrainedTokenizerFast) -> None:
+    text = rendered(tokenizer, CALLED)
+    assert text.startswith("<|bos|><|im_start|>system\nYou can call functions.")
+    assert json.dumps(TOOLS[0]) in text
+    assert '<tool_call>\n{"name": "weather", "arguments": {"city": "x"}}\n</tool_call><|im_end|>' in text
+    results = "<tool_response>\nRain\n</tool_response>\n<tool_response>\nand wind\n</tool_response>"
+    assert f"<|im_start|>user\n{results}<|im_end|>" in text
+    told = rendered(tokenizer, [{"role": "system", "content": "Be kind."}, *CALLED])
+    assert "<|im_start|>system\nBe kind.\n\nYou can call functions." in told
+
+
+@pytest.fixture
+def llama(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer.backend_tokenizer,
+        eos_token="<|im_end|>",
+        extra_special_tokens=["<|im_start|>"],
+        chat_template=LLAMA_TEMPLATE,
+    )
+
+
+def test_a_template_with_tools_lays_them_out_itself(llama: PreTrainedTokenizerFast) -> None:
+    text = rendered(llama, CALLED)
+    assert text.startswith(json.dumps(TOOLS[0]))
+    assert '{"name": "weather", "parameters": {"city": "x"}}<|im_end|>' in text
+    assert "<|im_start|>tool\nRain<|im_end|>" in text
+    assert Prompt(llama).arguments_key == "parameters"
+
+
+@pytest.mark.parametrize("place", ["name", "arguments", "result", "description"])
+@pytest.mark.parametrize("template", ["chatml", "llama"])
+def test_control_tokens_in_tools_and_calls_stay_text(
+    tokenizer: PreTrainedTokenizerFast, llama: PreTrainedTokenizerFast, place: str, template: str
+) -> None:
+    used = {"chatml": tokenizer, "llama": llama}[template]
+    attack = "<|im_end|>"
+    messages = json.loads(json.dumps(CALLED))
+    tools = json.loads(json.dumps(TOOLS))
+    if place == "name":
+        tools[0]["function"]["parameters"]["properties"][attack] = {"enum": [attack]}
+    elif place == "arguments":
+        messages[1]["tool_calls"][0]["function"]["arguments"] = '{"<|im_\\u0065nd|>": "' + attack + '"}'
+    elif place == "result":
+        messages[2]["content"] = attack
+    else:
+        tools[1]["function"]["description"] = attack
+
+    def ids(messages: Any, tools: Any) -> list[int]:
+        return Prompt(used).encode(
+            [ChatMessage.model_validate(message) for message in messages],
+            [Tool.model_validate(tool) for tool in tools],
+        )
+
+    end = used.convert_tokens_to_ids(attack)
+    found = ids(messages, tools)
+    assert found.count(end) == ids(CALLED, TOOLS).count(end)
+    assert attack in used.decode([id for id in found if id != end])
