@@ -15,7 +15,7 @@ from api.access.keys import Keys
 from api.access.limits import RATE_HEADERS
 from api.access.security import Gate
 from api.errors import ApiError, InternalError, InvalidRequest, MethodNotAllowed, NotFound
-from api.routes import admin, chat, completions, health, models
+from api.routes import admin, chat, completions, health, models, responses
 from api.service import Service
 from api.telemetry import RequestLog, log
 
@@ -40,7 +40,7 @@ def create_app(service: Service, cors_origins: Sequence[str] = ()) -> ASGIApp:
             await asyncio.to_thread(service.tracing.close)
 
     app = FastAPI(title="finechat", lifespan=lifespan, docs_url=None, redoc_url=None, redirect_slashes=False)
-    for module in (chat, completions, models, health):
+    for module in (chat, completions, responses, models, health):
         app.include_router(module.router)
     return _guarded(app, service, service.keys, health.OPEN_PATHS, cors_origins)
 
@@ -93,8 +93,11 @@ async def _http_error(request: Request, error: HTTPException) -> Response:
 
 
 async def _invalid(_: Request, error: RequestValidationError) -> Response:
-    """The first thing wrong with a request, with the name of its field."""
-    first = error.errors()[0]
+    """One thing wrong with a request, with the name of its field.
+
+    The deepest: where a field may have several types, that is wrong in the one that fits best.
+    """
+    first = max(error.errors(), key=lambda wrong: len(wrong["loc"]))
     if first["type"] == "json_invalid":
         return InvalidRequest("The body is not valid JSON.").response()
     names = (str(part) for part in first["loc"][1:] if not _UNION_TAG.fullmatch(str(part)))

@@ -19,7 +19,7 @@ DONE = b"data: [DONE]\n\n"
 
 
 class Frames(Protocol):
-    """For every choice text... and finish, then usage if asked, then DONE.
+    """For every choice text... and finish, then end; or failed.
 
     logprobs: of the tokens that the frame brings.
     """
@@ -33,19 +33,30 @@ class Frames(Protocol):
         self, reason: FinishReason, index: int = 0, logprobs: Sequence[TokenLogprob] = ()
     ) -> bytes: ...
 
-    def usage(self, usage: Usage) -> bytes: ...
+    def end(self, usage: Usage) -> bytes:
+        """After the last choice."""
+
+    def failed(self, error: ApiError) -> bytes:
+        """The last event of a stream that failed after its first token."""
 
 
 class _Chunks:
     """What the chunks of both endpoints have around their choice."""
 
     def __init__(self, head: dict[str, Any], object: str, include_usage: bool) -> None:
+        self._include_usage = include_usage
         self._head = b"data: " + orjson.dumps({**head, "object": object})[:-1] + b',"choices":['
         # OpenAI: with include_usage every chunk has the field, null until the last.
         self._tail = (b'],"usage":null}' if include_usage else b"]}") + b"\n\n"
 
-    def usage(self, usage: Usage) -> bytes:
-        return self._head + b'],"usage":' + usage.model_dump_json().encode() + b"}\n\n"
+    def end(self, usage: Usage) -> bytes:
+        if not self._include_usage:
+            return DONE
+        return self._head + b'],"usage":' + usage.model_dump_json().encode() + b"}\n\n" + DONE
+
+    def failed(self, error: ApiError) -> bytes:
+        """No DONE follows."""
+        return b"data: " + error.body() + b"\n\n"
 
 
 class ChatFrames(_Chunks):
@@ -156,8 +167,3 @@ def _chat_json(logprobs: Sequence[TokenLogprob]) -> bytes:
     if not logprobs:
         return b"null"
     return orjson.dumps({"content": [entry.model_dump() for entry in logprobs], "refusal": None})
-
-
-def error_frame(error: ApiError) -> bytes:
-    """The last event of a stream that failed after its first token; no DONE follows."""
-    return b"data: " + error.body() + b"\n\n"

@@ -38,7 +38,7 @@ async def create_chat_completion(
 
 
 class _Chat(Exchange):
-    id_prefix = "chatcmpl"
+    id_prefix = "chatcmpl-"
     prompt_field = "messages"
 
     def __init__(self, request: ChatRequest, service: Service, timeout_s: float | None) -> None:

@@ -31,7 +31,7 @@ async def create_completion(
 
 
 class _Completion(Exchange):
-    id_prefix = "cmpl"
+    id_prefix = "cmpl-"
     prompt_field = "prompt"
 
     def __init__(self, request: CompletionRequest, service: Service, timeout_s: float | None) -> None:

@@ -38,7 +38,7 @@ from api.routes.merged import merged
 from api.schema.answer import AnswerSchema
 from api.schema.generation import FinishReason, GenerationRequest, Sampling, TokenLogprob, Usage
 from api.service import Service
-from api.sse import DONE, Frames, error_frame
+from api.sse import Frames
 from api.telemetry import request_id
 
 # A client that reads nothing for so long has left its slot to others.
@@ -68,17 +68,18 @@ class Exchange(Response):
 
     id_prefix: str
     prompt_field: str
+    limit_field = "max_tokens"
 
     def __init__(self, request: GenerationRequest, service: Service, timeout_s: float | None) -> None:
         """timeout_s: what the client gives it; the service's own limit holds as well."""
         super().__init__()
         most = service.request_timeout_s
         self._timeout_s = most if timeout_s is None else min(timeout_s, most)
-        self.id = f"{self.id_prefix}-{uuid.uuid4().hex}"
+        self.id = f"{self.id_prefix}{uuid.uuid4().hex}"
         self.created = int(time.time())
         self._request = request
         self._service = service
-        self._started = False
+        self._frames: Frames | None = None  # of a stream that has begun
         self._fingerprint = ""
 
     @abstractmethod
@@ -115,10 +116,10 @@ class Exchange(Response):
             except ClientGone:
                 self._service.metrics.aborted.inc()
             except ApiError as error:
-                if not self._started:
+                if self._frames is None:
                     raise
                 scope[REASON] = error.reason
-                await _send(send, error_frame(error), more=False)
+                await _send(send, self._frames.failed(error), more=False)
 
     def _answers(self) -> int:
         return self.prompts() * self._request.choices()
@@ -145,7 +146,8 @@ class Exchange(Response):
         if schema is not None:
             await self._service.grammars.require(schema.text, served.artifact, schema.param)
         asked, context = self.token_limit(), engine.max_model_len
-        limits = [token_budget(len(ids), asked, context, self.prompt_field) for ids in prompts]
+        fields = self.prompt_field, self.limit_field
+        limits = [token_budget(len(ids), asked, context, *fields) for ids in prompts]
         key: Key | None = scope[KEY]
         tally = scope[TALLY] = Tally(
             key.name if key else "",
@@ -240,18 +242,17 @@ class Exchange(Response):
                 frame += frames.finish(delta.finish_reason, index, untold[index])
                 running.discard(index)
             if not running:
-                frame += frames.usage(_usage(tally)) if self._request.wants_usage() else b""
-                frame += DONE
+                frame += frames.end(_usage(tally))
             if frame:
-                await self._start_stream(send, headers)
+                if self._frames is None:
+                    await self._start_stream(send, headers)
+                    self._frames = frames
                 await _send(send, frame, more=bool(running))
 
     async def _start_stream(self, send: Send, headers: dict[str, str]) -> None:
         """Headers wait for the first text: until then a failure is an HTTP status."""
-        if not self._started:
-            own = [(name.encode(), value.encode()) for name, value in headers.items()]
-            await send({"type": "http.response.start", "status": 200, "headers": [*_STREAM_HEADERS, *own]})
-            self._started = True
+        own = [(name.encode(), value.encode()) for name, value in headers.items()]
+        await send({"type": "http.response.start", "status": 200, "headers": [*_STREAM_HEADERS, *own]})
 
     async def _collect(self, deltas: AsyncIterator[Delta], prompt: Prompt, tally: Tally) -> BaseModel:
         answers = [Answer() for _ in range(self._answers())]
@@ -272,7 +273,9 @@ class Exchange(Response):
         }
 
 
-def token_budget(prompt_tokens: int, asked: int | None, max_model_len: int, prompt_field: str) -> int:
+def token_budget(
+    prompt_tokens: int, asked: int | None, max_model_len: int, prompt_field: str, limit_field: str
+) -> int:
     """How many tokens may be generated: what was asked, or all that the context has left.
 
     Raises: ContextLengthExceeded if prompt and answer do not fit together.
@@ -283,7 +286,7 @@ def token_budget(prompt_tokens: int, asked: int | None, max_model_len: int, prom
         raise ContextLengthExceeded(
             f"The context holds {max_model_len} tokens; the prompt takes {prompt_tokens}, which "
             f"leaves no room for {wish}.",
-            param=prompt_field if room < 1 else "max_tokens",
+            param=prompt_field if room < 1 else limit_field,
         )
     return asked or room
 

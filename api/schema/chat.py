@@ -1,5 +1,6 @@
 """/v1/chat/completions: its requests and its answers."""
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from pydantic import BaseModel, Field, model_validator
@@ -98,12 +99,17 @@ class ChatRequest(GenerationRequest):
 
     @model_validator(mode="after")
     def _results_of_what(self) -> "ChatRequest":
-        made: set[str] = set()
-        for message in self.messages:
-            made |= {call.id for call in message.tool_calls or ()}
-            if message.tool_call_id is not None and message.tool_call_id not in made:
-                raise ValueError("messages: a tool's message answers a call that no message before it makes")
+        require_answered(self.messages, "messages")
         return self
+
+
+def require_answered(messages: Sequence[ChatMessage], field: str) -> None:
+    """Raises: ValueError if a result belongs to no call before it."""
+    made: set[str] = set()
+    for message in messages:
+        made |= {call.id for call in message.tool_calls or ()}
+        if message.tool_call_id is not None and message.tool_call_id not in made:
+            raise ValueError(f"{field}: a result belongs to no call before it ({message.tool_call_id})")
 
 
 class AssistantMessage(BaseModel):

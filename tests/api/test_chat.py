@@ -273,6 +273,7 @@ async def test_openapi_names_what_is_served_and_no_validation_error_of_fastapi(
     assert set(document["paths"]) == {
         "/v1/chat/completions",
         "/v1/completions",
+        "/v1/responses",
         "/v1/models",
         "/v1/models/{model}",
         "/health/live",

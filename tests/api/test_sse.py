@@ -53,12 +53,14 @@ def test_finish_frame_equals_the_pydantic_chunk(include_usage: bool) -> None:
 
 def test_usage_frame_has_no_choice() -> None:
     usage = Usage(prompt_tokens=1, completion_tokens=2, total_tokens=3)
-    made = parsed(frames(True).usage(usage))
+    told, done = frames(True).end(usage).split(b"\n\n", 1)
+    made = parsed(told + b"\n\n")
+    assert done == sse.DONE == frames(False).end(usage)
     assert (made["choices"], made["usage"]) == ([], usage.model_dump())
 
 
 def test_error_frame_is_openais_error_body() -> None:
-    assert parsed(sse.error_frame(EngineFailed("gone")))["error"] == {
+    assert parsed(frames(False).failed(EngineFailed("gone")))["error"] == {
         "message": "gone",
         "type": "server_error",
         "param": None,
