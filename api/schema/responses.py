@@ -107,6 +107,7 @@ class ResponseRequest(Strict):
         None, description="Comes back with the answer."
     )
     truncation: Literal["disabled"] | None = None
+    include: Annotated[list[str], Field(max_length=0)] | None = None
     user: str | None = Field(None, max_length=256, description="Accepted, not used, not logged.")
 
     @model_validator(mode="after")
