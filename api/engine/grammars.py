@@ -16,9 +16,10 @@ from pathlib import Path
 import orjson
 
 from api.engine.artifact import Artifact
-from api.errors import InvalidRequest, Unavailable
+from api.errors import InvalidRequest, Overloaded, Unavailable
 
 REMEMBERED = 256
+MAX_WAITING = 16  # schemas; a trial can take seconds
 TIMEOUT_S = 60.0  # of the wall clock, for a start too; grammar_worker.py has the limits on a trial
 
 _ROOT = Path(__file__).parents[2]
@@ -33,10 +34,15 @@ class Grammars:
         self._trials: OrderedDict[tuple[Path, str], asyncio.Task[str]] = OrderedDict()
 
     async def require(self, schema: str, artifact: Artifact, param: str) -> None:
-        """schema: JSON text. Raises: InvalidRequest if the engine may not have it."""
+        """schema: JSON text.
+
+        Raises: InvalidRequest if the engine may not have it; Overloaded, Unavailable.
+        """
         name = (artifact.directory, schema)
         trial = self._trials.get(name)
         if trial is None:
+            if sum(not trial.done() for trial in self._trials.values()) >= MAX_WAITING:
+                raise Overloaded("Too many new schemas wait for their trial. Try again in a moment.")
             trial = asyncio.create_task(self._try(schema, artifact))
             self._trials[name] = trial
             if len(self._trials) > REMEMBERED:

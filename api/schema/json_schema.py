@@ -164,8 +164,8 @@ class _Walk:
         return {name: self.schema(part, f"{at}/{name}") for name, part in value.items()}
 
     def _check_values(self, values: Any, schema: dict[str, Any], at: str) -> None:
-        if not isinstance(values, list) or not values:
-            raise self._error(at, "must be a list of values")
+        if not isinstance(values, list) or not values or any(isinstance(v, dict | list) for v in values):
+            raise self._error(at, "values must be strings, numbers, booleans or null")
         self._values += len(values)
         if self._values > MAX_ENUM_VALUES:
             raise self._error(at, f"there are more than {MAX_ENUM_VALUES} values")
