@@ -24,8 +24,8 @@ CPU_S = 5
 MEMORY_BYTES = 2**29
 TEXTS = 4
 TOKENS = 48  # of each text at most
-CONVERSION_S = 0.1  # CPU time; the service does this part itself, on its event loop
-STEP_S = 0.02  # CPU time for the mean step; the engine makes one a token
+CONVERSION_S = 0.03  # CPU time; the service does this part itself, on its event loop
+STEP_S = 0.005  # CPU time for the mean step; the engine makes one a token
 _WHERE = re.compile(r"^\[[\d:]+\] \S+ ")  # of the library's source, in front of its messages
 
 

@@ -1,4 +1,4 @@
-"""The life of a generation request, the same for chat and for text completions.
+"""The life of a generation request, the same for chat, responses and text completions.
 
 The gate has authorised it and FastAPI has validated it against the allow list. Here it is admitted,
 rendered, generated and sent, whole or as a stream; then it is accounted. Admission comes before

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from api.engine.artifact import Artifact, read_artifact
-from api.engine.grammars import Grammars
-from api.errors import InvalidRequest, Unavailable
+from api.engine.grammars import MAX_WAITING, Grammars
+from api.errors import InvalidRequest, Overloaded, Unavailable
 from conftest import House, ask
 from test_chat import assert_openai_error, post
 
@@ -70,6 +70,26 @@ async def test_a_worker_that_dies_is_told_and_replaced(grammars: Grammars, artif
         with pytest.raises(Unavailable):
             await one
     await grammars.require('{"type": "object"}', artifact, "tools")
+
+
+async def test_too_many_new_schemas_are_refused_at_once(
+    grammars: Grammars, artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def forever(*_: Any) -> str:
+        await asyncio.sleep(3600)
+        return ""
+
+    monkeypatch.setattr(grammars, "_try", forever)
+    asking = [
+        asyncio.ensure_future(grammars.require(str(number), artifact, "tools"))
+        for number in (*range(MAX_WAITING), 0)  # the last waits for the first's trial
+    ]
+    await asyncio.sleep(0.01)
+    with pytest.raises(Overloaded):
+        await grammars.require("new", artifact, "tools")
+    assert not any(one.done() for one in asking)
+    for task in (*asking, *grammars._trials.values()):
+        task.cancel()
 
 
 async def test_a_schema_reaches_the_engine_only_after_its_trial(make_house: MakeHouse) -> None:
