@@ -21,22 +21,16 @@ from starlette.types import Receive, Scope, Send
 
 from api.access.keys import NORMAL, Key
 from api.access.security import KEY
+from api.engine.context import require_known_tokens, token_budget
 from api.engine.engine import Delta, Engine
 from api.engine.prompt import Prompt
 from api.engine.served import Served
-from api.errors import (
-    REASON,
-    ApiError,
-    ClientGone,
-    ContextLengthExceeded,
-    DeadlineExceeded,
-    InvalidRequest,
-)
+from api.errors import REASON, ApiError, ClientGone, DeadlineExceeded
 from api.logprobs import token_logprobs
 from api.metrics import TALLY, Tally
 from api.routes.merged import merged
 from api.schema.answer import AnswerSchema
-from api.schema.generation import FinishReason, GenerationRequest, Sampling, TokenLogprob, Usage
+from api.schema.generation import FinishReason, GenerationRequest, TokenLogprob, Usage
 from api.service import Service
 from api.sse import Frames
 from api.telemetry import request_id
@@ -139,7 +133,7 @@ class Exchange(Response):
     async def _serve_by(self, served: Served, scope: Scope, receive: Receive, send: Send) -> None:
         engine, prompt = served.engine, served.prompt
         self._fingerprint = served.artifact.manifest.id
-        _require_known_tokens(self._request, engine.vocab_size)
+        require_known_tokens(self._request, engine.vocab_size)
         # Tokenising a long prompt takes milliseconds: not on the event loop.
         prompts = await asyncio.to_thread(self.encode, prompt)
         schema = self.answer_schema(prompt)
@@ -271,31 +265,6 @@ class Exchange(Response):
             "model": self._request.model,
             "system_fingerprint": self._fingerprint,
         }
-
-
-def token_budget(
-    prompt_tokens: int, asked: int | None, max_model_len: int, prompt_field: str, limit_field: str
-) -> int:
-    """How many tokens may be generated: what was asked, or all that the context has left.
-
-    Raises: ContextLengthExceeded if prompt and answer do not fit together.
-    """
-    room = max_model_len - prompt_tokens
-    if room < (asked or 1):
-        wish = f"{asked} tokens of answer" if asked else "an answer"
-        raise ContextLengthExceeded(
-            f"The context holds {max_model_len} tokens; the prompt takes {prompt_tokens}, which "
-            f"leaves no room for {wish}.",
-            param=prompt_field if room < 1 else limit_field,
-        )
-    return asked or room
-
-
-def _require_known_tokens(request: Sampling, vocab_size: int) -> None:
-    """Raises: InvalidRequest naming the field with a token id that the model does not have."""
-    for name, id in request.token_ids():
-        if id >= vocab_size:
-            raise InvalidRequest(f"The model has no token {id}: its ids end at {vocab_size - 1}.", param=name)
 
 
 async def _send(send: Send, body: bytes, *, more: bool) -> None:
