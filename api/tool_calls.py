@@ -15,6 +15,7 @@ from api.schema.chat import ChatFinishReason
 from api.schema.tools import MadeCall, ToolCall
 
 OPEN = "<tool_call>"
+MAX_HEAD_CHARS = 512  # with the white space in it
 
 
 @dataclass(slots=True)
@@ -81,7 +82,7 @@ class CallParser:
         return False
 
     def _head(self, found: list[Piece]) -> bool:
-        squeezed = "".join(self._held.split())
+        squeezed = "".join(self._held[:MAX_HEAD_CHARS].split())
         for head, name in self._heads.items():
             if squeezed.startswith(head):
                 self._held = "{" + _behind(self._held, len(head))
@@ -90,7 +91,7 @@ class CallParser:
                 found.append(Piece("", self.calls, f"call_{secrets.token_hex(12)}", name))
                 self.calls += 1
                 return True
-        if any(head.startswith(squeezed) for head in self._heads):
+        if len(self._held) < MAX_HEAD_CHARS and any(head.startswith(squeezed) for head in self._heads):
             return False
         if self._in_tag:
             self._in_tag = False

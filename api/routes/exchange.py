@@ -134,11 +134,8 @@ class Exchange(Response):
         engine, prompt = served.engine, served.prompt
         self._fingerprint = served.artifact.manifest.id
         require_known_tokens(self._request, engine.vocab_size)
-        # Tokenising a long prompt takes milliseconds: not on the event loop.
-        prompts = await asyncio.to_thread(self.encode, prompt)
-        schema = self.answer_schema(prompt)
-        if schema is not None:
-            await self._service.grammars.require(schema.text, served.artifact, schema.param)
+        # A long prompt and many schemas take milliseconds: not on the event loop.
+        prompts, schema = await asyncio.to_thread(lambda: (self.encode(prompt), self.answer_schema(prompt)))
         asked, context = self.token_limit(), engine.max_model_len
         fields = self.prompt_field, self.limit_field
         limits = [token_budget(len(ids), asked, context, *fields) for ids in prompts]
@@ -153,6 +150,8 @@ class Exchange(Response):
         most = tally.prompt_tokens + sum(limits) * self._request.choices()
         async with contextlib.AsyncExitStack() as held:
             headers = held.enter_context(self._reserved(key, most, tally))
+            if schema is not None:
+                await self._service.grammars.require(schema.text, served.artifact, schema.param)
             priority = key.priority if key else NORMAL
             turn = self._service.admission.turn(tally.key, self._answers(), most, priority)
             await held.enter_async_context(turn)

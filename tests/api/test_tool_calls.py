@@ -3,11 +3,13 @@
 import itertools
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from api.access.keys import Limits, create_key
 from api.engine.engine import Delta
 from api.engine.grammars import Grammars
 from api.engine.prompt import Prompt
@@ -64,6 +66,7 @@ def read(*pieces: str, parallel: bool = True) -> tuple[str, list[tuple[str, str]
         ("<tool_call>", "<tool_call>", []),
         ("<<tool_call><tool_call>", "<<tool_call><tool_call>", []),
         (f"Like {LLAMA}", f"Like {LLAMA}", []),
+        (" " * 500 + LLAMA, " " * 500 + LLAMA, []),
     ],
 )
 def test_calls_and_text_are_the_same_however_the_answer_is_cut(
@@ -71,7 +74,7 @@ def test_calls_and_text_are_the_same_however_the_answer_is_cut(
 ) -> None:
     assert read(answer) == (text, calls)
     assert read(*answer) == (text, calls)
-    for a, b in itertools.combinations(range(len(answer)), 2):
+    for a, b in itertools.combinations(range(0, len(answer), 1 + len(answer) // 200), 2):
         assert read(answer[:a], answer[a:b], answer[b:]) == (text, calls)
 
 
@@ -159,6 +162,26 @@ async def test_a_required_call_is_all_that_can_be_said(
     schema = json.loads(house.engine.calls[0]["json_schema"])
     assert [call["properties"]["name"]["const"] for call in schema["anyOf"]] == called
     assert schema["$defs"]["now"] == {"type": "object"}
+
+
+@pytest.mark.anyio
+async def test_a_key_beyond_its_limits_has_no_schema_tried(
+    make_house: MakeHouse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = []
+
+    async def require(_: Grammars, schema: str, *__: Any) -> None:
+        tried.append(schema)
+
+    monkeypatch.setattr(Grammars, "require", require)
+    secret = create_key(tmp_path / "keys.json", "ann", Limits(requests_per_minute=1))
+    house = make_house(says("{}"), keys_file=tmp_path / "keys.json")
+    await house.load()
+    async with house.client(headers={"authorization": f"Bearer {secret}"}) as client:
+        for status in (200, 429):
+            body = ask(response_format={"type": "json_object"})
+            assert (await client.post("/v1/chat/completions", json=body)).status_code == status
+    assert len(tried) == 1
 
 
 @pytest.mark.anyio
