@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import resource
 import signal
 import socket
 from collections.abc import AsyncIterator, Iterator
@@ -12,12 +13,14 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from api.access.security import MAX_HEADER_BYTES, SECURITY_HEADERS
+from api.connection import Connection
 from api.engine.lifecycle import Lifecycle
 from api.engine.processes import kill_engine_processes
 from api.errors import EngineStartError
 
 _BACKLOG = 2048
 _CLOSE_TIMEOUT_S = 1
+_FILES = 65_535
 
 
 class AdminServer(uvicorn.Server):
@@ -84,7 +87,7 @@ def _config(app: ASGIApp, lifespan: Literal["on", "off"]) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         loop="uvloop",
-        http="h11",  # httptools has no limit on the size of headers
+        http=Connection,  # h11: httptools has no limit on the size of headers
         h11_max_incomplete_event_size=MAX_HEADER_BYTES,
         ws="none",
         lifespan=lifespan,
@@ -102,6 +105,7 @@ def listen(host: str, port: int, variables: str = "API_HOST or API_PORT") -> soc
 
     Raises: EngineStartError if it cannot be had.
     """
+    _allow_many_files()
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family, backlog=_BACKLOG)
@@ -109,3 +113,11 @@ def listen(host: str, port: int, variables: str = "API_HOST or API_PORT") -> soc
         raise EngineStartError(
             f"cannot listen on {host}:{port} ({error.strerror}); set {variables}, or stop what uses it"
         ) from None
+
+
+def _allow_many_files() -> None:
+    """A connection is a file, and shells often give a process 1,024 where it may have many more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < _FILES and (hard == resource.RLIM_INFINITY or hard > soft):
+        most = _FILES if hard == resource.RLIM_INFINITY else min(_FILES, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))

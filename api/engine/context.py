@@ -24,6 +24,6 @@ def token_budget(
 
 def require_known_tokens(request: Sampling, vocab_size: int) -> None:
     """Raises: InvalidRequest naming the field with a token id that the model does not have."""
-    for name, id in request.token_ids():
-        if id >= vocab_size:
+    for name, ids in request.token_ids():
+        if (id := max(ids, default=0)) >= vocab_size:
             raise InvalidRequest(f"The model has no token {id}: its ids end at {vocab_size - 1}.", param=name)

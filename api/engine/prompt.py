@@ -59,14 +59,12 @@ class Prompt:
         """
         given = template_input(messages, tools, self._knows_tools)
         if not any(self._control_pattern.search(text) for text in _texts(given)):
-            ids: list[int] = self._encode.encode(self._render(given), add_special_tokens=False).ids
-            return ids
+            return _ids(self._encode, self._render(given))
         return self._encode_with_literals(given)
 
     def encode_text(self, text: str) -> list[int]:
         """Token ids of a text without a template, with what the tokenizer itself puts around it."""
-        ids: list[int] = self._encode_plain.encode(text, add_special_tokens=True).ids
-        return ids
+        return _ids(self._encode_plain, text, add_special_tokens=True)
 
     def token_bytes(self, id: int) -> bytes:
         """What the token stands for; a part of a character may be a token."""
@@ -89,12 +87,12 @@ class Prompt:
             given, lambda text: self._control_pattern.sub(lambda m: m[0][0] + mark + m[0][1:], text)
         )
         ids: list[int] = []
-        for piece in self._control_pattern.split(self._render(broken)):
-            if piece in self._control:
+        # A pattern in brackets is split at and kept: text and control tokens take turns.
+        for number, piece in enumerate(self._control_pattern.split(self._render(broken))):
+            if number % 2:
                 ids.append(self._control[piece])
             elif piece:
-                plain = piece.replace(mark, "")
-                ids += self._encode_plain.encode(plain, add_special_tokens=False).ids
+                ids += _ids(self._encode_plain, piece.replace(mark, ""))
         return ids
 
     def _render(self, given: dict[str, Any]) -> str:
@@ -111,6 +109,12 @@ class Prompt:
                 f"The model's chat template refuses these messages: {error}", param="messages"
             ) from None
         return text
+
+
+def _ids(tokenizer: Any, text: str, *, add_special_tokens: bool = False) -> list[int]:
+    """By encode_batch: while `encode` runs, no other thread does, and a long text takes a second."""
+    ids: list[int] = tokenizer.encode_batch([text], add_special_tokens=add_special_tokens)[0].ids
+    return ids
 
 
 def _byte_of() -> dict[str, int]:

@@ -8,13 +8,17 @@ from fastapi import Request, Response
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
 
-from api.errors import ErrorBody, NotJson
+from api.errors import ErrorBody, InvalidRequest, NotJson
+
+MAX_VALUES = 2**15
 
 
 class _StrictRequest(Request):
     async def json(self) -> Any:
         """By orjson, which refuses what json lets through: NaN and lone surrogates."""
-        return orjson.loads(await self.body())
+        told = orjson.loads(await self.body())
+        _require_few_values(told)
+        return told
 
 
 class StrictRoute(APIRoute):
@@ -28,6 +32,27 @@ class StrictRoute(APIRoute):
             return await handle(_StrictRequest(request.scope, request.receive))
 
         return strict
+
+
+def _require_few_values(told: Any) -> None:
+    """A validator takes seconds for a megabyte of small values that are all wrong, and holds up everyone.
+
+    Integers in lists are not counted: token ids are many, and are refused at the first that is wrong.
+    Raises: InvalidRequest.
+    """
+    found, pending = 0, [told]
+    while pending:
+        part = pending.pop()
+        if isinstance(part, dict):
+            values = list(part.values())
+        elif isinstance(part, list):
+            values = [value for value in part if type(value) is not int]
+        else:
+            continue
+        found += len(values)
+        if found > MAX_VALUES:
+            raise InvalidRequest(f"The body has more than {MAX_VALUES} values.")
+        pending += values
 
 
 def answers_with(body: type[BaseModel]) -> dict[int | str, dict[str, Any]]:

@@ -1,7 +1,7 @@
 """/v1/chat/completions: its requests and its answers."""
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
@@ -18,6 +18,7 @@ from api.schema.tools import CallId, Name, ToolCall, ToolCallDelta, ToolChoice, 
 
 MAX_MESSAGES = 2048
 MAX_CALLS = 128  # of one message
+MAX_PARTS = 1024  # likewise
 
 ChatFinishReason = FinishReason | Literal["tool_calls"]
 
@@ -27,9 +28,12 @@ class TextPart(Strict):
     text: str
 
 
+Parts = Annotated[list[TextPart], Field(max_length=MAX_PARTS, fail_fast=True)]
+
+
 class ChatMessage(Strict):
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[TextPart] | None = Field(None, description="May be null beside tool_calls only.")
+    content: str | Parts | None = Field(None, description="May be null beside tool_calls only.")
     tool_calls: list[ToolCall] | None = Field(None, min_length=1, max_length=MAX_CALLS)
     tool_call_id: CallId | None = None
     # Clients send answers back with all that OpenAI's answers have.
@@ -79,7 +83,7 @@ class ResponseFormat(Strict):
 
 
 class ChatRequest(GenerationRequest):
-    messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
+    messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)
     max_completion_tokens: int | None = Field(None, ge=1, le=INT64_MAX)
     max_tokens: int | None = Field(
         None, ge=1, le=INT64_MAX, description="The older name of max_completion_tokens."

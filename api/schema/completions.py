@@ -1,5 +1,6 @@
 """/v1/completions: its requests and its answers."""
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
@@ -7,7 +8,7 @@ from pydantic import BaseModel, Field
 from api.schema.generation import INT64_MAX, FinishReason, GenerationRequest, TokenId, Usage
 
 MAX_TOP_LOGPROBS = 5
-TokenIds = Annotated[list[TokenId], Field(min_length=1)]
+TokenIds = Annotated[list[TokenId], Field(min_length=1, fail_fast=True)]
 
 
 class CompletionRequest(GenerationRequest):
@@ -27,9 +28,9 @@ class CompletionRequest(GenerationRequest):
         single = isinstance(prompt, str) or isinstance(prompt[0], int)
         return [prompt] if single else prompt
 
-    def token_ids(self) -> list[tuple[str, int]]:
-        given = [("prompt", id) for prompt in self.prompts() if not isinstance(prompt, str) for id in prompt]
-        return super().token_ids() + given
+    def token_ids(self) -> list[tuple[str, Sequence[int]]]:
+        given = [("prompt", prompt) for prompt in self.prompts() if not isinstance(prompt, str)]
+        return [*super().token_ids(), *given]
 
 
 class CompletionLogprobs(BaseModel):

@@ -4,6 +4,7 @@ A field that is not listed is refused, never passed on. The bounds keep what rea
 limits on bytes are in access/security.py.
 """
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
@@ -49,10 +50,12 @@ class Sampling(Strict):
     def choices(self) -> int:
         return self.n or 1
 
-    def token_ids(self) -> list[tuple[str, int]]:
-        """Every token id that the request names, with its field."""
-        named = [("stop_token_ids", id) for id in self.stop_token_ids or ()]
-        return named + [("logit_bias", int(id)) for id in self.logit_bias or ()]
+    def token_ids(self) -> list[tuple[str, Sequence[int]]]:
+        """Every list of token ids in the request, with its field."""
+        return [
+            ("stop_token_ids", self.stop_token_ids or ()),
+            ("logit_bias", [int(id) for id in self.logit_bias or ()]),
+        ]
 
 
 class GenerationRequest(Sampling):

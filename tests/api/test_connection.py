@@ -1,0 +1,81 @@
+"""Connections that keep the server waiting, and bodies that would keep it busy."""
+
+import asyncio
+import time
+from collections.abc import Callable
+
+import httpx
+import pytest
+
+from api import connection
+from conftest import FakeEngine, House, ask
+from test_chat import URL, assert_openai_error
+
+pytestmark = pytest.mark.anyio
+MakeHouse = Callable[..., House]
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET /health/li", b"GET /health/live HTTP/1.1\r\nhost: x\r\nx-a: "])
+async def test_who_sends_no_request_is_cut_off(
+    make_house: MakeHouse, monkeypatch: pytest.MonkeyPatch, sent: bytes
+) -> None:
+    monkeypatch.setattr(connection, "HEAD_TIMEOUT_S", 0.3)
+    async with make_house().serving() as url, asyncio.timeout(10):
+        reader, writer = await asyncio.open_connection("127.0.0.1", httpx.URL(url).port)
+        writer.write(sent)
+        with pytest.raises(ConnectionError):
+            while True:  # a byte now and then buys no time
+                writer.write(b"a")
+                await writer.drain()
+                await asyncio.sleep(0.05)
+        assert reader.at_eof() or reader.exception()
+
+
+async def test_who_does_not_send_the_body_of_an_answered_request_is_cut_off(
+    make_house: MakeHouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "READ_TIMEOUT_S", 0.3)
+    async with make_house(key="k" * 20).serving() as url, asyncio.timeout(10):
+        reader, writer = await asyncio.open_connection("127.0.0.1", httpx.URL(url).port)
+        writer.write(f"POST {URL} HTTP/1.1\r\nhost: x\r\ncontent-length: 900000\r\n\r\n".encode())
+        assert b" 401 " in await reader.readline()
+        with pytest.raises(ConnectionError):
+            while True:
+                writer.write(b"a")
+                await writer.drain()
+                await asyncio.sleep(0.05)
+
+
+async def test_a_long_answer_is_not_cut_off_and_a_connection_serves_again(
+    make_house: MakeHouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "HEAD_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(connection, "READ_TIMEOUT_S", 0.2)
+    house = make_house(FakeEngine(hold_before=1))
+    async with house.serving() as url, httpx.AsyncClient(base_url=url) as client:
+        for _ in range(2):
+            house.engine.release.clear()
+            asyncio.get_running_loop().call_later(0.6, house.engine.release.set)
+            assert (await client.post(URL, json=ask())).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "bomb",
+    [
+        {"messages": [{"role": "user", "content": [{}] * 300_000}]},
+        {"messages": [{}] * 300_000},
+        {"logit_bias": {f"a{number}": 1 for number in range(70_000)}},
+        {f"a{number}": 1 for number in range(70_000)},
+        {"stop": [[]] * 300_000},
+    ],
+    ids=["parts", "messages", "biases", "fields", "stops"],
+)
+async def test_a_megabyte_of_mistakes_is_refused_quickly(
+    make_house: MakeHouse, bomb: dict[str, object]
+) -> None:
+    house = make_house()
+    await house.load()
+    async with house.client() as client:
+        begun = time.process_time()
+        assert_openai_error(await client.post(URL, json=ask(**bomb)), 400, None)
+        assert time.process_time() - begun < 1, "it holds up everyone for so long"
