@@ -4,6 +4,7 @@ import asyncio
 import re
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -42,6 +43,7 @@ def create_app(service: Service, cors_origins: Sequence[str] = ()) -> ASGIApp:
     app = FastAPI(title="finechat", lifespan=lifespan, docs_url=None, redoc_url=None, redirect_slashes=False)
     for module in (chat, completions, responses, models, health):
         app.include_router(module.router)
+    _tell_of_keys(app.openapi(), service.keys.needed)
     return _guarded(app, service, service.keys, health.OPEN_PATHS, cors_origins)
 
 
@@ -75,6 +77,14 @@ def _open_to(origins: Sequence[str], app: ASGIApp) -> ASGIApp:
         allow_headers=("*",),  # OpenAI's client sends a dozen of its own
         expose_headers=("x-request-id", "retry-after", *RATE_HEADERS),
     )
+
+
+def _tell_of_keys(document: dict[str, Any], needed: bool) -> None:
+    """Into the OpenAPI document, which FastAPI keeps: the gate is none of its own devices."""
+    document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+    document["security"] = [{"key": []}] if needed else [{"key": []}, {}]
+    for path in health.OPEN_PATHS:
+        document["paths"][path]["get"]["security"] = []
 
 
 async def _api_error(_: Request, error: ApiError) -> Response:

@@ -6,9 +6,11 @@ for a client to read the end of an answer. A few thousand such connections use u
 
 import asyncio
 
+import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 HEAD_TIMEOUT_S = 10.0
+LINGER_TIMEOUT_S = 2.0  # for the rest of a body that is not wanted any more
 READ_TIMEOUT_S = 30.0  # for what is left of an answer, which a slow line may still carry
 
 
@@ -27,7 +29,8 @@ class Connection(H11Protocol):
             self._stop_waiting()
 
     def on_response_complete(self) -> None:
-        self._cut_in(READ_TIMEOUT_S)
+        """Closing at once on a client that still sends would lose it the answer."""
+        self._cut_in(LINGER_TIMEOUT_S if self.conn.their_state is h11.SEND_BODY else READ_TIMEOUT_S)
         super().on_response_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:

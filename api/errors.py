@@ -170,7 +170,6 @@ class BodyTooLarge(ApiError):
     status = 413
     type = "invalid_request_error"
     code = "request_too_large"
-    headers = {"connection": "close"}  # noqa: RUF012
 
 
 class NotJson(ApiError):

@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from fastapi import Header, Response
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
+from pydantic.json_schema import SkipJsonSchema
 from starlette.types import Receive, Scope, Send
 
 from api.access.keys import NORMAL, Key
@@ -54,7 +55,10 @@ class Answer:
 
 
 # A header, because OpenAI's clients set headers and refuse fields they do not know.
-Timeout = Annotated[float | None, Header(alias="x-request-timeout", gt=0, le=86_400, description="Seconds.")]
+Timeout = Annotated[
+    Annotated[float, Field(ge=0.001, le=86_400)] | SkipJsonSchema[None],
+    Header(alias="x-request-timeout", description="Seconds."),
+]
 
 
 class Exchange(Response):

@@ -8,6 +8,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel
 
 from api.engine.lifecycle import State
+from api.errors import ErrorBody
 from api.service import Service, ServiceOfApp
 
 
@@ -19,7 +20,7 @@ class Health(BaseModel):
 OPEN_PATHS = frozenset({"/health/live", "/health/ready"})
 """They need no key: who asks them sends none."""
 
-router = APIRouter()
+router = APIRouter(responses={"4XX": {"model": ErrorBody}})
 
 
 @router.get("/health/live", responses={503: {"model": Health}})

@@ -61,7 +61,7 @@ def answers_with(body: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
         200: {
             "description": "The answer, or with `stream` its chunks as server-sent events.",
             "model": body,
-            "content": {"text/event-stream": {"schema": {"type": "string"}}},
+            "content": {"text/event-stream": {}},
         },
         "4XX": {"model": ErrorBody},
         "5XX": {"model": ErrorBody},

@@ -18,7 +18,11 @@ FinishReason = Literal["stop", "length"]
 StopText = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 TokenIdText = Annotated[str, StringConstraints(pattern=r"^(0|[1-9][0-9]{0,8})$")]
-Bias = Annotated[float, Field(ge=-100, le=100)]
+Biases = Annotated[
+    dict[TokenIdText, Annotated[float, Field(ge=-100, le=100)]],
+    # The pattern says what its keys' values are; this, that there are no other keys.
+    Field(max_length=MAX_BIASES, json_schema_extra={"additionalProperties": False}),
+]
 
 
 class Strict(BaseModel):
@@ -42,7 +46,7 @@ class Sampling(Strict):
     seed: int | None = Field(None, ge=-INT64_MAX, le=INT64_MAX)
     stop: StopText | Annotated[list[StopText], Field(max_length=4)] | None = None
     stop_token_ids: Annotated[list[TokenId], Field(max_length=16)] | None = None
-    logit_bias: Annotated[dict[TokenIdText, Bias], Field(max_length=MAX_BIASES)] | None = Field(
+    logit_bias: Biases | None = Field(
         None, description="Token ids of this model, and what is added to their logits."
     )
     n: int | None = Field(None, ge=1, le=MAX_CHOICES, description="Answers to one prompt.")

@@ -5,10 +5,13 @@ import time
 from collections.abc import Callable
 
 import httpx
+import orjson
 import pytest
 
 from api import connection
-from conftest import FakeEngine, House, ask
+from api.engine.engine import Delta
+from api.routes import exchange
+from conftest import FakeEngine, House, ask, eventually
 from test_chat import URL, assert_openai_error
 
 pytestmark = pytest.mark.anyio
@@ -34,7 +37,7 @@ async def test_who_sends_no_request_is_cut_off(
 async def test_who_does_not_send_the_body_of_an_answered_request_is_cut_off(
     make_house: MakeHouse, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connection, "READ_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(connection, "LINGER_TIMEOUT_S", 0.3)
     async with make_house(key="k" * 20).serving() as url, asyncio.timeout(10):
         reader, writer = await asyncio.open_connection("127.0.0.1", httpx.URL(url).port)
         writer.write(f"POST {URL} HTTP/1.1\r\nhost: x\r\ncontent-length: 900000\r\n\r\n".encode())
@@ -44,6 +47,31 @@ async def test_who_does_not_send_the_body_of_an_answered_request_is_cut_off(
                 writer.write(b"a")
                 await writer.drain()
                 await asyncio.sleep(0.05)
+
+
+async def test_who_reads_nothing_for_long_loses_the_answer_and_the_place(
+    make_house: MakeHouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exchange, "SEND_TIMEOUT_S", 0.3)
+    house = make_house(FakeEngine([Delta("x" * 2**20, 1, None)] * 50))
+    body = orjson.dumps(ask(stream=True))
+    async with house.serving() as url:
+        _, writer = await asyncio.open_connection("127.0.0.1", httpx.URL(url).port, limit=1)
+        head = f"POST {URL} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+        writer.write(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
+        await eventually(lambda: house.engine.aborted == 1)
+        await eventually(lambda: house.service.metrics.in_progress._value.get() == 0)
+        writer.close()
+
+
+async def test_a_client_that_sends_too_much_is_told_so(make_house: MakeHouse) -> None:
+    """Though it goes on sending for a while, as clients do that look at the answer last."""
+    async with make_house().serving() as url, httpx.AsyncClient(base_url=url) as client:
+        for _ in range(3):
+            answer = await client.post(
+                URL, content=b" " * 2**23, headers={"content-type": "application/json"}
+            )
+            assert_openai_error(answer, 413, "request_too_large")
 
 
 async def test_a_long_answer_is_not_cut_off_and_a_connection_serves_again(

@@ -14,9 +14,12 @@ from pathlib import Path
 
 import pytest
 
+from bench.load import Service
+
 ROOT = Path(__file__).parents[2]
 PROFILE = ROOT / "tests" / "system" / "profile.yaml"
 SCREENSHOTS = ROOT / ".venv" / "reports"
+KEY = "a-key-for-the-system-tests"
 READY = re.compile(r"^Ready: ", re.MULTILINE)
 
 
@@ -93,6 +96,22 @@ def first_up(tmp_path_factory: pytest.TempPathFactory, artifacts: Path) -> Itera
         yield up
     finally:
         up.stop()
+
+
+@pytest.fixture(scope="session")
+def service(tmp_path_factory: pytest.TempPathFactory, first_up: Up) -> Iterator[Service]:
+    """A second API over the same model, which may be ill-treated: eight at a time, and it asks for KEY."""
+    folder = tmp_path_factory.mktemp("service")
+    artifacts = folder / "artifacts"
+    artifacts.mkdir()
+    (artifacts / "models").symlink_to(first_up.artifacts / "models")
+    settings = {"API_KEY": KEY, "API_MAX_NUM_SEQS": "8", "API_USAGE_FILE": str(folder / "usage.db")}
+    service = Service(artifacts, folder / "api.log", settings)
+    try:
+        service.start()
+        yield service
+    finally:
+        service.stop()
 
 
 def get(url: str) -> tuple[int, str]:

@@ -1,0 +1,60 @@
+"""What bench/endurance.py tells schemathesis: which model is served, and what an answer may be."""
+
+import os
+
+import schemathesis
+from schemathesis import AuthContext, Case, CheckContext, GenerationMode, Response
+
+MODEL = os.environ["FUZZ_MODEL"]
+# A request that the document allows may still be refused, for what a document cannot say.
+UNSAYABLE = (
+    "leaves no room",  # prompt and answer do not fit the context
+    "has no token",
+    "at least one token",
+    "top_logprobs needs logprobs",
+    "chat template refuses",
+    "more than 32768 values",
+    # Borders of 64 bits, which schemathesis rounds to what a float can hold:
+    "9223372036854775807",
+    "seed: Input should be a valid integer",
+)
+
+
+@schemathesis.auth()
+class Authorization:
+    def get(self, case: Case, context: AuthContext) -> str:
+        return os.environ["FUZZ_AUTHORIZATION"]
+
+    def set(self, case: Case, data: str, context: AuthContext) -> None:
+        case.headers["Authorization"] = data
+
+
+@schemathesis.hook  # type: ignore[untyped-decorator, unused-ignore]
+def map_body(context: object, body: object) -> object:
+    """A model's name out of thin air is never served: three of four requests would end with that.
+
+    17.0 is an integer to JSON Schema and none to the API, and nobody's client writes one so.
+    """
+    if isinstance(body, dict) and isinstance(body.get("model"), str) and len(body["model"]) <= 256:
+        body = {**body, "model": MODEL}
+    return _as_written(body)
+
+
+def _as_written(value: object) -> object:
+    if isinstance(value, dict):
+        return {name: _as_written(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_as_written(part) for part in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+@schemathesis.check
+def no_defect(context: CheckContext, response: Response, case: Case) -> None:
+    assert response.status_code < 500 or response.status_code == 503, response.text
+
+
+@schemathesis.check
+def refused_for_a_reason(context: CheckContext, response: Response, case: Case) -> None:
+    valid = case.meta is not None and case.meta.generation.mode is GenerationMode.POSITIVE
+    if valid and response.status_code == 400:
+        assert any(reason in response.text for reason in UNSAYABLE), response.text
