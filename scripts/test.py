@@ -41,6 +41,7 @@ def main(arguments: list[str]) -> int:
         for name in SERVICES:
             add(name, ROOT / "tests" / "pytest.txt")
         add("trainer", BENCHMARKS)
+        add("api", ROOT / "tests" / "fuzz.txt")
     except SetupError as error:
         say(f"make test: {error}")
         return 1
@@ -78,12 +79,15 @@ def _check() -> bool:
             ],
             "",
         ),
-        ([mypy, "--python-executable", python("api"), "api", "tests/api"], ""),
+        ([mypy, "--python-executable", python("api"), "api", "tests/api", "bench/fuzz_hooks.py"], ""),
         (
             [mypy, "--python-executable", python("frontend"), "frontend", "tests/frontend"],
             "frontend:tests/frontend",
         ),
-        ([mypy, "scripts", "bench/quickstart.py", "tests/system"], "scripts:tests/system"),
+        (
+            [mypy, "scripts", "bench/quickstart.py", "bench/load.py", "bench/endurance.py", "tests/system"],
+            "scripts:tests/system",
+        ),
     ]
     return all([_run(command, mypy_path) for command, mypy_path in checks])
 

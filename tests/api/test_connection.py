@@ -107,3 +107,14 @@ async def test_a_megabyte_of_mistakes_is_refused_quickly(
         begun = time.process_time()
         assert_openai_error(await client.post(URL, json=ask(**bomb)), 400, None)
         assert time.process_time() - begun < 1, "it holds up everyone for so long"
+
+
+async def test_an_answer_is_sent_at_once_on_a_connection_that_stays(make_house: MakeHouse) -> None:
+    """And not after the 40 ms in which clients confirm what came before."""
+    async with make_house().serving() as url, httpx.AsyncClient(base_url=url) as client:
+        times = []
+        for _ in range(20):
+            begun = time.perf_counter()
+            await client.get("/health/live")
+            times.append(time.perf_counter() - begun)
+    assert sorted(times)[3] < 0.03
