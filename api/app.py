@@ -21,7 +21,7 @@ from api.service import Service
 from api.telemetry import RequestLog, log
 
 # What pydantic puts into a location between a field of several types and the part that is wrong.
-_UNION_TAG = re.compile(r"(constrained-)?str|(list|literal)\[.*\]|[A-Z][A-Za-z]+")
+_UNION_TAG = re.compile(r"(constrained-)?(str|float)|(list|literal)\[.*\]|[A-Z][A-Za-z]+")
 
 
 def create_app(service: Service, cors_origins: Sequence[str] = ()) -> ASGIApp:

@@ -57,6 +57,18 @@ class Accounts:
 
     def reserve(self, key: Key, tokens: int, answers: int) -> "Reservation":
         """tokens: the most the request can cost. Raises: RateLimited, and takes nothing then."""
+        self.check(key, tokens, answers)
+        account = self._account(key)
+        if account.requests:
+            account.requests.add(-1)
+        if account.tokens:
+            account.tokens.add(-tokens)
+        account.answers += answers
+        account.reserved_today += tokens
+        return Reservation(key.name, account, self._usage, tokens, answers)
+
+    def check(self, key: Key, tokens: int, answers: int) -> None:
+        """Raises: RateLimited if `reserve` would."""
         account = self._account(key)
         for refusal in (
             self._answers(account, answers),
@@ -67,13 +79,6 @@ class Accounts:
             if refusal is not None:
                 refusal.headers = {**rate_headers(account), **refusal.headers}
                 raise refusal
-        if account.requests:
-            account.requests.add(-1)
-        if account.tokens:
-            account.tokens.add(-tokens)
-        account.answers += answers
-        account.reserved_today += tokens
-        return Reservation(key.name, account, self._usage, tokens, answers)
 
     def _account(self, key: Key) -> Account:
         account = self._accounts.get(key.name)

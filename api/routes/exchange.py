@@ -108,6 +108,8 @@ class Exchange(Response):
     def whole(self, head: dict[str, Any], answers: Sequence[Answer], usage: Usage) -> BaseModel: ...
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if (key := scope[KEY]) is not None:  # with nothing left, no work is done for it
+            self._service.accounts.check(key, 1, self._answers())
         with self._service.admission.places(self._answers()):
             try:
                 await self._service.lifecycle.guard(self._in_time(scope, receive, send), receive)
