@@ -149,7 +149,7 @@ def run_schemathesis(url: str, model: str, authorization: str, examples: int, fo
 
 async def fuzz(service: Service, headers: Headers) -> tuple[dict[str, Any], bool]:
     told = await asyncio.to_thread(
-        run_schemathesis, service.url, service.model, headers["authorization"], 4000, service.log.parent
+        run_schemathesis, service.url, service.model, headers["authorization"], 5500, service.log.parent
     )
     if not told["passed"]:
         print(told["output"])
