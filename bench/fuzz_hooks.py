@@ -1,6 +1,7 @@
 """What bench/endurance.py tells schemathesis: which model is served, and what an answer may be."""
 
 import os
+from typing import Any
 
 import schemathesis
 from schemathesis import AuthContext, Case, CheckContext, GenerationMode, Response
@@ -22,10 +23,10 @@ UNSAYABLE = (
 
 @schemathesis.auth()
 class Authorization:
-    def get(self, case: Case, context: AuthContext) -> str:
+    def get(self, case: Case[Any], context: AuthContext) -> str:
         return os.environ["FUZZ_AUTHORIZATION"]
 
-    def set(self, case: Case, data: str, context: AuthContext) -> None:
+    def set(self, case: Case[Any], data: str, context: AuthContext) -> None:
         case.headers["Authorization"] = data
 
 
@@ -49,12 +50,12 @@ def _as_written(value: object) -> object:
 
 
 @schemathesis.check
-def no_defect(context: CheckContext, response: Response, case: Case) -> None:
+def no_defect(context: CheckContext, response: Response, case: Case[Any]) -> None:
     assert response.status_code < 500 or response.status_code == 503, response.text
 
 
 @schemathesis.check
-def refused_for_a_reason(context: CheckContext, response: Response, case: Case) -> None:
+def refused_for_a_reason(context: CheckContext, response: Response, case: Case[Any]) -> None:
     valid = case.meta is not None and case.meta.generation.mode is GenerationMode.POSITIVE
     if valid and response.status_code == 400:
         assert any(reason in response.text for reason in UNSAYABLE), response.text

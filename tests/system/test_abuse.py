@@ -263,12 +263,6 @@ FIELDS: dict[str, dict[str, Any]] = {
     "CVE-2026-105757 grammar": {"guided_grammar": 'root ::= root "a"'},
     "CVE-2026-105757 structured_outputs": {"structured_outputs": {"regex": "("}},
     "CVE-2026-55574 regex": {"guided_regex": "(a|aa)+$"},
-    "CVE-2026-55574 pattern": {
-        "response_format": {
-            "type": "json_schema",
-            "json_schema": {"name": "a", "schema": {"type": "string", "pattern": "((a|aa)+)+$"}},
-        }
-    },
     "CVE-2026-93989 bad_words": {"bad_words": ["", "a"]},
     "GHSA-fpch-3xrf-7q96 thinking_token_budget": {"thinking_token_budget": 1},
     "CVE-2026-114051 min_tokens": {"min_tokens": 10**6},
@@ -302,6 +296,16 @@ def test_advisory_a_dangerous_field_is_refused_by_its_name(service: Service, nam
     named = [*FIELDS[name], *(field for value in FIELDS[name].values() for field in _names(value))]
     assert any(field in json.dumps(answer.json["error"]) for field in named)
     assert answer.seconds < 5
+
+
+@pytest.mark.parametrize("pattern", ["((a|aa)+)+$", "(a{1,1000}){1,1000}", "(?=a)*", "("])
+def test_advisory_cve_2026_55574_a_pattern_costs_its_sender_at_most_an_answer(
+    service: Service, pattern: str
+) -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "string", "pattern": pattern}}}
+    told = {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}
+    answer = post(service, response_format=told)
+    assert answer.status in (200, 400) and answer.seconds < 10
 
 
 def _names(value: Any) -> list[str]:
@@ -386,9 +390,9 @@ def test_a_killed_engine_under_load_is_told_to_everyone(service: Service) -> Non
         return await ask(service.port, body, BEARER)
 
     async def run() -> tuple[list[Answer], float]:
+        before = first_tokens(service)
         asked = [asyncio.create_task(one()) for _ in range(60)]
-        while service_streams(service) < 8:
-            await asyncio.sleep(0.05)
+        await eight_have_had_tokens(service, before)
         os.kill(service.engine_pid(), signal.SIGKILL)
         killed = time.monotonic()
         return await asyncio.gather(*asked), time.monotonic() - killed
@@ -410,8 +414,14 @@ def test_a_killed_engine_under_load_is_told_to_everyone(service: Service) -> Non
         time.sleep(0.2)
 
 
-def service_streams(service: Service) -> float:
-    return service.metric("finechat_active_streams", BEARER)
+def first_tokens(service: Service) -> float:
+    return service.metric("finechat_time_to_first_token_seconds_count", BEARER)
+
+
+async def eight_have_had_tokens(service: Service, before: float) -> None:
+    while await asyncio.to_thread(first_tokens, service) < before + 8:
+        await asyncio.sleep(0.05)
+    await asyncio.sleep(0.5)  # and the tokens have been sent
 
 
 def test_a_killed_service_leaves_no_process_and_no_lost_account(service: Service) -> None:
@@ -423,9 +433,9 @@ def test_a_killed_service_leaves_no_process_and_no_lost_account(service: Service
 
     async def run() -> list[Any]:
         body = chat(service, max_tokens=1500, stream=True)
+        before = first_tokens(service)
         asked = [asyncio.create_task(ask(service.port, body, BEARER)) for _ in range(20)]
-        while service_streams(service) < 8:
-            await asyncio.sleep(0.05)
+        await eight_have_had_tokens(service, before)
         own = descendants(service.pid)
         os.kill(service.pid, signal.SIGKILL)
         assert service.process
