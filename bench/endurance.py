@@ -193,7 +193,7 @@ async def requests(service: Service, headers: Headers) -> tuple[dict[str, Any], 
 def _sizes(service: Service) -> dict[str, float]:
     return {
         "api_mib": round(memory_mib(service.pid), 1),
-        "engine_mib": round(memory_mib(service.engine_pid()), 1),
+        "engine_mib": round(sum(map(memory_mib, service.engine())), 1),
         "api_files": open_files(service.pid),
     }
 

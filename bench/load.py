@@ -81,9 +81,13 @@ class Service:
                 return float(line.split()[-1])
         raise AssertionError(f"no metric {name}")
 
-    def engine_pid(self) -> int:
-        [core] = [pid for pid in descendants(self.pid) if b"EngineCore" in cmdline(pid)]
+    def engine_core(self) -> int:
+        [core] = [pid for pid in self.engine() if b"EngineCore" in cmdline(pid)]
         return core
+
+    def engine(self) -> list[int]:
+        """The processes of vLLM: a core, and a worker that computes."""
+        return [pid for pid in descendants(self.pid) if cmdline(pid).startswith(b"VLLM::")]
 
     def stop(self) -> int:
         """SIGTERM; the exit code."""
