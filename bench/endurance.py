@@ -21,15 +21,15 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from bench.load import (  # noqa: E402 - run as a program, its folder is on the path and the root is not
+from bench.fuzz import run_schemathesis  # noqa: E402 - run as a program, only its folder is on the path
+from bench.load import (  # noqa: E402
     CHAT,
     PYTHON,
     Answer,
@@ -37,83 +37,22 @@ from bench.load import (  # noqa: E402 - run as a program, its folder is on the 
     Headers,
     Service,
     ask,
+    at_once,
+    body,
     cpu_s,
     events,
+    good,
     memory_mib,
     open_files,
     quantile,
 )
+from bench.streams import compare_streams  # noqa: E402
 
 RESULT = ROOT / "bench" / "results" / "endurance.json"
-# A greedy choice between two tokens that differ by less may fall otherwise in another batch: float32.
-TIE_NATS = 1e-3
-THINGS = "river clock garden letter bridge candle market winter engine mirror pocket ladder".split()
-VERBS = "Describe Explain Praise Compare Draw Remember Sell Mend Find Count".split()
 REFUSAL_CPU_MS, REFUSAL_WAIT_MS = 1.0, 50.0
 
 
-def prompt(number: int) -> list[dict[str, str]]:
-    thing, verb = THINGS[number % 12], VERBS[number // 12 % 10]
-    return [{"role": "user", "content": f"{verb} the {thing} number {number}."}]
-
-
-def body(service: Service, number: int = 0, **fields: Any) -> bytes:
-    return json.dumps(
-        {"model": service.model, "messages": prompt(number), "temperature": 0} | fields
-    ).encode()
-
-
 # streams
-
-
-async def compare_streams(
-    service: Service, headers: Headers, prompts: int, streams: int, tokens: int
-) -> dict[str, Any]:
-    """Every prompt once as a stream, `streams` of them open at once, and once in one piece."""
-
-    async def whole(number: int) -> Any:
-        asked = body(service, number, max_tokens=tokens, logprobs=True, top_logprobs=2)
-        return (await _good(service, asked, headers)).json
-
-    async def stream(number: int) -> list[Any]:
-        options = {"stream": True, "stream_options": {"include_usage": True}}
-        asked = body(service, number, max_tokens=tokens, **options)
-        return events((await _good(service, asked, headers)).body)
-
-    begun = time.monotonic()
-    streamed = await _at_once(streams, prompts, stream)
-    seconds = time.monotonic() - begun
-    entire = await _at_once(8, prompts, whole)
-    counts = {"equal": 0, "ties": 0, "lost_or_duplicated": 0}
-    gaps = []
-    for told, answer in zip(streamed, entire, strict=True):
-        outcome, gap = _compare(told, answer)
-        counts[outcome] += 1
-        gaps += [gap] if outcome == "ties" else []
-    generated = sum(told[-1]["usage"]["completion_tokens"] for told in streamed)
-    return {
-        **counts,
-        "tie_gaps_nats": gaps,
-        "prompts": prompts,
-        "open_streams": streams,
-        "tokens_per_s": round(generated / seconds, 1),
-    }
-
-
-def _compare(told: list[Any], answer: Any) -> tuple[str, float]:
-    """Equal; or else parted at a token where the two likeliest are as good as equal."""
-    text = "".join(choice["delta"].get("content") or "" for event in told for choice in event["choices"])
-    whole = answer["choices"][0]["message"]["content"]
-    if text == whole and told[-1]["usage"] == answer["usage"]:
-        return "equal", 0.0
-    position, gap = 0, float("inf")
-    for entry in answer["choices"][0]["logprobs"]["content"]:
-        position += len(entry["token"])
-        if text[:position] != whole[:position]:
-            first, second = (top["logprob"] for top in entry["top_logprobs"])
-            gap = first - second
-            break
-    return ("ties" if gap < TIE_NATS else "lost_or_duplicated"), gap
 
 
 async def streams(service: Service, headers: Headers) -> tuple[dict[str, Any], bool]:
@@ -124,29 +63,6 @@ async def streams(service: Service, headers: Headers) -> tuple[dict[str, Any], b
 # fuzz
 
 
-def run_schemathesis(url: str, model: str, authorization: str, examples: int, folder: Path) -> dict[str, Any]:
-    """examples: of each operation, beside the cases at every field's borders. folder: for the document."""
-    program = str(PYTHON.with_name("st"))
-    request = urllib.request.Request(f"{url}/openapi.json", headers={"authorization": authorization})
-    with urllib.request.urlopen(request, timeout=30) as answer:
-        document = folder / "openapi.json"
-        document.write_bytes(answer.read())
-    command = [program, f"--config-file={ROOT}/bench/schemathesis.toml", "run", str(document),
-               f"--url={url}", "--checks=all", "--exclude-checks=not_a_server_error,positive_data_acceptance",
-               f"--max-examples={examples}", "--continue-on-failure", "--request-timeout=30", "--seed=1",
-               "--workers=4", "--generation-database=none", "--suppress-health-check=all",
-               "--phases=coverage,fuzzing", "--no-color"]  # fmt: skip
-    own = {"SCHEMATHESIS_HOOKS": "bench.fuzz_hooks", "PYTHONPATH": str(ROOT), "FUZZ_MODEL": model,
-           "FUZZ_AUTHORIZATION": authorization}  # fmt: skip
-    done = subprocess.run(command, cwd=ROOT, env={**os.environ, **own}, capture_output=True, text=True)
-    cases = re.search(r"(\d+) generated", done.stdout)
-    return {
-        "cases": int(cases[1]) if cases else 0,
-        "passed": done.returncode == 0,
-        "output": "\n".join(line[:500] for line in (done.stdout + done.stderr).splitlines()),
-    }
-
-
 async def fuzz(service: Service, headers: Headers) -> tuple[dict[str, Any], bool]:
     told = await asyncio.to_thread(
         run_schemathesis, service.url, service.model, headers["authorization"], 5500, service.log.parent
@@ -154,8 +70,8 @@ async def fuzz(service: Service, headers: Headers) -> tuple[dict[str, Any], bool
     if not told["passed"]:
         print(told["output"])
     statuses = _statuses(service, headers)
-    good = told["passed"] and told["cases"] >= 20_000 and set(statuses) & {"500", "502", "504"} == set()
-    return {"cases": told["cases"], "passed": told["passed"], "answers_by_status": statuses}, good
+    kept = told["passed"] and told["cases"] >= 20_000 and set(statuses) & {"500", "502", "504"} == set()
+    return {"cases": told["cases"], "passed": told["passed"], "answers_by_status": statuses}, kept
 
 
 def _statuses(service: Service, headers: Headers) -> dict[str, int]:
@@ -173,10 +89,10 @@ async def requests(service: Service, headers: Headers) -> tuple[dict[str, Any], 
     """Memory and open files of both processes, after a hundred and after 10,000 more."""
 
     async def one(number: int) -> None:
-        await _good(service, body(service, number, max_tokens=1), headers)
+        await good(service, body(service, number, max_tokens=1), headers)
 
     async def some(count: int) -> None:
-        await _at_once(16, count, one)
+        await at_once(16, count, one)
 
     await some(500)
     marks = [_sizes(service)]
@@ -204,17 +120,17 @@ def _sizes(service: Service) -> dict[str, float]:
 async def rejected(service: Service, headers: Headers) -> tuple[dict[str, Any], bool]:
     """CPU time of the API's process for one refusal, on connections that stay open."""
     limited = {"authorization": f"Bearer {service.settings['LIMITED_KEY']}"}
-    good = body(service, max_tokens=1)
-    await ask(service.port, good, limited)
+    asked = body(service, max_tokens=1)
+    await ask(service.port, asked, limited)
     told = {
-        "nothing": await _cost(service, good, headers, 200, path="/health/live", method="GET"),
-        "wrong key": await _cost(service, good, {"authorization": "Bearer x"}, 401),
+        "nothing": await _cost(service, asked, headers, 200, path="/health/live", method="GET"),
+        "wrong key": await _cost(service, asked, {"authorization": "Bearer x"}, 401),
         "bad body": await _cost(service, body(service, max_tokens=0), headers, 400),
-        "unknown model": await _cost(service, good.replace(service.model.encode(), b"x"), headers, 404),
-        "over the key's limit": await _cost(service, good, limited, 429),
+        "unknown model": await _cost(service, asked.replace(service.model.encode(), b"x"), headers, 404),
+        "over the key's limit": await _cost(service, asked, limited, 429),
     }
     async with _full_house(service, headers):
-        told["full house"] = await _cost(service, good, headers, 503, background=True)
+        told["full house"] = await _cost(service, asked, headers, 503, background=True)
     return told, all(one["cpu_ms"] < REFUSAL_CPU_MS for one in told.values())
 
 
@@ -271,9 +187,9 @@ async def overload(service: Service, headers: Headers) -> tuple[dict[str, Any], 
     async def one(_: int) -> Answer:
         return await ask(service.port, asked, headers)
 
-    await _at_once(places, places, one)
+    await at_once(places, places, one)
     begun = time.monotonic()
-    calm = await _at_once(places, places * 8, one)
+    calm = await at_once(places, places * 8, one)
     capacity = len(calm) / (time.monotonic() - begun)
     tasks: list[asyncio.Task[Answer]] = []
     begun = time.monotonic()
@@ -365,23 +281,6 @@ PARTS: dict[str, tuple[Part, dict[str, str]]] = {
 }
 
 
-async def _good(service: Service, asked: bytes, headers: Headers) -> Answer:
-    answer = await ask(service.port, asked, headers)
-    assert answer.status == 200, answer
-    return answer
-
-
-async def _at_once(most: int, count: int, one: Callable[[int], Awaitable[Any]]) -> list[Any]:
-    """`one` for every number below `count`, at most `most` at a time."""
-    gate = asyncio.Semaphore(most)
-
-    async def gated(number: int) -> Any:
-        async with gate:
-            return await one(number)
-
-    return await asyncio.gather(*(gated(number) for number in range(count)))
-
-
 @contextlib.contextmanager
 def running(artifacts: Path, settings: dict[str, str]) -> Iterator[tuple[Service, Headers]]:
     """A service with a key without limits, and one that may ask once a minute."""
@@ -417,11 +316,11 @@ def main() -> int:
         print(f"{name}: starting", flush=True)
         with running(options.artifacts.resolve(), settings) as (service, headers):
             begun, load = time.monotonic(), os.getloadavg()[0]
-            told, good = asyncio.run(part(service, headers))
-        told |= {"kept": good, "seconds": round(time.monotonic() - begun), "load_before": round(load, 1)}
+            told, fine = asyncio.run(part(service, headers))
+        told |= {"kept": fine, "seconds": round(time.monotonic() - begun), "load_before": round(load, 1)}
         _write(name, told)
         print(json.dumps({name: told}, indent=1), flush=True)
-        kept += good
+        kept += fine
     return 0 if kept == len(options.parts or PARTS) else 1
 
 

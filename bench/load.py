@@ -14,7 +14,7 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 PYTHON = ROOT / ".venv" / "api" / "bin" / "python"
 CHAT = "/v1/chat/completions"
+THINGS = "river clock garden letter bridge candle market winter engine mirror pocket ladder".split()
+VERBS = "Describe Explain Praise Compare Draw Remember Sell Mend Find Count".split()
 Headers = Mapping[str, str]
 
 
@@ -175,6 +177,34 @@ class Connection:
 async def ask(port: int, body: bytes, headers: Headers = {}, path: str = CHAT) -> Answer:  # noqa: B006
     async with Connection.to(port) as connection:
         return await connection.ask("POST", path, body, headers)
+
+
+async def good(service: Service, asked: bytes, headers: Headers) -> Answer:
+    answer = await ask(service.port, asked, headers)
+    assert answer.status == 200, answer
+    return answer
+
+
+async def at_once(most: int, count: int, one: Callable[[int], Awaitable[Any]]) -> list[Any]:
+    """`one` for every number below `count`, at most `most` at a time."""
+    gate = asyncio.Semaphore(most)
+
+    async def gated(number: int) -> Any:
+        async with gate:
+            return await one(number)
+
+    return await asyncio.gather(*(gated(number) for number in range(count)))
+
+
+def prompt(number: int) -> list[dict[str, str]]:
+    thing, verb = THINGS[number % 12], VERBS[number // 12 % 10]
+    return [{"role": "user", "content": f"{verb} the {thing} number {number}."}]
+
+
+def body(service: Service, number: int = 0, **fields: Any) -> bytes:
+    return json.dumps(
+        {"model": service.model, "messages": prompt(number), "temperature": 0} | fields
+    ).encode()
 
 
 def events(body: bytes) -> list[Any]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.endurance import run_schemathesis
+from bench.fuzz import run_schemathesis
 from conftest import KEY, MODEL, House
 
 pytestmark = pytest.mark.anyio

@@ -1,5 +1,7 @@
 """`make up` as a person runs it: real weights, real training, real vLLM, real page."""
 
+import asyncio
+import json
 import os
 import re
 import shutil
@@ -11,15 +13,17 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from bench.load import Service
+from bench.load import Answer, Service, ask
 
 ROOT = Path(__file__).parents[2]
 PROFILE = ROOT / "tests" / "system" / "profile.yaml"
 SCREENSHOTS = ROOT / ".venv" / "reports"
 KEY = "a-key-for-the-system-tests"
+BEARER = {"authorization": f"Bearer {KEY}"}
 READY = re.compile(r"^Ready: ", re.MULTILINE)
 
 
@@ -117,3 +121,27 @@ def service(tmp_path_factory: pytest.TempPathFactory, first_up: Up) -> Iterator[
 def get(url: str) -> tuple[int, str]:
     with urllib.request.urlopen(url, timeout=10) as response:
         return response.status, response.read().decode()
+
+
+def chat(service: Service, **fields: Any) -> bytes:
+    """A good request, with `fields` instead of or beside its own."""
+    messages = [{"role": "user", "content": "Name a color."}]
+    good = {"model": service.model, "messages": messages, "temperature": 0, "max_tokens": 4}
+    return json.dumps(good | fields).encode()
+
+
+def post(service: Service, **fields: Any) -> Answer:
+    return asyncio.run(ask(service.port, chat(service, **fields), BEARER))
+
+
+@pytest.fixture
+def unharmed(service: Service) -> Iterator[None]:
+    """Afterwards it is ready, nothing runs in it, and it answers."""
+    yield
+    assert service.is_ready()
+    deadline = time.monotonic() + 10
+    while service.metric("finechat_requests_in_progress", BEARER):
+        assert time.monotonic() < deadline, "something still runs"
+        time.sleep(0.1)
+    assert service.metric("finechat_active_streams", BEARER) == 0
+    assert post(service).status == 200

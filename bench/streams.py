@@ -1,0 +1,59 @@
+"""No token is lost or comes twice: many streams at once against the same answers in one piece."""
+
+import time
+from typing import Any
+
+from bench.load import Headers, Service, at_once, body, events, good
+
+# A greedy choice between two tokens that differ by less may fall otherwise in another batch: float32.
+TIE_NATS = 1e-3
+
+
+async def compare_streams(
+    service: Service, headers: Headers, prompts: int, streams: int, tokens: int
+) -> dict[str, Any]:
+    """Every prompt once as a stream, `streams` of them open at once, and once in one piece."""
+
+    async def whole(number: int) -> Any:
+        asked = body(service, number, max_tokens=tokens, logprobs=True, top_logprobs=2)
+        return (await good(service, asked, headers)).json
+
+    async def stream(number: int) -> list[Any]:
+        options = {"stream": True, "stream_options": {"include_usage": True}}
+        asked = body(service, number, max_tokens=tokens, **options)
+        return events((await good(service, asked, headers)).body)
+
+    begun = time.monotonic()
+    streamed = await at_once(streams, prompts, stream)
+    seconds = time.monotonic() - begun
+    entire = await at_once(8, prompts, whole)
+    counts = {"equal": 0, "ties": 0, "lost_or_duplicated": 0}
+    gaps = []
+    for told, answer in zip(streamed, entire, strict=True):
+        outcome, gap = _compare(told, answer)
+        counts[outcome] += 1
+        gaps += [gap] if outcome == "ties" else []
+    generated = sum(told[-1]["usage"]["completion_tokens"] for told in streamed)
+    return {
+        **counts,
+        "tie_gaps_nats": gaps,
+        "prompts": prompts,
+        "open_streams": streams,
+        "tokens_per_s": round(generated / seconds, 1),
+    }
+
+
+def _compare(told: list[Any], answer: Any) -> tuple[str, float]:
+    """Equal; or else parted at a token where the two likeliest are as good as equal."""
+    text = "".join(choice["delta"].get("content") or "" for event in told for choice in event["choices"])
+    whole = answer["choices"][0]["message"]["content"]
+    if text == whole and told[-1]["usage"] == answer["usage"]:
+        return "equal", 0.0
+    position, gap = 0, float("inf")
+    for entry in answer["choices"][0]["logprobs"]["content"]:
+        position += len(entry["token"])
+        if text[:position] != whole[:position]:
+            first, second = (top["logprob"] for top in entry["top_logprobs"])
+            gap = first - second
+            break
+    return ("ties" if gap < TIE_NATS else "lost_or_duplicated"), gap
