@@ -4,7 +4,7 @@ import os
 from typing import Any
 
 import schemathesis
-from schemathesis import AuthContext, Case, CheckContext, GenerationMode, Response
+from schemathesis import Case, CheckContext, GenerationMode, Response
 
 MODEL = os.environ["FUZZ_MODEL"]
 # A request that the document allows may still be refused, for what a document cannot say.
@@ -19,15 +19,6 @@ UNSAYABLE = (
     "9223372036854775807",
     "seed: Input should be a valid integer",
 )
-
-
-@schemathesis.auth()
-class Authorization:
-    def get(self, case: Case[Any], context: AuthContext) -> str:
-        return os.environ["FUZZ_AUTHORIZATION"]
-
-    def set(self, case: Case[Any], data: str, context: AuthContext) -> None:
-        case.headers["Authorization"] = data
 
 
 @schemathesis.hook  # type: ignore[untyped-decorator, unused-ignore]

@@ -17,6 +17,6 @@ async def test_whatever_is_asked_is_answered_as_the_document_says(
 ) -> None:
     """bench/endurance.py does it with 20,000 cases and the real engine."""
     async with make_house(key=KEY).serving() as url:
-        told = await asyncio.to_thread(run_schemathesis, url, MODEL, f"Bearer {KEY}", 15, tmp_path)
+        told = await asyncio.to_thread(run_schemathesis, url, MODEL, f"Bearer {KEY}", "all", 15, tmp_path)
     assert told["passed"], told["output"]
     assert told["cases"] > 300

@@ -48,7 +48,7 @@ shaping: dict[str, st.SearchStrategy[Any]] = {
     "min_p": optional(st.floats(0, 1)),
     "frequency_penalty": optional(st.floats(-2, 2)),
     "presence_penalty": optional(st.floats(-2, 2)),
-    "repetition_penalty": optional(st.floats(0, 10, exclude_min=True)),
+    "repetition_penalty": optional(st.floats(0.01, 10)),
     "seed": optional(st.integers(-INT64_MAX, INT64_MAX)),
     "stop": optional(texts.filter(bool) | st.lists(texts.filter(bool), max_size=4)),
     "stop_token_ids": optional(st.lists(token_ids, max_size=16)),
