@@ -14,7 +14,7 @@ from bench.load import PYTHON, ROOT
 def run_schemathesis(
     url: str, model: str, authorization: str, mode: str, examples: int, folder: Path
 ) -> dict[str, Any]:
-    """mode: positive, negative or all. examples: of each operation, beside those at the borders of every field.
+    """mode: positive, negative or all. examples: of each operation, beside those at the fields' borders.
 
     folder: where the document may lie.
     """
