@@ -12,7 +12,15 @@ UNSAYABLE = (
     "leaves no room",  # prompt and answer do not fit the context
     "has no token",
     "at least one token",
-    "top_logprobs needs logprobs",
+    "no tools to choose from",
+    "there are two functions",
+    "there is no function",
+    "of type 'object'",
+    "(at $",  # where in a JSON Schema something is that the API does not enforce
+    "a schema ",
+    "cannot be enforced",
+    "could end an answer before",
+    "Value error, ",  # a rule between fields, such as top_logprobs needs logprobs
     "chat template refuses",
     "more than 32768 values",
     # Borders of 64 bits, which schemathesis rounds to what a float can hold:
