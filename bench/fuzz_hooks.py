@@ -16,7 +16,7 @@ UNSAYABLE = (
     "there are two functions",
     "there is no function",
     "of type 'object'",
-    "(at $",  # where in a JSON Schema something is that the API does not enforce
+    "(at ",  # where in a JSON Schema something is that the API does not enforce
     "a schema ",
     "cannot be enforced",
     "could end an answer before",
