@@ -127,7 +127,9 @@ def test_half_open_connections_do_not_keep_others_out_and_are_closed(service: Se
             client = clients.enter_context(socket.create_connection(("127.0.0.1", service.port)))
             client.sendall(begun[number % 3])
         opened = time.monotonic()
-        assert open_files(service.pid) > before + 900
+        while open_files(service.pid) < before + 900:
+            assert time.monotonic() - opened < 5, "they are not let in"
+            time.sleep(0.05)
         assert asyncio.run(latencies(service)) < 2
         while open_files(service.pid) > before + 10:
             assert time.monotonic() - opened < 15, "they stay open"  # HEAD_TIMEOUT_S is 10
@@ -184,15 +186,23 @@ def test_a_thousand_clients_that_vanish_leave_nothing_behind(
     while service.metric("finechat_requests_in_progress", BEARER):
         assert time.monotonic() < deadline, "something still runs"
         time.sleep(0.1)
-    worked = sum(map(cpu_s, service.engine()))
-    time.sleep(1)
-    assert sum(map(cpu_s, service.engine())) - worked < 0.3, "the engine works for nobody"
+    assert _idle_second(service, time.monotonic() + 10), "the engine works for nobody"
     after = memory_mib(service.pid)
     with capsys.disabled():
         print(
             f"\n1,000 vanished in {took:.0f} s; the API's memory: {before:.0f} MiB before, {after:.0f} after"
         )
     assert after < before + 64
+
+
+def _idle_second(service: Service, deadline: float) -> bool:
+    """Whether vLLM does nothing for a second before the deadline."""
+    while time.monotonic() < deadline:
+        worked = sum(map(cpu_s, service.engine()))
+        time.sleep(1)
+        if sum(map(cpu_s, service.engine())) - worked < 0.3:
+            return True
+    return False
 
 
 # Many at once
