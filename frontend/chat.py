@@ -2,51 +2,130 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import AsyncExitStack, aclosing, contextmanager
 from dataclasses import dataclass
 
 import words
 from client import Answer, Api, Sampling
-from conversations import Conversation, for_model, reply
+from conversations import Conversation, Message, for_model, from_question, reply
 from errors import ApiError
 
 HEARTBEAT_S = 1.0
-REDRAW_S = 0.2  # a redraw costs the page about 4 ms of CPU, and fifty chats share one process
+REDRAW_S = 0.1
+REDRAW_EACH_S = 0.015  # more for each chat under way: a redraw costs the process a few ms of CPU
+
+
+@dataclass(frozen=True)
+class Question:
+    """What to answer.
+
+    conversation: ends with a question. start: how many questions, with their answers, are not sent
+    begun: what a cut answer already says; the model goes on from there
+    """
+
+    conversation: Conversation
+    system_prompt: str
+    sampling: Sampling
+    start: int = 0
+    begun: str = ""
+
+    @property
+    def _sent(self) -> Conversation:
+        return from_question(self.conversation, self.start)
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether nothing before it is sent."""
+        return len(self._sent) == 1
+
+    def messages(self) -> list[Message]:
+        """What the API gets. To go on is asked in words: no field of OpenAI's API says it."""
+        messages = for_model(self._sent, self.system_prompt)
+        if self.begun:
+            messages.append(Message(role="assistant", content=self.begun))
+            messages.append(Message(role="user", content=words.GO_ON))
+        return messages
 
 
 @dataclass(frozen=True)
 class Turn:
-    """The conversation as it stands, and what to tell the reader if something is wrong."""
+    """The conversation as it stands, and what to tell the reader if something is wrong.
+
+    choices: names of what the reader may do about it. over: whether it is the last turn
+    """
 
     conversation: Conversation
     notice: str = ""
+    choices: tuple[str, ...] = ()
+    over: bool = False
 
 
-async def answer(
-    api: Api, question: Conversation, system_prompt: str, sampling: Sampling
-) -> AsyncGenerator[Turn, None]:
-    """At least one turn, the last one final. Failures become notices; what came stays."""
+async def answer(api: Api, name: str, question: Question) -> AsyncGenerator[Turn, None]:
+    """At least one turn, the last one over. Failures become notices; what came stays.
+
+    name: the model that is asked; the first of the list if it is gone
+    """
+    conversation = question.conversation
+    so_far, drawn_at = Answer(question.begun), float("-inf")
     status = await api.status()
-    if status.failure:
-        yield Turn(question, f"{words.why_not(status.failure)} {words.AGAIN}")
+    model = status.model(name).id if status.models else ""
+    with _under_way() as chats:
+        try:
+            if status.failure:
+                raise status.failure
+            stream = api.stream(model, question.messages(), question.sampling, question.begun)
+            async with aclosing(_with_heartbeat(stream)) as answers:
+                async for arrived in answers:
+                    so_far = arrived or so_far
+                    if time.monotonic() - drawn_at > REDRAW_S + REDRAW_EACH_S * len(chats):
+                        drawn_at = time.monotonic()
+                        yield Turn(reply(conversation, so_far.text, model=model))
+        except ApiError as failure:
+            kept = reply(conversation, so_far.text, words.CUT_OFF, model=model, cut=True)
+            said = words.failed(failure, begun=bool(so_far.text), alone=question.is_alone)
+            yield Turn(kept, *said, over=True)
+            return
+    if not so_far.text:
+        yield Turn(conversation, words.EMPTY, ("retry",), over=True)
         return
-    so_far, drawn_at = Answer(), float("-inf")
-    messages = for_model(question, system_prompt)
+    more = {"cut": so_far.finish_reason == "length", "tokens": so_far.all_tokens}
+    whole = reply(conversation, so_far.text, words.about(so_far), model=model, **more)
+    yield Turn(whole, *words.limited(so_far), over=True)
+
+
+async def together(*streams: AsyncGenerator[Turn, None]) -> AsyncGenerator[tuple[int, Turn], None]:
+    """(place of the stream, turn) of all of them as they come; closing this closes all."""
+    async with AsyncExitStack() as open_streams:
+        for stream in streams:
+            await open_streams.enter_async_context(aclosing(stream))
+        arrivals = {asyncio.ensure_future(anext(s, None)): place for place, s in enumerate(streams)}
+        try:
+            while arrivals:
+                done, _ = await asyncio.wait(arrivals, return_when=asyncio.FIRST_COMPLETED)
+                for arrival in done:
+                    place, turn = arrivals.pop(arrival), arrival.result()
+                    if turn is not None:
+                        arrivals[asyncio.ensure_future(anext(streams[place], None))] = place
+                        yield place, turn
+        finally:
+            for arrival in arrivals:
+                arrival.cancel()
+            if arrivals:
+                await asyncio.wait(arrivals)
+
+
+_chats: set[object] = set()
+
+
+@contextmanager
+def _under_way() -> Iterator[set[object]]:
+    mine = object()
+    _chats.add(mine)
     try:
-        stream = api.stream(status.model, messages, sampling)
-        async with aclosing(_with_heartbeat(stream)) as answers:
-            async for arrived in answers:
-                so_far = arrived or so_far
-                if time.monotonic() - drawn_at > REDRAW_S:
-                    drawn_at = time.monotonic()
-                    yield Turn(reply(question, so_far.text))
-    except ApiError as failure:
-        again = "" if so_far.text else f" {words.AGAIN}"
-        yield Turn(reply(question, so_far.text, words.CUT_OFF), words.why_not(failure) + again)
-        return
-    notice = "" if so_far.text else words.EMPTY
-    yield Turn(reply(question, so_far.text, words.about(so_far)), notice)
+        yield _chats
+    finally:
+        _chats.discard(mine)
 
 
 async def _with_heartbeat(

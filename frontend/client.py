@@ -11,7 +11,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import httpx
@@ -27,34 +27,63 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Status:
-    """The served model's name, or why there is none."""
+class Model:
+    """One of the list.
 
-    model: str = ""
+    context_tokens, licence: None and empty unless the API tells them, as vLLM and ours do
+    """
+
+    id: str
+    context_tokens: int | None = None
+    licence: str = ""
+
+
+@dataclass(frozen=True)
+class Status:
+    """The models, or why there are none."""
+
+    models: tuple[Model, ...] = ()
     failure: ApiError | None = None
+
+    def model(self, name: object) -> Model | None:
+        """The model of that name, else the first."""
+        return next((m for m in self.models if m.id == name), next(iter(self.models), None))
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to answer."""
+    """How to answer; what is None or empty is left to the API."""
 
     temperature: float
     max_tokens: int
+    top_p: float | None = None
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+
+    def body(self) -> dict[str, Any]:
+        """The fields of a request."""
+        return {name: value for name, value in asdict(self).items() if value not in (None, ())}
 
 
 @dataclass
 class Answer:
     """What has arrived so far.
 
-    tokens: as the API counts them, None until (and unless) it tells
+    prompt_tokens, tokens: as the API counts them, None until (and unless) it tells
     first_token_s, last_token_s: since the request was sent
     """
 
     text: str = ""
+    prompt_tokens: int | None = None
     tokens: int | None = None
     first_token_s: float | None = None
     last_token_s: float = 0.0
     finish_reason: str = ""
+
+    @property
+    def all_tokens(self) -> int:
+        """The conversation with this answer, 0 if the API does not tell."""
+        return (self.prompt_tokens or 0) + (self.tokens or 0)
 
 
 class Api:
@@ -91,7 +120,9 @@ class Api:
             models = await self._http.get("/v1/models")
             if models.is_error:
                 raise _refused(models)
-            model = str(models.json()["data"][0]["id"])
+            listed = tuple(_model(entry) for entry in models.json()["data"])
+            if not listed:
+                raise Malformed("no model in /v1/models")
             # Not part of OpenAI's API: only a clear "not ready" counts, a 404 says nothing.
             ready = await self._http.get("/health/ready")
             if ready.status_code == httpx.codes.SERVICE_UNAVAILABLE:
@@ -100,19 +131,20 @@ class Api:
             return Status(failure=error)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             return Status(failure=Unreachable(type(error).__name__))
-        except (ValueError, LookupError, TypeError):
-            return Status(failure=Malformed("no model in /v1/models"))
-        return Status(model=model)
+        except (ValueError, LookupError, TypeError, AttributeError):
+            return Status(failure=Malformed("/v1/models has another shape"))
+        return Status(listed)
 
     async def stream(
-        self, model: str, messages: Sequence[Message], sampling: Sampling
+        self, model: str, messages: Sequence[Message], sampling: Sampling, begun: str = ""
     ) -> AsyncGenerator[Answer, None]:
         """The same `Answer` again after each piece that arrives; closing this closes the request.
 
+        begun: text that stands before the first piece
         Raises: ApiError. What came before it stays in the last answer that was given out.
         """
         request_id = uuid.uuid4().hex
-        started, outcome, answer = time.monotonic(), "closed", Answer()
+        started, outcome, answer = time.monotonic(), "closed", Answer(begun)
         try:
             async with aclosing(self._pieces(request_id, model, messages, sampling)) as pieces:
                 async for piece in pieces:
@@ -123,7 +155,7 @@ class Api:
             outcome = answer.finish_reason
         except httpx.HTTPError as error:
             outcome = type(error).__name__
-            raise (CutShort if answer.text else Unreachable)(outcome) from error
+            raise (CutShort if answer.first_token_s else Unreachable)(outcome) from error
         except ApiError as error:
             outcome = type(error).__name__
             raise
@@ -143,8 +175,7 @@ class Api:
         body = {
             "model": model,
             "messages": messages,
-            "temperature": sampling.temperature,
-            "max_tokens": sampling.max_tokens,
+            **sampling.body(),
             "stream": True,
             "stream_options": {"include_usage": True},
         }
@@ -170,6 +201,13 @@ class Api:
                 yield piece
 
 
+def _model(entry: dict[str, Any]) -> Model:
+    context = entry.get("max_model_len")
+    return Model(
+        str(entry["id"]), context if isinstance(context, int) else None, str(entry.get("licence") or "")
+    )
+
+
 async def _sse_data(response: httpx.Response) -> AsyncGenerator[bytes, None]:
     """The payload of each `data:` line.
 
@@ -193,6 +231,7 @@ def _take(answer: Answer, piece: dict[str, Any], elapsed_s: float) -> None:
                 answer.first_token_s = elapsed_s
         answer.finish_reason = choice.get("finish_reason") or answer.finish_reason
     if usage := piece.get("usage"):
+        answer.prompt_tokens = usage.get("prompt_tokens")
         answer.tokens = usage.get("completion_tokens")
 
 

@@ -1,14 +1,19 @@
-"""The shape of a conversation, and its two derived forms: what the model gets, what is shown.
+"""The shape of a chat, and its derived forms: what the model gets, what is shown.
 
 A conversation is a list of turns as the browser keeps it. A question without an answer stays in it,
 so that nothing typed is lost. No network and no Gradio here.
 """
 
 import html
+import secrets
+import time
 from collections.abc import Sequence
 from typing import Any, Literal, NotRequired, TypedDict
 
 Role = Literal["system", "user", "assistant"]
+Side = Literal["entries", "rival"]
+SIDES: tuple[Side, Side] = ("entries", "rival")
+TITLE_LENGTH = 60
 
 
 class Message(TypedDict):
@@ -19,25 +24,81 @@ class Message(TypedDict):
 
 
 class Entry(Message):
-    """What the browser keeps: a message, and for an answer a remark such as its speed."""
+    """What the browser keeps: a message, and with an answer:
+
+    note: a remark such as its speed. model: who gave it. cut: whether it is not whole
+    tokens: the conversation up to and with it, as the API counts
+    """
 
     note: NotRequired[str]
+    model: NotRequired[str]
+    cut: NotRequired[bool]
+    tokens: NotRequired[int]
 
 
 Conversation = list[Entry]
 
 
-def restore(kept: object) -> Conversation:
-    """The well-formed entries of what a browser sends back, which may be anything."""
+class Chat(TypedDict):
+    """One chat of the side list.
+
+    entries: the conversation. rival: the other model's where two are compared, with the same questions
+    start: how many questions, with their answers, are shown but no longer sent
+    at: when the last question was asked, seconds since 1970
+    """
+
+    id: str
+    entries: Conversation
+    rival: Conversation
+    start: int
+    at: float
+
+
+def new_chat(entries: Conversation | None = None) -> Chat:
+    """A chat of its own."""
+    return Chat(id=secrets.token_hex(6), entries=entries or [], rival=[], start=0, at=time.time())
+
+
+def restore(kept: object) -> Chat:
+    """A chat from what a browser sends back, which may be anything; a new one if it is nothing."""
+    match kept:
+        case {"id": str(id_), "entries": list(entries), **rest}:
+            start, at = rest.get("start"), rest.get("at")
+            return Chat(
+                id=id_,
+                entries=restore_entries(entries),
+                rival=restore_entries(rest.get("rival")),
+                start=start if isinstance(start, int) and start >= 0 else 0,
+                at=at if isinstance(at, int | float) else 0.0,
+            )
+    return new_chat()
+
+
+def restore_entries(kept: object) -> Conversation:
+    """The well-formed entries of `kept`, which may be anything."""
     conversation: Conversation = []
     for row in kept if isinstance(kept, list) else []:
         match row:
             case {"role": "user", "content": str(content)}:
                 conversation.append(Entry(role="user", content=content))
             case {"role": "assistant", "content": str(content), **rest}:
-                note = str(rest.get("note", ""))
-                conversation.append(Entry(role="assistant", content=content, note=note))
+                entry = Entry(role="assistant", content=content, note=str(rest.get("note") or ""))
+                if rest.get("model"):
+                    entry["model"] = str(rest["model"])
+                if rest.get("cut"):
+                    entry["cut"] = True
+                if isinstance(rest.get("tokens"), int):
+                    entry["tokens"] = rest["tokens"]
+                conversation.append(entry)
     return conversation
+
+
+def title_of(chat: Chat) -> str:
+    """The beginning of its first question."""
+    first = " ".join(chat["entries"][0]["content"].split()) if chat["entries"] else ""
+    if len(first) <= TITLE_LENGTH:
+        return first or "New chat"
+    return first[:TITLE_LENGTH].rsplit(" ", 1)[0] + "…"
 
 
 def ask(conversation: Conversation, text: str) -> Conversation:
@@ -45,11 +106,14 @@ def ask(conversation: Conversation, text: str) -> Conversation:
     return [*conversation, Entry(role="user", content=text)]
 
 
-def reply(conversation: Conversation, text: str, note: str = "") -> Conversation:
-    """The conversation with an answer to its last question; none if `text` is empty."""
+def reply(conversation: Conversation, text: str, note: str = "", **more: Any) -> Conversation:
+    """The conversation with an answer to its last question; none if `text` is empty.
+
+    more: further fields of the entry
+    """
     if not text:
         return conversation
-    return [*conversation, Entry(role="assistant", content=text, note=note)]
+    return [*conversation, Entry(role="assistant", content=text, note=note, **more)]
 
 
 def reopen(conversation: Conversation) -> Conversation:
@@ -60,6 +124,39 @@ def reopen(conversation: Conversation) -> Conversation:
 def is_answered(conversation: Conversation) -> bool:
     """Whether the last question has an answer."""
     return bool(conversation) and conversation[-1]["role"] == "assistant"
+
+
+def is_cut(conversation: Conversation) -> bool:
+    """Whether the last answer is there, but not whole."""
+    return is_answered(conversation) and conversation[-1].get("cut", False)
+
+
+def cut(conversation: Conversation, note: str) -> Conversation:
+    """The conversation as it is kept while its last answer is still coming."""
+    if not is_answered(conversation):
+        return conversation
+    return [*conversation[:-1], Entry(**{**conversation[-1], "note": note, "cut": True})]
+
+
+def before_question(conversation: Conversation, number: int) -> Conversation:
+    """The turns before the question of that number, counted from 0."""
+    places = _questions(conversation)
+    return conversation[: places[number]] if number < len(places) else conversation
+
+
+def from_question(conversation: Conversation, number: int) -> Conversation:
+    """The turns from the question of that number on."""
+    return conversation[len(before_question(conversation, number)) :]
+
+
+def later_start(chat: Chat) -> int:
+    """A `start` that leaves out half of the questions that are sent, never the last one."""
+    last = len(_questions(chat["entries"])) - 1
+    return min(last, chat["start"] + (last - chat["start"] + 2) // 2)
+
+
+def _questions(conversation: Conversation) -> list[int]:
+    return [place for place, entry in enumerate(conversation) if entry["role"] == "user"]
 
 
 def for_model(conversation: Conversation, system_prompt: str = "") -> list[Message]:
@@ -78,18 +175,36 @@ def for_model(conversation: Conversation, system_prompt: str = "") -> list[Messa
     return messages
 
 
-def for_chatbot(conversation: Conversation, notice: str = "") -> list[dict[str, Any]]:
-    """Gradio's messages: questions word for word, answers as Markdown, then the notice if any."""
-    shown = [_shown(entry) for entry in conversation]
+def for_chatbot(
+    conversation: Conversation, notice: str = "", choices: Sequence[tuple[str, str]] = (), start: int = 0
+) -> list[dict[str, Any]]:
+    """Gradio's messages: questions word for word, answers as Markdown, each note on its own, the notice.
+
+    choices: (label, value) of the buttons below the notice
+    """
+    shown: list[dict[str, Any]] = []
+    first_sent = len(before_question(conversation, start)) if start else 0
+    for place, entry in enumerate(conversation):
+        if first_sent and place == first_sent:
+            shown.append(_remark("divider", "The messages above are no longer sent"))
+        shown.append(_shown(entry))
+        if note := entry.get("note"):
+            shown.append(_remark("note", note))
     if notice:
-        text = f'<div class="notice">{html.escape(notice)}</div>'
-        shown.append(_message("assistant", text))
+        shown.append(_remark("notice", notice))
+    if choices and shown:
+        shown[-1]["options"] = [{"label": label, "value": value} for label, value in choices]
     return shown
 
 
-def shown_answer(chatbot: Sequence[dict[str, Any]], conversation: Conversation) -> str:
+def questions_before(chatbot: Sequence[dict[str, Any]], index: int) -> int:
+    """How many questions stand before the message at `index` of Gradio's value."""
+    return sum(message["role"] == "user" for message in chatbot[:index])
+
+
+def shown_answer(chatbot: Sequence[dict[str, Any]]) -> str:
     """As much of the pending answer as the browser shows; `chatbot` is Gradio's value."""
-    if len(chatbot) <= len(conversation):
+    if not chatbot or chatbot[-1]["role"] != "assistant":
         return ""
     return str(chatbot[-1]["content"][0].get("text", ""))
 
@@ -97,17 +212,17 @@ def shown_answer(chatbot: Sequence[dict[str, Any]], conversation: Conversation) 
 def _shown(entry: Entry) -> dict[str, Any]:
     if entry["role"] == "user":
         # Not Markdown: pasted code and documentation must look as they were pasted. The dollar is
-        # escaped for the sake of LaTeX.
+        # escaped for the sake of LaTeX; HTML drops the first line break in a <pre>.
         text = html.escape(entry["content"]).replace("$", "&#36;")
-        return _message("user", f'<pre class="question">{text}</pre>')
-    note = entry.get("note")
-    return _message(
-        "assistant",
-        entry["content"],
-        *([f'<div class="note">{html.escape(note)}</div>'] if note else []),
-    )
+        return _message("user", f'<pre class="question">\n{text}</pre>')
+    return _message("assistant", entry["content"])
 
 
-def _message(role: Role, *texts: str) -> dict[str, Any]:
-    # As parts, not as a string: Gradio takes the indentation off a string.
-    return {"role": role, "content": [{"type": "text", "text": text} for text in texts]}
+def _remark(kind: str, text: str) -> dict[str, Any]:
+    # A message of its own: within the answer it would be copied with it.
+    return _message("assistant", f'<div class="{kind}">{html.escape(text)}</div>')
+
+
+def _message(role: Role, text: str) -> dict[str, Any]:
+    # As a part, not as a string: Gradio takes the indentation off a string.
+    return {"role": role, "content": [{"type": "text", "text": text}]}

@@ -2,6 +2,7 @@
 
     FrontendError
     ├── SettingsError      the environment does not describe a page; says which variable to set
+    ├── TooMany            this visitor has asked for more than one may
     └── ApiError
         ├── Unreachable    nothing answered at the address, or nothing in time
         ├── Refused        the API answered with an error status
@@ -18,6 +19,17 @@ class FrontendError(Exception):
 
 class SettingsError(FrontendError):
     """The message is one line that says what to set."""
+
+
+class TooMany(FrontendError):
+    """More than one visitor may have.
+
+    retry_after_s: None if it depends on an answer that is under way
+    """
+
+    def __init__(self, what: str, retry_after_s: int | None = None) -> None:
+        super().__init__(what)
+        self.retry_after_s = retry_after_s
 
 
 class ApiError(FrontendError):

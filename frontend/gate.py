@@ -20,6 +20,7 @@ EXACT = {
     "/gradio_api/queue/data",
     "/gradio_api/cancel",
     "/gradio_api/reset",
+    "/gradio_api/run/predict",
 }
 BELOW = ("/assets/", "/static/", "/svelte/", "/gradio_api/heartbeat/")
 MAX_BODY_BYTES = 2**20

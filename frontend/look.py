@@ -7,7 +7,9 @@ from pathlib import Path
 
 import gradio as gr
 
-STYLE = Path(__file__).with_name("style.css")
+HERE = Path(__file__).parent
+STYLES = [HERE / name for name in ("style.css", "conversation.css", "code.css", "phone.css")]
+SCRIPT = HERE / "page.js"
 
 COLOURS = {  # Gradio's variable: light, dark
     "body_background_fill": ("#faf9f6", "#15171a"),

@@ -34,7 +34,8 @@ def build_app(settings: Settings) -> ASGIApp:
         ssr_mode=False,
         mcp_server=False,
         theme=look.theme(),
-        css_paths=look.STYLE,
+        css_paths=look.STYLES,
+        js=look.SCRIPT.read_text(encoding="utf-8"),
     )
     return Gate(app)
 
@@ -42,7 +43,11 @@ def build_app(settings: Settings) -> ASGIApp:
 def serve(settings: Settings, listener: socket.socket) -> None:
     """Blocks until SIGINT or SIGTERM; open streams get two seconds to end."""
     config = uvicorn.Config(
-        build_app(settings), log_config=None, access_log=False, timeout_graceful_shutdown=2
+        build_app(settings),
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=2,
+        forwarded_allow_ips=settings.trusted_proxies,
     )
     print(f"The chat page is at http://{settings.host}:{settings.port}", flush=True)
     with suppress(KeyboardInterrupt):

@@ -3,7 +3,7 @@
 import json
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Self
 
 from pydantic import (
     BaseModel,
@@ -14,12 +14,15 @@ from pydantic import (
     SecretStr,
     StringConstraints,
     ValidationError,
+    field_validator,
+    model_validator,
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from errors import SettingsError
 
 PREFIX = "FRONTEND_"
+SPACE_PORTS = (80, 443, 8080)
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 
 
@@ -50,13 +53,17 @@ class Settings(BaseSettings):
     """Every option of the page; each field is the variable `FRONTEND_<FIELD>`.
 
     examples: the variable names a JSON file, a list of `{"title": ..., "prompt": ...}`
+    context_tokens: for an API that does not tell; the meter needs it
+    votes: the file that votes are appended to; without it nobody is asked to vote
+    trusted_proxies: addresses and networks whose X-Forwarded-For says who a visitor is
+    space_id: set by Hugging Face on a Space
     """
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX, env_ignore_empty=True, frozen=True, validate_default=False
     )
 
-    api_url: HttpUrl = HttpUrl("http://127.0.0.1:8000")
+    api_url: HttpUrl
     api_key: SecretStr | None = None
     host: str = "127.0.0.1"
     port: int = Field(default=7860, ge=1, le=65535)
@@ -66,7 +73,40 @@ class Settings(BaseSettings):
     examples: Annotated[tuple[Example, ...], NoDecode, BeforeValidator(_read_json)] = DEFAULT_EXAMPLES
     temperature: float = Field(default=0.7, ge=0, le=2)
     max_tokens: int = Field(default=512, ge=16, le=4096)
+    context_tokens: int | None = Field(default=None, ge=1)
+    attribution: str = ""
+    votes: Path | None = None
+    visitor_answers: int = Field(default=4, ge=2)
+    visitor_messages_per_minute: int = Field(default=30, ge=1)
+    trusted_proxies: Text = "127.0.0.1"
     history_secret: SecretStr = SecretStr("finechat")
+    space_id: str = Field(default="", validation_alias="SPACE_ID")
+
+    @field_validator("root_path")
+    @classmethod
+    def _is_a_prefix(cls, path: str) -> str:
+        if path and not path.startswith("/"):
+            raise ValueError("begins with a slash, such as /chat")
+        return path.rstrip("/")
+
+    @field_validator("votes")
+    @classmethod
+    def _can_be_written(cls, votes: Path | None) -> Path | None:
+        if votes:
+            try:
+                votes.open("a").close()
+            except OSError as error:
+                raise ValueError(f"cannot be written: {error.strerror}") from error
+        return votes
+
+    @model_validator(mode="after")
+    def _can_be_reached(self) -> Self:
+        if self.space_id and self.api_url.port not in SPACE_PORTS:
+            ports = ", ".join(map(str, SPACE_PORTS))
+            raise ValueError(
+                f"FRONTEND_API_URL={self.api_url}: a Space reaches other hosts at the ports {ports}"
+            )
+        return self
 
 
 def load_settings() -> Settings:
@@ -74,20 +114,25 @@ def load_settings() -> Settings:
 
     Raises: SettingsError naming every variable that is wrong or unknown, in one line.
     """
-    known = {PREFIX + field.upper() for field in Settings.model_fields}
+    known = {PREFIX + field.upper() for field in Settings.model_fields} - {"FRONTEND_SPACE_ID"}
     unknown = sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known)
     if unknown:
         raise SettingsError(
             f"unset {', '.join(unknown)}: not an option; there are {', '.join(sorted(known))}"
         )
     try:
-        return Settings()
+        return Settings()  # type: ignore[call-arg]  # from the environment
     except ValidationError as error:
         wrong = [_complaint(e["loc"], e["input"], e["msg"]) for e in error.errors()]
         raise SettingsError(f"set {'; '.join(wrong)}") from error
 
 
 def _complaint(location: tuple[int | str, ...], seen: object, problem: str) -> str:
+    problem = problem.removeprefix("Value error, ")
+    if not location:
+        return problem
+    if location == ("api_url",) and problem == "Field required":
+        return "FRONTEND_API_URL to the address of an OpenAI-style API, such as http://127.0.0.1:8000"
     field, *item = location  # `item` is a place in the file of examples
     where = f" item {'.'.join(map(str, item))}" if item else f"={seen}"
-    return f"{PREFIX}{str(field).upper()}{where}: {problem.removeprefix('Value error, ')}"
+    return f"{PREFIX}{str(field).upper()}{where}: {problem}"

@@ -1,18 +1,68 @@
 """What the page says: failures told kindly, and the remark under an answer. Plain text out."""
 
 from client import Answer
-from errors import ApiError, CutShort, Malformed, Refused, Unreachable
+from errors import ApiError, CutShort, Malformed, Refused, TooMany, Unreachable
 
-NO_ANSWER_YET = "This question has no answer yet. Press Retry to send it again."
+NO_ANSWER_YET = "This question has no answer yet."
 TOO_LONG = (
-    "This conversation is too long for the model. Start a new chat, shorten the text, or lower the "
-    "answer length in the settings."
+    "This conversation no longer fits what the model can read at once. Leave out the oldest messages, or "
+    "take this question into a new chat. A lower answer length in the settings leaves more room."
 )
-EMPTY = "The model gave an empty answer. Press Retry, or change the settings."
-CUT_OFF = "Cut off."
-STOPPED = "Stopped."
-STOPPED_EARLY = "Stopped before the answer began. Press Retry to send it again."
-AGAIN = "Your message is kept; Retry sends it again."
+TOO_LONG_ALONE = (
+    "This message is longer than what the model can read at once. Shorten it, or lower the answer length in "
+    "the settings."
+)
+EMPTY = "The model gave an empty answer. Try again, or change the settings."
+CUT_OFF = "Not finished"
+STOPPED = "Stopped"
+BUILT_WITH_LLAMA = "Built with Llama"
+VOTED = "Thank you, your vote is kept."
+ASK_TO_VOTE = "Which answer is better? A vote is stored on the server with the conversation."
+STOPPED_EARLY = "Stopped before the answer began."
+KEPT = "Your message is kept."
+LIMITED = "The answer reached the length limit of the settings."
+GO_ON = (
+    "Your last message was cut off. Go on exactly where it ended, with the next word; repeat nothing of "
+    "it and say nothing about this."
+)
+# What a reader can do about a failure: name, and the label of its button.
+CHOICES = {
+    "retry": "Try again",
+    "go_on": "Continue",
+    "shorten": "Leave out the oldest messages",
+    "afresh": "Ask this in a new chat",
+}
+
+
+def choices(names: tuple[str, ...]) -> list[tuple[str, str]]:
+    """(label, name) of each."""
+    return [(CHOICES[name], name) for name in names]
+
+
+def failed(failure: ApiError, *, begun: bool, alone: bool) -> tuple[str, tuple[str, ...]]:
+    """(what is the matter, names of the choices).
+
+    begun: part of the answer has come. alone: no earlier messages went with the question
+    """
+    if is_too_long(failure) and alone:
+        return TOO_LONG_ALONE, ("retry",)
+    if is_too_long(failure):
+        return TOO_LONG, ("shorten", "afresh")
+    if begun:
+        return why_not(failure), ("go_on", "retry")
+    return f"{why_not(failure)} {KEPT}", ("retry",)
+
+
+def limited(answer: Answer) -> tuple[str, tuple[str, ...]]:
+    """(remark, choices) for an answer that the length limit ended; nothing for another."""
+    return (LIMITED, ("go_on",)) if answer.finish_reason == "length" else ("", ())
+
+
+def too_many(refused: TooMany) -> str:
+    """A visitor's own limit."""
+    if refused.retry_after_s is None:
+        return f"You have an answer under way already. Wait for it or stop it. {KEPT}"
+    return f"That is a lot of messages in one minute. {_wait(refused.retry_after_s)} {KEPT}"
 
 
 def why_not(failure: ApiError) -> str:
@@ -21,7 +71,7 @@ def why_not(failure: ApiError) -> str:
         case Refused():
             return _why_refused(failure)
         case CutShort():
-            return "The answer was cut off on its way. What came is kept; press Retry for a new one."
+            return "The answer was cut off on its way. What came is kept."
         case Malformed():
             return (
                 "Something answers at the API's address, but not as an OpenAI-style API does. "
@@ -33,48 +83,63 @@ def why_not(failure: ApiError) -> str:
             raise TypeError(failure)
 
 
+def is_too_long(failure: ApiError) -> bool:
+    """Whether the conversation does not fit the model's context."""
+    match failure:
+        case Refused(status=413) | Refused(status=400, code="context_length_exceeded"):
+            return True
+        case Refused(status=400):
+            return "context length" in failure.message.lower()
+    return False
+
+
 def _why_refused(refused: Refused) -> str:
-    match refused.status, refused.code:
-        case 401 | 403, _:
+    if is_too_long(refused):
+        return TOO_LONG
+    match refused.status:
+        case 401 | 403:
             return "The API refused this page's key. Set FRONTEND_API_KEY to a valid one."
-        case 404, _:
+        case 404:
             return (
                 "The API does not know this model or address any more. Try again in a moment; "
                 "if it stays so, check FRONTEND_API_URL."
             )
-        case (413, _) | (400, "context_length_exceeded"):
-            return TOO_LONG
-        case 400, _ if "context length" in refused.message.lower():
-            return TOO_LONG
-        case 429, _:
-            return f"Too many chats at the moment. {_wait(refused)}"
-        case 503, _:
+        case 429:
+            return f"Too many chats at the moment. {_wait(refused.retry_after_s)}"
+        case 503:
             said = refused.message.strip().rstrip(".") or "it gave no reason"
-            return f"The API is not ready: {said}. {_wait(refused)}"
-        case status, _ if status >= 500:
-            return f"The API failed on this message (status {status}). {_wait(refused)}"
-        case status, _:
+            return f"The API is not ready: {said}. {_wait(refused.retry_after_s)}"
+        case status if status >= 500:
+            return f"The API failed on this message (status {status}). {_wait(refused.retry_after_s)}"
+        case status:
             said = refused.message.strip().rstrip(".") or f"status {status}"
             return f"The API did not accept this message: {said}. Change it or start a new chat."
 
 
-def _wait(refused: Refused) -> str:
-    if refused.retry_after_s is None:
+def _wait(retry_after_s: int | None) -> str:
+    if retry_after_s is None:
         return "Try again in a moment."
-    unit = "second" if refused.retry_after_s == 1 else "seconds"
-    return f"Try again in {refused.retry_after_s} {unit}."
+    unit = "second" if retry_after_s == 1 else "seconds"
+    return f"Try again in {retry_after_s} {unit}."
 
 
 def about(answer: Answer) -> str:
     """Length, speed and wait of a whole answer: `42 tokens · 18.3 tokens/s · …`."""
     remarks = []
     if answer.tokens is not None:
-        remarks.append(f"{answer.tokens} tokens")
+        remarks.append(f"{answer.tokens} token" + "s" * (answer.tokens != 1))
         if answer.first_token_s is not None and answer.last_token_s > answer.first_token_s:
             speed = (answer.tokens - 1) / (answer.last_token_s - answer.first_token_s)
             remarks.append(f"{speed:.1f} tokens/s")
     if answer.first_token_s is not None:
-        remarks.append(f"first token after {answer.first_token_s:.2f} s")
+        remarks.append(f"first after {answer.first_token_s:.2f} s")
+    if answer.prompt_tokens is not None:
+        remarks.append(f"{answer.prompt_tokens:,} read")
     if answer.finish_reason == "length":
-        remarks.append("ended at the answer length limit")
+        remarks.append("ended at the length limit")
     return " · ".join(remarks)
+
+
+def context(used: int, room: int | None) -> str:
+    """The meter's text."""
+    return f"{used:,} tokens" if room is None else f"{used:,} of {room:,} tokens"

@@ -2,32 +2,90 @@ import asyncio
 
 import pytest
 
-from chat import Turn, answer
+import words
+from chat import Question, Turn, answer, together
 from client import Api, Sampling
 from conversations import Conversation
 from fake_api import DONE, FakeApi, delta, running
 
 pytestmark = pytest.mark.anyio
 QUESTION: Conversation = [{"role": "user", "content": "hi"}]
+HI = Question(QUESTION, "", Sampling(0, 16))
 
 
-async def last_turn(api: Api) -> Turn:
-    return [turn async for turn in answer(api, QUESTION, "", Sampling(0, 16))][-1]
+async def last_turn(api: Api, question: Question = HI) -> Turn:
+    turns = [turn async for turn in answer(api, "small-model", question)]
+    assert [turn.over for turn in turns] == [False] * (len(turns) - 1) + [True]
+    return turns[-1]
 
 
 async def test_whole_answer_ends_the_turn_with_a_remark_and_no_notice() -> None:
     async with running(FakeApi([delta("Hello", "stop"), DONE])) as fake:
         turn = await last_turn(fake.api())
     assert turn.conversation[-1]["content"] == "Hello"
-    assert "first token" in turn.conversation[-1]["note"]
-    assert turn.notice == ""
+    assert "first after" in turn.conversation[-1]["note"]
+    assert turn.conversation[-1]["model"] == "small-model"
+    assert (turn.notice, turn.choices) == ("", ())
 
 
 async def test_what_came_before_the_stream_broke_is_kept() -> None:
     async with running(FakeApi([delta("Half an ans")])) as fake:
         turn = await last_turn(fake.api())
     assert turn.conversation[-1]["content"] == "Half an ans"
+    assert turn.conversation[-1]["cut"]
     assert "cut off" in turn.notice
+    assert turn.choices == ("go_on", "retry")
+
+
+async def test_going_on_sends_what_there_is_and_adds_to_it() -> None:
+    half = Question(QUESTION, "", Sampling(0, 16), begun="Half an ans")
+    async with running(FakeApi([delta("wer", "stop"), DONE])) as fake:
+        turn = await last_turn(fake.api(), half)
+    assert [m["content"] for m in fake.requests[0]["messages"]] == ["hi", "Half an ans", words.GO_ON]
+    assert [entry["content"] for entry in turn.conversation] == ["hi", "Half an answer"]
+
+
+async def test_an_answer_that_the_length_limit_ended_can_be_gone_on_with() -> None:
+    async with running(FakeApi([delta("Hello", "length"), DONE])) as fake:
+        turn = await last_turn(fake.api())
+    assert turn.conversation[-1]["cut"]
+    assert turn.choices == ("go_on",)
+
+
+async def test_a_conversation_that_no_longer_fits_offers_a_choice() -> None:
+    refusal = {"error": {"message": "x", "code": "context_length_exceeded"}}
+    longer: Conversation = [*QUESTION, {"role": "assistant", "content": "a"}, *QUESTION]
+    async with running(FakeApi(status=400, body=refusal)) as fake:
+        turn = await last_turn(fake.api(), Question(longer, "", Sampling(0, 16)))
+        alone = await last_turn(fake.api(), Question(longer, "", Sampling(0, 16), start=1))
+    assert turn.choices == ("shorten", "afresh")
+    assert [len(request["messages"]) for request in fake.requests] == [3, 1]
+    assert "Shorten it" in alone.notice
+    assert "shorten" not in alone.choices
+
+
+async def test_a_model_that_is_gone_gives_way_to_the_first() -> None:
+    async with running(FakeApi([delta("Hello", "stop"), DONE])) as fake:
+        turns = [turn async for turn in answer(fake.api(), "gone", HI)]
+    assert turns[-1].conversation[-1]["model"] == "small-model"
+
+
+async def test_two_models_stream_together_and_are_both_closed() -> None:
+    async with running(FakeApi([delta("one")], hang=True)) as one, running(FakeApi(hang=True)) as other:
+        turns = together(answer(one.api(), "", HI), answer(other.api(), "", HI))
+        assert (await anext(turns))[0] == 0
+        await asyncio.sleep(0.1)
+        await turns.aclose()
+        await asyncio.wait_for(asyncio.gather(one.client_left.wait(), other.client_left.wait()), 2)
+
+
+async def test_the_slower_of_two_does_not_hold_the_other() -> None:
+    async with running(FakeApi([delta("one", "stop"), DONE])) as one, running(FakeApi(hang=True)) as other:
+        turns = together(answer(other.api(), "", HI), answer(one.api(), "", HI))
+        while not (arrived := await asyncio.wait_for(anext(turns), 0.9))[1].over:
+            pass
+        assert arrived[0] == 1
+        await turns.aclose()
 
 
 async def test_refused_question_is_kept_and_can_be_retried() -> None:
@@ -35,7 +93,7 @@ async def test_refused_question_is_kept_and_can_be_retried() -> None:
         turn = await last_turn(fake.api())
     assert turn.conversation == QUESTION
     assert "7 seconds" in turn.notice
-    assert "Retry" in turn.notice
+    assert turn.choices == ("retry",)
 
 
 async def test_api_that_is_down_is_told_and_the_question_kept() -> None:
@@ -51,7 +109,7 @@ async def test_silence_gives_turns_so_that_a_closed_page_is_noticed(
 ) -> None:
     monkeypatch.setattr("chat.HEARTBEAT_S", 0.1)
     async with running(FakeApi(hang=True)) as fake:
-        turns = answer(fake.api(), QUESTION, "", Sampling(0, 16))
+        turns = answer(fake.api(), "", HI)
         assert [await anext(turns) for _ in range(3)] == [Turn(QUESTION)] * 3
         await turns.aclose()
         await asyncio.wait_for(fake.client_left.wait(), 2)

@@ -3,7 +3,7 @@ import logging
 
 import pytest
 
-from client import Answer, Api, Sampling
+from client import Answer, Api, Model, Sampling
 from conversations import Message
 from errors import ApiError, CutShort, Malformed, Refused, Unreachable
 from fake_api import DONE, FakeApi, delta, event, running
@@ -18,10 +18,11 @@ async def whole(api: Api) -> Answer:
 
 
 async def test_answer_is_the_joined_pieces_with_usage_and_times() -> None:
-    usage = event({"choices": [], "usage": {"completion_tokens": 2}})
+    usage = event({"choices": [], "usage": {"prompt_tokens": 30, "completion_tokens": 2}})
     async with running(FakeApi([delta("Hel"), delta("lo", "stop"), usage, DONE])) as fake:
         answer = await whole(fake.api())
     assert (answer.text, answer.tokens, answer.finish_reason) == ("Hello", 2, "stop")
+    assert (answer.prompt_tokens, answer.all_tokens) == (30, 32)
     assert answer.first_token_s is not None
     assert 0 < answer.first_token_s <= answer.last_token_s
 
@@ -41,6 +42,12 @@ async def test_request_carries_the_key_an_id_and_only_standard_fields() -> None:
         "stream": True,
         "stream_options": {"include_usage": True},
     }
+
+
+async def test_settings_are_sent_under_openais_names_and_those_unset_are_left_out() -> None:
+    sampling = Sampling(0, 8, top_p=0.5, seed=0, stop=("END",))
+    assert sampling.body() == {"temperature": 0, "max_tokens": 8, "top_p": 0.5, "seed": 0, "stop": ("END",)}
+    assert Sampling(1, 8).body() == {"temperature": 1, "max_tokens": 8}
 
 
 @pytest.mark.parametrize("at", [1, 30, 60, 61])
@@ -107,7 +114,15 @@ async def test_api_that_is_down_is_unreachable() -> None:
 async def test_status_names_the_model_of_any_openai_server() -> None:
     async with running(FakeApi(ready=(404, {}))) as fake:
         status = await fake.api().status()
-    assert (status.model, status.failure) == ("small-model", None)
+    assert (status.models, status.failure) == ((Model("small-model"),), None)
+
+
+async def test_status_takes_context_and_licence_where_the_api_tells_them() -> None:
+    told = {"id": "b", "max_model_len": 2048, "licence": "llama3.2"}
+    async with running(FakeApi(models=(200, {"data": [{"id": "a"}, told]}))) as fake:
+        status = await fake.api().status()
+    assert status.models == (Model("a"), Model("b", 2048, "llama3.2"))
+    assert [status.model(name) for name in ("b", "gone")] == [status.models[1], status.models[0]]
 
 
 async def test_status_tells_why_the_api_is_not_ready() -> None:

@@ -3,13 +3,22 @@ import pytest
 from conversations import (
     Conversation,
     ask,
+    before_question,
+    cut,
     for_chatbot,
     for_model,
+    from_question,
     is_answered,
+    is_cut,
+    later_start,
+    new_chat,
+    questions_before,
     reopen,
     reply,
     restore,
+    restore_entries,
     shown_answer,
+    title_of,
 )
 
 TWO_TURNS: Conversation = [
@@ -45,24 +54,63 @@ def test_roles_alternate_for_the_model_whatever_went_unanswered() -> None:
         "x",
         3,
         {},
-        [None],
-        [{"role": "system", "content": "x"}],
-        [{"role": "user"}],
-        [["user"]],
+        [],
+        {"id": 1, "entries": []},
+        {"id": "a", "entries": [None, ["user"], {"role": "user"}, {"role": "system", "content": "x"}]},
     ],
 )
-def test_restoring_junk_from_the_browser_gives_an_empty_conversation(junk: object) -> None:
-    assert restore(junk) == []
+def test_restoring_junk_from_the_browser_gives_an_empty_chat(junk: object) -> None:
+    chat = restore(junk)
+    assert (chat["entries"], chat["rival"], chat["start"]) == ([], [], 0)
+    assert chat["id"]
 
 
 def test_restoring_gives_back_what_was_kept() -> None:
-    assert restore(TWO_TURNS) == TWO_TURNS
+    chat = new_chat(TWO_TURNS)
+    chat.update(rival=TWO_TURNS[:1], start=1, at=5.0)
+    assert restore(chat) == chat
 
 
 def test_retry_takes_off_the_last_answer_and_only_that() -> None:
     assert reopen(TWO_TURNS) == TWO_TURNS
     assert reopen(reply(TWO_TURNS, "answer")) == TWO_TURNS
     assert reopen([]) == []
+
+
+def test_an_edit_takes_off_what_followed_the_question() -> None:
+    shown = for_chatbot(TWO_TURNS)
+    assert [message["role"] for message in shown] == ["user", "assistant", "assistant", "user"], "a note too"
+    assert questions_before(shown, index=3) == 1
+    assert before_question(TWO_TURNS, 1) == TWO_TURNS[:2]
+    assert before_question(TWO_TURNS, 0) == []
+
+
+def test_leaving_out_the_oldest_keeps_the_last_question_and_all_that_is_shown() -> None:
+    chat = new_chat(TWO_TURNS * 3)
+    starts = []
+    while later_start(chat) > chat["start"]:
+        chat["start"] = later_start(chat)
+        starts.append(chat["start"])
+    assert starts == [3, 5]
+    assert from_question(chat["entries"], chat["start"]) == TWO_TURNS[-1:]
+    shown = for_chatbot(chat["entries"], start=chat["start"])
+    assert [m["content"][0]["text"] for m in shown][-2] == (
+        '<div class="divider">The messages above are no longer sent</div>'
+    )
+
+
+def test_an_answer_that_is_still_coming_is_kept_as_cut() -> None:
+    kept = cut(reply(TWO_TURNS, "so f"), "Not finished")
+    assert is_cut(kept)
+    assert restore_entries(kept) == kept
+    assert cut(TWO_TURNS, "Not finished") == TWO_TURNS
+
+
+def test_the_title_is_the_beginning_of_the_first_question() -> None:
+    assert title_of(new_chat()) == "New chat"
+    assert title_of(new_chat(ask([], "  one\n two "))) == "one two"
+    long = title_of(new_chat(ask([], "word " * 50)))
+    assert len(long) <= 61 and long.endswith("word…")
 
 
 def test_an_empty_answer_is_no_answer() -> None:
@@ -72,7 +120,7 @@ def test_an_empty_answer_is_no_answer() -> None:
 def test_questions_are_shown_word_for_word() -> None:
     (shown,) = for_chatbot(ask([], "<b>*x*\n\n    $y$ & z"))
     (part,) = shown["content"]
-    assert part["text"] == ('<pre class="question">&lt;b&gt;*x*\n\n    &#36;y&#36; &amp; z</pre>')
+    assert part["text"] == ('<pre class="question">\n&lt;b&gt;*x*\n\n    &#36;y&#36; &amp; z</pre>')
 
 
 def test_markup_in_a_notice_is_shown_not_run() -> None:
@@ -81,5 +129,10 @@ def test_markup_in_a_notice_is_shown_not_run() -> None:
 
 def test_stopping_finds_what_the_browser_shows_of_the_answer() -> None:
     shown = for_chatbot(reply(TWO_TURNS, "so far"))
-    assert shown_answer(shown, TWO_TURNS) == "so far"
-    assert shown_answer(for_chatbot(TWO_TURNS), TWO_TURNS) == ""
+    assert shown_answer(shown) == "so far"
+    assert shown_answer(for_chatbot(TWO_TURNS)) == ""
+
+
+def test_choices_stand_below_the_last_message() -> None:
+    shown = for_chatbot(TWO_TURNS, "Sorry.", [("Try again", "retry")])
+    assert shown[-1]["options"] == [{"label": "Try again", "value": "retry"}]

@@ -18,6 +18,7 @@ async def app() -> ASGIApp:
 
     with pytest.MonkeyPatch.context() as building:
         building.setattr(socket.socket, "connect", refuse)
+        building.setenv("FRONTEND_API_URL", "http://127.0.0.1:9")
         building.setenv("FRONTEND_API_KEY", "sk-secret")
         building.setenv("FRONTEND_TITLE", "Reference cards")
         return build_app(load_settings())
@@ -37,7 +38,7 @@ async def test_page_is_served_with_its_title_and_without_the_key(client: httpx.A
 
 async def test_elements_that_programs_drive_keep_their_names(client: httpx.AsyncClient) -> None:
     page = (await client.get("/")).text
-    for name in ("banner", "model", "chatbot", "chat-input", "send", "stop", "new-chat"):
+    for name in ("banner", "model", "chatbot", "chat-input", "send", "stop", "new-chat", "chats", "rival"):
         assert f'"elem_id":"{name}"' in page
 
 
@@ -62,7 +63,7 @@ async def test_fonts_are_the_readers_own(client: httpx.AsyncClient) -> None:
         ("GET", "/gradio_api/info"),
         ("GET", "/gradio_api/file=/etc/passwd"),
         ("GET", "/gradio_api/proxy=http://example.com"),
-        ("POST", "/gradio_api/run/predict"),
+        ("POST", "/gradio_api/run/ask"),
         ("GET", "/gradio_api/openapi.json"),
         ("GET", "/docs"),
         ("GET", "/monitoring"),

@@ -11,9 +11,13 @@ from errors import SettingsError
 from settings import DEFAULT_EXAMPLES, load_settings
 
 
-def test_defaults_need_no_environment() -> None:
+@pytest.fixture(autouse=True)
+def an_api(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FRONTEND_API_URL", "http://127.0.0.1:8000")
+
+
+def test_only_the_apis_address_must_be_set() -> None:
     settings = load_settings()
-    assert str(settings.api_url) == "http://127.0.0.1:8000/"
     assert (settings.host, settings.port) == ("127.0.0.1", 7860)
     assert settings.examples == DEFAULT_EXAMPLES
 
@@ -27,6 +31,8 @@ def test_defaults_need_no_environment() -> None:
         ("FRONTEND_TEMPERATURE", "9"),
         ("FRONTEND_EXAMPLES", "/no/such/file.json"),
         ("FRONTEND_TITEL", "typo"),
+        ("FRONTEND_ROOT_PATH", "chat"),
+        ("FRONTEND_VOTES", "/no/such/folder/votes.jsonl"),
     ],
 )
 def test_wrong_variable_is_named_in_one_line(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -34,6 +40,20 @@ def test_wrong_variable_is_named_in_one_line(name: str, value: str, monkeypatch:
     with pytest.raises(SettingsError, match=name) as caught:
         load_settings()
     assert "\n" not in str(caught.value)
+
+
+def test_a_page_without_an_api_says_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FRONTEND_API_URL")
+    with pytest.raises(SettingsError, match="set FRONTEND_API_URL to the address"):
+        load_settings()
+
+
+def test_a_space_is_told_which_ports_it_can_reach(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPACE_ID", "someone/chat")
+    with pytest.raises(SettingsError, match=r"FRONTEND_API_URL=.*80, 443, 8080"):
+        load_settings()
+    monkeypatch.setenv("FRONTEND_API_URL", "https://api.example.org/v1")
+    load_settings()
 
 
 def test_all_wrong_variables_are_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,7 +92,7 @@ def test_port_in_use_is_one_line_and_exit_status_1() -> None:
         done = subprocess.run(
             [sys.executable, "app.py"],
             cwd=FRONTEND,
-            env={"FRONTEND_PORT": port},
+            env={"FRONTEND_PORT": port, "FRONTEND_API_URL": "http://127.0.0.1:8000"},
             capture_output=True,
             text=True,
             check=False,

@@ -2,18 +2,18 @@ import pytest
 
 import words
 from client import Answer
-from errors import ApiError, CutShort, Malformed, Refused, Unreachable
+from errors import ApiError, CutShort, Malformed, Refused, TooMany, Unreachable
 
 FAILURES = [
     (Unreachable("ConnectError"), ["does not answer", "starting"]),
-    (CutShort("eof"), ["cut off", "kept", "Retry"]),
+    (CutShort("eof"), ["cut off", "kept"]),
     (Malformed("html"), ["FRONTEND_API_URL"]),
     (Refused(401, "bad key"), ["key", "FRONTEND_API_KEY"]),
     (Refused(403), ["key", "FRONTEND_API_KEY"]),
     (Refused(404, "no such model", "model_not_found"), ["model", "FRONTEND_API_URL"]),
-    (Refused(400, "x", "context_length_exceeded"), ["too long", "new chat"]),
-    (Refused(400, "maximum context length is 2048 tokens"), ["too long", "new chat"]),
-    (Refused(413), ["too long", "new chat"]),
+    (Refused(400, "x", "context_length_exceeded"), ["no longer fits", "new chat"]),
+    (Refused(400, "maximum context length is 2048 tokens"), ["no longer fits", "new chat"]),
+    (Refused(413), ["no longer fits", "new chat"]),
     (Refused(422, "temperature must be at most 1."), ["temperature must be at most 1"]),
     (Refused(429, retry_after_s=7), ["Too many chats", "in 7 seconds"]),
     (Refused(429, retry_after_s=1), ["in 1 second."]),
@@ -33,16 +33,35 @@ def test_every_failure_says_what_is_the_matter_and_what_to_do(failure: ApiError,
     assert "Traceback" not in said
 
 
+def test_every_choice_that_is_offered_has_a_label() -> None:
+    offered = {
+        name
+        for failure, _ in FAILURES
+        for begun in (True, False)
+        for alone in (True, False)
+        for name in words.failed(failure, begun=begun, alone=alone)[1]
+    }
+    assert offered == set(words.CHOICES)
+
+
+@pytest.mark.parametrize(("wait_s", "part"), [(None, "under way"), (12, "in 12 seconds")])
+def test_a_visitor_who_asks_for_too_much_is_told_how_long_to_wait(wait_s: int | None, part: str) -> None:
+    said = words.too_many(TooMany("x", wait_s))
+    assert part in said and "kept" in said
+
+
 def test_remark_tells_length_speed_and_wait() -> None:
-    answer = Answer("x", tokens=11, first_token_s=0.5, last_token_s=1.5, finish_reason="stop")
-    assert words.about(answer) == "11 tokens · 10.0 tokens/s · first token after 0.50 s"
+    answer = Answer(
+        "x", prompt_tokens=1200, tokens=11, first_token_s=0.5, last_token_s=1.5, finish_reason="stop"
+    )
+    assert words.about(answer) == "11 tokens · 10.0 tokens/s · first after 0.50 s · 1,200 read"
 
 
 def test_remark_tells_only_what_is_known() -> None:
     assert words.about(Answer()) == ""
     one = Answer("x", tokens=1, first_token_s=0.5, last_token_s=0.5)
-    assert words.about(one) == "1 tokens · first token after 0.50 s"
+    assert words.about(one) == "1 token · first after 0.50 s"
 
 
 def test_remark_says_when_the_length_limit_ended_the_answer() -> None:
-    assert words.about(Answer(finish_reason="length")) == "ended at the answer length limit"
+    assert words.about(Answer(finish_reason="length")) == "ended at the length limit"

@@ -1,0 +1,75 @@
+"""A chat as a file, and back: JSON that the trainer reads as a row, or Markdown for people."""
+
+import json
+import re
+
+from conversations import Chat, Conversation, Entry, new_chat, restore_entries, title_of
+
+MARK = re.compile(r"^(\\*)<!-- (user|assistant) -->$", re.MULTILINE)
+OTHER_NAMES = {"human": "user", "gpt": "assistant"}
+
+
+class FileError(ValueError):
+    """Why a file is no chat, for the reader."""
+
+
+def to_json(chat: Chat) -> str:
+    """An object with `messages` as OpenAI's, and `rival` where two models were compared."""
+    row = {"title": title_of(chat), "messages": chat["entries"]}
+    if chat["rival"]:
+        row["rival"] = chat["rival"]
+    return json.dumps(row, ensure_ascii=False, indent=2) + "\n"
+
+
+def to_markdown(chat: Chat) -> str:
+    """Headings for people and comments for `from_text`; the rival's answers are left out."""
+    parts = [f"# {title_of(chat)}"]
+    for entry in chat["entries"]:
+        heading = "You" if entry["role"] == "user" else entry.get("model") or "Assistant"
+        # A line that reads like a mark gets a backslash, one that has backslashes one more.
+        content = MARK.sub(r"\\\g<0>", entry["content"])
+        parts.append(f"## {heading}\n<!-- {entry['role']} -->\n{content}")
+    return "\n\n".join(parts) + "\n"
+
+
+def from_text(text: str) -> Chat:
+    """A chat from either form, or from a row of `conversations` or `messages`.
+
+    Raises: FileError
+    """
+    chat = _from_json(text) if text.lstrip()[:1] in ("{", "[") else new_chat(_from_markdown(text))
+    if not any(entry["role"] == "user" for entry in chat["entries"]):
+        raise FileError("There is no chat in this file. JSON or Markdown as exported here is expected.")
+    return chat
+
+
+def _from_json(text: str) -> Chat:
+    try:
+        row = json.loads(text)
+    except ValueError as error:
+        raise FileError(f"This file is not whole JSON: {error}.") from error
+    turns = row if isinstance(row, list) else row.get("messages") or row.get("conversations")
+    turns = turns if isinstance(turns, list) else []
+    chat = new_chat(restore_entries([_plain(turn) for turn in turns if isinstance(turn, dict)]))
+    if isinstance(row, dict):
+        chat["rival"] = restore_entries(row.get("rival"))
+    return chat
+
+
+def _plain(turn: dict[str, object]) -> dict[str, object]:
+    role = str(turn.get("role") or turn.get("from"))
+    return {**turn, "role": OTHER_NAMES.get(role, role), "content": turn.get("content") or turn.get("value")}
+
+
+def _from_markdown(text: str) -> Conversation:
+    marks = [mark for mark in MARK.finditer(text) if not mark[1]]
+    ends = [mark.start() for mark in marks[1:]]
+    entries: Conversation = []
+    for place, mark in enumerate(marks):
+        if place < len(ends):  # up to the heading of the next
+            content = text[mark.end() + 1 : ends[place]].rsplit("\n\n## ", 1)[0]
+        else:
+            content = text[mark.end() + 1 :].removesuffix("\n")
+        content = MARK.sub(lambda found: found[0][1:], content)
+        entries.append(Entry(role="user" if mark[2] == "user" else "assistant", content=content))
+    return entries

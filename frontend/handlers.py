@@ -1,0 +1,216 @@
+"""What each event of a turn does; every handler returns the new values of the components it changes."""
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+
+import gradio as gr
+
+import chat
+import conversations
+import shelf
+import votes
+import words
+from client import Api, Sampling
+from conversations import SIDES, Chat
+from errors import TooMany
+from layout import Parts
+from settings import Settings
+from show import Update, buttons, listing, meter, show, vote_row
+from visitors import Visitors
+
+SAVE_EVERY_S = 2.0
+
+
+class Handlers:
+    """Events that ask the model, and those about its answer."""
+
+    def __init__(self, api: Api, parts: Parts, settings: Settings, visitors: Visitors) -> None:
+        self._api = api
+        self._parts = parts
+        self._settings = settings
+        self._visitors = visitors
+
+    async def ask(self, got: Update, request: gr.Request) -> AsyncIterator[Update]:
+        """Send, or Enter: a new question."""
+        yield {self._parts.chat_input: ""}
+        text = got[self._parts.chat_input] or ""
+        if text.strip():
+            async for update in self._ask(self._chat(got), text, got, request):
+                yield update
+
+    async def try_example(
+        self, got: Update, request: gr.Request, chosen: gr.SelectData
+    ) -> AsyncIterator[Update]:
+        """An example prompt, sent as it is."""
+        async for update in self._ask(self._chat(got), chosen.value["text"], got, request):
+            yield update
+
+    async def retry(self, got: Update, request: gr.Request) -> AsyncIterator[Update]:
+        """The last question again; its answer, if any, gives way."""
+        open_chat = self._chat(got)
+        for side in SIDES:
+            open_chat[side] = conversations.reopen(open_chat[side])
+        async for update in self._answer(open_chat, got, request):
+            yield update
+
+    async def edit(self, got: Update, request: gr.Request, edited: gr.EditData) -> AsyncIterator[Update]:
+        """Another text for a question; what followed it gives way."""
+        open_chat = self._chat(got)
+        number = conversations.questions_before(got[self._parts.chatbot], edited.index)
+        for side in SIDES:
+            open_chat[side] = conversations.before_question(open_chat[side], number)
+        open_chat["start"] = min(open_chat["start"], number)
+        async for update in self._ask(open_chat, str(edited.value), got, request):
+            yield update
+
+    async def choose(self, got: Update, request: gr.Request, chosen: gr.SelectData) -> AsyncIterator[Update]:
+        """One of the buttons below a notice; see `words.CHOICES`."""
+        open_chat = self._chat(got)
+        match chosen.value:
+            case "go_on":
+                updates = self._answer(open_chat, got, request, go_on=True)
+            case "shorten":
+                open_chat["start"] = conversations.later_start(open_chat)
+                updates = self._answer(open_chat, got, request)
+            case "afresh":
+                updates = self._ask_afresh(open_chat, got, request)
+            case _:
+                updates = self.retry(got, request)
+        async for update in updates:
+            yield update
+
+    async def _ask_afresh(self, old: Chat, got: Update, request: gr.Request) -> AsyncIterator[Update]:
+        question = old["entries"][-1]["content"]
+        for side in SIDES:
+            old[side] = old[side][:-1]
+        yield {self._parts.shelf: shelf.put(shelf.restore_shelf(got[self._parts.shelf]), old)}
+        async for update in self._ask(conversations.new_chat(), question, got, request):
+            yield update
+
+    async def _ask(
+        self, open_chat: Chat, text: str, got: Update, request: gr.Request
+    ) -> AsyncIterator[Update]:
+        for side in self._sides(got):
+            open_chat[side] = conversations.ask(open_chat[side], text)
+        open_chat["at"] = time.time()
+        known = [(str(title), str(id_)) for title, id_ in got[self._parts.listed] or []]
+        others = [pair for pair in known if pair[1] != open_chat["id"]]
+        chats = [(conversations.title_of(open_chat), open_chat["id"]), *others]
+        yield listing(self._parts, chats, open_chat)
+        async for update in self._answer(open_chat, got, request):
+            yield update
+
+    async def _answer(
+        self, open_chat: Chat, got: Update, request: gr.Request, *, go_on: bool = False
+    ) -> AsyncIterator[Update]:
+        parts = self._parts
+        sides = [side for side in self._sides(got) if not go_on or conversations.is_cut(open_chat[side])]
+        visitor = request.client.host if request.client else ""
+        yield show(parts, open_chat) | buttons(parts, streaming=True) | vote_row(parts, wanted=False)
+        try:
+            with self._visitors.admitted(visitor, len(sides)):
+                async with aclosing(self._streamed(open_chat, sides, got, go_on)) as updates:
+                    async for update in updates:
+                        yield update
+        except TooMany as refused:
+            yield show(parts, open_chat, words.too_many(refused), ("retry",))
+        status = await self._api.status()
+        model = status.model(got[parts.model])
+        room = model.context_tokens if model else None
+        yield (
+            buttons(parts, streaming=False)
+            | meter(parts, open_chat, room or self._settings.context_tokens)
+            | vote_row(parts, wanted=self._can_be_voted_on(open_chat))
+        )
+
+    async def _streamed(
+        self, open_chat: Chat, sides: list[conversations.Side], got: Update, go_on: bool
+    ) -> AsyncIterator[Update]:
+        parts, names = self._parts, {"entries": got[self._parts.model], "rival": got[self._parts.rival_model]}
+        streams, coming, saved_at = [], set(sides), time.monotonic()
+        for side in sides:
+            begun = open_chat[side][-1]["content"] if go_on else ""
+            asked = conversations.reopen(open_chat[side])
+            question = chat.Question(
+                asked, got[parts.knobs[0]], self._sampling(got), open_chat["start"], begun
+            )
+            streams.append(chat.answer(self._api, str(names[side]), question))
+        async with aclosing(chat.together(*streams)) as turns:
+            async for place, turn in turns:
+                side = sides[place]
+                open_chat[side] = turn.conversation
+                box = parts.boxes[SIDES.index(side)]
+                choices, start = words.choices(turn.choices), open_chat["start"]
+                update: Update = {
+                    box: conversations.for_chatbot(turn.conversation, turn.notice, choices, start)
+                }
+                if turn.over:
+                    coming.discard(side)
+                if turn.over or time.monotonic() - saved_at > SAVE_EVERY_S:
+                    saved_at = time.monotonic()
+                    update[parts.kept] = open_chat | {
+                        side: conversations.cut(open_chat[side], words.CUT_OFF) for side in coming
+                    }
+                yield update
+
+    def stop(self, got: Update) -> Update:
+        """Keeps what the reader has seen; Gradio has cancelled the streams itself."""
+        open_chat, early = self._chat(got), True
+        for side, box in zip(SIDES, self._parts.boxes, strict=True):
+            kept = open_chat[side]
+            whole = conversations.is_answered(kept) and not conversations.is_cut(kept)
+            answer = conversations.shown_answer(got[box])
+            if not whole and answer:
+                asked = conversations.reopen(kept)
+                open_chat[side] = conversations.reply(asked, answer, words.STOPPED, cut=True)
+            early = early and not answer
+        notice, choices = (words.STOPPED_EARLY, ("retry",)) if early else ("", ("go_on", "retry"))
+        return show(self._parts, open_chat, notice, choices) | buttons(self._parts, streaming=False)
+
+    def undo(self, got: Update) -> Update:
+        """Takes the last question back into the input box."""
+        open_chat, text = self._chat(got), ""
+        for side in SIDES:
+            asked = conversations.reopen(open_chat[side])
+            text = asked[-1]["content"] if asked else text
+            open_chat[side] = asked[:-1]
+        return {self._parts.chat_input: text} | show(self._parts, open_chat)
+
+    def vote(self, verdict: str, got: Update) -> Update:
+        """Which of two answers is better; see `votes.VERDICTS`."""
+        parts, open_chat = self._parts, self._chat(got)
+        sides = [conversations.from_question(open_chat[side], open_chat["start"]) for side in SIDES]
+        cast = {
+            "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "models": [side[-1].get("model", "") for side in sides],
+            "prompts": [conversations.for_model(side[:-1], got[parts.knobs[0]]) for side in sides],
+            "answers": [side[-1]["content"] for side in sides],
+            "sampling": self._sampling(got).body(),
+            "verdict": verdict,
+        }
+        assert self._settings.votes
+        votes.append(self._settings.votes, cast)
+        hidden = {button: gr.Button(visible=False) for button in parts.verdicts}
+        return {parts.vote_said: words.VOTED} | hidden
+
+    def _can_be_voted_on(self, open_chat: Chat) -> bool:
+        return bool(self._settings.votes) and all(
+            conversations.is_answered(open_chat[side]) for side in SIDES
+        )
+
+    def _chat(self, got: Update) -> Chat:
+        return conversations.restore(got[self._parts.kept])
+
+    def _sides(self, got: Update) -> tuple[conversations.Side, ...]:
+        return SIDES if got[self._parts.comparing] else SIDES[:1]
+
+    def _sampling(self, got: Update) -> Sampling:
+        _, temperature, top_p, max_tokens, seed, stop = (got[knob] for knob in self._parts.knobs)
+        return Sampling(
+            temperature=temperature,
+            max_tokens=int(max_tokens),
+            top_p=None if top_p == 1 else top_p,
+            seed=None if seed is None else int(seed),
+            stop=tuple(line.replace("\\n", "\n") for line in str(stop or "").splitlines() if line)[:4],
+        )

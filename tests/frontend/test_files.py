@@ -1,0 +1,51 @@
+import json
+
+import pytest
+
+from conversations import Conversation, new_chat
+from files import FileError, from_text, to_json, to_markdown
+
+ENTRIES: Conversation = [
+    {
+        "role": "user",
+        "content": "# Heading\n\n    code\n\n<!-- user -->\n\\<!-- assistant -->\n\n## Not a turn",
+    },
+    {"role": "assistant", "content": "**A**\n\n## You\n", "note": "3 tokens", "model": "m"},
+    {"role": "user", "content": "more\u2028"},
+]
+
+
+def contents(entries: Conversation) -> list[tuple[str, str]]:
+    return [(entry["role"], entry["content"]) for entry in entries]
+
+
+def test_json_gives_back_the_same_chat() -> None:
+    chat = new_chat(ENTRIES)
+    chat["rival"] = ENTRIES[:2]
+    back = from_text(to_json(chat))
+    assert (back["entries"], back["rival"]) == (ENTRIES, ENTRIES[:2])
+    assert back["id"] != chat["id"], "an import stands beside what is there"
+
+
+def test_markdown_gives_back_every_word_whatever_it_looks_like() -> None:
+    assert contents(from_text(to_markdown(new_chat(ENTRIES)))["entries"]) == contents(ENTRIES)
+
+
+def test_markdown_reads_well() -> None:
+    chat = new_chat(
+        [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes", "model": "m"}]
+    )
+    assert to_markdown(chat) == "# Hi\n\n## You\n<!-- user -->\nHi\n\n## m\n<!-- assistant -->\nYes\n"
+
+
+def test_training_rows_can_be_imported() -> None:
+    row = {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Yes"}]}
+    assert contents(from_text(json.dumps(row))["entries"]) == [("user", "Hi"), ("assistant", "Yes")]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "hello", "{", "[]", "{}", '{"messages": [1]}', '{"messages": 3}', "[[]]"]
+)
+def test_a_file_that_is_no_chat_is_refused_in_words(text: str) -> None:
+    with pytest.raises(FileError, match=r"file"):
+        from_text(text)
