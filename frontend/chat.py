@@ -69,7 +69,8 @@ async def answer(api: Api, name: str, question: Question) -> AsyncGenerator[Turn
     conversation = question.conversation
     so_far, drawn_at = Answer(question.begun), float("-inf")
     status = await api.status()
-    model = status.model(name).id if status.models else ""
+    served = status.model(name)
+    model = served.id if served else ""
     with _under_way() as chats:
         try:
             if status.failure:
@@ -89,8 +90,10 @@ async def answer(api: Api, name: str, question: Question) -> AsyncGenerator[Turn
     if not so_far.text:
         yield Turn(conversation, words.EMPTY, ("retry",), over=True)
         return
-    more = {"cut": so_far.finish_reason == "length", "tokens": so_far.all_tokens}
-    whole = reply(conversation, so_far.text, words.about(so_far), model=model, **more)
+    is_cut = so_far.finish_reason == "length"
+    whole = reply(
+        conversation, so_far.text, words.about(so_far), model=model, cut=is_cut, tokens=so_far.all_tokens
+    )
     yield Turn(whole, *words.limited(so_far), over=True)
 
 

@@ -27,7 +27,7 @@ class Entry(Message):
     """What the browser keeps: a message, and with an answer:
 
     note: a remark such as its speed. model: who gave it. cut: whether it is not whole
-    tokens: the conversation up to and with it, as the API counts
+    tokens: the conversation up to and with it, 0 if the API does not tell
     """
 
     note: NotRequired[str]
@@ -82,13 +82,15 @@ def restore_entries(kept: object) -> Conversation:
             case {"role": "user", "content": str(content)}:
                 conversation.append(Entry(role="user", content=content))
             case {"role": "assistant", "content": str(content), **rest}:
-                entry = Entry(role="assistant", content=content, note=str(rest.get("note") or ""))
-                if rest.get("model"):
-                    entry["model"] = str(rest["model"])
-                if rest.get("cut"):
-                    entry["cut"] = True
-                if isinstance(rest.get("tokens"), int):
-                    entry["tokens"] = rest["tokens"]
+                tokens = rest.get("tokens")
+                entry = Entry(
+                    role="assistant",
+                    content=content,
+                    note=str(rest.get("note") or ""),
+                    model=str(rest.get("model") or ""),
+                    cut=bool(rest.get("cut")),
+                    tokens=tokens if isinstance(tokens, int) else 0,
+                )
                 conversation.append(entry)
     return conversation
 
@@ -106,14 +108,20 @@ def ask(conversation: Conversation, text: str) -> Conversation:
     return [*conversation, Entry(role="user", content=text)]
 
 
-def reply(conversation: Conversation, text: str, note: str = "", **more: Any) -> Conversation:
-    """The conversation with an answer to its last question; none if `text` is empty.
-
-    more: further fields of the entry
-    """
+def reply(
+    conversation: Conversation,
+    text: str,
+    note: str = "",
+    *,
+    model: str = "",
+    cut: bool = False,
+    tokens: int = 0,
+) -> Conversation:
+    """The conversation with an answer to its last question; none if `text` is empty."""
     if not text:
         return conversation
-    return [*conversation, Entry(role="assistant", content=text, note=note, **more)]
+    entry = Entry(role="assistant", content=text, note=note, model=model, cut=cut, tokens=tokens)
+    return [*conversation, entry]
 
 
 def reopen(conversation: Conversation) -> Conversation:
@@ -135,7 +143,9 @@ def cut(conversation: Conversation, note: str) -> Conversation:
     """The conversation as it is kept while its last answer is still coming."""
     if not is_answered(conversation):
         return conversation
-    return [*conversation[:-1], Entry(**{**conversation[-1], "note": note, "cut": True})]
+    last = conversation[-1].copy()
+    last["note"], last["cut"] = note, True
+    return [*conversation[:-1], last]
 
 
 def before_question(conversation: Conversation, number: int) -> Conversation:

@@ -1,7 +1,7 @@
 """What each event of a turn does; every handler returns the new values of the components it changes."""
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 import gradio as gr
@@ -31,7 +31,7 @@ class Handlers:
         self._settings = settings
         self._visitors = visitors
 
-    async def ask(self, got: Update, request: gr.Request) -> AsyncIterator[Update]:
+    async def ask(self, got: Update, request: gr.Request) -> AsyncGenerator[Update, None]:
         """Send, or Enter: a new question."""
         yield {self._parts.chat_input: ""}
         text = got[self._parts.chat_input] or ""
@@ -41,12 +41,12 @@ class Handlers:
 
     async def try_example(
         self, got: Update, request: gr.Request, chosen: gr.SelectData
-    ) -> AsyncIterator[Update]:
+    ) -> AsyncGenerator[Update, None]:
         """An example prompt, sent as it is."""
         async for update in self._ask(self._chat(got), chosen.value["text"], got, request):
             yield update
 
-    async def retry(self, got: Update, request: gr.Request) -> AsyncIterator[Update]:
+    async def retry(self, got: Update, request: gr.Request) -> AsyncGenerator[Update, None]:
         """The last question again; its answer, if any, gives way."""
         open_chat = self._chat(got)
         for side in SIDES:
@@ -54,7 +54,9 @@ class Handlers:
         async for update in self._answer(open_chat, got, request):
             yield update
 
-    async def edit(self, got: Update, request: gr.Request, edited: gr.EditData) -> AsyncIterator[Update]:
+    async def edit(
+        self, got: Update, request: gr.Request, edited: gr.EditData
+    ) -> AsyncGenerator[Update, None]:
         """Another text for a question; what followed it gives way."""
         open_chat = self._chat(got)
         number = conversations.questions_before(got[self._parts.chatbot], edited.index)
@@ -64,7 +66,9 @@ class Handlers:
         async for update in self._ask(open_chat, str(edited.value), got, request):
             yield update
 
-    async def choose(self, got: Update, request: gr.Request, chosen: gr.SelectData) -> AsyncIterator[Update]:
+    async def choose(
+        self, got: Update, request: gr.Request, chosen: gr.SelectData
+    ) -> AsyncGenerator[Update, None]:
         """One of the buttons below a notice; see `words.CHOICES`."""
         open_chat = self._chat(got)
         match chosen.value:
@@ -80,7 +84,7 @@ class Handlers:
         async for update in updates:
             yield update
 
-    async def _ask_afresh(self, old: Chat, got: Update, request: gr.Request) -> AsyncIterator[Update]:
+    async def _ask_afresh(self, old: Chat, got: Update, request: gr.Request) -> AsyncGenerator[Update, None]:
         question = old["entries"][-1]["content"]
         for side in SIDES:
             old[side] = old[side][:-1]
@@ -90,7 +94,7 @@ class Handlers:
 
     async def _ask(
         self, open_chat: Chat, text: str, got: Update, request: gr.Request
-    ) -> AsyncIterator[Update]:
+    ) -> AsyncGenerator[Update, None]:
         for side in self._sides(got):
             open_chat[side] = conversations.ask(open_chat[side], text)
         open_chat["at"] = time.time()
@@ -103,7 +107,7 @@ class Handlers:
 
     async def _answer(
         self, open_chat: Chat, got: Update, request: gr.Request, *, go_on: bool = False
-    ) -> AsyncIterator[Update]:
+    ) -> AsyncGenerator[Update, None]:
         parts = self._parts
         sides = [side for side in self._sides(got) if not go_on or conversations.is_cut(open_chat[side])]
         visitor = request.client.host if request.client else ""
@@ -126,7 +130,7 @@ class Handlers:
 
     async def _streamed(
         self, open_chat: Chat, sides: list[conversations.Side], got: Update, go_on: bool
-    ) -> AsyncIterator[Update]:
+    ) -> AsyncGenerator[Update, None]:
         parts, names = self._parts, {"entries": got[self._parts.model], "rival": got[self._parts.rival_model]}
         streams, coming, saved_at = [], set(sides), time.monotonic()
         for side in sides:

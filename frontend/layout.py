@@ -78,61 +78,50 @@ def lay_out(settings: Settings) -> Parts:
     """All of it, within the Blocks that are open."""
     with gr.Row(elem_id="frame"):
         with gr.Column(elem_id="side", scale=0, min_width=0):
-            side = _side(settings)
+            parts = _side(settings)
         with gr.Column(elem_id="main", min_width=0):
             # The visible title is at the side, which a phone does not show.
             gr.HTML(f"<h1>{html.escape(settings.title)}</h1>", elem_id="heading")
             with gr.Row(elem_id="header"):
-                header = _header(settings)
-            banner = gr.HTML(elem_id="banner", visible=False)
+                parts |= _header(settings)
+            parts["banner"] = gr.HTML(elem_id="banner", visible=False)
             with gr.Row(elem_id="boxes"):
-                chatbot = _box("chatbot", settings)
-                rival = _box("rival", settings, visible=False)
-            with gr.Row(elem_id="vote", visible=False) as vote:
-                vote_said = gr.HTML(elem_id="vote-said")
-                verdicts = tuple(gr.Button(label, size="sm") for label in VERDICT_LABELS)
+                parts["chatbot"] = _box("chatbot", settings)
+                parts["rival"] = _box("rival", settings, visible=False)
+            with gr.Row(elem_id="vote", visible=False) as parts["vote"]:
+                parts["vote_said"] = gr.HTML(elem_id="vote-said")
+                parts["verdicts"] = tuple(gr.Button(label, size="sm") for label in VERDICT_LABELS)
             with gr.Row(elem_id="composer"):
-                composer = _composer()
-            meter = gr.HTML(elem_id="meter")
-    return Parts(
-        *side,
-        *header,
-        banner,
-        chatbot,
-        rival,
-        vote,
-        vote_said,
-        verdicts,
-        *composer,
-        meter,
-        *_memory(settings),
-    )
+                parts |= _composer()
+            parts["meter"] = gr.HTML(elem_id="meter")
+    return Parts(**parts, **_memory(settings))
 
 
-def _side(settings: Settings) -> tuple[gr.Radio, gr.Button, gr.HTML]:
+def _side(settings: Settings) -> dict[str, Any]:
     gr.HTML(f'<div aria-hidden="true">{html.escape(settings.title)}</div>', elem_id="title")
     new_chat = gr.Button("New chat", elem_id="new-chat")
     chats = gr.Radio([], label="Chats", elem_id="chats", container=False)
     gr.HTML("Chats are kept in this browser only.", elem_id="where-kept")
     attribution = gr.HTML(html.escape(settings.attribution), elem_id="attribution")
-    return chats, new_chat, attribution
+    return {"new_chat": new_chat, "chats": chats, "attribution": attribution}
 
 
-def _header(settings: Settings) -> tuple[Any, ...]:
+def _header(settings: Settings) -> dict[str, Any]:
     gr.Button("Chats", elem_id="menu", scale=0, min_width=0).click(None, js="() => finechat.menu()")
+    parts: dict[str, Any] = {}
     with gr.Row(elem_id="models"):
-        model = _picker("model", "Model")
-        rival_model = _picker("rival-model", "Model on the right", visible=False)
-    comparing = gr.Checkbox(label="Compare", elem_id="comparing", container=False)
+        parts["model"] = _picker("model", "Model")
+        parts["rival_model"] = _picker("rival-model", "Model on the right", visible=False)
+    parts["comparing"] = gr.Checkbox(label="Compare", elem_id="comparing", container=False)
     with gr.Accordion("Settings", open=False, elem_id="settings"):
-        knobs = _knobs(settings)
+        parts["knobs"] = _knobs(settings)
     with gr.Accordion("More", open=False, elem_id="more"):
-        to_json = gr.Button("Export as JSON", elem_id="to-json")
-        to_markdown = gr.Button("Export as Markdown", elem_id="to-markdown")
-        from_file = gr.Button("Import a chat", elem_id="from-file")
+        parts["to_json"] = gr.Button("Export as JSON", elem_id="to-json")
+        parts["to_markdown"] = gr.Button("Export as Markdown", elem_id="to-markdown")
+        parts["from_file"] = gr.Button("Import a chat", elem_id="from-file")
         gr.Button("Light or dark", elem_id="theme").click(None, js="() => finechat.theme()")
-        delete = gr.Button("Delete this chat", elem_id="delete")
-    return model, rival_model, comparing, knobs, to_json, to_markdown, from_file, delete
+        parts["delete"] = gr.Button("Delete this chat", elem_id="delete")
+    return parts
 
 
 def _picker(name: str, label: str, *, visible: bool = True) -> gr.Dropdown:
@@ -195,7 +184,7 @@ def _box(name: str, settings: Settings, *, visible: bool = True) -> gr.Chatbot:
     )
 
 
-def _composer() -> tuple[gr.Textbox, gr.Button, gr.Button]:
+def _composer() -> dict[str, Any]:
     chat_input = gr.Textbox(
         elem_id="chat-input",
         label="Message",
@@ -208,14 +197,16 @@ def _composer() -> tuple[gr.Textbox, gr.Button, gr.Button]:
     )
     send = gr.Button("Send", elem_id="send", variant="primary", scale=0, min_width=72)
     stop = gr.Button("Stop", elem_id="stop", visible=False, scale=0, min_width=72)
-    return chat_input, send, stop
+    return {"chat_input": chat_input, "send": send, "stop": stop}
 
 
-def _memory(settings: Settings) -> tuple[Any, ...]:
+def _memory(settings: Settings) -> dict[str, Any]:
     # Gradio's default secret is new in each process, which would lose every history at a restart.
     # It is part of the page, so it only veils the text in the browser's storage.
     secret = settings.history_secret.get_secret_value()
-    kept = gr.BrowserState({}, storage_key="chat", secret=secret)
-    shelf = gr.BrowserState([], storage_key="shelf", secret=secret)
-    kept_knobs = gr.BrowserState([], storage_key="settings", secret=secret)
-    return kept, shelf, kept_knobs, *(gr.JSON(visible=False) for _ in ("listed", "names", "file"))
+    return {
+        "kept": gr.BrowserState({}, storage_key="chat", secret=secret),
+        "shelf": gr.BrowserState([], storage_key="shelf", secret=secret),
+        "kept_knobs": gr.BrowserState([], storage_key="settings", secret=secret),
+        **{name: gr.JSON(visible=False) for name in ("listed", "names", "file")},
+    }

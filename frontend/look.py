@@ -8,7 +8,7 @@ from pathlib import Path
 import gradio as gr
 
 HERE = Path(__file__).parent
-STYLES = [HERE / name for name in ("style.css", "conversation.css", "code.css", "phone.css")]
+STYLES = [HERE / f"{name}.css" for name in ("style", "header", "conversation", "code", "composer", "phone")]
 SCRIPT = HERE / "page.js"
 
 COLOURS = {  # Gradio's variable: light, dark

@@ -121,7 +121,7 @@ def load_settings() -> Settings:
             f"unset {', '.join(unknown)}: not an option; there are {', '.join(sorted(known))}"
         )
     try:
-        return Settings()  # type: ignore[call-arg]  # from the environment
+        return Settings()
     except ValidationError as error:
         wrong = [_complaint(e["loc"], e["input"], e["msg"]) for e in error.errors()]
         raise SettingsError(f"set {'; '.join(wrong)}") from error

@@ -1,6 +1,7 @@
 import pytest
 
 from conversations import (
+    Chat,
     Conversation,
     ask,
     before_question,
@@ -23,7 +24,14 @@ from conversations import (
 
 TWO_TURNS: Conversation = [
     {"role": "user", "content": "  def f():\n    pass"},
-    {"role": "assistant", "content": "**A**", "note": "3 tokens"},
+    {
+        "role": "assistant",
+        "content": "**A**",
+        "note": "3 tokens",
+        "model": "m",
+        "cut": False,
+        "tokens": 9,
+    },
     {"role": "user", "content": "more"},
 ]
 
@@ -66,8 +74,7 @@ def test_restoring_junk_from_the_browser_gives_an_empty_chat(junk: object) -> No
 
 
 def test_restoring_gives_back_what_was_kept() -> None:
-    chat = new_chat(TWO_TURNS)
-    chat.update(rival=TWO_TURNS[:1], start=1, at=5.0)
+    chat = Chat(id="a", entries=TWO_TURNS, rival=TWO_TURNS[:1], start=1, at=5.0)
     assert restore(chat) == chat
 
 

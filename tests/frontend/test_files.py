@@ -10,7 +10,14 @@ ENTRIES: Conversation = [
         "role": "user",
         "content": "# Heading\n\n    code\n\n<!-- user -->\n\\<!-- assistant -->\n\n## Not a turn",
     },
-    {"role": "assistant", "content": "**A**\n\n## You\n", "note": "3 tokens", "model": "m"},
+    {
+        "role": "assistant",
+        "content": "**A**\n\n## You\n",
+        "note": "3 tokens",
+        "model": "m",
+        "cut": False,
+        "tokens": 9,
+    },
     {"role": "user", "content": "more\u2028"},
 ]
 

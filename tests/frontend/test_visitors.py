@@ -1,6 +1,7 @@
+import time
+
 import pytest
 
-import visitors
 from errors import TooMany
 from visitors import Visitors
 
@@ -27,7 +28,7 @@ def test_a_place_is_free_again_after_a_failure() -> None:
 
 def test_messages_a_minute_are_limited_and_the_wait_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
-    monkeypatch.setattr(visitors.time, "monotonic", lambda: now)
+    monkeypatch.setattr(time, "monotonic", lambda: now)
     door = Visitors(streams=1, messages=2)
     with door.admitted("a", 1):
         now = 110.5
