@@ -81,7 +81,7 @@ async def answer(api: Api, name: str, question: Question) -> AsyncGenerator[Turn
                     so_far = arrived or so_far
                     if time.monotonic() - drawn_at > REDRAW_S + REDRAW_EACH_S * len(chats):
                         drawn_at = time.monotonic()
-                        yield Turn(reply(conversation, so_far.text, model=model))
+                        yield Turn(reply(conversation, so_far.text))
         except ApiError as failure:
             kept = reply(conversation, so_far.text, words.CUT_OFF, model=model, cut=True)
             said = words.failed(failure, begun=bool(so_far.text), alone=question.is_alone)
@@ -97,25 +97,27 @@ async def answer(api: Api, name: str, question: Question) -> AsyncGenerator[Turn
     yield Turn(whole, *words.limited(so_far), over=True)
 
 
-async def together(*streams: AsyncGenerator[Turn, None]) -> AsyncGenerator[tuple[int, Turn], None]:
-    """(place of the stream, turn) of all of them as they come; closing this closes all."""
+async def together(
+    stop: asyncio.Event, *streams: AsyncGenerator[Turn, None]
+) -> AsyncGenerator[tuple[int, Turn], None]:
+    """(place of the stream, turn) of all as they come, until `stop`; closing this closes all."""
     async with AsyncExitStack() as open_streams:
         for stream in streams:
             await open_streams.enter_async_context(aclosing(stream))
+        stopped = asyncio.ensure_future(stop.wait())
         arrivals = {asyncio.ensure_future(anext(s, None)): place for place, s in enumerate(streams)}
         try:
-            while arrivals:
-                done, _ = await asyncio.wait(arrivals, return_when=asyncio.FIRST_COMPLETED)
-                for arrival in done:
+            while arrivals and not stop.is_set():
+                await asyncio.wait({*arrivals, stopped}, return_when=asyncio.FIRST_COMPLETED)
+                for arrival in [task for task in arrivals if task.done()]:
                     place, turn = arrivals.pop(arrival), arrival.result()
                     if turn is not None:
                         arrivals[asyncio.ensure_future(anext(streams[place], None))] = place
                         yield place, turn
         finally:
-            for arrival in arrivals:
-                arrival.cancel()
-            if arrivals:
-                await asyncio.wait(arrivals)
+            for task in (stopped, *arrivals):
+                task.cancel()
+            await asyncio.wait({stopped, *arrivals})
 
 
 _chats: set[object] = set()

@@ -198,7 +198,7 @@ def for_chatbot(
         if first_sent and place == first_sent:
             shown.append(_remark("divider", "The messages above are no longer sent"))
         shown.append(_shown(entry))
-        if note := entry.get("note"):
+        if note := " · ".join(filter(None, [entry.get("model"), entry.get("note")])):
             shown.append(_remark("note", note))
     if notice:
         shown.append(_remark("notice", notice))
@@ -210,13 +210,6 @@ def for_chatbot(
 def questions_before(chatbot: Sequence[dict[str, Any]], index: int) -> int:
     """How many questions stand before the message at `index` of Gradio's value."""
     return sum(message["role"] == "user" for message in chatbot[:index])
-
-
-def shown_answer(chatbot: Sequence[dict[str, Any]]) -> str:
-    """As much of the pending answer as the browser shows; `chatbot` is Gradio's value."""
-    if not chatbot or chatbot[-1]["role"] != "assistant":
-        return ""
-    return str(chatbot[-1]["content"][0].get("text", ""))
 
 
 def _shown(entry: Entry) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from client import Api
 from conversations import Chat
 from layout import Parts
 from settings import Settings
-from show import Update, buttons, listing, meter, show_kept, vote_row
+from show import Update, buttons, listing, meter, show, show_kept, vote_row
 
 
 class Desk:
@@ -72,7 +72,7 @@ class Desk:
         try:
             read = files.from_text(str(text))
         except files.FileError as error:
-            raise gr.Error(str(error), title="Not imported", print_exception=False) from error
+            return show(self._parts, open_chat, str(error))
         others = shelf.put(others, open_chat)
         return await self._turn_to(read, others, comparing=bool(read["rival"]))
 

@@ -1,5 +1,6 @@
 """What each event of a turn does; every handler returns the new values of the components it changes."""
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -30,6 +31,7 @@ class Handlers:
         self._parts = parts
         self._settings = settings
         self._visitors = visitors
+        self._stops: dict[str, asyncio.Event] = {}  # of the sessions with an answer under way
 
     async def ask(self, got: Update, request: gr.Request) -> AsyncGenerator[Update, None]:
         """Send, or Enter: a new question."""
@@ -110,26 +112,35 @@ class Handlers:
     ) -> AsyncGenerator[Update, None]:
         parts = self._parts
         sides = [side for side in self._sides(got) if not go_on or conversations.is_cut(open_chat[side])]
-        visitor = request.client.host if request.client else ""
-        yield show(parts, open_chat) | buttons(parts, streaming=True) | vote_row(parts, wanted=False)
+        await self.stop(request)
+        stop = self._stops[str(request.session_hash)] = asyncio.Event()
         try:
-            with self._visitors.admitted(visitor, len(sides)):
-                async with aclosing(self._streamed(open_chat, sides, got, go_on)) as updates:
-                    async for update in updates:
-                        yield update
-        except TooMany as refused:
-            yield show(parts, open_chat, words.too_many(refused), ("retry",))
-        status = await self._api.status()
-        model = status.model(got[parts.model])
-        room = model.context_tokens if model else None
-        yield (
-            buttons(parts, streaming=False)
-            | meter(parts, open_chat, room or self._settings.context_tokens)
-            | vote_row(parts, wanted=self._can_be_voted_on(open_chat))
-        )
+            yield show(parts, open_chat) | buttons(parts, streaming=True) | vote_row(parts, wanted=False)
+            try:
+                with self._visitors.admitted(request.client.host if request.client else "", len(sides)):
+                    async with aclosing(self._streamed(open_chat, sides, got, go_on, stop)) as updates:
+                        async for update in updates:
+                            yield update
+            except TooMany as refused:
+                yield show(parts, open_chat, words.too_many(refused), ("retry",))
+            status = await self._api.status()
+            model = status.model(got[parts.model])
+            room = model.context_tokens if model else None
+            yield (
+                buttons(parts, streaming=False)
+                | meter(parts, open_chat, room or self._settings.context_tokens)
+                | vote_row(parts, wanted=self._can_be_voted_on(open_chat) and not stop.is_set())
+            )
+        finally:
+            del self._stops[str(request.session_hash)]
 
     async def _streamed(
-        self, open_chat: Chat, sides: list[conversations.Side], got: Update, go_on: bool
+        self,
+        open_chat: Chat,
+        sides: list[conversations.Side],
+        got: Update,
+        go_on: bool,
+        stop: asyncio.Event,
     ) -> AsyncGenerator[Update, None]:
         parts, names = self._parts, {"entries": got[self._parts.model], "rival": got[self._parts.rival_model]}
         streams, coming, saved_at = [], set(sides), time.monotonic()
@@ -140,7 +151,7 @@ class Handlers:
                 asked, got[parts.knobs[0]], self._sampling(got), open_chat["start"], begun
             )
             streams.append(chat.answer(self._api, str(names[side]), question))
-        async with aclosing(chat.together(*streams)) as turns:
+        async with aclosing(chat.together(stop, *streams)) as turns:
             async for place, turn in turns:
                 side = sides[place]
                 open_chat[side] = turn.conversation
@@ -158,19 +169,24 @@ class Handlers:
                     }
                 yield update
 
-    def stop(self, got: Update) -> Update:
-        """Keeps what the reader has seen; Gradio has cancelled the streams itself."""
-        open_chat, early = self._chat(got), True
-        for side, box in zip(SIDES, self._parts.boxes, strict=True):
-            kept = open_chat[side]
-            whole = conversations.is_answered(kept) and not conversations.is_cut(kept)
-            answer = conversations.shown_answer(got[box])
-            if not whole and answer:
-                asked = conversations.reopen(kept)
-                open_chat[side] = conversations.reply(asked, answer, words.STOPPED, cut=True)
-            early = early and not answer
-        notice, choices = (words.STOPPED_EARLY, ("retry",)) if early else ("", ("go_on", "retry"))
-        return show(self._parts, open_chat, notice, choices) | buttons(self._parts, streaming=False)
+        if coming:
+            yield self._stopped(open_chat, coming)
+
+    def _stopped(self, open_chat: Chat, coming: set[conversations.Side]) -> Update:
+        for side in coming:
+            open_chat[side] = conversations.cut(open_chat[side], words.STOPPED)
+        if any(conversations.is_answered(open_chat[side]) for side in coming):
+            return show(self._parts, open_chat, "", ("go_on", "retry"))
+        return show(self._parts, open_chat, words.STOPPED_EARLY, ("retry",))
+
+    async def stop(self, request: gr.Request) -> None:
+        """Ends the answer that is under way, if any; what came stays. Returns when its last word is sent.
+
+        Not Gradio's `cancels`: a piece that is on its way would come after what follows here.
+        """
+        while under_way := self._stops.get(str(request.session_hash)):
+            under_way.set()
+            await asyncio.sleep(0.02)
 
     def undo(self, got: Update) -> Update:
         """Takes the last question back into the input box."""

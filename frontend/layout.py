@@ -126,7 +126,13 @@ def _header(settings: Settings) -> dict[str, Any]:
 
 def _picker(name: str, label: str, *, visible: bool = True) -> gr.Dropdown:
     return gr.Dropdown(
-        [], label=label, elem_id=name, container=False, filterable=False, interactive=True, visible=visible
+        [],
+        label=label,
+        elem_id=name,
+        container=False,
+        filterable=False,
+        interactive=True,
+        visible=visible,
     )
 
 

@@ -20,7 +20,9 @@ from visitors import Visitors
 
 MAX_CHATS = 64  # at once; the API decides below that who must wait
 STATUS_EVERY_S = 4
-QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+# Values are taken as the browser sends them: Gradio would check a choice against those that it offered,
+# which a restart forgets.
+QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "preprocess": False}
 # Only answers go through Gradio's queue. Its browser side closes the one stream of a page when the
 # last event in the queue ends, and an event that joins at that moment would wait for the next.
 AT_ONCE: dict[str, Any] = QUIET | {"queue": False}
@@ -39,8 +41,9 @@ def build_page(settings: Settings, api: Api) -> gr.Blocks:
     with page:
         parts = layout.lay_out(settings)
         desk = Desk(api, parts, settings)
-        answers = _wire_turns(parts, Handlers(api, parts, settings, visitors))
-        _wire_chats(parts, desk, answers)
+        handlers = Handlers(api, parts, settings, visitors)
+        _wire_turns(parts, handlers)
+        _wire_chats(parts, desk, handlers)
         page.load(None, [parts.kept_knobs, *parts.knobs], [*parts.knobs], js=RECALL, **AT_ONCE)
         page.load(desk.load, {parts.kept, parts.shelf}, parts.of_chat, **AT_ONCE)
         _wire_look(page, parts, desk)
@@ -48,41 +51,41 @@ def build_page(settings: Settings, api: Api) -> gr.Blocks:
     return page
 
 
-def _wire_turns(parts: Parts, handlers: Handlers) -> list[Any]:
-    """The events that stream an answer are returned, for others to cancel."""
+def _wire_turns(parts: Parts, handlers: Handlers) -> None:
     got = {parts.kept, parts.listed, parts.chatbot, parts.model, parts.rival_model, parts.comparing}
     got |= {parts.chat_input, *parts.knobs}
     streaming: dict[str, Any] = {"inputs": got, "outputs": parts.of_turn, **QUIET}
-    answers: list[Any] = [
-        gr.on([parts.send.click, parts.chat_input.submit], handlers.ask, **streaming),
-        parts.chatbot.example_select(handlers.try_example, **streaming),
-        *(box.retry(handlers.retry, **streaming) for box in parts.boxes),
-        *(box.edit(handlers.edit, **streaming) for box in parts.boxes),
-    ]
+    gr.on([parts.send.click, parts.chat_input.submit], handlers.ask, **streaming)
+    parts.chatbot.example_select(handlers.try_example, **streaming)
     choosing = {"inputs": got | {parts.shelf}, "outputs": [*parts.of_turn, parts.shelf]}
-    answers += [box.option_select(handlers.choose, **streaming | choosing) for box in parts.boxes]
-    shown = {parts.kept, parts.comparing, *parts.boxes}
-    parts.stop.click(handlers.stop, shown, parts.of_turn, cancels=answers, **AT_ONCE)
+    for box in parts.boxes:
+        box.retry(handlers.retry, **streaming)
+        box.edit(handlers.edit, **streaming)
+        box.option_select(handlers.choose, **streaming | choosing)
+    parts.stop.click(handlers.stop, None, None, **AT_ONCE)
     for box in parts.boxes:
         box.undo(handlers.undo, {parts.kept, parts.comparing, parts.listed}, parts.of_turn, **AT_ONCE)
     judged = {parts.kept, parts.model, parts.rival_model, *parts.knobs}
     for verdict, button in zip(votes.VERDICTS, parts.verdicts, strict=True):
         button.click(partial(handlers.vote, verdict), judged, parts.of_vote, **AT_ONCE)
-    return answers
 
 
-def _wire_chats(parts: Parts, desk: Desk, answers: list[Any]) -> None:
+def _wire_chats(parts: Parts, desk: Desk, handlers: Handlers) -> None:
     chats = {parts.kept, parts.shelf, parts.comparing}
-    change: dict[str, Any] = {"outputs": parts.of_chat, "cancels": answers, **AT_ONCE}
-    parts.new_chat.click(desk.new, chats, **change)
-    parts.chats.input(desk.open, {*chats, parts.chats}, **change)
-    parts.delete.click(desk.delete, chats, **change)
-    parts.comparing.input(desk.compare, {*chats, parts.model}, **change)
+    for event, handler, more in (
+        (parts.new_chat.click, desk.new, set()),
+        (parts.chats.input, desk.open, {parts.chats}),
+        (parts.delete.click, desk.delete, set()),
+        (parts.comparing.input, desk.compare, set()),
+    ):
+        stopped = event(handlers.stop, None, None, **AT_ONCE)
+        stopped.then(handler, chats | more, parts.of_chat, **AT_ONCE)
     for button, form in ((parts.to_json, desk.to_json), (parts.to_markdown, desk.to_markdown)):
         made = button.click(form, {parts.kept}, [parts.file], **AT_ONCE)
         made.then(None, [parts.file], None, js=SAVE_FILE, **AT_ONCE)
     chosen = parts.from_file.click(None, None, [parts.file], js=OPEN_FILE, **AT_ONCE)
-    chosen.then(desk.from_file, {*chats, parts.file}, parts.of_chat, **AT_ONCE)
+    stopped = chosen.then(handlers.stop, None, None, **AT_ONCE)
+    stopped.then(desk.from_file, {*chats, parts.file}, parts.of_chat, **AT_ONCE)
 
 
 def _wire_look(page: gr.Blocks, parts: Parts, desk: Desk) -> None:

@@ -72,6 +72,7 @@ def start_page(settings: Settings, children: Children) -> subprocess.Popen[bytes
         "FRONTEND_INTRO": _current(settings, "manifest.json")["description"],
         "FRONTEND_EXAMPLES": str(_write_examples(settings)),
         "FRONTEND_TEMPERATURE": "0",
+        "FRONTEND_VOTES": str(settings.artifacts / "votes.jsonl"),
         **service_environment(),
         "FRONTEND_API_URL": settings.api_url,
         "FRONTEND_API_KEY": settings.api_key,

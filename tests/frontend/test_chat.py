@@ -72,16 +72,32 @@ async def test_a_model_that_is_gone_gives_way_to_the_first() -> None:
 
 async def test_two_models_stream_together_and_are_both_closed() -> None:
     async with running(FakeApi([delta("one")], hang=True)) as one, running(FakeApi(hang=True)) as other:
-        turns = together(answer(one.api(), "", HI), answer(other.api(), "", HI))
+        turns = together(asyncio.Event(), answer(one.api(), "", HI), answer(other.api(), "", HI))
         assert (await anext(turns))[0] == 0
         await asyncio.sleep(0.1)
         await turns.aclose()
         await asyncio.wait_for(asyncio.gather(one.client_left.wait(), other.client_left.wait()), 2)
 
 
+async def test_a_stop_ends_a_silent_stream_at_once() -> None:
+    stop = asyncio.Event()
+
+    async def stop_once_asked() -> None:
+        while not fake.requests:
+            await asyncio.sleep(0.01)
+        stop.set()
+
+    async with running(FakeApi(hang=True)) as fake:
+        stopping = asyncio.create_task(stop_once_asked())
+        turns = together(stop, answer(fake.api(), "", HI))
+        assert [turn async for _, turn in turns if turn.over] == []
+        await asyncio.wait_for(fake.client_left.wait(), 0.5)
+        await stopping
+
+
 async def test_the_slower_of_two_does_not_hold_the_other() -> None:
     async with running(FakeApi([delta("one", "stop"), DONE])) as one, running(FakeApi(hang=True)) as other:
-        turns = together(answer(other.api(), "", HI), answer(one.api(), "", HI))
+        turns = together(asyncio.Event(), answer(other.api(), "", HI), answer(one.api(), "", HI))
         while not (arrived := await asyncio.wait_for(anext(turns), 0.9))[1].over:
             pass
         assert arrived[0] == 1

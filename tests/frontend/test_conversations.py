@@ -18,7 +18,6 @@ from conversations import (
     reply,
     restore,
     restore_entries,
-    shown_answer,
     title_of,
 )
 
@@ -132,12 +131,6 @@ def test_questions_are_shown_word_for_word() -> None:
 
 def test_markup_in_a_notice_is_shown_not_run() -> None:
     assert "<script>" not in str(for_chatbot([], "<script>alert(1)</script>"))
-
-
-def test_stopping_finds_what_the_browser_shows_of_the_answer() -> None:
-    shown = for_chatbot(reply(TWO_TURNS, "so far"))
-    assert shown_answer(shown) == "so far"
-    assert shown_answer(for_chatbot(TWO_TURNS)) == ""
 
 
 def test_choices_stand_below_the_last_message() -> None:

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,6 +116,20 @@ def service(tmp_path_factory: pytest.TempPathFactory, first_up: Up) -> Iterator[
         yield service
     finally:
         service.stop()
+
+
+def metric(up: Up, name: str) -> float:
+    for line in get(f"{up.api_url}/metrics")[1].splitlines():
+        if line.startswith(f"{name} "):
+            return float(line.split()[-1])
+    raise AssertionError(f"no metric {name}")
+
+
+def wait_until(happened: Callable[[], bool], timeout_s: float) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not happened():
+        assert time.monotonic() < deadline, f"not within {timeout_s} s"
+        time.sleep(0.05)
 
 
 def get(url: str) -> tuple[int, str]:

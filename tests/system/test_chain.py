@@ -15,13 +15,8 @@ from typing import Any
 import jsonschema
 import openai
 import pytest
-from playwright.sync_api import Page, expect, sync_playwright
 
-from conftest import ROOT, SCREENSHOTS, Up, get, start
-
-CHROMIUM = "/usr/bin/chromium"
-CHROMIUM_FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking",
-                  "--disable-component-update", "--disable-sync", "--no-first-run"]  # fmt: skip
+from conftest import ROOT, Up, get, metric, start
 
 
 def manifest_of(artifacts: Path) -> Any:
@@ -167,13 +162,6 @@ def test_the_api_answers_as_the_evaluation_recorded(first_up: Up) -> None:
         assert (answer.choices[0].message.content or "")[:24] == sample["tuned"][:24]
 
 
-def metric(up: Up, name: str) -> float:
-    for line in get(f"{up.api_url}/metrics")[1].splitlines():
-        if line.startswith(f"{name} "):
-            return float(line.split()[-1])
-    raise AssertionError(f"no metric {name}")
-
-
 def test_generation_stops_when_the_client_goes_away(first_up: Up) -> None:
     stream = client(first_up).chat.completions.create(
         model=manifest_of(first_up.artifacts)["name"],
@@ -229,35 +217,6 @@ def _descendants(pid: int) -> list[int]:
 
 def _cmdline(pid: int) -> bytes:
     return _read(Path(f"/proc/{pid}/cmdline"))
-
-
-def test_a_person_chats_through_the_page(first_up: Up) -> None:
-    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_FLAGS)
-        page = browser.new_page(viewport={"width": 1280, "height": 860})
-        outside: list[str] = []
-        page.on("request", lambda r: None if r.url.startswith((first_up.page_url, "data:", "blob:"))
-                else outside.append(r.url))  # fmt: skip
-        page.goto(first_up.page_url)
-        expect(page.locator("#model")).to_contain_text(manifest_of(first_up.artifacts)["name"])
-        page.locator("#chatbot .example").first.click()
-        _wait_for_answer(page, 1)
-        page.locator("#chat-input textarea").fill("And now in one word, please.")
-        page.locator("#send").click()
-        _wait_for_answer(page, 2)
-        page.screenshot(path=SCREENSHOTS / "chat.png")
-        page.locator("#chat-input textarea").fill("Tell me a very long story.")
-        page.locator("#send").click()
-        page.locator("#stop").click(timeout=10_000)
-        expect(page.locator("#send")).to_be_visible(timeout=10_000)
-        browser.close()
-    assert outside == [], "the page calls nobody but its own server"
-
-
-def _wait_for_answer(page: Page, count: int) -> None:
-    expect(page.locator("#chatbot .note")).to_have_count(count, timeout=60_000)
-    expect(page.locator("#chatbot [data-testid=bot]").nth(count - 1)).not_to_be_empty()
 
 
 def test_stopping_ends_every_process_within_ten_seconds(first_up: Up) -> None:
