@@ -2,8 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Iterator
-from contextlib import AsyncExitStack, aclosing, contextmanager
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
 
 import words
@@ -67,26 +67,22 @@ async def answer(api: Api, name: str, question: Question) -> AsyncGenerator[Turn
     name: the model that is asked; the first of the list if it is gone
     """
     conversation = question.conversation
-    so_far, drawn_at = Answer(question.begun), float("-inf")
+    so_far = Answer(question.begun)
     status = await api.status()
     served = status.model(name)
     model = served.id if served else ""
-    with _under_way() as chats:
-        try:
-            if status.failure:
-                raise status.failure
-            stream = api.stream(model, question.messages(), question.sampling, question.begun)
-            async with aclosing(_with_heartbeat(stream)) as answers:
-                async for arrived in answers:
-                    so_far = arrived or so_far
-                    if time.monotonic() - drawn_at > REDRAW_S + REDRAW_EACH_S * len(chats):
-                        drawn_at = time.monotonic()
-                        yield Turn(reply(conversation, so_far.text))
-        except ApiError as failure:
-            kept = reply(conversation, so_far.text, words.CUT_OFF, model=model, cut=True)
-            said = words.failed(failure, begun=bool(so_far.text), alone=question.is_alone)
-            yield Turn(kept, *said, over=True)
-            return
+    try:
+        if status.failure:
+            raise status.failure
+        coming = api.fill(so_far, model, question.messages(), question.sampling)
+        async with aclosing(_redraws(so_far, asyncio.create_task(coming))) as redraws:
+            async for _ in redraws:
+                yield Turn(reply(conversation, so_far.text))
+    except ApiError as failure:
+        kept = reply(conversation, so_far.text, words.CUT_OFF, model=model, cut=True)
+        said = words.failed(failure, begun=bool(so_far.text), alone=question.is_alone)
+        yield Turn(kept, *said, over=True)
+        return
     if not so_far.text:
         yield Turn(conversation, words.EMPTY, ("retry",), over=True)
         return
@@ -95,6 +91,32 @@ async def answer(api: Api, name: str, question: Question) -> AsyncGenerator[Turn
         conversation, so_far.text, words.about(so_far), model=model, cut=is_cut, tokens=so_far.all_tokens
     )
     yield Turn(whole, *words.limited(so_far), over=True)
+
+
+_under_way: set[asyncio.Task[None]] = set()
+
+
+async def _redraws(so_far: Answer, coming: asyncio.Task[None]) -> AsyncGenerator[None, None]:
+    """A beat whenever there is something new to draw, and one in each second of silence.
+
+    Gradio notices that a reader has left only when it is given something; without the latter a closed
+    page would hold its place in the API's queue until the first token. Raises what `coming` raises.
+    """
+    drawn, drawn_at = so_far.text, time.monotonic()
+    _under_way.add(coming)
+    try:
+        while True:
+            pause_s = REDRAW_S + REDRAW_EACH_S * len(_under_way) if drawn else REDRAW_S
+            if (await asyncio.wait({coming}, timeout=pause_s))[0]:
+                coming.result()
+                return
+            if so_far.text != drawn or time.monotonic() - drawn_at > HEARTBEAT_S:
+                drawn, drawn_at = so_far.text, time.monotonic()
+                yield
+    finally:
+        _under_way.discard(coming)
+        coming.cancel()
+        await asyncio.wait({coming})
 
 
 async def together(
@@ -118,40 +140,3 @@ async def together(
             for task in (stopped, *arrivals):
                 task.cancel()
             await asyncio.wait({stopped, *arrivals})
-
-
-_chats: set[object] = set()
-
-
-@contextmanager
-def _under_way() -> Iterator[set[object]]:
-    mine = object()
-    _chats.add(mine)
-    try:
-        yield _chats
-    finally:
-        _chats.discard(mine)
-
-
-async def _with_heartbeat(
-    stream: AsyncGenerator[Answer, None],
-) -> AsyncGenerator[Answer | None, None]:
-    """The stream, with None for each second of silence.
-
-    Gradio notices that a reader has left only when it is given something; without this a closed
-    page would hold its place in the API's queue until the first token.
-    """
-    async with aclosing(stream):
-        ended = False
-        while not ended:
-            arrival = asyncio.ensure_future(anext(stream, None))
-            try:
-                while not (await asyncio.wait({arrival}, timeout=HEARTBEAT_S))[0]:
-                    yield None
-                if answer := arrival.result():
-                    yield answer
-                else:
-                    ended = True
-            finally:
-                arrival.cancel()
-                await asyncio.wait({arrival})

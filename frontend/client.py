@@ -135,21 +135,17 @@ class Api:
             return Status(failure=Malformed("/v1/models has another shape"))
         return Status(listed)
 
-    async def stream(
-        self, model: str, messages: Sequence[Message], sampling: Sampling, begun: str = ""
-    ) -> AsyncGenerator[Answer, None]:
-        """The same `Answer` again after each piece that arrives; closing this closes the request.
+    async def fill(self, answer: Answer, model: str, messages: Sequence[Message], sampling: Sampling) -> None:
+        """Adds to `answer` whatever arrives, until it is whole; cancelling this closes the request.
 
-        begun: text that stands before the first piece
-        Raises: ApiError. What came before it stays in the last answer that was given out.
+        Raises: ApiError. What came before it stays in `answer`.
         """
         request_id = uuid.uuid4().hex
-        started, outcome, answer = time.monotonic(), "closed", Answer(begun)
+        started, outcome = time.monotonic(), "closed"
         try:
             async with aclosing(self._pieces(request_id, model, messages, sampling)) as pieces:
                 async for piece in pieces:
                     _take(answer, piece, time.monotonic() - started)
-                    yield answer
             if not answer.finish_reason:
                 raise CutShort("the stream ended without a finish reason")
             outcome = answer.finish_reason

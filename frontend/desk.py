@@ -81,7 +81,9 @@ class Desk:
         parts, status = self._parts, await self._api.status()
         reason = words.why_not(status.failure) if status.failure else ""
         update: Update = {
-            parts.banner: gr.HTML(f'<div role="status">{html.escape(reason)}</div>', visible=bool(reason))
+            parts.banner: gr.update(
+                value=f'<div role="status">{html.escape(reason)}</div>', visible=bool(reason)
+            )
         }
         names = [model.id for model in status.models]
         if names and names != got[parts.names]:
@@ -115,8 +117,10 @@ class Desk:
             | {
                 parts.shelf: others,
                 parts.comparing: comparing,
-                parts.rival: gr.Chatbot(conversations.for_chatbot(open_chat["rival"]), visible=comparing),
-                parts.rival_model: gr.Dropdown(visible=comparing),
+                parts.rival: gr.update(
+                    value=conversations.for_chatbot(open_chat["rival"]), visible=comparing
+                ),
+                parts.rival_model: gr.update(visible=comparing),
             }
         )
 
@@ -127,5 +131,6 @@ class Desk:
         return {self._parts.file: {"name": f"{name.strip('-')}.{ending}", "text": form(open_chat)}}
 
 
-def _picker(names: list[str], chosen: object, default: str) -> gr.Dropdown:
-    return gr.Dropdown(names, value=chosen if chosen in names else default)
+def _picker(names: list[str], chosen: object, default: str) -> Update:
+    update: Update = gr.update(choices=names, value=chosen if chosen in names else default)
+    return update

@@ -35,7 +35,6 @@ class Handlers:
 
     async def ask(self, got: Update, request: gr.Request) -> AsyncGenerator[Update, None]:
         """Send, or Enter: a new question."""
-        yield {self._parts.chat_input: ""}
         text = got[self._parts.chat_input] or ""
         if text.strip():
             async for update in self._ask(self._chat(got), text, got, request):
@@ -103,19 +102,27 @@ class Handlers:
         known = [(str(title), str(id_)) for title, id_ in got[self._parts.listed] or []]
         others = [pair for pair in known if pair[1] != open_chat["id"]]
         chats = [(conversations.title_of(open_chat), open_chat["id"]), *others]
-        yield listing(self._parts, chats, open_chat)
-        async for update in self._answer(open_chat, got, request):
+        opening = listing(self._parts, chats, open_chat) | {self._parts.chat_input: ""}
+        async for update in self._answer(open_chat, got, request, opening=opening):
             yield update
 
     async def _answer(
-        self, open_chat: Chat, got: Update, request: gr.Request, *, go_on: bool = False
+        self,
+        open_chat: Chat,
+        got: Update,
+        request: gr.Request,
+        *,
+        go_on: bool = False,
+        opening: Update | None = None,
     ) -> AsyncGenerator[Update, None]:
         parts = self._parts
         sides = [side for side in self._sides(got) if not go_on or conversations.is_cut(open_chat[side])]
         await self.stop(request)
         stop = self._stops[str(request.session_hash)] = asyncio.Event()
         try:
-            yield show(parts, open_chat) | buttons(parts, streaming=True) | vote_row(parts, wanted=False)
+            comparing = bool(got[parts.comparing])
+            begun = show(parts, open_chat) | buttons(parts, streaming=True)
+            yield begun | (vote_row(parts, wanted=False) if comparing else {}) | (opening or {})
             try:
                 with self._visitors.admitted(request.client.host if request.client else "", len(sides)):
                     async with aclosing(self._streamed(open_chat, sides, got, go_on, stop)) as updates:
@@ -126,11 +133,11 @@ class Handlers:
             status = await self._api.status()
             model = status.model(got[parts.model])
             room = model.context_tokens if model else None
-            yield (
-                buttons(parts, streaming=False)
-                | meter(parts, open_chat, room or self._settings.context_tokens)
-                | vote_row(parts, wanted=self._can_be_voted_on(open_chat) and not stop.is_set())
-            )
+            done = buttons(parts, streaming=False)
+            done |= meter(parts, open_chat, room or self._settings.context_tokens)
+            if comparing:
+                done |= vote_row(parts, wanted=self._can_be_voted_on(open_chat) and not stop.is_set())
+            yield done
         finally:
             del self._stops[str(request.session_hash)]
 
@@ -211,7 +218,7 @@ class Handlers:
         }
         assert self._settings.votes
         votes.append(self._settings.votes, cast)
-        hidden = {button: gr.Button(visible=False) for button in parts.verdicts}
+        hidden = {button: gr.update(visible=False) for button in parts.verdicts}
         return {parts.vote_said: words.VOTED} | hidden
 
     def _can_be_voted_on(self, open_chat: Chat) -> bool:

@@ -18,7 +18,7 @@ from layout import Parts
 from settings import Settings
 from visitors import Visitors
 
-MAX_CHATS = 64  # at once; the API decides below that who must wait
+MAX_CHATS = 100  # at once; the API decides below that who must wait
 STATUS_EVERY_S = 4
 # Values are taken as the browser sends them: Gradio would check a choice against those that it offered,
 # which a restart forgets.
@@ -47,6 +47,7 @@ def build_page(settings: Settings, api: Api) -> gr.Blocks:
         page.load(None, [parts.kept_knobs, *parts.knobs], [*parts.knobs], js=RECALL, **AT_ONCE)
         page.load(desk.load, {parts.kept, parts.shelf}, parts.of_chat, **AT_ONCE)
         _wire_look(page, parts, desk)
+    page.max_threads = MAX_CHATS  # Gradio's own 40 would let the rest wait
     page.queue(default_concurrency_limit=MAX_CHATS)
     return page
 

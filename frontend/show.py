@@ -31,7 +31,7 @@ def show_kept(parts: Parts, chat: Chat) -> Update:
 
 def buttons(parts: Parts, *, streaming: bool) -> Update:
     """Stop while an answer is under way, else Send."""
-    return {parts.send: gr.Button(visible=not streaming), parts.stop: gr.Button(visible=streaming)}
+    return {parts.send: gr.update(visible=not streaming), parts.stop: gr.update(visible=streaming)}
 
 
 def listing(parts: Parts, chats: list[tuple[str, str]], chat: Chat) -> Update:
@@ -39,16 +39,16 @@ def listing(parts: Parts, chats: list[tuple[str, str]], chat: Chat) -> Update:
     known = any(chat_id == chat["id"] for _, chat_id in chats)
     return {
         parts.listed: [list(pair) for pair in chats],
-        parts.chats: gr.Radio(chats, value=chat["id"] if known else None),
+        parts.chats: gr.update(choices=chats, value=chat["id"] if known else None),
     }
 
 
 def vote_row(parts: Parts, *, wanted: bool) -> Update:
     """The question which answer is better."""
     return {
-        parts.vote: gr.Row(visible=wanted),
+        parts.vote: gr.update(visible=wanted),
         parts.vote_said: html.escape(words.ASK_TO_VOTE),
-        **{button: gr.Button(visible=True) for button in parts.verdicts},
+        **{button: gr.update(visible=True) for button in parts.verdicts},
     }
 
 

@@ -1,12 +1,13 @@
 """A real browser and page processes for the tests: started, driven, and watched."""
 
 import os
+import socket
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.client import HTTPConnection
@@ -15,15 +16,20 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import Locator, Page, ViewportSize, expect
 
-from conftest import ROOT, free_port
-
+ROOT = Path(__file__).parents[2]
 CHROMIUM = "/usr/bin/chromium"
 CHROMIUM_FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking",
                   "--disable-component-update", "--disable-sync", "--no-first-run"]  # fmt: skip
-PHONE = {"width": 390, "height": 844}
-DESKTOP = {"width": 1280, "height": 860}
+PHONE = ViewportSize(width=390, height=844)
+DESKTOP = ViewportSize(width=1280, height=860)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 @contextmanager
@@ -132,9 +138,7 @@ class Visit:
 
     def answered(self, count: int, box: str = "#chatbot") -> Locator:
         """Waits for the end of so many answers; the last one."""
-        expect(self.page.locator(f"{box} .note")).to_have_count(
-            count, timeout=int(__import__("os").environ.get("DEVT", "60000"))
-        )
+        expect(self.page.locator(f"{box} .note")).to_have_count(count, timeout=60_000)
         expect(self.page.locator("#send")).to_be_visible(timeout=10_000)
         return self.page.locator(f"{box} .bot-row:not(:has(.note, .notice)) [data-testid=bot]").last
 
@@ -145,12 +149,12 @@ class Visit:
     def notice(self) -> Locator:
         return self.page.locator("#chatbot .notice")
 
-    def menu(self, item: str) -> Callable[[], None]:
+    def menu(self, item: str) -> None:
         self.page.locator("#more > button").click()
-        return self.page.locator(item).click
+        self.page.locator(item).click()
 
 
-def serious_faults(page: Page) -> list[str]:
+def faults_of(page: Page) -> list[str]:
     """What axe finds, whatever its impact."""
     from axe_playwright_python.sync_playwright import Axe
 

@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import time
 import urllib.request
@@ -16,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from playwright.sync_api import Browser, sync_playwright
 
 from bench.load import Answer, Service, ask
+from browsing import CHROMIUM, CHROMIUM_FLAGS, DESKTOP, Visit, free_port
+from browsing import ROOT as ROOT
 
-ROOT = Path(__file__).parents[2]
 PROFILE = ROOT / "tests" / "system" / "profile.yaml"
 SCREENSHOTS = ROOT / ".venv" / "reports"
 KEY = "a-key-for-the-system-tests"
@@ -57,12 +58,6 @@ class Up:
             self.process.send_signal(signal.SIGTERM)
             self.process.wait(30)
         return time.monotonic() - begun
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def start(folder: Path, artifacts: Path, **settings: str) -> Up:
@@ -116,6 +111,24 @@ def service(tmp_path_factory: pytest.TempPathFactory, first_up: Up) -> Iterator[
         yield service
     finally:
         service.stop()
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(browser: Browser) -> Iterator[Visit]:
+    context = browser.new_context(viewport=DESKTOP, accept_downloads=True)
+    visit = Visit(context.new_page())
+    yield visit
+    context.close()
+    assert visit.faults == [], "the page calls nobody but its own server, and no script fails"
 
 
 def metric(up: Up, name: str) -> float:

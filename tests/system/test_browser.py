@@ -7,20 +7,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, expect, sync_playwright
+from playwright.sync_api import Browser, ViewportSize, expect
 
 from browsing import (
-    CHROMIUM,
-    CHROMIUM_FLAGS,
     DESKTOP,
     PHONE,
+    ROOT,
     Visit,
+    faults_of,
+    free_port,
     page_process,
     prefix_proxy,
     scripted_api,
-    serious_faults,
 )
-from conftest import ROOT, SCREENSHOTS, Up, free_port, metric, wait_until
+from conftest import SCREENSHOTS, Up, metric, wait_until
 
 # The focused element's name, and whether it or something closely around it has a ring.
 FOCUS = """() => {
@@ -30,24 +30,6 @@ FOCUS = """() => {
   for (let up = 0; up < 6 && around; up++, around = around.parentElement) rings ||= shows(ring(around));
   return [(e.id || e.ariaLabel || e.innerText || "").split("\\n")[0], rings];
 }"""
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_FLAGS)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def visit(browser: Browser) -> Iterator[Visit]:
-    context = browser.new_context(viewport=DESKTOP, accept_downloads=True)
-    visit = Visit(context.new_page())
-    yield visit
-    context.close()
-    assert visit.faults == [], "the page calls nobody but its own server, and no script fails"
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +108,7 @@ def test_chats_survive_a_reload_and_a_restart_of_the_page(visit: Visit, scripted
         visit.answered(2)
         page.reload()
         expect(titles).to_have_text(["The first chat", "The second chat"])
-        visit.menu("#delete")()
+        visit.menu("#delete")
         expect(titles).to_have_text(["The second chat"])
         visit.faults.clear()  # calls to the page while it was away
 
@@ -158,20 +140,20 @@ def test_chats_are_exported_and_imported(visit: Visit, page_url: str, tmp_path: 
     answer = visit.answered(1).inner_text()
     for item, ending in (("#to-json", "json"), ("#to-markdown", "md")):
         with visit.page.expect_download() as download:
-            visit.menu(item)()
+            visit.menu(item)
         file = tmp_path / download.value.suggested_filename
         assert file.name == f"export-me.{ending}"
         download.value.save_as(file)
         visit.page.locator("#new-chat").click()
         expect(visit.page.locator("#chatbot .user-row")).to_have_count(0)
         with visit.page.expect_file_chooser() as chooser:
-            visit.menu("#from-file")()
+            visit.menu("#from-file")
         chooser.value.set_files(file)
         expect(visit.page.locator("#chatbot .user-row")).to_have_text(["Export me"])
         expect(visit.page.locator("#chatbot .bot-row [data-testid=bot]").first).to_have_text(answer)
     (tmp_path / "other.txt").write_text("no chat")
     with visit.page.expect_file_chooser() as chooser:
-        visit.menu("#from-file")()
+        visit.menu("#from-file")
     chooser.value.set_files(tmp_path / "other.txt")
     expect(visit.notice).to_contain_text("There is no chat in this file")
 
@@ -247,10 +229,6 @@ def test_what_goes_wrong_is_told_and_can_be_mended(visit: Visit, page_url: str, 
     set_state(scripted, "key")
     visit.say("And with a wrong key?")
     expect(visit.notice).to_contain_text("refused this page's key")
-    set_state(scripted, "draining")
-    expect(page.locator("#banner")).to_contain_text(
-        "The server is shutting down. Try again in 5 seconds", timeout=10_000
-    )
     set_state(scripted, "starting")
     expect(page.locator("#banner")).to_contain_text("The engine is loading the weights", timeout=10_000)
     page.screenshot(path=SCREENSHOTS / "starting.png")
@@ -315,26 +293,26 @@ def test_everything_can_be_done_with_the_keyboard(visit: Visit, page_url: str) -
     [("light", False, DESKTOP), ("dark", True, DESKTOP), ("phone", False, PHONE)],
 )
 def test_axe_finds_nothing_and_nothing_is_clipped(
-    browser: Browser, page_url: str, look: str, dark: bool, viewport: dict[str, int]
+    browser: Browser, page_url: str, look: str, dark: bool, viewport: ViewportSize
 ) -> None:
-    context = browser.new_context(viewport=viewport, color_scheme="dark" if dark else "light")  # type: ignore[arg-type]
+    context = browser.new_context(viewport=viewport, color_scheme="dark" if dark else "light")
     visit = Visit(context.new_page())
     visit.open(page_url)
     page = visit.page
-    faults = serious_faults(page)
+    faults = faults_of(page)
     visit.say("Explain what a hash table is")
     visit.answered(1)
     visit.say("snap")
     expect(visit.notice).to_be_visible()
     page.screenshot(path=SCREENSHOTS / f"{look}.png")
-    faults += serious_faults(page)
+    faults += faults_of(page)
     for card in ("#settings", "#more"):
         page.locator(f"{card} > button").click()
-        faults += serious_faults(page)
+        faults += faults_of(page)
         page.keyboard.press("Escape")
     page.locator("#comparing input").check()
     expect(page.locator("#rival")).to_be_visible()
-    faults += serious_faults(page)
+    faults += faults_of(page)
     wide = page.evaluate("document.documentElement.scrollWidth > innerWidth")
     context.close()
     assert faults == [] and not wide

@@ -15,7 +15,9 @@ from typing import Any
 import jsonschema
 import openai
 import pytest
+from playwright.sync_api import expect
 
+from browsing import Visit
 from conftest import ROOT, Up, get, metric, start
 
 
@@ -178,12 +180,15 @@ def test_generation_stops_when_the_client_goes_away(first_up: Up) -> None:
         time.sleep(0.05)
 
 
-def test_a_killed_engine_is_told_to_streams_and_started_again(first_up: Up) -> None:
+def test_a_killed_engine_is_told_to_streams_and_readers_and_started_again(first_up: Up, visit: Visit) -> None:
     api = client(first_up)
     ask: Any = {"model": manifest_of(first_up.artifacts)["name"], "temperature": 1,
                 "messages": [{"role": "user", "content": "Tell me a very long story."}]}  # fmt: skip
     stream = iter(api.chat.completions.create(**ask, stream=True, logit_bias={"2": -100}))  # never ends
     next(stream)
+    visit.open(first_up.page_url)
+    visit.say("Tell me a very long story.")
+    expect(visit.page.locator("#chatbot .bot-row").first).to_contain_text(" ", timeout=20_000)
     [core] = [pid for pid in _descendants(first_up.process.pid) if b"EngineCore" in _cmdline(pid)]
     os.kill(core, signal.SIGKILL)
     killed = time.monotonic()
@@ -194,6 +199,8 @@ def test_a_killed_engine_is_told_to_streams_and_started_again(first_up: Up) -> N
     with pytest.raises(openai.APIStatusError) as refused:
         api.chat.completions.create(**ask, max_tokens=1)
     assert (refused.value.status_code, refused.value.code) == (503, "engine_failed")
+    expect(visit.notice).to_contain_text("The answer was cut off on its way. What came is kept.")
+    expect(visit.page.locator("#banner")).to_contain_text("The API is not ready", timeout=10_000)
     while True:
         assert time.monotonic() - killed < 120, "not restarted"
         with contextlib.suppress(urllib.error.HTTPError):
@@ -201,6 +208,11 @@ def test_a_killed_engine_is_told_to_streams_and_started_again(first_up: Up) -> N
                 break
         time.sleep(0.2)
     assert api.chat.completions.create(**ask, max_tokens=1).choices[0].finish_reason == "length"
+    expect(visit.page.locator("#banner")).not_to_be_visible(timeout=10_000)
+    visit.choose("Continue")
+    expect(visit.page.locator("#stop")).to_be_visible()
+    visit.page.locator("#stop").click()
+    expect(visit.page.locator("#chatbot .note")).to_contain_text("Stopped")
 
 
 def _descendants(pid: int) -> list[int]:
