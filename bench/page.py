@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -101,8 +102,18 @@ async def page() -> AsyncIterator[tuple[httpx.AsyncClient, subprocess.Popen[byte
         process.wait()
 
 
-def event(config: Any, kind: str, elem_id: str = "") -> tuple[int, list[Any], list[str]]:
-    """(number, input values, names of the outputs) of the event of that kind on that element."""
+@dataclass
+class Event:
+    """One of Gradio's: its number, the ids of its inputs and outputs, and the inputs' values."""
+
+    number: int
+    inputs: list[int]
+    outputs: list[int]
+    values: list[Any]
+
+
+def event(config: Any, kind: str, elem_id: str = "", of: Event | None = None) -> Event:
+    """The event of that kind, on that element or after another event."""
     props = {part["id"]: part["props"] for part in config["components"]}
     [found] = [
         known
@@ -111,36 +122,43 @@ def event(config: Any, kind: str, elem_id: str = "") -> tuple[int, list[Any], li
             target[1] == kind and (not elem_id or props[target[0]].get("elem_id") == elem_id)
             for target in known["targets"]
         )
+        and (of is None or known["trigger_after"] == of.number)
     ]
     values = [
         "Go." if props[id_].get("elem_id") == "chat-input" else props[id_].get("value")
         for id_ in found["inputs"]
     ]
-    return found["id"], values, [str(props[id_].get("elem_id")) for id_ in found["outputs"]]
+    return Event(found["id"], found["inputs"], found["outputs"], values)
+
+
+def body(of: Event, session: str) -> dict[str, Any]:
+    """What a browser sends for the event."""
+    return {"fn_index": of.number, "data": of.values, "session_hash": session, "event_data": None}
 
 
 async def open_page(client: httpx.AsyncClient, config: Any, session: str) -> None:
     """What a browser asks for first. Gradio makes its session then, which costs more than any answer."""
-    number, values, _ = event(config, "tick")
-    body = {"fn_index": number, "data": values, "session_hash": session, "event_data": None}
-    (await client.post("/gradio_api/run/predict", json=body)).raise_for_status()
+    look = body(event(config, "tick"), session)
+    (await client.post("/gradio_api/run/predict", json=look)).raise_for_status()
 
 
 async def chat(client: httpx.AsyncClient, config: Any, session: str) -> list[float]:
     """Seconds from asking to each update that changed the conversation, the last when it was over."""
-    number, values, outputs = event(config, "click", "send")
-    place = outputs.index("chatbot")
-    body = {"fn_index": number, "data": values, "session_hash": session, "event_data": None}
     begun, told = time.monotonic(), []
-    (await client.post("/gradio_api/queue/join", json=body)).raise_for_status()
+    asking = event(config, "click", "send")
+    asked = await client.post("/gradio_api/run/predict", json=body(asking, session))
+    of = dict(zip(asking.outputs, asked.json()["data"], strict=True))
+    answering = event(config, "then", of=asking)
+    answering.values = [
+        of.get(id_, value) for id_, value in zip(answering.inputs, answering.values, strict=True)
+    ]
+    (await client.post("/gradio_api/queue/join", json=body(answering, session))).raise_for_status()
     async with client.stream("GET", "/gradio_api/queue/data", params={"session_hash": session}) as stream:
         async for line in stream.aiter_lines():
             if not line.startswith("data: "):
                 continue
             message = json.loads(line.removeprefix("data: "))
-            if message["msg"] == "process_generating" and "word" in json.dumps(
-                message["output"]["data"][place]
-            ):
+            if message["msg"] == "process_generating" and "word" in json.dumps(message["output"]["data"][0]):
                 told.append(time.monotonic() - begun)
             if message["msg"] == "process_completed":
                 assert message["success"], message

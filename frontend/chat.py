@@ -13,7 +13,7 @@ from errors import ApiError
 
 HEARTBEAT_S = 1.0
 REDRAW_S = 0.1
-REDRAW_EACH_S = 0.015  # more for each chat under way: a redraw costs the process a few ms of CPU
+REDRAW_EACH_S = 0.01  # more for each chat under way: a redraw costs the process a few ms of CPU
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import shelf
 import votes
 import words
 from client import Api, Sampling
-from conversations import SIDES, Chat
+from conversations import SIDES, Chat, Conversation
 from errors import TooMany
 from layout import Parts
 from settings import Settings
@@ -33,127 +33,111 @@ class Handlers:
         self._visitors = visitors
         self._stops: dict[str, asyncio.Event] = {}  # of the sessions with an answer under way
 
-    async def ask(self, got: Update, request: gr.Request) -> AsyncGenerator[Update, None]:
+    def ask(self, got: Update) -> Update:
         """Send, or Enter: a new question."""
         text = got[self._parts.chat_input] or ""
-        if text.strip():
-            async for update in self._ask(self._chat(got), text, got, request):
-                yield update
+        return self._ask(self._chat(got), text, got) if text.strip() else {self._parts.asked: False}
 
-    async def try_example(
-        self, got: Update, request: gr.Request, chosen: gr.SelectData
-    ) -> AsyncGenerator[Update, None]:
+    def try_example(self, got: Update, chosen: gr.SelectData) -> Update:
         """An example prompt, sent as it is."""
-        async for update in self._ask(self._chat(got), chosen.value["text"], got, request):
-            yield update
+        return self._ask(self._chat(got), chosen.value["text"], got)
 
-    async def retry(self, got: Update, request: gr.Request) -> AsyncGenerator[Update, None]:
+    def retry(self, got: Update) -> Update:
         """The last question again; its answer, if any, gives way."""
         open_chat = self._chat(got)
         for side in SIDES:
             open_chat[side] = conversations.reopen(open_chat[side])
-        async for update in self._answer(open_chat, got, request):
-            yield update
+        return self._begin(open_chat)
 
-    async def edit(
-        self, got: Update, request: gr.Request, edited: gr.EditData
-    ) -> AsyncGenerator[Update, None]:
+    def edit(self, got: Update, edited: gr.EditData) -> Update:
         """Another text for a question; what followed it gives way."""
         open_chat = self._chat(got)
         number = conversations.questions_before(got[self._parts.chatbot], edited.index)
         for side in SIDES:
             open_chat[side] = conversations.before_question(open_chat[side], number)
         open_chat["start"] = min(open_chat["start"], number)
-        async for update in self._ask(open_chat, str(edited.value), got, request):
-            yield update
+        return self._ask(open_chat, str(edited.value), got)
 
-    async def choose(
-        self, got: Update, request: gr.Request, chosen: gr.SelectData
-    ) -> AsyncGenerator[Update, None]:
+    def choose(self, got: Update, chosen: gr.SelectData) -> Update:
         """One of the buttons below a notice; see `words.CHOICES`."""
         open_chat = self._chat(got)
         match chosen.value:
             case "go_on":
-                updates = self._answer(open_chat, got, request, go_on=True)
+                return self._begin(open_chat)
             case "shorten":
                 open_chat["start"] = conversations.later_start(open_chat)
-                updates = self._answer(open_chat, got, request)
+                return self._begin(open_chat)
             case "afresh":
-                updates = self._ask_afresh(open_chat, got, request)
+                question = open_chat["entries"][-1]["content"]
+                for side in SIDES:
+                    open_chat[side] = open_chat[side][:-1]
+                others = shelf.put(shelf.restore_shelf(got[self._parts.shelf]), open_chat)
+                return self._ask(conversations.new_chat(), question, got) | {self._parts.shelf: others}
             case _:
-                updates = self.retry(got, request)
-        async for update in updates:
-            yield update
+                return self.retry(got)
 
-    async def _ask_afresh(self, old: Chat, got: Update, request: gr.Request) -> AsyncGenerator[Update, None]:
-        question = old["entries"][-1]["content"]
-        for side in SIDES:
-            old[side] = old[side][:-1]
-        yield {self._parts.shelf: shelf.put(shelf.restore_shelf(got[self._parts.shelf]), old)}
-        async for update in self._ask(conversations.new_chat(), question, got, request):
-            yield update
-
-    async def _ask(
-        self, open_chat: Chat, text: str, got: Update, request: gr.Request
-    ) -> AsyncGenerator[Update, None]:
+    def _ask(self, open_chat: Chat, text: str, got: Update) -> Update:
         for side in self._sides(got):
             open_chat[side] = conversations.ask(open_chat[side], text)
         open_chat["at"] = time.time()
         known = [(str(title), str(id_)) for title, id_ in got[self._parts.listed] or []]
         others = [pair for pair in known if pair[1] != open_chat["id"]]
         chats = [(conversations.title_of(open_chat), open_chat["id"]), *others]
-        opening = listing(self._parts, chats, open_chat) | {self._parts.chat_input: ""}
-        async for update in self._answer(open_chat, got, request, opening=opening):
-            yield update
+        cleared = {self._parts.chat_input: ""}
+        return self._begin(open_chat) | listing(self._parts, chats, open_chat) | cleared
 
-    async def _answer(
-        self,
-        open_chat: Chat,
-        got: Update,
-        request: gr.Request,
-        *,
-        go_on: bool = False,
-        opening: Update | None = None,
-    ) -> AsyncGenerator[Update, None]:
+    def _begin(self, open_chat: Chat) -> Update:
         parts = self._parts
-        sides = [side for side in self._sides(got) if not go_on or conversations.is_cut(open_chat[side])]
+        begun = show(parts, open_chat) | buttons(parts, streaming=True) | vote_row(parts, wanted=False)
+        return begun | {parts.asked: True}
+
+    async def answer(self, got: Update, request: gr.Request) -> AsyncGenerator[Update, None]:
+        """The open question's answer as it comes, or the rest of one that was cut.
+
+        An event of its own with few outputs: at every redraw Gradio makes each output that is not given anew.
+        """
+        parts, open_chat = self._parts, self._chat(got)
+        sides = [side for side in self._sides(got) if got[parts.asked] and not _is_whole(open_chat[side])]
+        if not sides:
+            yield {}
+            return
         await self.stop(request)
         stop = self._stops[str(request.session_hash)] = asyncio.Event()
         try:
-            comparing = bool(got[parts.comparing])
-            begun = show(parts, open_chat) | buttons(parts, streaming=True)
-            yield begun | (vote_row(parts, wanted=False) if comparing else {}) | (opening or {})
-            try:
-                with self._visitors.admitted(request.client.host if request.client else "", len(sides)):
-                    async with aclosing(self._streamed(open_chat, sides, got, go_on, stop)) as updates:
-                        async for update in updates:
-                            yield update
-            except TooMany as refused:
-                yield show(parts, open_chat, words.too_many(refused), ("retry",))
+            with self._visitors.admitted(request.client.host if request.client else "", len(sides)):
+                async with aclosing(self._streamed(open_chat, sides, got, stop)) as updates:
+                    async for update in updates:
+                        yield update
             status = await self._api.status()
             model = status.model(got[parts.model])
             room = model.context_tokens if model else None
-            done = buttons(parts, streaming=False)
-            done |= meter(parts, open_chat, room or self._settings.context_tokens)
-            if comparing:
-                done |= vote_row(parts, wanted=self._can_be_voted_on(open_chat) and not stop.is_set())
-            yield done
+            yield meter(parts, open_chat, room or self._settings.context_tokens)
+        except TooMany as refused:
+            yield show(parts, open_chat, words.too_many(refused), ("retry",))
         finally:
             del self._stops[str(request.session_hash)]
+
+    def close(self, got: Update) -> Update:
+        """After an answer: Send again, and a vote where two were given."""
+        open_chat = self._chat(got)
+        wanted = bool(self._settings.votes) and all(_is_whole(open_chat[side]) for side in SIDES)
+        return buttons(self._parts, streaming=False) | vote_row(self._parts, wanted=wanted)
 
     async def _streamed(
         self,
         open_chat: Chat,
         sides: list[conversations.Side],
         got: Update,
-        go_on: bool,
         stop: asyncio.Event,
     ) -> AsyncGenerator[Update, None]:
         parts, names = self._parts, {"entries": got[self._parts.model], "rival": got[self._parts.rival_model]}
         streams, coming, saved_at = [], set(sides), time.monotonic()
+        shown = {
+            box: conversations.for_chatbot(open_chat[s]) for s, box in zip(SIDES, parts.boxes, strict=True)
+        }
         for side in sides:
-            begun = open_chat[side][-1]["content"] if go_on else ""
             asked = conversations.reopen(open_chat[side])
+            begun = open_chat[side][-1]["content"] if conversations.is_answered(open_chat[side]) else ""
             question = chat.Question(
                 asked, got[parts.knobs[0]], self._sampling(got), open_chat["start"], begun
             )
@@ -162,11 +146,11 @@ class Handlers:
             async for place, turn in turns:
                 side = sides[place]
                 open_chat[side] = turn.conversation
-                box = parts.boxes[SIDES.index(side)]
                 choices, start = words.choices(turn.choices), open_chat["start"]
-                update: Update = {
-                    box: conversations.for_chatbot(turn.conversation, turn.notice, choices, start)
-                }
+                shown[parts.boxes[SIDES.index(side)]] = conversations.for_chatbot(
+                    turn.conversation, turn.notice, choices, start
+                )
+                update = dict(shown)
                 if turn.over:
                     coming.discard(side)
                 if turn.over or time.monotonic() - saved_at > SAVE_EVERY_S:
@@ -221,11 +205,6 @@ class Handlers:
         hidden = {button: gr.update(visible=False) for button in parts.verdicts}
         return {parts.vote_said: words.VOTED} | hidden
 
-    def _can_be_voted_on(self, open_chat: Chat) -> bool:
-        return bool(self._settings.votes) and all(
-            conversations.is_answered(open_chat[side]) for side in SIDES
-        )
-
     def _chat(self, got: Update) -> Chat:
         return conversations.restore(got[self._parts.kept])
 
@@ -241,3 +220,7 @@ class Handlers:
             seed=None if seed is None else int(seed),
             stop=tuple(line.replace("\\n", "\n") for line in str(stop or "").splitlines() if line)[:4],
         )
+
+
+def _is_whole(conversation: Conversation) -> bool:
+    return conversations.is_answered(conversation) and not conversations.is_cut(conversation)

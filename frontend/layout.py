@@ -21,6 +21,7 @@ class Parts:
     """The components that events read or write.
 
     kept, shelf: the open chat and the others, in the browser. listed: (title, id) of all
+    asked: whether the model is to be asked
     names: the models that the pickers offer. file: the text of a file on its way in or out
     """
 
@@ -49,6 +50,7 @@ class Parts:
     shelf: gr.BrowserState
     kept_knobs: gr.BrowserState
     listed: gr.JSON
+    asked: gr.Checkbox
     names: gr.JSON
     file: gr.JSON
 
@@ -66,7 +68,7 @@ class Parts:
     def of_turn(self) -> list[Any]:
         """What a turn may change."""
         changed = [self.chat_input, *self.boxes, self.kept, self.send, self.stop, self.meter]
-        return [*changed, self.chats, self.listed, self.vote, *self.of_vote]
+        return [*changed, self.chats, self.listed, self.asked, self.vote, *self.of_vote]
 
     @property
     def of_chat(self) -> list[Any]:
@@ -214,5 +216,6 @@ def _memory(settings: Settings) -> dict[str, Any]:
         "kept": gr.BrowserState({}, storage_key="chat", secret=secret),
         "shelf": gr.BrowserState([], storage_key="shelf", secret=secret),
         "kept_knobs": gr.BrowserState([], storage_key="settings", secret=secret),
+        "asked": gr.Checkbox(visible=False),
         **{name: gr.JSON(visible=False) for name in ("listed", "names", "file")},
     }

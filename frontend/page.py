@@ -53,16 +53,21 @@ def build_page(settings: Settings, api: Api) -> gr.Blocks:
 
 
 def _wire_turns(parts: Parts, handlers: Handlers) -> None:
-    got = {parts.kept, parts.listed, parts.chatbot, parts.model, parts.rival_model, parts.comparing}
-    got |= {parts.chat_input, *parts.knobs}
-    streaming: dict[str, Any] = {"inputs": got, "outputs": parts.of_turn, **QUIET}
-    gr.on([parts.send.click, parts.chat_input.submit], handlers.ask, **streaming)
-    parts.chatbot.example_select(handlers.try_example, **streaming)
-    choosing = {"inputs": got | {parts.shelf}, "outputs": [*parts.of_turn, parts.shelf]}
-    for box in parts.boxes:
-        box.retry(handlers.retry, **streaming)
-        box.edit(handlers.edit, **streaming)
-        box.option_select(handlers.choose, **streaming | choosing)
+    got = {parts.kept, parts.shelf, parts.listed, parts.chatbot, parts.chat_input, parts.comparing}
+    asking: dict[str, Any] = {"inputs": got, "outputs": [*parts.of_turn, parts.shelf], **AT_ONCE}
+    asked = [
+        gr.on([parts.send.click, parts.chat_input.submit], handlers.ask, **asking),
+        parts.chatbot.example_select(handlers.try_example, **asking),
+        *(box.retry(handlers.retry, **asking) for box in parts.boxes),
+        *(box.edit(handlers.edit, **asking) for box in parts.boxes),
+        *(box.option_select(handlers.choose, **asking) for box in parts.boxes),
+    ]
+    chosen = {parts.model, parts.rival_model, parts.comparing, *parts.knobs}
+    answered = [*parts.boxes, parts.kept, parts.meter]
+    closed = [parts.send, parts.stop, parts.vote, *parts.of_vote]
+    for event in asked:
+        told = event.then(handlers.answer, {parts.kept, parts.asked, *chosen}, answered, **QUIET)
+        told.then(handlers.close, {parts.kept}, closed, **AT_ONCE)
     parts.stop.click(handlers.stop, None, None, **AT_ONCE)
     for box in parts.boxes:
         box.undo(handlers.undo, {parts.kept, parts.comparing, parts.listed}, parts.of_turn, **AT_ONCE)

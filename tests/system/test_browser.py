@@ -253,23 +253,16 @@ def test_an_api_that_goes_down_and_comes_back_needs_no_reload(visit: Visit, log:
             visit.answered(1)
 
 
-def test_one_visitor_is_held_to_the_limits(visit: Visit, scripted: str, log: Path) -> None:
-    with page_process(log, scripted, FRONTEND_VISITOR_MESSAGES_PER_MINUTE="1") as url:
-        visit.open(url)
-        visit.say("one")
-        visit.answered(1)
-        visit.say("two")
-        expect(visit.notice).to_contain_text("a lot of messages in one minute. Try again in ")
-
-
-def test_the_page_works_below_a_prefix_of_a_reverse_proxy(visit: Visit, scripted: str, log: Path) -> None:
-    with (
-        page_process(log, scripted, FRONTEND_ROOT_PATH="/chat") as upstream,
-        prefix_proxy("/chat", upstream) as url,
-    ):
+def test_the_page_works_below_a_prefix_and_holds_a_visitor_to_the_limits(
+    visit: Visit, scripted: str, log: Path
+) -> None:
+    settings = {"FRONTEND_ROOT_PATH": "/chat", "FRONTEND_VISITOR_MESSAGES_PER_MINUTE": "1"}
+    with page_process(log, scripted, **settings) as upstream, prefix_proxy("/chat", upstream) as url:
         visit.open(url)
         visit.say("Hello through the proxy")
         visit.answered(1)
+        visit.say("And again")
+        expect(visit.notice).to_contain_text("a lot of messages in one minute. Try again in ")
 
 
 def test_everything_can_be_done_with_the_keyboard(visit: Visit, page_url: str) -> None:
