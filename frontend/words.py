@@ -134,7 +134,7 @@ def about(answer: Answer) -> str:
     if answer.first_token_s is not None:
         remarks.append(f"first after {answer.first_token_s:.2f} s")
     if answer.prompt_tokens is not None:
-        remarks.append(f"{answer.prompt_tokens:,} read")
+        remarks.append(f"prompt of {answer.prompt_tokens:,}")
     if answer.finish_reason == "length":
         remarks.append("ended at the length limit")
     return " · ".join(remarks)

@@ -54,7 +54,7 @@ def test_remark_tells_length_speed_and_wait() -> None:
     answer = Answer(
         "x", prompt_tokens=1200, tokens=11, first_token_s=0.5, last_token_s=1.5, finish_reason="stop"
     )
-    assert words.about(answer) == "11 tokens · 10.0 tokens/s · first after 0.50 s · 1,200 read"
+    assert words.about(answer) == "11 tokens · 10.0 tokens/s · first after 0.50 s · prompt of 1,200"
 
 
 def test_remark_tells_only_what_is_known() -> None:

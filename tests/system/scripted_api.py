@@ -14,7 +14,7 @@ MODELS = [
     {"id": name, "max_model_len": 2048, "licence": "llama3.2"} for name in ("Llama-base", "Llama-tuned")
 ]
 ANSWER = (
-    "A **hash table** finds a value by its key: $O(1)$ on average.\n\n"
+    "A **hash table** finds a value by its key: \\(O(1)\\) on average.\n\n"
     "```python\ndef put(table, key, value):\n    table[hash(key) % len(table)] = (key, value)  # one\n```\n\n"
     "| step | cost |\n|---|---|\n| look-up | 1 |\n"
 )

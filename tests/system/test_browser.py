@@ -5,6 +5,7 @@ import subprocess
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, ViewportSize, expect
@@ -256,7 +257,7 @@ def test_an_api_that_goes_down_and_comes_back_needs_no_reload(visit: Visit, log:
 def test_the_page_works_below_a_prefix_and_holds_a_visitor_to_the_limits(
     visit: Visit, scripted: str, log: Path
 ) -> None:
-    settings = {"FRONTEND_ROOT_PATH": "/chat", "FRONTEND_VISITOR_MESSAGES_PER_MINUTE": "1"}
+    settings: dict[str, Any] = {"FRONTEND_ROOT_PATH": "/chat", "FRONTEND_VISITOR_MESSAGES_PER_MINUTE": "1"}
     with page_process(log, scripted, **settings) as upstream, prefix_proxy("/chat", upstream) as url:
         visit.open(url)
         visit.say("Hello through the proxy")
