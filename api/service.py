@@ -32,6 +32,7 @@ class Service:
     tracing: Tracing | None
     grammars: Grammars
     request_timeout_s: float
+    max_model_len: int
     beside: Beside | None
 
     def require_model(self, name: str) -> None:
@@ -66,6 +67,7 @@ def build_service(
         start_tracing(),
         Grammars(),
         settings.request_timeout_s,
+        settings.max_model_len,
         beside,
     )
 

@@ -81,7 +81,14 @@ def _check() -> bool:
         ),
         ([mypy, "--python-executable", python("api"), "api", "tests/api", "bench/fuzz_hooks.py"], ""),
         (
-            [mypy, "--python-executable", python("frontend"), "frontend", "tests/frontend"],
+            [
+                mypy,
+                "--python-executable",
+                python("frontend"),
+                "frontend",
+                "tests/frontend",
+                "bench/page.py",
+            ],
             "frontend:tests/frontend",
         ),
         (

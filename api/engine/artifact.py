@@ -114,6 +114,10 @@ class Artifact:
     def name(self) -> str:
         return self.manifest.name
 
+    def context_tokens(self, limit: int) -> int:
+        """How many tokens it can read and write together, at most `limit`."""
+        return min(limit, self.max_positions or limit)
+
     @property
     def failed_gates(self) -> list[str]:
         """Names of the gates that a person overrode to ship this model."""

@@ -53,7 +53,7 @@ class Engine:
     """
 
     def __init__(self, settings: Settings, artifact: Artifact, beside: Beside | None = None) -> None:
-        self.max_model_len = min(settings.max_model_len, artifact.max_positions or settings.max_model_len)
+        self.max_model_len = artifact.context_tokens(settings.max_model_len)
         self.vocab_size = artifact.vocab_size
         self._settings = settings
         self.models = [artifact.name, *(beside.names if beside else [])]

@@ -11,7 +11,10 @@ from api.service import Service, ServiceOfApp
 
 
 class Model(BaseModel):
-    """root: which artifact, base or adapter it is. parent: of an adapter, the model that it changes."""
+    """root: which artifact, base or adapter it is. parent: of an adapter, the model that it changes.
+
+    max_model_len: tokens of prompt and answer together, under vLLM's name. licence: of the base
+    """
 
     id: str
     object: Literal["model"] = "model"
@@ -19,6 +22,8 @@ class Model(BaseModel):
     owned_by: Literal["finechat"] = "finechat"
     root: str
     parent: str | None = None
+    max_model_len: int
+    licence: str
 
 
 class ModelList(BaseModel):
@@ -41,13 +46,23 @@ async def retrieve_model(model: str, service: ServiceOfApp) -> Model:
 
 
 def _models(service: Service) -> list[Model]:
-    manifest = service.lifecycle.artifact.manifest
-    created = int(manifest.created_at.timestamp())
-    models = [Model(id=manifest.name, created=created, root=manifest.id)]
+    artifact = service.lifecycle.artifact
+    manifest = artifact.manifest
+    created, base = int(manifest.created_at.timestamp()), manifest.base_model
+    known: list[tuple[str, int, str, str | None]]
+    known = [(manifest.name, created, manifest.id, None)]
     if service.beside:
-        models.append(Model(id=BASE, created=created, root=manifest.base_model["id"]))
-        models += [
-            Model(id=adapter.name, created=adapter.created, root=adapter.name, parent=BASE)
-            for adapter in service.beside.adapters
-        ]
-    return models
+        known.append((BASE, created, base["id"], None))
+        known += [(each.name, each.created, each.name, BASE) for each in service.beside.adapters]
+    context = artifact.context_tokens(service.max_model_len)
+    return [
+        Model(
+            id=name,
+            created=made,
+            root=root,
+            parent=parent,
+            max_model_len=context,
+            licence=base["licence"],
+        )
+        for name, made, root, parent in known
+    ]

@@ -260,7 +260,8 @@ async def test_defect_of_ours_is_told_without_its_details(make_house: MakeHouse)
 async def test_models_lists_the_artifacts_name(make_house: MakeHouse) -> None:
     async with make_house().client() as client:
         listed = (await client.get("/v1/models")).json()["data"]
-        assert [model["id"] for model in listed] == [MODEL]
+        told = [(model["id"], model["max_model_len"], model["licence"]) for model in listed]
+        assert told == [(MODEL, 256, "l")]
         assert (await client.get(f"/v1/models/{MODEL}")).json() == listed[0]
         assert_openai_error(await client.get("/v1/models/other"), 404, "model_not_found")
 

@@ -18,8 +18,9 @@ import pytest
 from playwright.sync_api import Browser, sync_playwright
 
 from bench.load import Answer, Service, ask
-from browsing import CHROMIUM, CHROMIUM_FLAGS, DESKTOP, Visit, free_port
+from browsing import CHROMIUM, CHROMIUM_FLAGS, DESKTOP, Visit
 from browsing import ROOT as ROOT
+from browsing import free_port as free_port
 
 PROFILE = ROOT / "tests" / "system" / "profile.yaml"
 SCREENSHOTS = ROOT / ".venv" / "reports"
