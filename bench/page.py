@@ -44,7 +44,7 @@ async def main() -> None:
             rows.append(summary(chats, told, cpu_s(process.pid) - cpu, process.pid))
     server.close()
     result = {
-        "hardware": {"processor": platform.machine(), "cores": os.cpu_count()},
+        "hardware": {"machine": platform.machine(), "cores": os.cpu_count(), "load": os.getloadavg()[0]},
         "tokens": TOKENS,
         "tokens_per_s": TOKENS_PER_S,
         "rows": rows,

@@ -187,6 +187,7 @@ def test_two_models_are_compared_and_the_vote_trains(visit: Visit, page_url: str
         cwd=ROOT, input=rows, capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert read.stdout.strip() == "[['user', 'assistant']]"
+    assert "Compare these" not in log.read_text() and "hash table" not in log.read_text()
 
 
 def test_settings_are_sent_and_survive_a_reload(visit: Visit, page_url: str, scripted: str) -> None:
