@@ -23,7 +23,7 @@ EXACT = {
     "/gradio_api/run/predict",
 }
 BELOW = ("/assets/", "/static/", "/svelte/", "/gradio_api/heartbeat/")
-MAX_BODY_BYTES = 2**20
+MAX_BODY_BYTES = 2**22  # the shelf and a long chat
 HEADERS = {
     "Content-Security-Policy": (
         "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; "

@@ -52,7 +52,9 @@ class Handlers:
     def edit(self, got: Update, edited: gr.EditData) -> Update:
         """Another text for a question; what followed it gives way."""
         open_chat = self._chat(got)
-        number = conversations.questions_before(got[self._parts.chatbot], edited.index)
+        # Gradio tells its copy of the box for this session, so by its name.
+        [box] = [box for box in self._parts.boxes if box.elem_id == getattr(edited.target, "elem_id", "")]
+        number = conversations.questions_before(got[box], edited.index)
         for side in SIDES:
             open_chat[side] = conversations.before_question(open_chat[side], number)
         open_chat["start"] = min(open_chat["start"], number)

@@ -70,6 +70,18 @@
     });
   }).observe(document.body, { childList: true, subtree: true, attributeFilter: ["class"] });
 
+  // A question that comes before the answer to the last one would part the two.
+  document.addEventListener(
+    "keydown",
+    (event) => {
+      const sends = event.key === "Enter" && !event.shiftKey && event.target.matches("#chat-input textarea");
+      if (!sends || !document.querySelector("#stop")) return;
+      event.preventDefault();
+      event.stopPropagation();
+    },
+    { capture: true },
+  );
+
   // On a phone the side list lies over the chat, and goes once a chat is chosen.
   document.addEventListener("change", (event) => {
     if (event.target.closest("#chats")) frame.classList.remove("side-toggled");

@@ -53,14 +53,16 @@ def build_page(settings: Settings, api: Api) -> gr.Blocks:
 
 
 def _wire_turns(parts: Parts, handlers: Handlers) -> None:
-    got = {parts.kept, parts.shelf, parts.listed, parts.chatbot, parts.chat_input, parts.comparing}
-    asking: dict[str, Any] = {"inputs": got, "outputs": [*parts.of_turn, parts.shelf], **AT_ONCE}
+    got = {parts.kept, parts.listed, parts.chat_input, parts.comparing}
+    asking: dict[str, Any] = {"inputs": got, "outputs": parts.of_turn, **AT_ONCE}
+    editing = asking | {"inputs": got | {*parts.boxes}}
+    choosing = asking | {"inputs": got | {parts.shelf}, "outputs": [*parts.of_turn, parts.shelf]}
     asked = [
         gr.on([parts.send.click, parts.chat_input.submit], handlers.ask, **asking),
         parts.chatbot.example_select(handlers.try_example, **asking),
         *(box.retry(handlers.retry, **asking) for box in parts.boxes),
-        *(box.edit(handlers.edit, **asking) for box in parts.boxes),
-        *(box.option_select(handlers.choose, **asking) for box in parts.boxes),
+        *(box.edit(handlers.edit, **editing) for box in parts.boxes),
+        *(box.option_select(handlers.choose, **choosing) for box in parts.boxes),
     ]
     chosen = {parts.model, parts.rival_model, parts.comparing, *parts.knobs}
     answered = [*parts.boxes, parts.kept, parts.meter]

@@ -76,5 +76,5 @@ async def test_routes_the_page_does_not_need_are_closed(
 
 
 async def test_oversized_body_is_refused(client: httpx.AsyncClient) -> None:
-    answer = await client.post("/gradio_api/queue/join", content=b"x" * (2**20 + 1))
+    answer = await client.post("/gradio_api/queue/join", content=b"x" * (2**22 + 1))
     assert answer.status_code == 413
