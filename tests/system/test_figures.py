@@ -17,3 +17,13 @@ def test_the_readme_shows_the_kept_training_speed() -> None:
     training = importlib.import_module("bench.training")  # it names modules of the trainer's environment
     kept = json.loads((ROOT / "bench" / "results" / "training-h100.json").read_text())
     assert training.table(kept["rows"]) in README
+
+
+def test_the_readme_tells_the_kept_figures_of_the_page() -> None:
+    one, _, fifty = json.loads((ROOT / "bench" / "results" / "page.json").read_text())["rows"]
+    first_s, alone_s = fifty["first_text_s"]["median"], one["first_text_s"]["median"]
+    gap_s, cores = fifty["between_updates_s"]["median"], fifty["page_cpu_s_per_s"]
+    said = " ".join(README.split())
+    assert (one["chats"], fifty["chats"]) == (1, 50)
+    assert f"first text after {first_s:.1f} s (one alone: {alone_s:.2f} s)" in said
+    assert f"an update every {gap_s:.1f} s, {cores:.1f} of a core" in said
