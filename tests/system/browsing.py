@@ -133,6 +133,7 @@ class Visit:
         expect(self.page.locator("#model input")).not_to_have_value("", timeout=20_000)
 
     def say(self, text: str) -> None:
+        expect(self.page.locator("#send")).to_be_visible(timeout=10_000)
         self.page.locator("#chat-input textarea").fill(text)
         self.page.locator("#chat-input textarea").press("Enter")
 

@@ -75,7 +75,8 @@ def test_stop_ends_the_engines_work_and_the_answer_can_be_gone_on_with(first_up:
     visit.say("Tell me a very long story.")
     answer = visit.page.locator("#chatbot .bot-row [data-testid=bot]").first
     expect(answer).to_contain_text(" ", timeout=20_000)
-    visit.say("Not yet")
+    visit.page.locator("#chat-input textarea").fill("Not yet")
+    visit.page.locator("#chat-input textarea").press("Enter")
     expect(visit.page.locator("#chatbot .user-row")).to_have_count(1)
     visit.page.locator("#stop").click()
     wait_until(lambda: metric(first_up, "finechat_active_streams") == 0, 5)
@@ -140,7 +141,7 @@ def test_a_turn_is_edited_retried_and_taken_back(visit: Visit, page_url: str) ->
 def test_chats_are_exported_and_imported(visit: Visit, page_url: str, tmp_path: Path) -> None:
     visit.open(page_url)
     visit.say("Export me")
-    answer = visit.answered(1).inner_text()
+    answer = visit.answered(1).text_content() or "nothing"
     for item, ending in (("#to-json", "json"), ("#to-markdown", "md")):
         with visit.page.expect_download() as download:
             visit.menu(item)
