@@ -21,6 +21,7 @@ from show import Update, buttons, listing, meter, show, vote_row
 from visitors import Visitors
 
 SAVE_EVERY_S = 2.0
+STOPS_WITHIN_S = 5.0  # what takes longer was left behind by a browser that is gone
 
 
 class Handlers:
@@ -104,7 +105,8 @@ class Handlers:
             yield {}
             return
         await self.stop(request)
-        stop = self._stops[str(request.session_hash)] = asyncio.Event()
+        session = str(request.session_hash)
+        stop = self._stops[session] = asyncio.Event()
         try:
             with self._visitors.admitted(request.client.host if request.client else "", len(sides)):
                 async with aclosing(self._streamed(open_chat, sides, got, stop)) as updates:
@@ -117,7 +119,8 @@ class Handlers:
         except TooMany as refused:
             yield show(parts, open_chat, words.too_many(refused), ("retry",))
         finally:
-            del self._stops[str(request.session_hash)]
+            if self._stops.get(session) is stop:
+                del self._stops[session]
 
     def close(self, got: Update) -> Update:
         """After an answer: Send again, and a vote where two were given."""
@@ -135,7 +138,8 @@ class Handlers:
         parts, names = self._parts, {"entries": got[self._parts.model], "rival": got[self._parts.rival_model]}
         streams, coming, saved_at = [], set(sides), time.monotonic()
         shown = {
-            box: conversations.for_chatbot(open_chat[s]) for s, box in zip(SIDES, parts.boxes, strict=True)
+            box: conversations.for_chatbot(open_chat[side], start=open_chat["start"])
+            for side, box in zip(SIDES, parts.boxes, strict=True)
         }
         for side in sides:
             asked = conversations.reopen(open_chat[side])
@@ -161,7 +165,6 @@ class Handlers:
                         side: conversations.cut(open_chat[side], words.CUT_OFF) for side in coming
                     }
                 yield update
-
         if coming:
             yield self._stopped(open_chat, coming)
 
@@ -177,7 +180,8 @@ class Handlers:
 
         Not Gradio's `cancels`: a piece that is on its way would come after what follows here.
         """
-        while under_way := self._stops.get(str(request.session_hash)):
+        session, deadline = str(request.session_hash), time.monotonic() + STOPS_WITHIN_S
+        while (under_way := self._stops.get(session)) and time.monotonic() < deadline:
             under_way.set()
             await asyncio.sleep(0.02)
 
