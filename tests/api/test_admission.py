@@ -15,7 +15,7 @@ from api.access.keys import NORMAL, Limits, create_key
 from api.engine.engine import Delta
 from api.errors import Overloaded
 from api.metrics import Metrics
-from conftest import FakeEngine, House, ask
+from conftest import FakeEngine, House, ask, eventually
 
 pytestmark = pytest.mark.anyio
 URL = "/v1/chat/completions"
@@ -239,10 +239,14 @@ async def test_keys_share_the_engine_fairly_and_by_priority(
             headers = {"authorization": f"Bearer {secret}"}
             return asyncio.create_task(client.post(URL, json=body, headers=headers))
 
-        tasks = []
+        def queued() -> int:
+            admission = house.service.admission
+            return int(admission.running + sum(map(len, admission._waiting.values())))
+
+        tasks: list[asyncio.Task[httpx.Response]] = []
         for secret, text in [(ann, "a")] * 4 + [(bob, "bbbb")]:
             tasks.append(post(secret, text))
-            await asyncio.sleep(0.05)
+            await eventually(lambda: queued() == len(tasks))
         engine.hold_before = None
         engine.release.set()
         await asyncio.gather(*tasks)

@@ -20,6 +20,8 @@ REQUESTS: dict[str, type[BaseModel]] = {
     "/v1/chat/completions": ChatRequest,
     "/v1/completions": CompletionRequest,
 }
+# Other tests leave threads behind that end by themselves, and may use `random` meanwhile.
+pytestmark = pytest.mark.filterwarnings("ignore:Do not use the `random` module")
 EACH = pytest.mark.parametrize("path", REQUESTS)
 CALM = settings(deadline=None, max_examples=100, suppress_health_check=list(HealthCheck), database=None)
 MOST_CPU_S = 0.25
