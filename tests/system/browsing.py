@@ -8,9 +8,9 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
-from http.client import HTTPConnection
+from http.client import HTTPConnection, HTTPResponse
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -84,10 +84,13 @@ def prefix_proxy(prefix: str, upstream: str) -> Iterator[str]:
         def _pass_on(self) -> None:
             if not self.path.startswith(prefix):
                 return self.send_error(404)
-            connection = HTTPConnection(host)
             body = self.rfile.read(int(self.headers.get("content-length", 0)))
-            connection.request(self.command, self.path.removeprefix(prefix), body, dict(self.headers))
-            answer = connection.getresponse()
+            with closing(HTTPConnection(host)) as connection:
+                connection.request(self.command, self.path.removeprefix(prefix), body, dict(self.headers))
+                with connection.getresponse() as answer:
+                    self._hand_back(answer)
+
+        def _hand_back(self, answer: HTTPResponse) -> None:
             self.send_response(answer.status)
             for name, value in answer.getheaders():
                 if name.lower() not in ("transfer-encoding", "content-length", "connection"):
@@ -109,6 +112,7 @@ def prefix_proxy(prefix: str, upstream: str) -> Iterator[str]:
         yield f"http://127.0.0.1:{server.server_address[1]}{prefix}/"
     finally:
         server.shutdown()
+        server.server_close()
 
 
 @dataclass
