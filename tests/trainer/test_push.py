@@ -11,6 +11,7 @@ import pytest
 from trainer.cli import main
 from trainer.config import fingerprint, load
 from trainer.ship import push as push_module
+from trainer.ship.artifact import find_finished
 
 LLAMA = ("--set", "name=Llama-tiny", "--set", "base.licence=llama3.2")
 Edit = Callable[[dict[str, Any]], None]
@@ -161,3 +162,10 @@ def test_what_the_licence_asks_for_must_be_there(pushed: Any, artifact: Path, na
     edit_manifest(artifact, lambda m: m["files"].pop(name))
     code, _, err = pushed()
     assert code == 1 and told in err
+
+
+def test_an_artifact_of_an_older_schema_is_not_taken_for_finished(artifact: Path) -> None:
+    assert find_finished(artifact.parent, artifact.name) == artifact
+    manifest = json.loads((artifact / "manifest.json").read_text())
+    (artifact / "manifest.json").write_text(json.dumps({**manifest, "schema_version": 0}))
+    assert find_finished(artifact.parent, artifact.name) is None

@@ -32,12 +32,13 @@ def artifact_id(config: RunConfig, base: BaseModel, data_fingerprint: str) -> st
 
 
 def find_finished(models: Path, identifier: str) -> Path | None:
-    """The artifact's directory if every file is there with its recorded SHA-256."""
+    """The artifact's directory if it is of this schema and every file is there with its recorded SHA-256."""
     directory = models / identifier
     manifest = read_json(directory / "manifest.json")
-    if not manifest or manifest.get("id") != identifier or first_altered(directory, manifest):
+    expected = {"id": identifier, "schema_version": SCHEMA_VERSION}
+    if not manifest or any(manifest.get(key) != value for key, value in expected.items()):
         return None
-    return directory
+    return None if first_altered(directory, manifest) else directory
 
 
 def first_altered(directory: Path, manifest: dict[str, Any]) -> str | None:
