@@ -5,7 +5,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
 	&& echo $$p && break; done)
 RUN = $(if $(PYTHON),$(PYTHON),$(error Python 3.11 or 3.12 is needed, and not found: install one, or name it with `make PYTHON=...`))
 
-.PHONY: up setup test check clean
+.PHONY: up setup test test-containers check clean
 
 up:     ## fine-tune, merge, serve, chat
 	@exec $(RUN) scripts/up.py
@@ -15,6 +15,9 @@ setup:  ## only the system packages and the environments
 
 test:   ## everything that CI runs
 	@exec $(RUN) scripts/test.py
+
+test-containers:  ## only the container tests, in an engine of their own (root, Debian)
+	@exec $(RUN) scripts/test.py containers
 
 check:  ## format, lint and types only
 	@exec $(RUN) scripts/test.py check

@@ -194,10 +194,14 @@ def _uv() -> Path:
 def _uv_environment() -> dict[str, str]:
     """uv does not read pip's settings; hand over where this machine keeps wheels, if it says."""
     environment = dict(os.environ)
-    links = os.environ.get("PIP_FIND_LINKS") or _pip_setting("global.find-links")
-    if links:
-        environment.setdefault("UV_FIND_LINKS", ",".join(links.split()))
+    if links := find_links():
+        environment.setdefault("UV_FIND_LINKS", ",".join(links))
     return environment
+
+
+def find_links() -> list[str]:
+    """The folders and pages where this machine keeps wheels, if pip's settings name any."""
+    return (os.environ.get("PIP_FIND_LINKS") or _pip_setting("global.find-links")).split()
 
 
 def _pip_setting(key: str) -> str:

@@ -1,7 +1,10 @@
-"""`make test`: sets up what the tests need and runs all of them; `make check` only the first stage.
+"""`make test`: sets up what the tests need and runs all of them; `make check` only the first stage, and
+`make test-containers` only the last.
 
-Each service's unit tests run in that service's own environment; the system test runs `make up` for
-real, with a real browser. Prints what every runner prints, and one closing line over all of them.
+Each service's unit tests run in that service's own environment. The system test runs `make up` for
+real, with a real browser. The container tests run `docker compose up` in an engine of their own, where one
+may be run (root on Debian) and SKIP_CONTAINERS is not set. Prints what every runner prints, and one
+closing line over all of them.
 """
 
 from __future__ import annotations
@@ -11,8 +14,10 @@ import subprocess
 import sys
 import time
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Sequence
 from pathlib import Path
 
+import private_engine
 from environments import (
     BENCHMARKS,
     ROOT,
@@ -36,6 +41,9 @@ def main(arguments: list[str]) -> int:
     try:
         check_python()
         install_system_packages(browser=arguments != ["check"])
+        if arguments == ["containers"]:
+            build("tests")
+            return _close([_containers()], checked=True)
         for name in (*SERVICES, "tests"):
             build(name)
         for name in SERVICES:
@@ -48,9 +56,19 @@ def main(arguments: list[str]) -> int:
     checked = _check()
     if arguments == ["check"]:
         return 0 if checked else 1
-    REPORTS.mkdir(exist_ok=True)
     results = [_suite(name, name) for name in SERVICES]
     results.append(_suite("system", "tests"))
+    reason = "SKIP_CONTAINERS is set" if os.environ.get("SKIP_CONTAINERS") else private_engine.why_not()
+    if reason:
+        say(f"tests/containers: skipped, {reason}")
+        results.append((0, 0, 1))
+    else:
+        results.append(_containers())
+    return _close(results, checked)
+
+
+def _close(results: list[tuple[int, int, int]], checked: bool) -> int:
+    """The closing line, and the exit code."""
     passed, failed, skipped = (sum(column) for column in zip(*results, strict=True))
     failed += 0 if checked else 1
     say(f"{passed} passed, {failed} failed" + (f", {skipped} skipped" if skipped else ""))
@@ -103,19 +121,33 @@ def _check() -> bool:
             "frontend:tests/frontend",
         ),
         (
-            [mypy, "scripts", "bench/quickstart.py", "bench/load.py", "bench/endurance.py", "tests/system"],
+            [
+                mypy,
+                "scripts",
+                "bench/quickstart.py",
+                "bench/load.py",
+                "bench/endurance.py",
+                "bench/serving.py",
+                "tests/system",
+            ],
             "scripts:tests/system",
         ),
+        ([mypy, "tests/containers"], "tests/containers"),
     ]
     return all([_run(command, mypy_path) for command, mypy_path in checks])
 
 
-def _suite(folder: str, environment: str) -> tuple[int, int, int]:
-    """(passed, failed, skipped) of tests/<folder>."""
+def _containers() -> tuple[int, int, int]:
+    return _suite("containers", "tests", within=[sys.executable, str(ROOT / "scripts" / "private_engine.py")])
+
+
+def _suite(folder: str, environment: str, within: Sequence[str] = ()) -> tuple[int, int, int]:
+    """(passed, failed, skipped) of tests/<folder>. within: a command that runs the runner."""
+    REPORTS.mkdir(exist_ok=True)
     report = REPORTS / f"{folder}.xml"
     report.unlink(missing_ok=True)
     begun = time.monotonic()
-    _run([python(environment), "-m", "pytest", f"tests/{folder}", f"--junit-xml={report}"])
+    _run([*within, python(environment), "-m", "pytest", f"tests/{folder}", f"--junit-xml={report}"])
     say(f"tests/{folder}: {time.monotonic() - begun:.0f} s")
     return _count(report)
 
