@@ -40,7 +40,7 @@ KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 CERTIFICATES_INSIDE = Path("/etc/ssl/this-machine.crt")  # a name that no package writes again
 BRIDGE, WHEELS_PORT, CGROUP = "172.31.0.1", 3141, "finechat-test"
-MIN_FREE_GIB = 20
+MIN_FREE_GIB = 30
 
 
 def why_not() -> str | None:
