@@ -33,6 +33,21 @@ from environments import (
 
 SERVICES = ("trainer", "api", "frontend")
 REPORTS = VENVS / "reports"
+# What mypy reads together: in the types of which environment, with what on its path.
+TYPED = (
+    (
+        "trainer", "",
+        "trainer tests/trainer bench/sweep.py bench/engines.py bench/training.py bench/curves.py "
+        "bench/sweep_time.py",
+    ),
+    ("api", "", "api tests/api bench/fuzz_hooks.py bench/front.py"),
+    ("frontend", "frontend:tests/frontend", "frontend tests/frontend bench/page.py"),
+    (
+        "tests", "scripts:tests/system",
+        "scripts bench/quickstart.py bench/load.py bench/endurance.py bench/serving.py tests/system",
+    ),
+    ("tests", "tests/containers", "tests/containers"),
+)  # fmt: skip
 
 
 def main(arguments: list[str]) -> int:
@@ -72,62 +87,10 @@ def _check() -> bool:
     """Format, lint and types; all are run, so that one call shows everything."""
     bin_dir = VENVS / "tests" / "bin"
     ruff, mypy = str(bin_dir / "ruff"), str(bin_dir / "mypy")
-    checks = [
-        ([ruff, "format", "--check", "."], ""),
-        ([ruff, "check", "."], ""),
-        (
-            [
-                mypy,
-                "--python-executable",
-                python("trainer"),
-                "trainer",
-                "tests/trainer",
-                "bench/sweep.py",
-                "bench/engines.py",
-                "bench/training.py",
-                "bench/curves.py",
-                "bench/sweep_time.py",
-            ],
-            "",
-        ),
-        (
-            [
-                mypy,
-                "--python-executable",
-                python("api"),
-                "api",
-                "tests/api",
-                "bench/fuzz_hooks.py",
-                "bench/front.py",
-            ],
-            "",
-        ),
-        (
-            [
-                mypy,
-                "--python-executable",
-                python("frontend"),
-                "frontend",
-                "tests/frontend",
-                "bench/page.py",
-            ],
-            "frontend:tests/frontend",
-        ),
-        (
-            [
-                mypy,
-                "scripts",
-                "bench/quickstart.py",
-                "bench/load.py",
-                "bench/endurance.py",
-                "bench/serving.py",
-                "tests/system",
-            ],
-            "scripts:tests/system",
-        ),
-        ([mypy, "tests/containers"], "tests/containers"),
-    ]
-    return all([_run(command, mypy_path) for command, mypy_path in checks])
+    passed = [_run([ruff, "format", "--check", "."]), _run([ruff, "check", "."])]
+    for environment, mypy_path, places in TYPED:
+        passed.append(_run([mypy, "--python-executable", python(environment), *places.split()], mypy_path))
+    return all(passed)
 
 
 def _containers() -> tuple[int, int, int]:

@@ -17,6 +17,7 @@ import openai
 import pytest
 from playwright.sync_api import expect
 
+from bench.load import cmdline, descendants
 from browsing import Visit
 from conftest import ROOT, Up, get, metric, start
 
@@ -189,7 +190,7 @@ def test_a_killed_engine_is_told_to_streams_and_readers_and_started_again(first_
     visit.open(first_up.page_url)
     visit.say("Tell me a very long story.")
     expect(visit.page.locator("#chatbot .bot-row").first).to_contain_text(" ", timeout=20_000)
-    [core] = [pid for pid in _descendants(first_up.process.pid) if b"EngineCore" in _cmdline(pid)]
+    [core] = [pid for pid in descendants(first_up.process.pid) if b"EngineCore" in cmdline(pid)]
     os.kill(core, signal.SIGKILL)
     killed = time.monotonic()
     with pytest.raises(openai.APIError, match="engine has failed"):
@@ -213,22 +214,6 @@ def test_a_killed_engine_is_told_to_streams_and_readers_and_started_again(first_
     expect(visit.page.locator("#stop")).to_be_visible()
     visit.page.locator("#stop").click()
     expect(visit.page.locator("#chatbot .note")).to_contain_text("Stopped")
-
-
-def _descendants(pid: int) -> list[int]:
-    parents = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        fields = _read(stat).rpartition(b")")[2].split()
-        if fields:
-            parents[int(stat.parent.name)] = int(fields[1])
-    found = [pid]
-    for known in found:
-        found += [child for child, parent in parents.items() if parent == known]
-    return found[1:]
-
-
-def _cmdline(pid: int) -> bytes:
-    return _read(Path(f"/proc/{pid}/cmdline"))
 
 
 def test_stopping_ends_every_process_within_ten_seconds(first_up: Up) -> None:

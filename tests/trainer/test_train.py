@@ -54,16 +54,20 @@ def test_the_learning_rate_rises_stays_and_falls_to_the_end(config: RunConfig, t
         assert line["grad_norm"] > 0 and line["tokens_per_second"] > 0
 
 
-def test_a_run_that_diverges_is_finished_and_keeps_its_last_good_checkpoint(
-    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def overflow_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     own = LoraTrainer.compute_loss
 
     def overflowing(self: LoraTrainer, *args: Any, **kwargs: Any) -> Any:
         loss = own(self, *args, **kwargs)
-        return loss * float("inf") if self.state.global_step >= 7 else loss
+        return loss * float("inf") if self.state.global_step >= step else loss
 
     monkeypatch.setattr(LoraTrainer, "compute_loss", overflowing)
+
+
+def test_a_run_that_diverges_is_finished_and_keeps_its_last_good_checkpoint(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overflow_after(7, monkeypatch)
     run = trained(config, tmp_path, 20)
     assert run.diverged == "loss is inf at step 8"
     assert run.validation == [] and not run.adapter.exists()
@@ -141,13 +145,7 @@ def test_the_log_of_a_run_is_whole_lines_of_json(config: RunConfig, tmp_path: Pa
 def test_a_loss_that_is_logged_seldom_still_guards_every_checkpoint(
     config_values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    own = LoraTrainer.compute_loss
-
-    def overflowing(self: LoraTrainer, *args: Any, **kwargs: Any) -> Any:
-        loss = own(self, *args, **kwargs)
-        return loss * float("inf") if self.state.global_step >= 4 else loss
-
-    monkeypatch.setattr(LoraTrainer, "compute_loss", overflowing)
+    overflow_after(4, monkeypatch)
     config_values["train"].update(logging_steps=100)
     run = trained(configured(config_values, tmp_path), tmp_path, 20)
     assert run.diverged == "loss is nan at step 6"  # two steps late, and before that step is saved
