@@ -27,6 +27,7 @@ from api.settings import Settings
 
 _STOP_GRACE_S = 1.0
 _GREEDY = 1e-5  # vLLM takes a lower temperature for none
+_FAILED = "The engine has failed. Try again after it restarts."
 _LORA_RANKS = (8, 16, 32, 64, 128, 256)  # the most that an engine holds, of vLLM's choices
 _FINISHED: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
 
@@ -151,6 +152,8 @@ class Engine:
 
         Raises: EngineFailed if the engine is dead or ends the request itself.
         """
+        if self._stopping:  # while this request waited for its turn
+            raise EngineFailed(_FAILED)
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
@@ -183,7 +186,7 @@ class Engine:
                             first = False
                             yield _delta(completion, completion.index + copy, cached)
         except (EngineDeadError, EngineGenerateError):
-            raise EngineFailed("The engine has failed. Try again after it restarts.") from None
+            raise EngineFailed(_FAILED) from None
 
     @property
     def is_dead(self) -> bool:
@@ -200,7 +203,7 @@ class Engine:
             impatience = threading.Timer(_STOP_GRACE_S, kill, [self._processes])
             impatience.start()
             for llm in self._llms:
-                _end_reading(llm)
+                _end_requests(llm)
                 llm.shutdown()
             impatience.cancel()
             self._llms = []
@@ -213,12 +216,18 @@ class Engine:
             self._watch.communicate()
 
 
-def _end_reading(llm: Any) -> None:
-    """Or it would log the end of its engine as an error, with a traceback."""
+def _end_requests(llm: Any) -> None:
+    """Of a dead engine; and stop reading, or it would log the end of a sound one as an error."""
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    def end(reader: Any) -> None:
+        reader.cancel()
+        llm.output_processor.propagate_error(EngineDeadError())
+
     reader = llm.output_handler
     if reader is not None:
         with contextlib.suppress(RuntimeError):  # its loop has ended
-            reader.get_loop().call_soon_threadsafe(reader.cancel)
+            reader.get_loop().call_soon_threadsafe(end, reader)
 
 
 def _delta(completion: Any, index: int, cached_tokens: int) -> Delta:
