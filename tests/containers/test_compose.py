@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import socket
 import time
 from collections.abc import Iterator
 
@@ -37,6 +39,16 @@ def test_a_trainer_that_fails_keeps_the_api_from_starting_and_says_why(stack: St
     stack.compose("down", "--volumes")
 
 
+def test_a_disk_that_is_too_small_is_told_with_both_sizes(stack: Stack) -> None:
+    small = {"COMPOSE_FILE": f"{stack.environment['COMPOSE_FILE']}:tests/containers/small.yml"}
+    assert stack.try_compose("up", "--detach", "--wait", **small).returncode != 0
+    told = stack.try_compose("logs", "--no-log-prefix", "trainer", **small).stdout
+    assert re.search(r"needs [\d.]+ GiB on the disk of /artifacts.* and [\d.]+ GiB are free", told), told
+    assert "Traceback" not in told
+    assert stack.inspect("api")["State"]["Status"] == "created"
+    stack.compose("down", "--volumes", **small)
+
+
 def test_down_while_it_trains_loses_nothing_that_is_finished(stack: Stack) -> None:
     stack.compose("up", "--detach", "trainer")
     deadline = time.monotonic() + 120
@@ -47,6 +59,14 @@ def test_down_while_it_trains_loses_nothing_that_is_finished(stack: Stack) -> No
     stack.up("first start, after an interruption")
     assert "[7/7] publish" in stack.logs()
     assert stack.inspect("trainer")["State"]["ExitCode"] == 0
+
+
+def test_a_port_that_is_taken_is_named(stack: Stack) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = str(other.getsockname()[1])
+        done = stack.try_compose("up", "--detach", "--no-deps", "frontend", FRONTEND_PORT=port)
+    assert done.returncode != 0 and f"127.0.0.1:{port}" in done.stderr, done.stderr
+    stack.compose("up", "--detach", "--wait")
 
 
 def test_images_are_small(stack: Stack) -> None:
@@ -86,11 +106,15 @@ def test_a_person_chats_through_the_page_and_goes_on_after_the_api_was_killed(
 
 
 def _say(page: Page, text: str, count: int) -> None:
-    """One turn, which streams: the answer is there before the note that ends it."""
+    """One turn, to the note that ends it."""
+    expect(page.locator("#model input")).not_to_have_value("", timeout=30_000)
+    expect(page.locator("#send")).to_be_visible(timeout=10_000)
     page.locator("#chat-input textarea").fill(text)
     page.locator("#send").click()
     expect(page.locator("#chatbot .note")).to_have_count(count, timeout=60_000)
-    expect(page.locator("#chatbot [data-testid=bot]").last).not_to_be_empty()
+    answers = page.locator("#chatbot .bot-row:not(:has(.note, .notice)) [data-testid=bot]")
+    expect(answers).to_have_count(count)
+    expect(answers.last).to_have_text(re.compile(r"\w"))
 
 
 def test_containers_may_do_no_more_than_they_need(stack: Stack) -> None:

@@ -1,0 +1,74 @@
+"""The pictures of README.md: docs/chat.png and docs/images, of a real model and the base it was made from.
+
+    .venv/tests/bin/python bench/pictures.py --artifacts artifacts    # after `make up` and `make test`
+
+Asks for a card of one of the held-out objects that only the tuned model writes as it should.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from playwright.sync_api import Browser, sync_playwright
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "system")]
+
+from bench.load import Service  # noqa: E402 - run as a program, only its folder is on the path
+from browsing import CHROMIUM, CHROMIUM_FLAGS, DESKTOP, PHONE, Visit, page_process  # noqa: E402
+
+DOCS = ROOT / "docs"
+PICTURES: tuple[tuple[str, bool, dict[str, Any]], ...] = (
+    ("chat.png", False, {"viewport": DESKTOP}),
+    ("images/compare.png", True, {"viewport": DESKTOP}),
+    ("images/dark.png", False, {"viewport": DESKTOP, "color_scheme": "dark"}),
+    ("images/phone.png", False, {"viewport": PHONE}),
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--artifacts", type=Path, default=ROOT / "artifacts")
+    artifacts = parser.parse_args().artifacts.absolute()
+    samples = json.loads((artifacts / "models" / "current" / "samples.json").read_text())
+    learnt = [s["prompt"] for s in samples if s["tuned"] == s["reference"] != s["base"]]
+    asked = min(learnt, key=len)
+    [base] = (path for path in (artifacts / "bases").iterdir() if path.is_dir())
+    with tempfile.TemporaryDirectory() as folder:
+        service = Service(artifacts, Path(folder, "api.log"), {"API_BASE_DIR": str(base)})
+        try:
+            service.start()
+            with (
+                page_process(Path(folder, "page.log"), service.url, FRONTEND_TEMPERATURE="0") as url,
+                sync_playwright() as playwright,
+            ):
+                browser = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_FLAGS)
+                for name, comparing, look in PICTURES:
+                    take(browser, url, asked, name, comparing, look)
+                browser.close()
+        finally:
+            service.stop()
+
+
+def take(browser: Browser, url: str, asked: str, name: str, comparing: bool, look: dict[str, Any]) -> None:
+    """The chat after one answer."""
+    context = browser.new_context(**look)
+    visit = Visit(context.new_page())
+    visit.open(url)
+    if comparing:
+        visit.page.locator("#comparing input").check()
+    visit.say(asked)
+    visit.answered(1)
+    if comparing:
+        visit.answered(1, "#rival")
+    visit.page.mouse.move(0, 0)
+    visit.page.screenshot(path=DOCS / name)
+    context.close()
+    print(f"docs/{name}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""What the page tells its reader about a real API that limits, drains, is gone and comes back."""
+
+import json
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import expect
+
+from bench.load import PYTHON, Service
+from browsing import ROOT, Visit, page_process
+from conftest import KEY, Up
+
+DRAIN_S = "15"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("page-and-api")
+
+
+@pytest.fixture(scope="module")
+def limited_key(folder: Path) -> str:
+    """A key that may ask once in a minute."""
+    create = [str(PYTHON), "-m", "api", "keys", "create", "limited", "--requests-per-minute", "1"]
+    settings = {"API_KEYS_FILE": str(folder / "keys.json"), "PATH": "/usr/bin"}
+    made = subprocess.run(create, cwd=ROOT, env=settings, capture_output=True, text=True, check=True)
+    return made.stdout.split()[-1]
+
+
+@pytest.fixture(scope="module")
+def api(folder: Path, limited_key: str, first_up: Up) -> Iterator[Service]:
+    settings = {
+        "API_KEY": KEY,
+        "API_KEYS_FILE": str(folder / "keys.json"),
+        "API_DRAIN_TIMEOUT_S": DRAIN_S,
+        "API_MAX_NUM_SEQS": "2",
+    }
+    service = Service(first_up.artifacts, folder / "api.log", settings)
+    try:
+        service.start()
+        yield service
+    finally:
+        service.stop()
+
+
+def test_a_limit_is_told_with_the_seconds_to_wait(
+    visit: Visit, api: Service, limited_key: str, folder: Path
+) -> None:
+    with page_process(folder / "page.log", api.url, FRONTEND_API_KEY=limited_key) as url:
+        visit.open(url)
+        visit.say("Name a color.")
+        visit.answered(1)
+        visit.say("And another one.")
+        expect(visit.notice).to_contain_text("Too many chats at the moment. Try again in ")
+        expect(visit.notice).to_contain_text("seconds. Your message is kept.")
+
+
+def test_a_key_that_is_refused_is_told(visit: Visit, api: Service, folder: Path) -> None:
+    with page_process(folder / "page.log", api.url, FRONTEND_API_KEY="a-key-that-nobody-made") as url:
+        visit.page.goto(url)
+        expect(visit.page.locator("#banner")).to_contain_text("refused this page's key", timeout=15_000)
+
+
+def test_draining_stopping_and_starting_again_are_told_and_need_no_reload(
+    visit: Visit, api: Service, folder: Path
+) -> None:
+    """The stream that runs is cut when the time to drain is over, and what came stays."""
+    page, banner = visit.page, visit.page.locator("#banner")
+    with page_process(folder / "page.log", api.url, FRONTEND_API_KEY=KEY) as url:
+        visit.open(url)
+        visit.say("Tell me a very long story about every color that there is.")
+        answer = page.locator("#chatbot .bot-row [data-testid=bot]").first
+        expect(answer).to_contain_text(" ", timeout=20_000)
+        assert api.process
+        api.process.send_signal(signal.SIGTERM)
+        expect(banner).to_contain_text("The service is stopping", timeout=10_000)
+        assert api.process.wait(60) == 0
+        expect(visit.notice).to_contain_text("What came is kept")
+        expect(answer).to_contain_text(" ")
+        expect(banner).to_contain_text("The API does not answer", timeout=15_000)
+        api.start()
+        expect(banner).not_to_be_visible(timeout=15_000)
+        visit.say("Name a color.")
+        visit.answered(2)
+    log = (folder / "page.log").read_text()
+    assert "story" not in log and json.dumps(KEY)[1:-1] not in log
