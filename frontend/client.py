@@ -126,7 +126,7 @@ class Api:
             # Not part of OpenAI's API: only a clear "not ready" counts, a 404 says nothing.
             ready = await self._http.get("/health/ready")
             if ready.status_code == httpx.codes.SERVICE_UNAVAILABLE:
-                raise _refused(ready)
+                raise _not_ready(ready)
         except ApiError as error:
             return Status(failure=error)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
@@ -238,10 +238,18 @@ def _refused(response: httpx.Response) -> Refused:
         message, code = str(error["message"]), str(error.get("code") or "")
     except (ValueError, LookupError, TypeError, AttributeError):
         message, code = "", ""
-    retry_after = response.headers.get("retry-after", "")
-    return Refused(
-        response.status_code,
-        message,
-        code,
-        retry_after_s=int(retry_after) if retry_after.isdecimal() else None,
-    )
+    return Refused(response.status_code, message, code, _retry_after_s(response))
+
+
+def _not_ready(response: httpx.Response) -> Refused:
+    """As finechat's API says why: `{"status": "draining", "detail": "The service is stopping; …"}`."""
+    try:
+        message = str(response.json()["detail"])
+    except (ValueError, LookupError, TypeError):
+        message = ""
+    return Refused(response.status_code, message, "", _retry_after_s(response))
+
+
+def _retry_after_s(response: httpx.Response) -> int | None:
+    said = response.headers.get("retry-after", "")
+    return int(said) if said.isdecimal() else None
