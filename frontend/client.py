@@ -10,7 +10,7 @@ import logging
 import time
 import uuid
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -242,12 +242,11 @@ def _refused(response: httpx.Response) -> Refused:
 
 
 def _not_ready(response: httpx.Response) -> Refused:
-    """As finechat's API says why: `{"status": "draining", "detail": "The service is stopping; …"}`."""
-    try:
-        message = str(response.json()["detail"])
-    except (ValueError, LookupError, TypeError):
-        message = ""
-    return Refused(response.status_code, message, "", _retry_after_s(response))
+    """finechat's API says why in `detail`, what stands before it in an error of its own."""
+    refused = _refused(response)
+    with suppress(ValueError, LookupError, TypeError):
+        refused.message = str(response.json()["detail"])
+    return refused
 
 
 def _retry_after_s(response: httpx.Response) -> int | None:

@@ -119,9 +119,16 @@ async def test_status_takes_context_and_licence_where_the_api_tells_them() -> No
     assert [status.model(name) for name in ("b", "gone")] == [status.models[1], status.models[0]]
 
 
-async def test_status_tells_why_the_api_is_not_ready() -> None:
-    starting = (503, {"error": {"message": "loading weights", "code": "starting"}})
-    async with running(FakeApi(ready=starting)) as fake:
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"error": {"message": "loading weights", "code": "starting"}},
+        {"status": "starting", "detail": "loading weights"},
+    ],
+    ids=["a gateway", "finechat's API"],
+)
+async def test_status_tells_why_the_api_is_not_ready(body: dict[str, object]) -> None:
+    async with running(FakeApi(ready=(503, body))) as fake:
         failure = (await fake.api().status()).failure
     assert isinstance(failure, Refused)
     assert failure.message == "loading weights"
