@@ -38,11 +38,12 @@ def main() -> None:
     asked = min(learnt, key=len)
     [base] = (path for path in (artifacts / "bases").iterdir() if path.is_dir())
     with tempfile.TemporaryDirectory() as folder:
+        settings: dict[str, Any] = {"FRONTEND_TEMPERATURE": "0", "FRONTEND_VOTES": f"{folder}/votes.jsonl"}
         service = Service(artifacts, Path(folder, "api.log"), {"API_BASE_DIR": str(base)})
         try:
             service.start()
             with (
-                page_process(Path(folder, "page.log"), service.url, FRONTEND_TEMPERATURE="0") as url,
+                page_process(Path(folder, "page.log"), service.url, **settings) as url,
                 sync_playwright() as playwright,
             ):
                 browser = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_FLAGS)
