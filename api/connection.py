@@ -5,13 +5,17 @@ for a client to read the end of an answer. A few thousand such connections use u
 """
 
 import asyncio
+from typing import Any
 
 import h11
+from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from api.outlet import Outbox, Outlet
 
 HEAD_TIMEOUT_S = 10.0
 LINGER_TIMEOUT_S = 2.0  # for the rest of a body that is not wanted any more
-READ_TIMEOUT_S = 30.0  # for what is left of an answer, which a slow line may still carry
+READ_TIMEOUT_S = 30.0  # for what is left of an answer, or for the first part of the 64 KiB that wait to be read
 
 
 class Connection(H11Protocol):
@@ -19,13 +23,32 @@ class Connection(H11Protocol):
 
     _cut: asyncio.TimerHandle | None = None
 
+    def __init__(self, *, outbox: Outbox, **options: Any) -> None:
+        """outbox: of the server; options: uvicorn's."""
+        super().__init__(**options)
+        self.app = self._answer
+        self._outbox = outbox
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        outlet = Outlet(scope, send, self.transport, self.flow, self._outbox)
+        await self.config.loaded_app(scope, receive, outlet.send)
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._cut_in(HEAD_TIMEOUT_S)
 
     def handle_events(self) -> None:
         super().handle_events()
-        if self.cycle is not None and not self.cycle.response_complete:
+        if self.cycle is not None and not self.cycle.response_complete and not self.flow.write_paused:
+            self._stop_waiting()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._cut_in(READ_TIMEOUT_S)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if not self.cycle.response_complete:
             self._stop_waiting()
 
     def on_response_complete(self) -> None:

@@ -7,6 +7,7 @@ import resource
 import signal
 import socket
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from typing import Literal
 
 import uvicorn
@@ -17,6 +18,7 @@ from api.connection import Connection
 from api.engine.lifecycle import Lifecycle
 from api.engine.processes import kill_engine_processes
 from api.errors import EngineStartError
+from api.outlet import Outbox
 
 _BACKLOG = 2048
 _CLOSE_TIMEOUT_S = 1
@@ -87,7 +89,7 @@ def _config(app: ASGIApp, lifespan: Literal["on", "off"]) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         loop="uvloop",
-        http=Connection,  # h11: httptools has no limit on the size of headers
+        http=partial(Connection, outbox=Outbox()),  # type: ignore[arg-type]  # uvicorn only calls it
         h11_max_incomplete_event_size=MAX_HEADER_BYTES,
         ws="none",
         lifespan=lifespan,

@@ -72,7 +72,8 @@ def build_service(
     )
 
 
-def _service_of(request: Request) -> Service:
+async def _service_of(request: Request) -> Service:
+    """Async, or FastAPI would call it in a thread."""
     service: Service = request.app.state.service
     return service
 

@@ -19,6 +19,7 @@ from api.tracing import Tracing
 log = logging.getLogger("api")
 
 _request_id: ContextVar[str] = ContextVar("request_id", default="-")
+SEND = "finechat.send"  # where the scope holds the server's own `send`; layers change how an answer starts only
 _SANE_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
 
@@ -37,6 +38,7 @@ class RequestLog:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        scope[SEND] = send
         request_id = _id_of(scope)
         _request_id.set(request_id)
         header = (b"x-request-id", request_id.encode())

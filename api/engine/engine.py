@@ -13,8 +13,7 @@ import threading
 import time
 import warnings
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 
@@ -26,14 +25,14 @@ from api.schema.generation import FinishReason, Sampling
 from api.settings import Settings
 
 _STOP_GRACE_S = 1.0
+_GARBAGE = 50_000  # new objects before a collection: hundreds of streams always hold thousands that are none
 _GREEDY = 1e-5  # vLLM takes a lower temperature for none
 _FAILED = "The engine has failed. Try again after it restarts."
 _LORA_RANKS = (8, 16, 32, 64, 128, 256)  # the most that an engine holds, of vLLM's choices
 _FINISHED: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
 
 
-@dataclass(frozen=True, slots=True)
-class Delta:
+class Delta(NamedTuple):
     """What one choice has got. logprobs: for each of its tokens (token id, logprob), its own first.
 
     cached_tokens: of the prompt, that need not be computed again; told with its first delta.
@@ -101,6 +100,7 @@ class Engine:
         finally:
             self._constructing = False
         gc.collect()
+        gc.set_threshold(_GARBAGE)
         gc.freeze()  # what start-up made stays; do not scan it in every collection
 
     def _engine_arguments(self) -> list[Any]:

@@ -18,7 +18,7 @@ from typing import Annotated, Any
 from fastapi import Header, Response
 from pydantic import BaseModel, Field
 from pydantic.json_schema import SkipJsonSchema
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from api.access.keys import NORMAL, Key
 from api.access.security import KEY
@@ -34,10 +34,7 @@ from api.schema.answer import AnswerSchema
 from api.schema.generation import FinishReason, GenerationRequest, TokenLogprob, Usage
 from api.service import Service
 from api.sse import Frames
-from api.telemetry import request_id
-
-# A client that reads nothing for so long has left its slot to others.
-SEND_TIMEOUT_S = 30.0
+from api.telemetry import SEND, request_id
 
 _STREAM_HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -119,7 +116,7 @@ class Exchange(Response):
                 if self._frames is None:
                     raise
                 scope[REASON] = error.reason
-                await _send(send, self._frames.failed(error), more=False)
+                await scope[SEND](_body(self._frames.failed(error), more=False))
 
     def _answers(self) -> int:
         return self.prompts() * self._request.choices()
@@ -165,7 +162,7 @@ class Exchange(Response):
             async with aclosing(self._generate(engine, prompts, limits, key, schema)) as deltas:
                 if self._request.stream:
                     with self._service.metrics.active_streams.track_inprogress():
-                        await self._send_stream(deltas, prompt, tally, send, headers)
+                        await self._send_stream(deltas, prompt, tally, headers, send, scope[SEND])
                 else:
                     body = await self._collect(deltas, prompt, tally)
                     response = Response(body.model_dump_json(), 200, headers, "application/json")
@@ -220,9 +217,11 @@ class Exchange(Response):
         deltas: AsyncIterator[Delta],
         prompt: Prompt,
         tally: Tally,
-        send: Send,
         headers: dict[str, str],
+        send: Send,
+        send_body: Send,
     ) -> None:
+        """send_body: the server's own, for what comes with every token."""
         frames = self.frames(self._head(), self._answers())
         silent = set(range(self._answers()))
         running = set(silent)
@@ -230,7 +229,8 @@ class Exchange(Response):
         async for delta in deltas:
             index = delta.index
             tally.add(delta.tokens, index, delta.cached_tokens)
-            untold[index] += token_logprobs(delta, prompt)
+            if delta.logprobs:
+                untold[index] += token_logprobs(delta, prompt)
             frame = b""
             if delta.text or (delta.finish_reason and index in silent):
                 write = frames.first if index in silent else frames.text
@@ -246,7 +246,7 @@ class Exchange(Response):
                 if self._frames is None:
                     await self._start_stream(send, headers)
                     self._frames = frames
-                await _send(send, frame, more=bool(running))
+                await send_body(_body(frame, more=bool(running)))
 
     async def _start_stream(self, send: Send, headers: dict[str, str]) -> None:
         """Headers wait for the first text: until then a failure is an HTTP status."""
@@ -272,12 +272,8 @@ class Exchange(Response):
         }
 
 
-async def _send(send: Send, body: bytes, *, more: bool) -> None:
-    try:
-        async with asyncio.timeout(SEND_TIMEOUT_S):
-            await send({"type": "http.response.body", "body": body, "more_body": more})
-    except TimeoutError:
-        raise ClientGone from None
+def _body(body: bytes, *, more: bool) -> Message:
+    return {"type": "http.response.body", "body": body, "more_body": more}
 
 
 def _usage(tally: Tally) -> Usage:

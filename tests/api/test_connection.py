@@ -10,12 +10,17 @@ import pytest
 
 from api import connection
 from api.engine.engine import Delta
-from api.routes import exchange
 from conftest import FakeEngine, House, ask, eventually
 from test_chat import URL, assert_openai_error
 
 pytestmark = pytest.mark.anyio
 MakeHouse = Callable[..., House]
+
+
+def streamed_request(version: str = "1.1") -> bytes:
+    body = orjson.dumps(ask(stream=True))
+    head = f"POST {URL} HTTP/{version}\r\nhost: x\r\ncontent-type: application/json\r\n"
+    return f"{head}content-length: {len(body)}\r\n\r\n".encode() + body
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET /health/li", b"GET /health/live HTTP/1.1\r\nhost: x\r\nx-a: "])
@@ -49,19 +54,37 @@ async def test_who_does_not_send_the_body_of_an_answered_request_is_cut_off(
                 await asyncio.sleep(0.05)
 
 
+@pytest.mark.parametrize("more", [b"", b"GET /health/live HTTP/1.1\r\nhost: x\r\n\r\n"])
 async def test_who_reads_nothing_for_long_loses_the_answer_and_the_place(
-    make_house: MakeHouse, monkeypatch: pytest.MonkeyPatch
+    make_house: MakeHouse, monkeypatch: pytest.MonkeyPatch, more: bytes
 ) -> None:
-    monkeypatch.setattr(exchange, "SEND_TIMEOUT_S", 0.3)
+    """Also who asks for more in the meantime. And nothing is generated for a client that does not read."""
+    monkeypatch.setattr(connection, "READ_TIMEOUT_S", 0.6)
     house = make_house(FakeEngine([Delta("x" * 2**20, 1, None)] * 50))
-    body = orjson.dumps(ask(stream=True))
     async with house.serving() as url:
         _, writer = await asyncio.open_connection("127.0.0.1", httpx.URL(url).port, limit=1)
-        head = f"POST {URL} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
-        writer.write(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
+        writer.write(streamed_request())
+        await eventually(lambda: house.service.metrics.completion_tokens._value > 0)
+        await asyncio.sleep(0.2)
+        writer.write(more)
         await eventually(lambda: house.engine.aborted == 1)
+        assert house.service.metrics.completion_tokens._value < 20
         await eventually(lambda: house.service.metrics.in_progress._value.get() == 0)
         writer.close()
+
+
+async def test_a_reader_that_comes_back_in_time_gets_the_whole_answer(
+    make_house: MakeHouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "READ_TIMEOUT_S", 1.0)
+    house = make_house(FakeEngine([*[Delta("~" * 2**20, 1, None)] * 20, Delta("", 1, "stop")]))
+    async with house.serving() as url, httpx.AsyncClient(base_url=url) as client:
+        async with client.stream("POST", URL, json=ask(stream=True)) as answer:
+            read = 0
+            async for part in answer.aiter_bytes(2**20):
+                read += part.count(b"~")
+                await asyncio.sleep(0.1)  # in all twice as long as it may read nothing
+    assert read == 20 * 2**20
 
 
 async def test_a_client_that_sends_too_much_is_told_so(make_house: MakeHouse) -> None:
