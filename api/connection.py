@@ -15,7 +15,7 @@ from api.outlet import Outbox, Outlet
 
 HEAD_TIMEOUT_S = 10.0
 LINGER_TIMEOUT_S = 2.0  # for the rest of a body that is not wanted any more
-READ_TIMEOUT_S = 30.0  # for what is left of an answer, or for the first part of the 64 KiB that wait to be read
+READ_TIMEOUT_S = 30.0  # for what is left of an answer, or for most of the 64 KiB of one that wait
 
 
 class Connection(H11Protocol):

@@ -1,8 +1,8 @@
-"""The end of a stream's way: chunks past ASGI's layers and h11 into the socket, several in one write when behind.
+"""The end of a stream's way: chunks go past ASGI's layers and h11, several in a write when it is behind.
 
-A write costs the system more than all that makes a chunk. So after a round of writes the loop makes chunks for
-a while that grows with the number of streams, before it writes again. What one GPU generates comes more slowly
-than that, and every chunk then leaves at once.
+A write costs the system more than all that makes a chunk costs us. So after a round of writes the loop makes
+chunks for a while that grows with the number of streams, before it writes again. What one GPU generates comes
+more slowly than that, and every chunk then leaves at once.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
 
 from api.errors import ClientGone
 
-REST_S = 20e-6  # for each connection of a round of writes, so 50,000 writes a second at most
+REST_S = 30e-6  # for each connection of a round of writes, so 33,000 writes a second at most
 
 
 class Outbox:
@@ -38,7 +38,7 @@ class Outbox:
 
 
 class Outlet:
-    """One answer's: a chunk of a body of unknown length waits here for the next round, all else is uvicorn's."""
+    """One answer's: a chunk of a body of unknown length waits for the next round; all else is uvicorn's."""
 
     def __init__(
         self, scope: Scope, send: Send, transport: asyncio.Transport, flow: FlowControl, outbox: Outbox

@@ -19,7 +19,7 @@ from api.tracing import Tracing
 log = logging.getLogger("api")
 
 _request_id: ContextVar[str] = ContextVar("request_id", default="-")
-SEND = "finechat.send"  # where the scope holds the server's own `send`; layers change how an answer starts only
+SEND = "finechat.send"  # where the scope holds the server's own `send`: no layer changes more than the start
 _SANE_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
 

@@ -5,10 +5,10 @@
 Both servers are whole: theirs as `vllm serve` runs it, ours as `python -m api serve`, each on vLLM's
 AsyncLLM, and in both the engine core is left out. Either `AsyncLLM.generate` yields a word at once, as often
 as it is asked, so that all the time is the front's: from there to the socket. Or, with a pace, a core that
-computes nothing gives every stream a token so many times a second, as a GPU does; what AsyncLLM makes of it is
-then in the time of both. A stream has TOKENS chunks; the CPU time of its request is in theirs, and told for
-itself, by whole answers of one token. The client is a process of its own that only counts bytes; its share of
-a core is told too, to show that it did not limit. Runs in the API's environment.
+computes nothing gives every stream a token so many times a second, as a GPU does; what AsyncLLM makes of it
+is then in the time of both. A stream has TOKENS chunks; the CPU time of its request is in theirs, and told
+for itself, by whole answers of one token. The client is a process of its own that only counts bytes; its share
+of a core is told too, to show that it did not limit. Runs in the API's environment.
 """
 
 import argparse
@@ -72,8 +72,8 @@ def main() -> None:
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown: medians over repeats, and stock over ours."""
     lines = [
-        "| streams | tokens/s each | CPU a chunk, µs: stock | ours | ratio | CPU a request, µs: stock | ours | "
-        "chunks/s: stock | ours |",
+        "| streams | tokens/s each | CPU a chunk, µs: stock | ours | ratio | CPU a request, µs: stock | ours "
+        "| chunks/s: stock | ours |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for streams, pace in dict.fromkeys((row["streams"], row["pace"]) for row in rows):
@@ -85,8 +85,8 @@ def table(rows: list[dict[str, Any]]) -> str:
             found[server] = [statistics.median(row[key] for row in own) for key in keys]
         (chunk, request, rate), (our_chunk, our_request, our_rate) = found["stock"], found["ours"]
         lines.append(
-            f"| {streams:,} | {pace or 'at once'} | {chunk:.1f} | {our_chunk:.1f} | {chunk / our_chunk:.1f} | {request:,.0f} | "
-            f"{our_request:,.0f} | {rate:,.0f} | {our_rate:,.0f} |"
+            f"| {streams:,} | {pace or 'at once'} | {chunk:.1f} | {our_chunk:.1f} | {chunk / our_chunk:.1f} "
+            f"| {request:,.0f} | {our_request:,.0f} | {rate:,.0f} | {our_rate:,.0f} |"
         )
     return "\n".join(lines)
 

@@ -13,7 +13,8 @@ import threading
 import time
 import warnings
 from collections.abc import AsyncGenerator
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import psutil
 
@@ -25,14 +26,15 @@ from api.schema.generation import FinishReason, Sampling
 from api.settings import Settings
 
 _STOP_GRACE_S = 1.0
-_GARBAGE = 50_000  # new objects before a collection: hundreds of streams always hold thousands that are none
+_GARBAGE = 10_000  # new objects before a collection: hundreds of streams always hold thousands that are none
 _GREEDY = 1e-5  # vLLM takes a lower temperature for none
 _FAILED = "The engine has failed. Try again after it restarts."
 _LORA_RANKS = (8, 16, 32, 64, 128, 256)  # the most that an engine holds, of vLLM's choices
 _FINISHED: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
 
 
-class Delta(NamedTuple):
+@dataclass(slots=True)  # frozen would cost a microsecond a token
+class Delta:
     """What one choice has got. logprobs: for each of its tokens (token id, logprob), its own first.
 
     cached_tokens: of the prompt, that need not be computed again; told with its first delta.

@@ -1,6 +1,7 @@
 """Several prompts at once, as one stream of deltas."""
 
 import asyncio
+import dataclasses
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
@@ -18,7 +19,7 @@ async def merged(streams: Sequence[AsyncGenerator[Delta, None]], each: int) -> A
         try:
             async with aclosing(stream):
                 async for delta in stream:
-                    await queue.put(delta._replace(index=number * each + delta.index))
+                    await queue.put(dataclasses.replace(delta, index=number * each + delta.index))
         except Exception as error:
             await queue.put(error)
         else:

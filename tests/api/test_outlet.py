@@ -6,12 +6,12 @@ from typing import Any
 
 import httpx
 import pytest
+from test_connection import streamed_request
 
 from api import outlet
 from api.engine.engine import Delta
 from conftest import FakeEngine, House, ask, eventually
 from test_chat import URL
-from test_connection import streamed_request
 
 pytestmark = pytest.mark.anyio
 MakeHouse = Callable[..., House]
@@ -44,7 +44,7 @@ class Reader(asyncio.Protocol):
 
 async def read_stream(url: str, version: str = "1.1") -> bytes:
     loop = asyncio.get_running_loop()
-    transport, reader = await loop.create_connection(Reader, "127.0.0.1", httpx.URL(url).port)
+    transport, reader = await loop.create_connection(Reader, "127.0.0.1", httpx.URL(url).port or 0)
     transport.write(streamed_request(version))
     await eventually(lambda: reader.ended or b"".join(reader.pieces).endswith(b"0\r\n\r\n"))
     transport.close()
