@@ -7,8 +7,8 @@ AsyncLLM, and in both the engine core is left out. Either `AsyncLLM.generate` yi
 as it is asked, so that all the time is the front's: from there to the socket. Or, with a pace, a core that
 computes nothing gives every stream a token so many times a second, as a GPU does; what AsyncLLM makes of it
 is then in the time of both. A stream has TOKENS chunks; the CPU time of its request is in theirs, and told
-for itself, by whole answers of one token. The client is a process of its own that only counts bytes; its share
-of a core is told too, to show that it did not limit. Runs in the API's environment.
+for itself, by whole answers of one token. The client is a process of its own that only counts bytes; its
+share of a core is told too, to show that it did not limit. Runs in the API's environment.
 """
 
 import argparse
@@ -129,20 +129,19 @@ def measure(server: str, artifacts: Path, streams: list[int], pace: int | None) 
 
 
 async def load(port: int, model: str, streams: int, pid: int) -> dict[str, Any]:
-    """Of the second of two rounds; the first one warms the server and its connections up."""
+    """Of the second of two rounds; the first one warms the server up."""
     rounds = max(1, CHUNKS // (streams * TOKENS))
-    connections = [await connect(port) for _ in range(streams)]
     streamed, whole = (request(model, TOKENS, stream=True), request(model, 1, stream=False))
-    await asyncio.gather(*(connection.ask(streamed, 1) for connection in connections))
+    await asyncio.gather(*(connection.ask(streamed, 1) for connection in await connect(port, streams)))
+    connections = await connect(port, streams)
     chunk_s, wall_s, client_s = await costs(pid, [c.ask(streamed, rounds) for c in connections])
     chunks = sum(connection.chunks for connection in connections)
     expected = streams * rounds * TOKENS
     # AsyncLLM makes one chunk of tokens that nobody fetched in time.
     if not expected / 2 <= chunks <= expected + 3 * streams * rounds:
         raise SystemExit(f"front.py: {expected} chunks were to come, and {chunks} came")
+    connections = await connect(port, streams)
     request_s, _, _ = await costs(pid, [c.ask(whole, max(1, 2048 // streams)) for c in connections])
-    for connection in connections:
-        connection.transport.close()
     return {
         "streams": streams,
         "cpu_us_per_chunk": round(chunk_s / chunks * 1e6, 2),
@@ -204,9 +203,10 @@ def _is_whole(tail: bytes) -> bool:
     return len(body) >= int(length.partition(b":")[2])
 
 
-async def connect(port: int) -> Connection:
-    _, connection = await asyncio.get_running_loop().create_connection(Connection, "127.0.0.1", port)
-    return connection
+async def connect(port: int, streams: int) -> list[Connection]:
+    """New ones, because servers close those that have waited for the others."""
+    loop = asyncio.get_running_loop()
+    return [(await loop.create_connection(Connection, "127.0.0.1", port))[1] for _ in range(streams)]
 
 
 def request(model: str, tokens: int, *, stream: bool) -> bytes:

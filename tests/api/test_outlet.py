@@ -85,6 +85,7 @@ async def test_chunks_that_come_sooner_than_they_can_be_written_share_a_write(
     """And every token keeps its own event and chunk, byte for byte."""
     house = make_house(YieldingEngine(DELTAS))
     async with house.serving() as url:
+        monkeypatch.setattr(outlet, "REST_S", 0.0)
         apart = await read_stream(url)
         assert max(writes) < 5
         writes.clear()
