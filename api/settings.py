@@ -9,7 +9,7 @@ import ipaddress
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
@@ -72,6 +72,7 @@ def _by_name(text: Any) -> Any:
     return named
 
 
+Preset = Literal["auto", "latency", "throughput"]
 Key = Annotated[SecretStr, AfterValidator(_usable_key)]
 AdapterName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Adapters = Annotated[
@@ -143,6 +144,10 @@ class Settings(BaseSettings):
     )
     request_timeout_s: float = Field(
         600.0, gt=0, le=86_400, description="the longest a request may take; a client can ask for less"
+    )
+    preset: Preset = Field(
+        "auto",
+        description="the engine's settings on a GPU: auto; latency or throughput, which round weights to FP8",
     )
     kv_cache_gib: float = Field(
         1.0, gt=0, le=1024, description="memory for the cache of keys and values, on a CPU"

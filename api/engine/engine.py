@@ -20,6 +20,7 @@ import psutil
 
 from api.engine.artifact import Artifact
 from api.engine.beside import Beside
+from api.engine.presets import PRESETS
 from api.engine.processes import engine_processes, kill, kill_engine_processes, watch
 from api.errors import EngineFailed, EngineStartError
 from api.schema.generation import FinishReason, Sampling
@@ -78,9 +79,10 @@ class Engine:
             self._beside.verify(self._artifact)
         set_engine_environment()
         warnings.filterwarnings("ignore", category=FutureWarning)  # of torch, at vLLM's imports
+        from vllm.usage.usage_lib import UsageContext
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        engines = self._engine_arguments()
+        engines = self.arguments()
         # Ctrl-C reaches the whole process group. vLLM's processes inherit this thread's mask, so
         # that they live on while the service drains; `shutdown` ends them.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -92,7 +94,10 @@ class Engine:
             if self._stopping:
                 raise EngineStartError("stopped while starting")
             for arguments in engines:
-                self._llms.append(AsyncLLM.from_engine_args(arguments))
+                # As a server, or vLLM would plan 2,048 tokens a step for any GPU (8,192 on an H100).
+                self._llms.append(
+                    AsyncLLM.from_engine_args(arguments, usage_context=UsageContext.OPENAI_API_SERVER)
+                )
             self._defaults = self._llms[0].model_config.get_diff_sampling_param()
             self._processes = [p for p in engine_processes() if p.pid not in others]
             self._watch = watch(self._processes)
@@ -105,7 +110,8 @@ class Engine:
         gc.set_threshold(_GARBAGE)
         gc.freeze()  # what start-up made stays; do not scan it in every collection
 
-    def _engine_arguments(self) -> list[Any]:
+    def arguments(self) -> list[Any]:
+        """vLLM's, of each engine. Raises: EngineStartError for settings that this machine cannot have."""
         from vllm.config import StructuredOutputsConfig
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.lora.request import LoRARequest
@@ -276,7 +282,9 @@ def _hardware_arguments(settings: Settings, engines: int) -> dict[str, Any]:
     from vllm.platforms import current_platform
 
     if not current_platform.is_cpu():
-        return {"gpu_memory_utilization": settings.gpu_memory_share / engines}
+        return {"gpu_memory_utilization": settings.gpu_memory_share / engines, **PRESETS[settings.preset]}
+    if settings.preset != "auto":
+        raise EngineStartError(f"API_PRESET={settings.preset} needs a GPU, and there is none; use auto")
     # Nothing to compile without inductor's C++ compiler: the sampler's @torch.compile runs eagerly.
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
     # Below AVX-512 oneDNN has no bfloat16 product and torch's own is several times slower.
