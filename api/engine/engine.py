@@ -77,8 +77,7 @@ class Engine:
         """
         if self._beside is not None:
             self._beside.verify(self._artifact)
-        set_engine_environment()
-        warnings.filterwarnings("ignore", category=FutureWarning)  # of torch, at vLLM's imports
+        self.import_libraries()
         from vllm.usage.usage_lib import UsageContext
         from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -109,6 +108,12 @@ class Engine:
         gc.collect()
         gc.set_threshold(_GARBAGE)
         gc.freeze()  # what start-up made stays; do not scan it in every collection
+
+    def import_libraries(self) -> None:
+        """What `start` begins with, for seconds."""
+        set_engine_environment()
+        warnings.filterwarnings("ignore", category=FutureWarning)  # of torch, at vLLM's imports
+        import vllm.v1.engine.async_llm  # noqa: F401
 
     def arguments(self) -> list[Any]:
         """vLLM's, of each engine. Raises: EngineStartError for settings that this machine cannot have."""

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from api.engine.artifact import Artifact
@@ -48,7 +49,10 @@ async def load(artifact: Artifact, engine: Engine) -> Served:
     """Verify the artifact, start the engine and have it generate a token. Raises: StartError."""
 
     def start() -> Prompt:
-        artifact.verify()
+        with ThreadPoolExecutor(1) as beside:  # hashing and imports hardly wait for each other
+            verified = beside.submit(artifact.verify)
+            engine.import_libraries()
+            verified.result()
         prompt = Prompt.load(artifact.directory)
         engine.start()
         return prompt

@@ -154,6 +154,8 @@ class FakeEngine:
     def __post_init__(self) -> None:
         self.release = asyncio.Event()
 
+    def import_libraries(self) -> None: ...
+
     def start(self) -> None:
         self.starts += 1
         if self.start_error is not None:
