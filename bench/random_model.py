@@ -57,17 +57,32 @@ def _write_weights(directory: Path, shape: dict[str, Any]) -> None:
 
 
 def _manifest(directory: Path) -> dict[str, Any]:
-    gate = {"name": "random weights", "passed": False, "detail": WHAT}
-    nothing: dict[str, Any] = {}
+    """As contract 1 wants it; nothing was trained or measured, so figures are the smallest that it allows."""
+    interval = {"value": 0.0, "low": 0.0, "high": 0.0}
+    agreement = {"dtype": "bfloat16", "max_logit_difference": 0.0, "top1_agreement": 0.0}
+    metric = {"name": "none", "split": "none", "unit": "none", "n": 1}
+    none = "0" * 64
     return {
         "schema_version": 1, "id": ID, "name": ID, "description": WHAT,
-        "created_at": datetime.now(UTC).isoformat(), "config_hash": "0" * 64, "seed": 0,
-        "base_model": nothing, "adapter": nothing, "training": nothing, "data": nothing, "selection": nothing,
+        "created_at": datetime.now(UTC).isoformat(), "config_hash": none, "seed": 0,
+        "base_model": {"id": "random", "revision": "none", "licence": "none", "weights_sha256": none},
+        "adapter": {"rank": 1, "alpha": 1, "target_modules": ["none"], "learning_rate": 1.0},
+        "training": {
+            "steps": 1, "best_step": 1, "seed": 0, "engine": "none", "dtype": "bfloat16",
+            "quantization": "none", "train_seconds": 0.0, "tokens_per_second": None,
+            "validation_loss": interval,
+        },
+        "data": {"source": "none", "fingerprint": none, "rows": {}},
         "packages": {name: importlib.metadata.version(name) for name in ("torch", "transformers")},
-        "hardware": {"machine": platform.machine()},
-        "merge_check": {"positions": 1, "fp32": nothing, "shipped": nothing, "passed": True},
+        "hardware": {"processor": platform.machine(), "cores": 1, "memory_gib": 0, "accelerator": None},
+        "selection": {
+            "metric": "none", "winner": "none", "separable": False, "reason": WHAT, "settings": [{}],
+        },
+        "merge_check": {"positions": 1, "fp32": agreement, "shipped": agreement, "passed": True},
         "evaluation": {
-            "passed": False, "override": "--ship-despite-failed-gates", "metrics": [nothing], "gates": [gate],
+            "passed": False, "override": "--ship-despite-failed-gates",
+            "metrics": [metric | dict.fromkeys(("base", "tuned", "difference"), interval)],
+            "gates": [{"name": "random weights", "passed": False, "detail": WHAT}],
         },
         "files": {path.name: _record(path) for path in sorted(directory.iterdir())},
     }  # fmt: skip

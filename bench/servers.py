@@ -23,7 +23,7 @@ import psutil
 from bench.client import Load
 
 ROOT = Path(__file__).resolve().parent.parent
-START_TIMEOUT_S, POINT_TIMEOUT_S, STOP_TIMEOUT_S = 420.0, 240.0, 30.0
+START_TIMEOUT_S, POINT_TIMEOUT_S, STOP_TIMEOUT_S = 300.0, 240.0, 30.0
 Arguments = dict[str, Any]
 
 
@@ -177,7 +177,7 @@ class Server:
 
 
 def _answers(port: int) -> bool:
-    """Whether a token comes."""
+    """Whether a token comes. Raises: RuntimeError if the server has a defect, for which nobody need wait."""
     url = f"http://127.0.0.1:{port}"
     try:
         with urllib.request.urlopen(f"{url}/v1/models", timeout=5) as answer:
@@ -188,7 +188,11 @@ def _answers(port: int) -> bool:
         )
         with urllib.request.urlopen(request, timeout=60) as answer:
             return bool(answer.status == 200)
-    except (OSError, urllib.error.HTTPError):
+    except urllib.error.HTTPError as error:
+        if error.code == 500:
+            raise RuntimeError(f"{error.url}: {error.read().decode()[:500]}") from None
+        return False
+    except OSError:
         return False
 
 

@@ -24,6 +24,7 @@ import os
 import platform
 import signal
 import statistics
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -32,7 +33,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from bench.client import LENGTHS, Load  # noqa: E402 - run as a program, only its folder is on the path
+from api.errors import StartError  # noqa: E402 - run as a program, only its folder is on the path
+from bench.client import LENGTHS, Load  # noqa: E402
 from bench.load import free_port  # noqa: E402
 from bench.servers import Arguments, Server, arguments_of, profiled  # noqa: E402
 
@@ -75,18 +77,23 @@ def main() -> None:
     parser.add_argument("--add", action="store_true", help="to the rows in the file")
     parser.add_argument("--with", dest="extra", type=json.loads, default={}, metavar="JSON",
                         help="engine arguments on top, for stock and engine")  # fmt: skip
-    parser.add_argument("--profile", type=Path, metavar="FOLDER", help="py-spy's stacks of every point")
+    parser.add_argument("--profile", type=Path, metavar="FOLDER", help="py-spy's stacks, and no rows")
     options = parser.parse_args()
     options.artifacts = options.artifacts.absolute()
     _set_environment()
     kept = _kept(options.add)
     try:
-        for _ in range(options.repeats):
-            for name in options.servers:
+        for name in options.servers * options.repeats:
+            try:
                 _turn(name, options, kept)
+            except (
+                RuntimeError,
+                StartError,
+                subprocess.TimeoutExpired,
+            ) as error:  # the others have their turns
+                print(f"{name} failed: {error}", flush=True)
     finally:
-        print(table(kept["rows"]))
-        print(starts(kept["starts"]))
+        print(table(kept["rows"]), starts(kept["starts"]), sep="\n\n")
 
 
 def _turn(name: str, options: argparse.Namespace, kept: dict[str, Any]) -> None:
@@ -113,9 +120,10 @@ def _turn(name: str, options: argparse.Namespace, kept: dict[str, Any]) -> None:
                 with profiled(server.pids, options.profile, f"{name}-{lengths}-{count}"):
                     figures = server.measure(load)
                 row = {**case, "lengths": lengths, "streams": count, "repeat": repeat, **figures}
-                kept["rows"].append(row)
                 print({key: row[key] for key in (*CASE[:4], *COMPARED)}, flush=True)
-                _write(kept)
+                if not options.profile:
+                    kept["rows"].append(row)
+                    _write(kept)
     finally:
         server.stop()
 
@@ -192,16 +200,16 @@ def _use_cache_of(arguments: Arguments) -> bool:
 
 
 def _device() -> str:
-    import torch
+    from vllm.platforms import current_platform
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    return "cpu" if current_platform.is_cpu() else "cuda"
 
 
 def _result_file() -> tuple[str, Path]:
     """The card's name, and where its figures are kept."""
-    import torch
+    from vllm.platforms import current_platform  # it asks the driver; torch would take memory of the GPU
 
-    name = torch.cuda.get_device_name() if _device() == "cuda" else "cpu"
+    name = current_platform.get_device_name() if _device() == "cuda" else "cpu"
     card = name.removeprefix("NVIDIA ").split()[0].lower()
     return name, ROOT / "bench" / "results" / f"serving-{card}.json"
 

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import jsonschema
 import pytest
 from transformers import PreTrainedTokenizerFast
 
@@ -129,5 +130,7 @@ def test_random_weights_are_a_whole_artifact_that_says_what_it_is(
     directory = random_model.write(tmp_path / "tokenizer", tmp_path / "artifacts", **small)
     artifact = read_artifact(tmp_path / "artifacts")
     artifact.verify()
+    schema = json.loads((ROOT / "docs" / "artifact.schema.json").read_text())
+    jsonschema.validate(json.loads((directory / "manifest.json").read_text()), schema)
     assert artifact.failed_gates == ["random weights"]
     assert json.loads((directory / "config.json").read_text())["eos_token_id"] == tokenizer.eos_token_id
