@@ -20,7 +20,7 @@ import psutil
 
 from api.engine.artifact import Artifact
 from api.engine.beside import Beside
-from api.engine.presets import PRESETS
+from api.engine.presets import hardware_arguments
 from api.engine.processes import engine_processes, kill, kill_engine_processes, watch
 from api.errors import EngineFailed, EngineStartError
 from api.schema.generation import FinishReason, Sampling
@@ -134,7 +134,7 @@ class Engine:
             "structured_outputs_config": StructuredOutputsConfig(
                 backend="xgrammar", disable_any_whitespace=True
             ),
-            **_hardware_arguments(self._settings, engines=2 if self._beside else 1),
+            **hardware_arguments(self._settings, engines=2 if self._beside else 1),
         }
         found = [AsyncEngineArgs(model=directory, **common)]
         if self._beside is not None:
@@ -280,25 +280,6 @@ def set_engine_environment() -> None:
         "VLLM_CPU_OMP_THREADS_BIND": cores,
     }.items():
         os.environ.setdefault(name, value)
-
-
-def _hardware_arguments(settings: Settings, engines: int) -> dict[str, Any]:
-    import torch
-    from vllm.platforms import current_platform
-
-    if not current_platform.is_cpu():
-        return {"gpu_memory_utilization": settings.gpu_memory_share / engines, **PRESETS[settings.preset]}
-    if settings.preset != "auto":
-        raise EngineStartError(f"API_PRESET={settings.preset} needs a GPU, and there is none; use auto")
-    # Nothing to compile without inductor's C++ compiler: the sampler's @torch.compile runs eagerly.
-    os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
-    # Below AVX-512 oneDNN has no bfloat16 product and torch's own is several times slower.
-    fast_bfloat16 = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
-    return {
-        "dtype": "bfloat16" if fast_bfloat16 else "float32",
-        "enforce_eager": True,
-        "kv_cache_memory_bytes": int(settings.kv_cache_gib * 2**30),
-    }
 
 
 def sampling_arguments(sampling: Sampling, defaults: dict[str, Any]) -> dict[str, Any]:

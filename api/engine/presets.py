@@ -1,11 +1,13 @@
-"""Engine settings by what a GPU is for; docs/operations.md says why, and what has been measured.
+"""Engine settings by the hardware, and by what a GPU is for; docs/operations.md says what is measured.
 
-Names and values are vLLM's own, the same in 0.26 and 0.33. A CPU has no presets.
+Names and values are vLLM's own, the same in 0.26 and 0.32. A CPU has no presets.
 """
 
+import os
 from typing import Any
 
-from api.settings import Preset
+from api.errors import EngineStartError
+from api.settings import Preset, Settings
 
 # `performance_mode`: a graph for every batch of up to 32, or twice the tokens a step that vLLM gives the GPU.
 PRESETS: dict[Preset, dict[str, Any]] = {
@@ -13,3 +15,23 @@ PRESETS: dict[Preset, dict[str, Any]] = {
     "latency": {"quantization": "fp8", "performance_mode": "interactivity"},
     "throughput": {"quantization": "fp8", "kv_cache_dtype": "fp8", "performance_mode": "throughput"},
 }
+
+
+def hardware_arguments(settings: Settings, engines: int) -> dict[str, Any]:
+    """vLLM's, for this machine. Raises: EngineStartError if it cannot have the preset."""
+    import torch
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_cpu():
+        return {"gpu_memory_utilization": settings.gpu_memory_share / engines, **PRESETS[settings.preset]}
+    if settings.preset != "auto":
+        raise EngineStartError(f"API_PRESET={settings.preset} needs a GPU, and there is none; use auto")
+    # Nothing to compile without inductor's C++ compiler: the sampler's @torch.compile runs eagerly.
+    os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+    # Below AVX-512 oneDNN has no bfloat16 product and torch's own is several times slower.
+    fast_bfloat16 = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+    return {
+        "dtype": "bfloat16" if fast_bfloat16 else "float32",
+        "enforce_eager": True,
+        "kv_cache_memory_bytes": int(settings.kv_cache_gib * 2**30),
+    }
