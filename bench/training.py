@@ -135,6 +135,7 @@ def _ours(engine: str, precision: str, base: Path, rows: Any, device: str, steps
     from trainer.config import LoraConfig, TrainConfig
     from trainer.fit.arm import Arm, Setting
     from trainer.fit.trainer import build_trainer
+    from trainer.fit.world import World
 
     settings = TrainConfig(
         engine=engine,
@@ -149,7 +150,7 @@ def _ours(engine: str, precision: str, base: Path, rows: Any, device: str, steps
     model = module.load(base, settings, LoraConfig(alpha=RANK, target_modules=tuple(TARGETS)), arm, device)
     return build_trainer(
         model, module.compute_loss, load_tokenizer(base), rows, [], settings, arm, steps, device,
-        Path(tempfile.mkdtemp(dir=WORK)), [clock],
+        Path(tempfile.mkdtemp(dir=WORK)), [clock], World(device),
     )  # fmt: skip
 
 

@@ -70,6 +70,9 @@ def _run(options: argparse.Namespace) -> None:
         return
     from trainer import preflight
 
+    # torchrun and accelerate say by WORLD_SIZE how many processes run this very line.
+    processes = getattr(options, "processes", int(os.environ.get("WORLD_SIZE", "1")))
+    preflight.check_processes(config, options.verb, processes)
     preflight.check(config)
     if options.verb == "check":
         return
@@ -84,7 +87,7 @@ def _run(options: argparse.Namespace) -> None:
     from trainer.pipeline import Pipeline
 
     ship_despite = options.verb == "run" and options.ship_despite_failed_gates
-    pipeline = Pipeline(config, options.artifacts, _arm_command(options), ship_despite)
+    pipeline = Pipeline(config, options.artifacts, _arm_command(options), processes, ship_despite)
     if options.verb == "arm":
         _train_arm(config, pipeline, options)
     else:
@@ -141,6 +144,11 @@ def _parser() -> argparse.ArgumentParser:
             sub.add_argument(
                 OVERRIDE, action="store_true", dest="ship_despite_failed_gates",
                 help="publish a model that failed its gates; its manifest, card and page will say so",
+            )  # fmt: skip
+        if verb in ("run", "train"):
+            sub.add_argument(
+                "--processes", type=int, default=1, metavar="N",
+                help="that share the final training, one a GPU; the sweep's arms have one each",
             )  # fmt: skip
         if verb == "arm":
             sub.add_argument("--rank", type=int)

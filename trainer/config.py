@@ -154,7 +154,10 @@ class TrainConfig(Frozen):
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["float32", "bfloat16", "float16"]
-    tokens_per_step: int = Field(ge=32, description="Rows are packed up to this many tokens.")
+    tokens_per_step: int = Field(ge=32, description="Of all the packed rows of a step, at most.")
+    rows_per_step: int = Field(
+        1, ge=1, description="Packed rows of a step: several processes share them, one takes them in turn."
+    )
     epochs: float = Field(1.0, gt=0)
     max_steps: int | None = Field(None, ge=1, description="Instead of `epochs`.")
     warmup_steps: int = Field(5, ge=0)
@@ -177,6 +180,11 @@ class TrainConfig(Frozen):
     )
     optimizer: Literal["adamw_torch_fused", "adamw_8bit"] = "adamw_torch_fused"
     trackers: tuple[Literal["tensorboard", "trackio", "wandb", "mlflow"], ...] = ()
+
+    @property
+    def row_tokens(self) -> int:
+        """Up to which rows of the data are packed into one: what a device works on at once."""
+        return self.tokens_per_step // self.rows_per_step
 
     @model_validator(mode="after")
     def _patience_needs_losses(self) -> "TrainConfig":
@@ -233,6 +241,15 @@ class RunConfig(Frozen):
     train: TrainConfig
     evaluate: EvaluateConfig
     ship_dtype: Literal["bfloat16", "float32"] = "bfloat16"
+
+    @model_validator(mode="after")
+    def _a_row_fits_a_packed_one(self) -> "RunConfig":
+        if self.data.max_length > self.train.row_tokens:
+            raise ValueError(
+                f"data.max_length {self.data.max_length} is over the {self.train.row_tokens} tokens of a "
+                "packed row (train.tokens_per_step / train.rows_per_step): longer rows would be cut"
+            )
+        return self
 
     @field_validator("base")
     @classmethod

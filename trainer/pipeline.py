@@ -43,6 +43,7 @@ class Pipeline:
     """One run of one configuration in one artifacts directory.
 
     arm_command: the `arm` verb with its configuration, for the processes that train.
+    processes: that share the training of `train`.
     ship_despite_failed_gates: publish a model that failed its gates, and say so in its manifest.
     """
 
@@ -51,12 +52,14 @@ class Pipeline:
         config: RunConfig,
         artifacts: Path,
         arm_command: Sequence[str],
+        processes: int = 1,
         ship_despite_failed_gates: bool = False,
     ) -> None:
         self.config = config
         self.artifacts = artifacts
         self.models = artifacts / "models"
         self._arm_command = arm_command
+        self._processes = processes
         self._ship_despite = ship_despite_failed_gates
         self._stages = Stages(STAGES)
 
@@ -82,7 +85,7 @@ class Pipeline:
         directory = parent / run_name(self.config, None)
         with self._stages.stage("train", f"{arm.name} over {prepared.report['rows']['train']} rows"):
             if read_run(directory, arm) is None:
-                failed = run_arms({arm: directory}, None, 1, self._arm_command)
+                failed = run_arms({arm: directory}, None, 1, self._arm_command, self._processes)
                 if failed:
                     raise ArmError(f"{arm.name}: {failed[arm]}; see {directory / 'output.txt'}")
             run = read_run(directory, arm)

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import importlib.util
+import os
 from pathlib import Path
 
 from trainer.config import (
@@ -13,7 +14,7 @@ from trainer.config import (
     TrainConfig,
     is_local,
 )
-from trainer.errors import MissingError
+from trainer.errors import ConfigError, MissingError
 from trainer.ship.tasks import PUNKT_PACKAGE, TASKS, sentence_splitter
 
 HUB_TIMEOUT_S = 10
@@ -39,6 +40,50 @@ def check(config: RunConfig) -> None:
     if problems:
         listed = "".join(f"\n  - {problem}" for problem in problems)
         raise MissingError(f"this machine lacks what {config.name} needs:{listed}")
+
+
+def check_processes(config: RunConfig, verb: str, processes: int) -> None:
+    """Whether so many processes can share a training, started by us (--processes) or by a launcher.
+
+    Raises: ConfigError, or MissingError if there are fewer GPUs.
+    """
+    launched = "WORLD_SIZE" in os.environ and verb != "arm"
+    if launched and int(os.environ["WORLD_SIZE"]) > 1:
+        raise ConfigError(
+            f"{verb} was started in {os.environ['WORLD_SIZE']} processes, and only `arm` can be: start it in "
+            "one; `run` and `train` have --processes"
+        )
+    if processes == 1:
+        return
+    if problem := _unshareable(config.train, processes):
+        raise ConfigError(f"{processes} processes cannot share this training: {problem}")
+    if config.train.device == "cpu":
+        return
+    import torch
+
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
+    if torch.cuda.is_available() and here > torch.cuda.device_count():
+        raise MissingError(
+            f"{here} processes need as many GPUs, and torch sees {torch.cuda.device_count()} on this machine"
+        )
+
+
+def _unshareable(train: TrainConfig, processes: int) -> str | None:
+    if processes < 1:
+        return "expected 1 or more"
+    if any(os.environ.get(f"ACCELERATE_USE_{name}") == "true" for name in ("FSDP", "DEEPSPEED")):
+        return (
+            "FSDP and DeepSpeed are not built, each process holds the whole base; launch plain data "
+            "parallel, and for a base that does not fit set train.quantization=4bit"
+        )
+    if train.engine != "plain":
+        return f"train.engine is {train.engine}, set it to plain"
+    if train.rows_per_step % processes:
+        return (
+            f"train.rows_per_step is {train.rows_per_step}, set it to a multiple of {processes}; a packed "
+            "row then has train.tokens_per_step / train.rows_per_step tokens"
+        )
+    return None
 
 
 def _device(config: RunConfig) -> str | None:

@@ -23,6 +23,7 @@ from trainer.config import load
 from trainer.errors import MissingError
 from trainer.fit import trainer as trainer_module
 from trainer.fit.arm import Arm, Setting
+from trainer.fit.world import World
 
 # Engines agree within this, relative, on every step's loss and every validation row, in fp32.
 TOLERANCE = 1e-4
@@ -41,7 +42,7 @@ def test_no_default_that_unsloth_changes_decides_a_result(
     said: dict[str, Any] = {}
     monkeypatch.setattr(trainer_module, "SFTConfig", lambda **arguments: said.update(arguments))
     arm = Arm(Setting(8, 1e-3), 1)
-    trainer_module._arguments(load(config_file).train, arm, 100, "cuda", tmp_path / "a")
+    trainer_module._arguments(load(config_file).train, arm, 100, "cuda", tmp_path / "a", World("cpu"))
     # As unsloth 2026.10.9 puts them into the SFTConfig of a machine with a GPU; its `loss_type` and
     # `padding_free` concern TRL's own loss and collator, and neither is used here.
     assert said.keys() >= {

@@ -14,6 +14,7 @@ from trainer.fit.checkpoint import starting_point
 from trainer.fit.engines import plain
 from trainer.fit.loss import RowLoss, mean_loss, row_losses
 from trainer.fit.trainer import build_trainer
+from trainer.fit.world import World
 from trainer.generation import generate
 
 
@@ -77,7 +78,18 @@ def test_packed_training_loss_equals_unpacked_rows(
     arm = Arm(Setting(2, 1e-3), 1)
     model = plain.load(base_directory, settings, LoraConfig(scaling=1), arm, "cpu")
     build_trainer(
-        model, plain.compute_loss, tokenizer, rows, [], settings, arm, 1, "cpu", tmp_path, [Keep()]
+        model,
+        plain.compute_loss,
+        tokenizer,
+        rows,
+        [],
+        settings,
+        arm,
+        1,
+        "cpu",
+        tmp_path,
+        [Keep()],
+        World("cpu"),
     ).train()
     wanted = sum(reference_nll(tiny_model, r) for r in ROWS) / sum(
         label != IGNORED for r in ROWS for label in r.labels[1:]

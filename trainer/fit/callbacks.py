@@ -119,5 +119,5 @@ class Trunk(TrainerCallback):
             control.should_save = True
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step == self._step:
+        if state.global_step == self._step and state.is_world_process_zero:
             keep_trunk(Path(args.output_dir) / f"checkpoint-{self._step}")

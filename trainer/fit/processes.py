@@ -1,7 +1,7 @@
 """Runs, each in a process of its own: what one leaves in memory, or its end, does not touch the others.
 
-A process writes what it has to say to `output.txt` in its run's directory; how far it is, we read from
-its `log.jsonl`.
+A run may be shared by several processes, which torchrun starts. A process writes what it has to say to
+`output.txt` in its run's directory; how far it is, we read from its `log.jsonl`.
 """
 
 import ctypes
@@ -24,15 +24,19 @@ NEARLY_FULL_BYTES = 2**16  # a write fails before the last byte is used
 
 
 def run_arms(
-    directories: Mapping[Arm, Path], steps: int | None, parallel: int, command: Sequence[str]
+    directories: Mapping[Arm, Path],
+    steps: int | None,
+    parallel: int,
+    command: Sequence[str],
+    processes: int = 1,
 ) -> dict[Arm, str]:
     """Run the arms, at most `parallel` at once; return those that failed, each with its last words.
 
     directories: where each arm's run lives. command: the `arm` verb with its configuration; the arm's
-    own flags are appended to it.
+    own flags are appended to it. processes: that share each run.
     """
     parallel = min(parallel, len(directories)) or 1
-    threads = max(1, len(os.sched_getaffinity(0)) // parallel)
+    threads = max(1, len(os.sched_getaffinity(0)) // (parallel * processes))
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     failed: dict[Arm, str] = {}
     running: dict[Arm, subprocess.Popen[bytes]] = {}
@@ -42,7 +46,8 @@ def run_arms(
             while waiting or running:
                 while waiting and len(running) < parallel:
                     arm = waiting.pop(0)
-                    running[arm] = _start([*command, *_flags(arm, steps)], directories[arm], environment)
+                    line = [*_launcher(processes), *command, *_flags(arm, steps)]
+                    running[arm] = _start(line, directories[arm], environment)
                 time.sleep(LOOK_EVERY_S)
                 for arm, process in list(running.items()):
                     _tell(arm, directories[arm], progress)
@@ -60,11 +65,18 @@ def run_arms(
     return failed
 
 
-def _start(arguments: Sequence[str], directory: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:
+def _launcher(processes: int) -> list[str]:
+    if processes == 1:
+        return [sys.executable, "-m", "trainer"]
+    shared = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    return [sys.executable, *shared, "-m", "trainer"]
+
+
+def _start(line: Sequence[str], directory: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:
     directory.mkdir(parents=True, exist_ok=True)
     with (directory / OUTPUT).open("w") as output:
         return subprocess.Popen(
-            [sys.executable, "-m", "trainer", *arguments],
+            line,
             env=environment,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -88,7 +100,8 @@ def _last_words(directory: Path, code: int) -> str:
     said = [line for line in lines if line.strip()]
     if not said and shutil.disk_usage(directory).free < NEARLY_FULL_BYTES:
         return f"the disk under {directory} is full"  # so full that the process could not tell
-    return said[-1].removeprefix("trainer: ") if said and code > 0 else f"exit {code}"
+    told = [line for line in said if line.startswith("trainer: ")]  # torchrun has words of its own after them
+    return (told or said)[-1].removeprefix("trainer: ") if said and code > 0 else f"exit {code}"
 
 
 def _flags(arm: Arm, steps: int | None) -> list[str]:

@@ -11,14 +11,17 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from torch.utils.data import RandomSampler
 from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback, TrainerControl
 from trl import SFTConfig, SFTTrainer
 
 from trainer.config import TrainConfig
 from trainer.data.tokenize import IGNORED, TokenRow
+from trainer.errors import ConfigError
 from trainer.fit.arm import Arm
 from trainer.fit.loss import RowLoss, mean_loss, row_losses
 from trainer.fit.packing import collate, pack
+from trainer.fit.world import World
 
 Loss = Callable[[Any, dict[str, Any], Any], Any]
 
@@ -27,15 +30,25 @@ class LoraTrainer(SFTTrainer):
     """Trains one adapter.
 
     loss: the engine's, (model, inputs with labels, target tokens) to a scalar. validation: the rows whose
-    token-weighted loss judges the adapter.
+    token-weighted loss judges the adapter. rows_per_step: packed rows, over all processes of `world`.
     """
 
     control: TrainerControl
 
-    def __init__(self, *, loss: Loss, validation: Sequence[TokenRow], **arguments: Any) -> None:
+    def __init__(
+        self,
+        *,
+        loss: Loss,
+        validation: Sequence[TokenRow],
+        rows_per_step: int,
+        world: World,
+        **arguments: Any,
+    ) -> None:
         super().__init__(**arguments)
         self._loss = loss
         self._validation = validation
+        self._rows_per_step = rows_per_step
+        self._world = world
         self._since_log = (time.monotonic(), 0)
         # TRL turns a 4-bit model's adapter to bf16: small updates would be lost, and the scaler of
         # float16 refuses it. Every engine trains it in fp32.
@@ -50,12 +63,29 @@ class LoraTrainer(SFTTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> torch.Tensor:
-        """Mean NLL over the target tokens of one packed row; inputs are (1, length)."""
+        """NLL of one packed row over the step's target tokens; inputs are (1, length).
+
+        Times the processes: gradients and logged losses are averaged over them, and a step's are the sum.
+        """
         begun, tokens = self._since_log
         self._since_log = begun, tokens + inputs["labels"].numel()
         if num_items_in_batch is None:
             num_items_in_batch = (inputs["labels"] != IGNORED).sum()
-        return torch.as_tensor(self._loss(model, inputs, num_items_in_batch))
+        return torch.as_tensor(self._loss(model, inputs, num_items_in_batch) * self._world.size)
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> RandomSampler:
+        """An epoch is whole steps: what is left over, other rows each time, waits for another epoch.
+
+        accelerate seeds the order by `data_seed` and epoch and deals the rows out one by one, so that a
+        step has the same rows whatever the number of processes.
+        """
+        rows: Any = self.train_dataset
+        return RandomSampler(rows, num_samples=len(rows) // self._rows_per_step * self._rows_per_step)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """Every process writes its own; the file that makes a checkpoint whole comes after all of them."""
+        super()._save_rng_state(output_dir)
+        self._world.wait()
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Not counted: nothing reads it, and the Trainer would walk all modules for it at every step."""
@@ -69,19 +99,17 @@ class LoraTrainer(SFTTrainer):
         return metrics
 
     def validation_losses(self) -> list[RowLoss]:
-        """Of every validation row, under the adapter as it is now."""
+        """Of every validation row, under the adapter as it is now; each process measures a part."""
         model: Any = self.model
         tokenizer: Any = self.processing_class
-        losses: list[RowLoss] = row_losses(
-            model.get_base_model(), self._validation, tokenizer.pad_token_id or 0
-        )
-        return losses
+        part = self._world.share(self._validation)
+        return self._world.joined(row_losses(model.get_base_model(), part, tokenizer.pad_token_id or 0))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
             now = time.monotonic()
             begun, tokens = self._since_log
-            logs["tokens_per_second"] = round(tokens / (now - begun), 1)
+            logs["tokens_per_second"] = round(tokens * self._world.size / (now - begun), 1)
             self._since_log = now, 0
         super().log(logs, start_time)
 
@@ -98,18 +126,28 @@ def build_trainer(
     device: str,
     output: Path,
     callbacks: Sequence[TrainerCallback],
+    world: World,
 ) -> LoraTrainer:
     """A trainer for one arm, ready to train or resume.
 
     model, loss: from the engine. rows: `input_ids` and `labels`. steps: None for `settings.epochs`.
+    Raises: ConfigError if the rows do not make one step.
     """
-    packed = pack(rows, settings.tokens_per_step)
-    total = steps or max(1, round(settings.epochs * len(packed)))
+    packed = pack(rows, settings.row_tokens)
+    steps_an_epoch = len(packed) // settings.rows_per_step
+    if not steps_an_epoch:
+        raise ConfigError(
+            f"train.rows_per_step is {settings.rows_per_step}, and the data makes only {len(packed)} packed "
+            f"rows of {settings.row_tokens} tokens: lower it, or train.tokens_per_step"
+        )
+    total = steps or max(1, round(settings.epochs * steps_an_epoch))
     trainer = LoraTrainer(
         loss=loss,
         validation=validation,
+        rows_per_step=settings.rows_per_step,
+        world=world,
         model=model,
-        args=_arguments(settings, arm, total, device, output),
+        args=_arguments(settings, arm, total, device, output, world),
         train_dataset=packed,
         # The Trainer asks for one where there is something to restore; `evaluate` uses `validation`.
         eval_dataset=packed.select(range(1)) if settings.restore_best else None,
@@ -126,7 +164,9 @@ def cooldown_steps(settings: TrainConfig, total: int) -> int:
     return max(1, round(settings.cooldown_share * total))
 
 
-def _arguments(settings: TrainConfig, arm: Arm, total: int, device: str, output: Path) -> SFTConfig:
+def _arguments(
+    settings: TrainConfig, arm: Arm, total: int, device: str, output: Path, world: World
+) -> SFTConfig:
     """Says all that decides the result: on a GPU Unsloth puts defaults of its own into SFTConfig."""
     cooldown = cooldown_steps(settings, total)
     return SFTConfig(
@@ -135,7 +175,7 @@ def _arguments(settings: TrainConfig, arm: Arm, total: int, device: str, output:
         use_cpu=device == "cpu",
         bf16=settings.dtype == "bfloat16" and device == "cuda",
         fp16=settings.dtype == "float16" and device == "cuda",
-        max_length=settings.tokens_per_step,
+        max_length=settings.row_tokens,
         dataset_kwargs={"skip_prepare_dataset": True},
         # On a GPU the next rows are read and collated beside the step; a CPU has no core to spare.
         dataloader_num_workers=1 if device == "cuda" else 0,
@@ -143,7 +183,9 @@ def _arguments(settings: TrainConfig, arm: Arm, total: int, device: str, output:
         accelerator_config={"non_blocking": device == "cuda"},
         remove_unused_columns=False,
         per_device_train_batch_size=1,
-        gradient_accumulation_steps=1,
+        gradient_accumulation_steps=settings.rows_per_step // world.size,
+        average_tokens_across_devices=True,
+        ddp_find_unused_parameters=False,
         max_steps=total,
         optim=settings.optimizer,
         learning_rate=arm.setting.learning_rate,

@@ -90,7 +90,7 @@ class Decoder:
             tuple(projection.layout for projection in layers[0]),
         )
         # On a GPU every row is filled to one length, so that one compilation serves them all.
-        self._length = settings.tokens_per_step if device == "cuda" else None
+        self._length = settings.row_tokens if device == "cuda" else None
         self._run = torch.compile(decoder_layer, dynamic=False) if device == "cuda" else decoder_layer
         # How many layers to recompute is settled at the first row: later the memory is in use already.
         self._recomputed = None if settings.gradient_checkpointing else 0

@@ -35,7 +35,7 @@ def load(base: Path, settings: TrainConfig, lora: LoraConfig, arm: Arm, device: 
     checkpointing = "unsloth" if settings.gradient_checkpointing else False
     model, _ = FastLanguageModel.from_pretrained(
         str(base),
-        max_seq_length=settings.tokens_per_step,
+        max_seq_length=settings.row_tokens,
         dtype=getattr(torch, settings.dtype),
         load_in_4bit=quantize,
         use_gradient_checkpointing=checkpointing,
