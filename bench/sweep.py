@@ -11,6 +11,7 @@ import argparse
 import shutil
 import sys
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from trainer.config import load  # noqa: E402
 from trainer.data.prepare import prepare  # noqa: E402
 from trainer.fit.arm import Arm, Run, Setting, arm_directory, arms, read_run, run_name  # noqa: E402
 from trainer.fit.loss import RowLoss  # noqa: E402
+from trainer.fit.processes import run_arms  # noqa: E402
 from trainer.fit.select import Standing  # noqa: E402
 from trainer.fit.sweep import Sweep  # noqa: E402
 
@@ -38,7 +40,8 @@ def main() -> None:
     base = base_model.fetch(config.base, options.artifacts)
     prepared = prepare(config, base, options.artifacts)
     command = ["arm", "--config", str(PAGE / "config.yaml"), "--artifacts", str(options.artifacts)]
-    Sweep(config, base, prepared, options.artifacts, [*command, "--set", *overrides]).run()
+    here = partial(run_arms, command=[*command, "--set", *overrides], parallel=config.sweep.parallel_arms)
+    Sweep(config, base, prepared, options.artifacts, here).run()
     newest = max(options.artifacts.glob("sweeps/*/results.json"), key=lambda p: p.stat().st_mtime)
     for name in ("results.json", "index.html"):
         shutil.copy(newest.with_name(name), PAGE / name)

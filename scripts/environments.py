@@ -26,6 +26,7 @@ UV = "uv==0.13.9"
 OLDEST, NEWEST = (3, 11), (3, 12)
 NEEDED_DISK_GIB = 6
 BENCHMARKS = ROOT / "trainer" / "requirements-benchmarks.txt"
+RAY = ROOT / "trainer" / "requirements-ray.txt"
 # Imported once after installation: it proves that the environment works, and it compiles the modules,
 # which would otherwise delay the first start.
 PROOFS = {

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from environments import (
     BENCHMARKS,
+    RAY,
     ROOT,
     VENVS,
     SetupError,
@@ -67,6 +68,7 @@ def main(arguments: list[str]) -> int:
         for name in SERVICES:
             add(name, ROOT / "tests" / "pytest.txt")
         add("trainer", BENCHMARKS)
+        add("trainer", RAY)
         add("api", ROOT / "tests" / "fuzz.txt")
     except SetupError as error:
         say(f"make test: {error}")

@@ -14,10 +14,11 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from trainer.config import CONFIGS, EXPORT_FORMATS, RunConfig, load
-from trainer.errors import ArmError, ArtifactError, TrainerError
+from trainer.errors import ArmError, ArtifactError, ConfigError, TrainerError
 from trainer.ship.gates import OVERRIDE
 
 if TYPE_CHECKING:  # the stages import torch, which takes seconds; a wrong flag must not
+    from trainer.fit.cluster import Cluster
     from trainer.pipeline import Pipeline
 
 VERBS = {
@@ -73,7 +74,7 @@ def _run(options: argparse.Namespace) -> None:
     # torchrun and accelerate say by WORLD_SIZE how many processes run this very line.
     processes = getattr(options, "processes", int(os.environ.get("WORLD_SIZE", "1")))
     preflight.check_processes(config, options.verb, processes)
-    preflight.check(config)
+    preflight.check(config, trains_here=getattr(options, "executor", "local") == "local")
     if options.verb == "check":
         return
     try:
@@ -87,11 +88,27 @@ def _run(options: argparse.Namespace) -> None:
     from trainer.pipeline import Pipeline
 
     ship_despite = options.verb == "run" and options.ship_despite_failed_gates
-    pipeline = Pipeline(config, options.artifacts, _arm_command(options), processes, ship_despite)
+    pipeline = Pipeline(
+        config, options.artifacts, _arm_command(options), _cluster(config, options), processes, ship_despite
+    )
     if options.verb == "arm":
         _train_arm(config, pipeline, options)
     else:
         pipeline.run(until="publish" if options.verb == "run" else options.verb)
+
+
+def _cluster(config: RunConfig, options: argparse.Namespace) -> "Cluster | None":
+    if options.verb != "sweep":
+        return None
+    if options.executor == "local":
+        for name in ("address", "cpus_per_arm", "gpus_per_arm"):
+            if getattr(options, name) is not None:
+                raise ConfigError(f"--{name.replace('_', '-')} needs --executor ray")
+        return None
+    from trainer.fit.cluster import connect
+
+    cpus = 1 if options.cpus_per_arm is None else options.cpus_per_arm
+    return connect(options.address, cpus, options.gpus_per_arm, config.train.device)
 
 
 def _train_arm(config: RunConfig, pipeline: "Pipeline", options: argparse.Namespace) -> None:
@@ -145,6 +162,21 @@ def _parser() -> argparse.ArgumentParser:
                 OVERRIDE, action="store_true", dest="ship_despite_failed_gates",
                 help="publish a model that failed its gates; its manifest, card and page will say so",
             )  # fmt: skip
+        if verb == "sweep":
+            sub.add_argument(
+                "--executor", choices=("local", "ray"), default="local",
+                help="where arms run: here, or on a Ray cluster, with the options that follow",
+            )  # fmt: skip
+            sub.add_argument(
+                "--address", metavar="HOST:PORT", help="default: RAY_ADDRESS, or the one that runs here"
+            )
+            sub.add_argument("--cpus-per-arm", type=int, metavar="N", help="default: 1")
+            sub.add_argument(
+                "--gpus-per-arm",
+                type=float,
+                metavar="N",
+                help="or a share of one; default: 1 where there are GPUs",
+            )
         if verb in ("run", "train"):
             sub.add_argument(
                 "--processes", type=int, default=1, metavar="N",
@@ -175,7 +207,8 @@ def _config_path(name: str) -> Path:
 
 
 def _arm_command(options: argparse.Namespace) -> list[str]:
-    command = ["arm", "--config", options.config, "--artifacts", str(options.artifacts)]
+    config = _config_path(options.config)
+    command = ["arm", "--config", str(config.absolute()), "--artifacts", str(options.artifacts.absolute())]
     return command + [part for value in options.set for part in ("--set", value)]
 
 

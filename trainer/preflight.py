@@ -21,13 +21,15 @@ HUB_TIMEOUT_S = 10
 FP8_CAPABILITY = (8, 9)  # Ada and Hopper were the first with FP8 tensor cores
 
 
-def check(config: RunConfig) -> None:
-    """Raises: MissingError listing every missing thing with its remedy."""
+def check(config: RunConfig, trains_here: bool = True) -> None:
+    """trains_here: False where arms run on other machines, and each is checked there.
+
+    Raises: MissingError listing every missing thing with its remedy.
+    """
     problems = [
         problem
         for problem in (
-            _device(config),
-            *_engine(config.train),
+            *([_device(config), *_engine(config.train)] if trains_here else []),
             *_trackers(config.train),
             _base(config.base),
             _data(config.data),

@@ -1,6 +1,6 @@
 """The rungs of a sweep. Arms train for real, on the tiny model; only their processes are left out."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +12,13 @@ from trainer.base_model import BaseModel
 from trainer.config import RunConfig, load
 from trainer.data.prepare import Prepared, prepare
 from trainer.errors import ArmError, ConfigError
-from trainer.fit import sweep as sweep_module
 from trainer.fit.arm import Arm
 from trainer.fit.sweep import Sweep
 from trainer.fit.train import train
 
 
 class InThisProcess:
-    """Stands in for `run_arms`; remembers what it was asked to run."""
+    """Runs the arms; remembers what it was asked to run."""
 
     def __init__(self, config: RunConfig, artifacts: Path) -> None:
         self.config, self.artifacts = config, artifacts
@@ -28,9 +27,7 @@ class InThisProcess:
         self.ran: list[tuple[str, int | None]] = []
         self.broken: set[str] = set()
 
-    def __call__(
-        self, directories: Mapping[Arm, Path], steps: int | None, parallel: int, command: Sequence[str]
-    ) -> dict[Arm, str]:
+    def __call__(self, directories: Mapping[Arm, Path], steps: int | None) -> dict[Arm, str]:
         self.ran += [(arm.name, steps) for arm in directories]
         for arm in directories:
             if arm.name not in self.broken:
@@ -38,13 +35,11 @@ class InThisProcess:
         return {arm: "out of luck" for arm in directories if arm.name in self.broken}
 
     def sweep(self) -> tuple[Any, dict[str, Any]]:
-        return Sweep(self.config, self.base, self.prepared, self.artifacts, []).run()
+        return Sweep(self.config, self.base, self.prepared, self.artifacts, self).run()
 
 
 @pytest.fixture
-def arms_here(
-    config_values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> InThisProcess:
+def arms_here(config_values: dict[str, Any], tmp_path: Path) -> InThisProcess:
     config_values["sweep"] = {
         "ranks": [2, 4], "learning_rates": [1e-5, 0.03], "steps": 8, "halvings": 1,
     }  # fmt: skip
@@ -52,9 +47,7 @@ def arms_here(
     config_values["data"]["validation_rows"] = 8
     file = tmp_path / "halved.yaml"
     file.write_text(yaml.safe_dump(config_values))
-    here = InThisProcess(load(file), tmp_path)
-    monkeypatch.setattr(sweep_module, "run_arms", here)
-    return here
+    return InThisProcess(load(file), tmp_path)
 
 
 def test_the_worse_half_stops_at_the_rung_and_nothing_finished_runs_again(arms_here: InThisProcess) -> None:

@@ -1,10 +1,10 @@
-"""Stage `sweep`: the grid's arms, each in a process of its own, halved on the way, then the choice.
+"""Stage `sweep`: the grid's arms, each in a process of its own somewhere, halved on the way, then the choice.
 
 A finished run is never run again; one that fails does not cost the others. Arms of one seed see the
 same rows in the same order. Writes `sweeps/<key>/`: `results.json` and `index.html`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,12 @@ from trainer.files import write_json
 from trainer.fit.arm import Arm, Run, Setting, arm_directory, arms, read_run, run_name
 from trainer.fit.checkpoint import remove_trunks
 from trainer.fit.page import write_page
-from trainer.fit.processes import run_arms
 from trainer.fit.select import Choice, Standing, choose, survivors
 from trainer.fit.summary import summarise
 from trainer.progress import say
+
+# Runs the arms in their directories for some steps; returns those that failed, each with its last words.
+RunArms = Callable[[Mapping[Arm, Path], int | None], dict[Arm, str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +34,8 @@ class Rung:
 
 
 class Sweep:
-    """command: the `arm` verb with its configuration, for the processes."""
-
     def __init__(
-        self, config: RunConfig, base: BaseModel, prepared: Prepared, artifacts: Path, command: Sequence[str]
+        self, config: RunConfig, base: BaseModel, prepared: Prepared, artifacts: Path, run_arms: RunArms
     ) -> None:
         self._config = config
         self._directories = {
@@ -43,7 +43,7 @@ class Sweep:
         }
         self._prepared = prepared
         self._artifacts = artifacts
-        self._command = command
+        self._run_arms = run_arms
         self._failed: dict[Arm, str] = {}
 
     def run(self) -> tuple[Setting, dict[str, Any]]:
@@ -73,7 +73,7 @@ class Sweep:
         directories = {arm: self._directories[arm] / folder for arm in alive}
         waiting = {arm: path for arm, path in directories.items() if read_run(path, arm) is None}
         say(f"  {folder}: {len(alive)} arms, {len(alive) - len(waiting)} finished before")
-        failed = run_arms(waiting, steps, self._config.sweep.parallel_arms, self._command)
+        failed = self._run_arms(waiting, steps)
         self._failed.update(failed)
         runs = [run for arm, path in directories.items() if (run := read_run(path, arm))]
         for run in runs:
