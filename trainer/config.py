@@ -242,14 +242,16 @@ class RunConfig(Frozen):
     evaluate: EvaluateConfig
     ship_dtype: Literal["bfloat16", "float32"] = "bfloat16"
 
-    @model_validator(mode="after")
-    def _a_row_fits_a_packed_one(self) -> "RunConfig":
-        if self.data.max_length > self.train.row_tokens:
+    @field_validator("train")
+    @classmethod
+    def _a_row_fits_a_packed_one(cls, train: TrainConfig, info: ValidationInfo) -> TrainConfig:
+        data = info.data.get("data")  # None if it is wrong itself
+        if data and data.max_length > train.row_tokens:
             raise ValueError(
-                f"data.max_length {self.data.max_length} is over the {self.train.row_tokens} tokens of a "
-                "packed row (train.tokens_per_step / train.rows_per_step): longer rows would be cut"
+                f"a packed row has {train.row_tokens} tokens (tokens_per_step / rows_per_step), and rows of "
+                f"up to {data.max_length} (data.max_length) would be cut"
             )
-        return self
+        return train
 
     @field_validator("base")
     @classmethod

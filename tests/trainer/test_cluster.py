@@ -1,5 +1,6 @@
 """A sweep on a Ray cluster of three nodes on this machine, one of which is killed; and what is refused."""
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -81,6 +82,36 @@ def test_a_killed_node_costs_a_sweep_the_steps_since_a_checkpoint(
     assert resumed == 1
     (results,) = shared.glob("sweeps/*/results.json")
     assert json.loads(results.read_text())["failed"] == {}
+
+
+def test_a_sweep_that_is_stopped_ends_its_arms_on_all_nodes(
+    nodes: Nodes, three_arms: Path, tmp_path: Path
+) -> None:
+    more = ("--address", nodes.address, "--set", "sweep.steps=100000")
+    line = [sys.executable, "-m", "trainer", *sweep(three_arms, tmp_path / "stopped", *more)]
+    running = subprocess.Popen(line, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    while not list(tmp_path.glob("stopped/runs/*/*/checkpoint-*")):
+        assert running.poll() is None, "ended before training"
+        time.sleep(0.05)
+    assert arms_of(tmp_path)
+    running.terminate()
+    _, said = running.communicate(timeout=30)
+    assert running.returncode == 130 and said.startswith("trainer: interrupted")
+    deadline = time.monotonic() + 20
+    while arms_of(tmp_path):
+        assert time.monotonic() < deadline, "arms go on without a sweep"
+        time.sleep(0.1)
+
+
+def arms_of(folder: Path) -> list[str]:
+    """The command lines of the processes that train into a folder below this one."""
+    found = []
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            words = file.read_text().split("\0")
+            if "arm" in words and any(word.startswith(str(folder)) for word in words):
+                found.append(" ".join(words))
+    return found
 
 
 def told(capsys: pytest.CaptureFixture[str], *line: str) -> str:

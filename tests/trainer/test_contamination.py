@@ -82,6 +82,7 @@ def test_prepare_leaves_contaminated_rows_out_of_every_side(config_file: Path, t
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     evaluation(tmp_path, {"q": ITEM})
     settings = ["data.contamination=[exam.jsonl]", "data.general=null", "data.max_length=512"]
+    settings += ["train.tokens_per_step=512"]
     flags = [part for setting in settings for part in ("--set", setting)]
     assert main(["prepare", "--config", str(config_file), "--artifacts", str(tmp_path / "a"), *flags]) == 0
     (report,) = (json.loads(p.read_text()) for p in tmp_path.glob("a/data/*/report.json"))

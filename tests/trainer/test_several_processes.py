@@ -104,7 +104,7 @@ def test_a_run_whose_last_training_is_shared_ships_one_artifact(shared_rows: Pat
         ("arm", [], {"WORLD_SIZE": "3"}, "train.rows_per_step is 4, set it to a multiple of 3"),
         ("arm", [], {"WORLD_SIZE": "2", "ACCELERATE_USE_FSDP": "true"}, "FSDP and DeepSpeed are not built"),
         ("run", ["--processes", "0"], {}, "expected 1 or more"),
-        ("check", ["--set", "train.rows_per_step=8"], {}, "over the 48 tokens of a packed row"),
+        ("check", ["--set", "train.rows_per_step=8"], {}, "a packed row has 48 tokens"),
         (
             "arm",
             ["--set", "train.tokens_per_step=96000", "--set", "train.rows_per_step=1000"],

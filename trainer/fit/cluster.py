@@ -7,6 +7,7 @@ Ray is imported only here, when it is asked for.
 """
 
 import os
+import signal
 import socket
 import sys
 import time
@@ -120,7 +121,9 @@ def connect(address: str | None, cpus: int, gpus: float | None, device: str) -> 
         if address != "auto":
             host, _, port = address.rpartition(":")
             socket.create_connection((host, int(port)), CONNECT_S).close()  # Ray itself would try for minutes
+        on_sigterm = signal.getsignal(signal.SIGTERM)
         ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+        signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own would end us with a dump of the stack
     except (OSError, RuntimeError, ValueError) as error:
         raise MissingError(
             f"no Ray cluster at {address}: {_line(error)}; expected HOST:PORT of `ray start --head`, from "
