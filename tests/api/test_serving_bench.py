@@ -134,3 +134,16 @@ def test_random_weights_are_a_whole_artifact_that_says_what_it_is(
     jsonschema.validate(json.loads((directory / "manifest.json").read_text()), schema)
     assert artifact.failed_gates == ["random weights"]
     assert json.loads((directory / "config.json").read_text())["eos_token_id"] == tokenizer.eos_token_id
+
+
+def test_the_documents_tell_the_kept_figures() -> None:
+    kept = json.loads((ROOT / "bench" / "results" / "serving-h100.json").read_text())
+    operations, readme = ((ROOT / name).read_text() for name in ("docs/operations.md", "README.md"))
+    table = serving.table(kept["rows"])
+    assert table in operations and serving.starts(kept["starts"]) in operations
+    ratios = {}
+    for line in table.splitlines()[2:]:
+        _, streams, server, tokens, *_ = (cell.strip() for cell in line.strip("|").split("|"))
+        ratios[streams, server] = tokens.partition("(")[2].rstrip(")")
+    told = f"{ratios['256', 'ours']} times the tokens of vLLM's own server at 256 streams, "
+    assert told + f"{ratios['512', 'ours']} times at 512" in " ".join(readme.split())
