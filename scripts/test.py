@@ -1,10 +1,10 @@
 """`make test`: sets up what the tests need and runs them; `make check` only the first stage, and
 `make test-containers` those with containers.
 
-Each service's unit tests run in that service's own environment. The system test runs `make up` for
-real, with a real browser. The container tests run `docker compose up` in an engine of their own; they take
-ten minutes and are not part of `make test` yet. Prints what every runner prints, and one closing line over
-all of them.
+Each service's unit tests run in that service's own environment; Helm renders the chart. The system test
+runs `make up` for real, with a real browser. The container tests run `docker compose up` in an engine of
+their own; they take ten minutes and are not part of `make test` yet. Prints what every runner prints, and
+one closing line over all of them.
 """
 
 from __future__ import annotations
@@ -52,6 +52,7 @@ TYPED = (
         "scripts bench/quickstart.py bench/load.py bench/endurance.py bench/pictures.py tests/system",
     ),
     ("tests", "tests/containers", "tests/containers"),
+    ("tests", "tests/kubernetes", "tests/kubernetes"),
 )  # fmt: skip
 
 
@@ -77,7 +78,7 @@ def main(arguments: list[str]) -> int:
     if arguments == ["check"]:
         return 0 if checked else 1
     results = [_suite(name, name) for name in SERVICES]
-    results.append(_suite("system", "tests"))
+    results += [_suite(folder, "tests") for folder in ("kubernetes", "system")]
     return _close(results, checked)
 
 

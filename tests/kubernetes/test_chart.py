@@ -1,0 +1,327 @@
+"""What the chart promises: to Kubernetes, and of our own services."""
+
+import copy
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from conftest import CHART, ROOT, Ask, Chart, Objects, Refused, container, pod
+
+VERSIONS = ("1.30", "1.37")
+PODS = ("api", "page", "trainer")
+LABELS = "app.kubernetes.io/component"
+ENDS_WITHIN_S = 25  # from the drained API to its last process; measured: 10 s
+METRICS = "import json, api.metrics as m; print(json.dumps([x.name for x in m.Metrics().registry.collect()]))"
+ROUTES = """
+import json
+from api.routes import health
+print(json.dumps({route.path: route.path in health.OPEN_PATHS for route in health.router.routes}))
+"""
+API_SETTINGS = """
+import json, os
+from api.settings import read_settings, reference
+known = {name for name, _, _ in reference()}
+settings = read_settings()
+print(json.dumps({
+    "unknown": sorted(set(filter(lambda name: name.startswith("API_"), os.environ)) - known),
+    "port": settings.port, "drain_s": settings.drain_timeout_s, "admin_port": settings.admin_port,
+    "keys": [settings.key.get_secret_value(), settings.admin_key.get_secret_value()],
+}))
+"""
+PAGE_SETTINGS = """
+import json
+from gate import EXACT
+from settings import load_settings
+settings = load_settings()
+print(json.dumps({"port": settings.port, "api": str(settings.api_url), "paths": sorted(EXACT)}))
+"""
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_every_object_fits_kubernetes_own_schema(objects: Objects, version: str) -> None:
+    for (kind, _), item in objects.items():
+        if kind != "PodMonitor":  # the operator's, not Kubernetes'
+            kubernetes_validate.validate(item, version, strict=True)
+
+
+def test_a_misspelled_field_would_be_told(objects: Objects) -> None:
+    wrong = copy.deepcopy(objects)
+    container(wrong, "api")["livenessProbe"]["timeoutSecond"] = 1
+    with pytest.raises(kubernetes_validate.ValidationError, match="timeoutSecond"):
+        kubernetes_validate.validate(wrong["Deployment", "api"], VERSIONS[-1], strict=True)
+
+
+def test_helm_finds_nothing_to_mend(chart: Chart) -> None:
+    chart.run("lint", "--strict", str(CHART), "--values", str(chart.values))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ("api.replicas=2", "replicas"),
+        ("api.minReplicas=0", "minReplicas"),
+        ("artifacts.accessMode=ReadWriteAll", "accessMode"),
+        ("api.env.API_KEY=sk-1", "API_KEY"),
+        ("page.env.FRONTEND_API_KEY=sk-1", "FRONTEND_API_KEY"),
+    ],
+)
+def test_what_is_no_value_of_the_chart_is_refused_by_name(chart: Chart, wrong: str, told: str) -> None:
+    with pytest.raises(Refused, match=told):
+        chart.render("--set", wrong)
+
+
+def test_every_value_changes_something(helm: Path) -> None:
+    """A value that nothing uses would render the same."""
+    chart = Chart(helm, CHART / "values.yaml")
+    usual = chart.render()
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    leaves = list(_leaves(values))
+    assert len(leaves) > 20
+    for path, value in leaves:
+        option, other = "--set-string", "7"
+        if isinstance(value, dict):
+            path = f"{path}.OTHER"
+        elif isinstance(value, list):
+            option, other = "--set-json", '[{"to": [{"podSelector": {}}]}]'
+        elif isinstance(value, int):  # and bool
+            option, other = "--set", "false" if value is True else "7"
+        elif value == "ReadWriteMany":
+            other = "ReadWriteOnce"
+        assert chart.render(option, f"{path}={other}") != usual, f"{path} is used by nothing"
+
+
+def _leaves(values: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        place = f"{path}.{name}" if path else name
+        if isinstance(value, dict) and value and name not in ("env", "nodeSelector"):
+            yield from _leaves(value, place)
+        else:
+            yield place, value
+
+
+def test_probes_ask_what_answers_without_a_key(objects: Objects, ask: Ask) -> None:
+    is_open = ask("api", ROUTES, {})
+    probes = {
+        name: container(objects, "api")[f"{name}Probe"] for name in ("startup", "readiness", "liveness")
+    }
+    paths = {name: probe["httpGet"]["path"] for name, probe in probes.items()}
+    assert paths == {"startup": "/health/ready", "readiness": "/health/ready", "liveness": "/health/live"}
+    assert all(is_open[path] for path in paths.values())
+    page = container(objects, "page")
+    answered = ask("frontend", PAGE_SETTINGS, _told(objects, "page"))["paths"]
+    for name in probes:
+        assert page[f"{name}Probe"]["httpGet"]["path"] in answered
+
+
+def test_a_start_may_take_as_long_as_in_compose(objects: Objects) -> None:
+    probe = container(objects, "api")["startupProbe"]
+    [minutes] = re.findall(r"--start-period=(\d+)m", (ROOT / "Dockerfile.gpu").read_text())
+    assert probe["periodSeconds"] * probe["failureThreshold"] >= 60 * int(minutes)
+
+
+def test_the_api_starts_with_its_settings_and_secrets(objects: Objects, ask: Ask, tmp_path: Path) -> None:
+    [volume] = [v["secret"] for v in pod(objects, "api")["volumes"] if "secret" in v]
+    keys = {item["path"]: f"the-content-of-{item['key']}" for item in volume["items"]}
+    for name, content in keys.items():
+        (tmp_path / name).write_text(content)
+    environment = _told(objects, "api")
+    mounted = {m["name"]: m["mountPath"] for m in container(objects, "api")["volumeMounts"]}
+    assert environment["API_SECRETS_DIR"] == mounted["secrets"]
+    # API_HOST: of the Dockerfiles, and only with a strong key
+    environment |= {"API_SECRETS_DIR": str(tmp_path), "API_HOST": "0.0.0.0"}
+    settings = ask("api", API_SETTINGS, environment)
+    assert settings["keys"] == ["the-content-of-API_KEY", "the-content-of-API_ADMIN_KEY"]
+    assert settings["unknown"] == []
+    assert settings["port"] == _port(objects, "api") != settings["admin_port"]
+
+
+def test_the_page_starts_with_its_settings_and_finds_the_api(objects: Objects, ask: Ask) -> None:
+    settings = ask("frontend", PAGE_SETTINGS, _told(objects, "page"))
+    assert settings["port"] == _port(objects, "page")
+    service = objects["Service", "api"]
+    [port] = service["spec"]["ports"]
+    assert settings["api"] == f"http://{service['metadata']['name']}:{port['port']}/"
+
+
+def test_a_service_of_kubernetes_cannot_become_a_setting(objects: Objects, ask: Ask) -> None:
+    """Kubernetes tells pods of every Service by variables, of one named api by API_PORT."""
+    links = {"API_PORT": "tcp://10.0.0.1:8000"}
+    assert "API_PORT=tcp://10.0.0.1:8000" in ask("api", API_SETTINGS, links)
+    assert all(pod(objects, name)["enableServiceLinks"] is False for name in PODS)
+
+
+@pytest.mark.parametrize("drain_s", [0, 30, 600])
+def test_streams_have_their_time_when_a_pod_ends(chart: Chart, drain_s: int) -> None:
+    objects = chart.render("--set", f"api.drainSeconds={drain_s}")
+    settled = container(objects, "api")["lifecycle"]["preStop"]["sleep"]["seconds"]
+    assert float(_told(objects, "api")["API_DRAIN_TIMEOUT_S"]) == drain_s
+    assert pod(objects, "api")["terminationGracePeriodSeconds"] >= settled + drain_s + ENDS_WITHIN_S
+    assert objects["Deployment", "api"]["spec"]["strategy"]["rollingUpdate"]["maxUnavailable"] == 0
+
+
+def test_the_autoscaler_reads_a_metric_that_the_api_has(objects: Objects, ask: Ask) -> None:
+    scaler = objects["HorizontalPodAutoscaler", "api"]["spec"]
+    [metric] = scaler["metrics"]
+    name = metric["pods"]["metric"]["name"]
+    assert name in ask("api", METRICS, {})
+    [rule] = yaml.safe_load((ROOT / "monitoring" / "prometheus-adapter.yml").read_text())["rules"]["custom"]
+    assert rule["seriesQuery"].partition("{")[0] == name
+    deployment = objects["Deployment", "api"]
+    assert scaler["scaleTargetRef"]["name"] == deployment["metadata"]["name"]
+    assert "replicas" not in deployment["spec"], "every upgrade would undo what the autoscaler did"
+    limit = _told(objects, "api").get("API_MAX_NUM_SEQS", "64")
+    assert int(metric["pods"]["target"]["averageValue"]) <= int(limit)
+
+
+def test_prometheus_is_given_the_key_where_its_operator_is(chart: Chart, ask: Ask) -> None:
+    assert ("PodMonitor", "api") not in chart.render()
+    monitor = chart.render("--api-versions", "monitoring.coreos.com/v1")["PodMonitor", "api"]["spec"]
+    [endpoint] = monitor["podMetricsEndpoints"]
+    assert endpoint["path"] in ask("api", ROUTES, {})
+    assert endpoint["authorization"]["credentials"] == {"name": "finechat", "key": "API_KEY"}
+
+
+def test_one_replica_at_a_time_is_disrupted(objects: Objects) -> None:
+    budget = objects["PodDisruptionBudget", "api"]["spec"]
+    assert budget["maxUnavailable"] == 1
+    assert budget["selector"] == objects["Deployment", "api"]["spec"]["selector"]
+
+
+def test_keys_come_from_the_secret_and_each_pod_sees_its_own(chart: Chart) -> None:
+    objects = chart.render("--set", "secret=somewhere")
+    assert not any(kind == "Secret" for kind, _ in objects)
+    seen = {}
+    for name in PODS:
+        volumes = [v["secret"] for v in pod(objects, name)["volumes"] if "secret" in v]
+        variables = [
+            v["valueFrom"]["secretKeyRef"] for v in container(objects, name)["env"] if "valueFrom" in v
+        ]
+        assert {*(v["secretName"] for v in volumes), *(v["name"] for v in variables)} == {"somewhere"}
+        items = [item["key"] for volume in volumes for item in volume["items"]]
+        seen[name] = sorted([*items, *(v["key"] for v in variables)])
+    assert seen == {"api": ["API_ADMIN_KEY", "API_KEY"], "page": ["API_KEY"], "trainer": ["HF_TOKEN"]}
+
+
+def test_pods_are_as_closed_as_in_compose(objects: Objects) -> None:
+    for name in PODS:
+        spec = pod(objects, name)
+        assert spec["automountServiceAccountToken"] is False
+        user = spec["securityContext"]
+        assert user["runAsNonRoot"] is True
+        assert user["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert {user["runAsUser"], user["runAsGroup"], user["fsGroup"]} == {1000}
+        for one in [*spec["containers"], *spec.get("initContainers", [])]:
+            assert one["securityContext"] == {
+                "allowPrivilegeEscalation": False,
+                "readOnlyRootFilesystem": True,
+                "capabilities": {"drop": ["ALL"]},
+            }
+            assert "memory" in one["resources"]["limits"]
+
+
+@pytest.mark.parametrize("file", ["Dockerfile.gpu", "Dockerfile.cpu", "frontend/Dockerfile"])
+def test_the_user_is_the_one_of_the_images(file: str) -> None:
+    assert re.findall(r"--uid (\d+)", (ROOT / file).read_text()) == ["1000"]
+
+
+def test_only_the_trainer_writes_models(objects: Objects) -> None:
+    writable = {
+        name: [not mount.get("readOnly", False) for mount in container(objects, name)["volumeMounts"]
+               if mount["name"] == "artifacts"]
+        for name in PODS
+    }  # fmt: skip
+    assert writable == {"api": [False], "page": [], "trainer": [True]}
+
+
+def test_gpus_are_asked_for_where_there_are_some(chart: Chart, objects: Objects) -> None:
+    for name in ("api", "trainer"):
+        limits, spec = container(objects, name)["resources"]["limits"], pod(objects, name)
+        if chart.values.name == "values.yaml":
+            assert limits["nvidia.com/gpu"] == 1
+            assert spec["nodeSelector"] and spec["tolerations"][0]["key"] == "nvidia.com/gpu"
+        else:
+            assert "nvidia.com/gpu" not in limits and "nodeSelector" not in spec
+    assert "nvidia.com/gpu" not in container(objects, "page")["resources"]["limits"]
+
+
+def test_another_profile_or_image_is_another_job(chart: Chart) -> None:
+    def name(*options: str) -> str:
+        return str(chart.render(*options)["Job", "trainer"]["metadata"]["name"])
+
+    usual = name()
+    assert name("--set", "api.memory=9Gi") == usual
+    assert len({usual, name("--set", "trainer.profile=t4-qlora"), name("--set", "images.trainer=a:2")}) == 3
+    assert ("Job", "trainer") not in chart.render("--set", "trainer.profile=")
+
+
+def test_profiles_are_the_trainers(objects: Objects) -> None:
+    verb, option, profile = container(objects, "trainer")["args"]
+    assert (verb, option) == ("run", "--config")
+    assert (ROOT / "trainer" / "configs" / f"{profile}.yaml").is_file()
+
+
+def test_every_pod_has_its_policy_and_both_directions_are_closed(objects: Objects) -> None:
+    policies = {name: item["spec"] for (kind, name), item in objects.items() if kind == "NetworkPolicy"}
+    assert set(policies) == set(PODS)
+    for name, policy in policies.items():
+        kind = "Job" if name == "trainer" else "Deployment"
+        labels = objects[kind, name]["spec"]["template"]["metadata"]["labels"]
+        assert policy["podSelector"]["matchLabels"] == labels
+        assert policy["policyTypes"] == ["Ingress", "Egress"]
+
+
+def test_the_page_reaches_the_api_and_nothing_else(objects: Objects) -> None:
+    dns, api = objects["NetworkPolicy", "page"]["spec"]["egress"]
+    assert _is_dns(dns)
+    labels = objects["Deployment", "api"]["spec"]["template"]["metadata"]["labels"]
+    assert api == {
+        "ports": [{"port": _port(objects, "api")}],
+        "to": [{"podSelector": {"matchLabels": labels}}],
+    }
+
+
+def test_the_api_calls_nobody_unless_it_is_allowed_to(chart: Chart, objects: Objects) -> None:
+    assert "egress" not in objects["NetworkPolicy", "api"]["spec"]
+    allowed = chart.render("--set-json", 'api.egress=[{"ports": [{"port": 4318}]}]')
+    dns, collector = allowed["NetworkPolicy", "api"]["spec"]["egress"]
+    assert _is_dns(dns) and collector == {"ports": [{"port": 4318}]}
+
+
+def test_only_the_page_and_named_callers_reach_the_api(chart: Chart) -> None:
+    objects = chart.render("--set-json", "api.callers=[]")
+    [rule] = objects["NetworkPolicy", "api"]["spec"]["ingress"]
+    assert rule["ports"] == [{"port": _port(objects, "api")}]
+    assert [peer["podSelector"]["matchLabels"][LABELS] for peer in rule["from"]] == ["page"]
+    # A rule without `from` lets everyone in; the page without callers must have no rule.
+    closed = chart.render("--set-json", "page.callers=[]")["NetworkPolicy", "page"]["spec"]
+    assert "ingress" not in closed
+
+
+def test_the_trainer_reaches_public_addresses_by_https(objects: Objects) -> None:
+    policy = objects["NetworkPolicy", "trainer"]["spec"]
+    dns, hub = policy["egress"]
+    assert _is_dns(dns) and "ingress" not in policy
+    assert hub["ports"] == [{"port": 443}]
+    blocked = [block for peer in hub["to"] for block in peer["ipBlock"]["except"]]
+    assert {"10.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7"} <= set(blocked)
+
+
+def _is_dns(rule: Any) -> bool:
+    return {(port["port"], port["protocol"]) for port in rule["ports"]} == {(53, "UDP"), (53, "TCP")}
+
+
+def _told(objects: Objects, name: str) -> dict[str, str]:
+    """A container's variables; those from the Secret with some content."""
+    return {v["name"]: v.get("value", "of-the-secret") for v in container(objects, name)["env"]}
+
+
+def _port(objects: Objects, name: str) -> int:
+    [port] = container(objects, name)["ports"]
+    [outside] = objects["Service", name]["spec"]["ports"]
+    assert outside["targetPort"] == port["name"]
+    return int(port["containerPort"])
