@@ -45,11 +45,11 @@ class Load:
         rng = random.Random(f"{self.seed} {number}")
         words, tokens = self.words, self.tokens
         if self.lengths == "sharegpt":  # log-normal: many short ones, a few long ones
-            words, tokens = (round(_log_normal(rng, mean)) for mean in (words, tokens))
+            words, tokens = (round(log_normal(rng, mean)) for mean in (words, tokens))
         return f"{number} " + " ".join(rng.choices(WORDS, k=words)), tokens
 
 
-def _log_normal(rng: random.Random, mean: float, sigma: float = 1.0) -> float:
+def log_normal(rng: random.Random, mean: float, sigma: float = 1.0) -> float:
     """Between 4 and four times the mean, which keeps the mean within a tenth."""
     return min(4 * mean, max(4.0, mean * rng.lognormvariate(-(sigma**2) / 2, sigma)))
 
@@ -124,7 +124,7 @@ async def measure(url: str, load: Load) -> dict[str, Any]:
         (await loop.create_connection(Connection, place.hostname or "", port, ssl=tls))[1]
         for _ in range(min(load.streams, load.requests))
     ]
-    requests = iter([_request(place, model, *load.chat(number)) for number in range(load.requests)])
+    requests = iter([request_of(place, model, *load.chat(number)) for number in range(load.requests)])
     answers: list[Answer] = []
 
     async def stream(connection: Connection) -> None:
@@ -171,7 +171,7 @@ def _model(url: str) -> str:
         return str(json.load(answer)["data"][0]["id"])
 
 
-def _request(place: SplitResult, model: str, prompt: str, tokens: int) -> bytes:
+def request_of(place: SplitResult, model: str, prompt: str, tokens: int) -> bytes:
     asked = {
         "model": model,
         "messages": [{"role": "user", "content": prompt}],

@@ -1,0 +1,205 @@
+"""How many replicas, GPUs and how much money does a load need? Simulated from one replica's measured curve.
+
+    python bench/capacity.py --curve bench/results/serving-h100.json --rate 40 --ttft-ms 500 --tpot-ms 50
+    python bench/capacity.py --curve ... --trace arrivals.csv --percentile 99 --gpu-hour 2.50
+
+The curve is rows of bench/serving.py: streams, and what one replica made of them. From it comes what a step
+of the engine takes (`fit`): so much for the sequences in it, and so much for each token of a prompt in it.
+The trace is a CSV file with the head `arrival_s,prompt_tokens,output_tokens`; without one, arrivals of --rate
+a second, Poisson's or burstier, with ShareGPT's lengths. bench/fleet.py plays it on replicas.
+
+Prints the fewest replicas with which TTFT and TPOT are met at that percentile, as JSON; `in_progress` is what
+a replica then has on average, the autoscaler's target. Not modelled: the cache of keys and values (where it
+holds fewer tokens than --slots answers need, set --slots lower), hits in it, replicas that start or fail.
+bench/capacity_check.py holds the prediction against two real replicas. Standard library only.
+"""
+
+import argparse
+import bisect
+import csv
+import json
+import math
+import random
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from bench.client import log_normal
+from bench.fleet import DISPATCHES, Arrival, Speed, benchmark, simulate
+
+MEAN_PROMPT, MEAN_OUTPUT = 220, 200  # ShareGPT's, in vLLM's benchmarks
+TRIES = 60  # costs of a prompt token that `fit` tries
+Row = dict[str, Any]
+
+
+def fit(rows: Sequence[Row], slots: int, step_tokens: int) -> Speed:
+    """The speed with which the simulated benchmark has the figures of the real one.
+
+    rows: of one server, with fixed lengths. A stream of n has T tokens in T steps of s(n), while the prompts
+    of all n are read, P tokens each at a cost of c; what it waits outside is d. So at X tokens a second
+    n T / X = T s(n) + n P c + d, and one stream alone gives s(1) and P c + d. That leaves c: the one is taken
+    with which the waits for first tokens are nearest to those measured, by ratio.
+    Raises: ValueError if rows with one stream and with more are not there.
+    """
+    curve = _medians(rows)
+    if 1 not in curve or len(curve) < 2:
+        raise ValueError(f"the curve has rows for streams {[*curve]}, and 1 and more are needed")
+    alone = curve.pop(1)
+    step_s = (alone["output"] / alone["rate"] - alone["ttft_s"]) / (alone["output"] - 1)
+    waits = max(0.0, alone["ttft_s"] - step_s)
+
+    def speed(cost: float) -> Speed:
+        request_s = waits - cost * alone["prompt"]
+        points = [(1, step_s)]
+        for streams, row in curve.items():
+            others = streams * row["prompt"] * cost + request_s
+            step = streams / row["rate"] - others / row["output"]
+            points.append((streams, max(points[-1][1], step)))
+        return Speed(tuple(points), cost, request_s)
+
+    def error(tried: Speed) -> float:
+        found = 0.0
+        for streams, row in curve.items():
+            told = benchmark(
+                tried, row["requests"], streams, row["prompt"], row["output"], slots, step_tokens
+            )
+            found += math.log(told["ttft_p50_ms"] / row["ttft_s"] / 1000) ** 2
+        return found
+
+    costs = [waits / alone["prompt"] * share / TRIES for share in range(TRIES + 1)]
+    return min(map(speed, costs), key=error)
+
+
+def _medians(rows: Sequence[Row]) -> dict[int, Row]:
+    """By streams: medians over repeats, in seconds and tokens."""
+    found = {}
+    for streams in sorted({row["streams"] for row in rows}):
+        own = [row for row in rows if row["streams"] == streams]
+        found[streams] = {
+            "requests": own[0]["requests"],
+            "prompt": round(statistics.median(row["prompt_tokens"] / row["requests"] for row in own)),
+            "output": round(statistics.median(row["output_tokens"] / row["requests"] for row in own)),
+            "rate": statistics.median(row["output_tokens_per_s"] for row in own),
+            "ttft_s": statistics.median(row["ttft_p50_ms"] for row in own) / 1000,
+        }
+    return found
+
+
+def generate(
+    rate: float,
+    seconds: float,
+    burst: float = 1.0,
+    seed: int = 0,
+    prompt: int = MEAN_PROMPT,
+    output: int = MEAN_OUTPUT,
+) -> list[Arrival]:
+    """burst: the squared coefficient of variation between arrivals; 1 is Poisson's, more comes in bursts."""
+    rng = random.Random(seed)
+    trace, now = [], 0.0
+    while (now := now + rng.gammavariate(1 / burst, burst / rate)) < seconds:
+        trace.append(Arrival(now, round(log_normal(rng, prompt)), round(log_normal(rng, output))))
+    return trace
+
+
+def read_trace(file: Path) -> list[Arrival]:
+    """In order of arrival. Raises: ValueError naming the line."""
+    trace = []
+    with file.open(newline="") as lines:
+        for number, line in enumerate(csv.DictReader(lines), 2):
+            try:
+                at, *tokens = float(line["arrival_s"]), int(line["prompt_tokens"]), int(line["output_tokens"])
+                if min(tokens) < 1:
+                    raise ValueError("has no tokens")
+            except (KeyError, TypeError, ValueError) as error:
+                raise ValueError(
+                    f"{file}, line {number}: {error!r}; arrival_s,prompt_tokens,output_tokens"
+                ) from None
+            trace.append(Arrival(at, *tokens))
+    if not trace:
+        raise ValueError(f"{file}: holds no arrivals")
+    return sorted(trace)
+
+
+def fewest(
+    trace: Sequence[Arrival], speed: Speed, target: Row, percentile: int, **replica: Any
+) -> tuple[int, Row]:
+    """Replicas, and what they do. target: ttft and tpot in ms. Raises: ValueError if no number is enough."""
+    seen: dict[int, Row] = {}
+
+    def meets(replicas: int) -> bool:
+        told = seen[replicas] = simulate(trace, speed, replicas, **replica)
+        return all(told[f"{name}_p{percentile}_ms"] <= most for name, most in target.items())
+
+    enough = 1
+    while not meets(enough):
+        if enough >= len(trace):
+            told = {name: seen[enough][f"{name}_p{percentile}_ms"] for name in target}
+            raise ValueError(f"a replica for each request gives {told} ms, and {target} is wanted")
+        enough = min(2 * enough, len(trace))
+    enough = bisect.bisect_left(range(enough), True, lo=enough // 2 + 1, key=meets) if enough > 1 else 1
+    if enough not in seen:
+        meets(enough)
+    return enough, seen[enough]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--curve", type=Path, required=True, help="results of bench/serving.py")
+    parser.add_argument("--server", default="ours", help="whose rows")
+    parser.add_argument("--trace", type=Path, help="CSV")
+    parser.add_argument("--rate", type=float, default=10.0, help="requests a second, without a trace")
+    parser.add_argument("--seconds", type=float, default=300.0, help="how long they come")
+    parser.add_argument("--burst", type=float, default=1.0, help="1: Poisson; 4: in bursts")
+    parser.add_argument("--ttft-ms", type=float, required=True)
+    parser.add_argument("--tpot-ms", type=float, required=True)
+    parser.add_argument("--percentile", type=int, choices=(50, 95, 99), default=95)
+    parser.add_argument("--dispatch", choices=DISPATCHES, default=DISPATCHES[0])
+    parser.add_argument("--slots", type=int, default=256, help="API_MAX_NUM_SEQS")
+    parser.add_argument("--step-tokens", type=int, default=8192, help="vLLM's max_num_batched_tokens")
+    parser.add_argument("--gpus", type=int, default=1, help="of a replica")
+    parser.add_argument("--gpu-hour", type=float, help="its price")
+    options = parser.parse_args()
+    replica = {"slots": options.slots, "step_tokens": options.step_tokens}
+    try:
+        rows = [
+            row
+            for row in json.loads(options.curve.read_text())["rows"]
+            if (row["server"], row.get("lengths", "fixed")) == (options.server, "fixed")
+            and not row.get("with")
+        ]
+        trace = (
+            read_trace(options.trace)
+            if options.trace
+            else generate(options.rate, options.seconds, options.burst)
+        )
+        target = {"ttft": options.ttft_ms, "tpot": options.tpot_ms}
+        replicas, told = fewest(
+            trace, fit(rows, **replica), target, options.percentile, dispatch=options.dispatch, **replica
+        )
+    except (OSError, ValueError) as error:
+        sys.exit(f"capacity: {error}")
+    print(
+        json.dumps(
+            {"replicas": replicas, "gpus": replicas * options.gpus}
+            | cost(told, replicas * options.gpus, options.gpu_hour)
+            | told,
+            indent=1,
+        )
+    )
+
+
+def cost(told: Row, gpus: int, gpu_hour: float | None) -> Row:
+    if gpu_hour is None:
+        return {}
+    tokens_an_hour = 3600 * told["output_tokens_per_s"]
+    return {"an_hour": gpus * gpu_hour, "a_million_tokens": round(1e6 * gpus * gpu_hour / tokens_an_hour, 3)}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+"""Does bench/capacity.py predict what two replicas do? Both of them real, on this machine.
+
+    python bench/capacity_check.py --artifacts artifacts          # writes bench/results/capacity.json
+
+Two services of the artifact, each with half of the processor's cores to itself. First the curve of one
+replica, measured on both at the same time, since they share memory and clock: what a neighbour costs is then
+in the curve, as it is not between GPUs. Then traces of arrivals are played to both, each request to the one
+that the dispatch chooses. The simulation gets the curve, the moments of those arrivals and the tokens that
+each request really had; its figures stand beside those measured, with the ratio.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from bench.capacity import fit, generate  # noqa: E402 - run as a program, only its folder is on the path
+from bench.client import WORDS, Answer, Connection, Load, measure, request_of, summary  # noqa: E402
+from bench.fleet import Arrival, choose, simulate  # noqa: E402
+from bench.load import Service  # noqa: E402
+
+RESULT = ROOT / "bench" / "results" / "capacity.json"
+REPLICAS = 2
+WORDS_A_PROMPT, TOKENS = 64, 32
+STREAMS = (1, 4, 16)
+SLOTS, STEP_TOKENS = 64, 2048  # API_MAX_NUM_SEQS, and what vLLM plans for a step on a CPU
+TRACES = ((0.6, "least-busy"), (0.6, "round-robin"), (1.2, "least-busy"))  # load as a share of capacity
+SECONDS = 35.0
+COMPARED = ("output_tokens_per_s", "ttft_p50_ms", "ttft_p95_ms", "tpot_p50_ms", "tpot_p95_ms", "e2e_p50_ms")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--artifacts", type=Path, default=ROOT / "artifacts")
+    options = parser.parse_args()
+    cores = sorted(os.sched_getaffinity(0))
+    share = len(cores) // REPLICAS
+    with tempfile.TemporaryDirectory() as folder:
+        services = [
+            Service(options.artifacts.absolute(), Path(folder) / f"{number}.log", {})
+            for number in range(REPLICAS)
+        ]
+        try:
+            for number, service in enumerate(services):
+                os.sched_setaffinity(0, cores[number * share : (number + 1) * share])  # inherited
+                service.start()
+                os.sched_setaffinity(0, cores)
+            told = asyncio.run(_measure([service.url for service in services]))
+        finally:
+            for service in services:
+                service.stop()
+    hardware = {"machine": platform.machine(), "cores": len(cores), "cores_a_replica": share}
+    RESULT.write_text(json.dumps({"hardware": hardware, **told}, indent=1) + "\n")
+    print(table(told["traces"]))
+
+
+async def _measure(urls: Sequence[str]) -> dict[str, Any]:
+    await asyncio.gather(*(measure(url, Load(8, 4, WORDS_A_PROMPT, TOKENS, seed=-1)) for url in urls))
+    rows = []
+    for streams in STREAMS:
+        load = Load(max(4, 2 * streams), streams, WORDS_A_PROMPT, TOKENS)
+        for row in await asyncio.gather(*(measure(url, load) for url in urls)):
+            rows.append({"server": "ours", "streams": streams, **row})
+            print({key: row[key] for key in ("streams", *COMPARED)}, flush=True)
+    speed = fit(rows, SLOTS, STEP_TOKENS)
+    print(speed, flush=True)
+    most = statistics.median(row["output_tokens_per_s"] for row in rows if row["streams"] == STREAMS[-1])
+    model = rows[0]["model"]
+    traces = []
+    for number, (load_share, dispatch) in enumerate(TRACES):
+        rate = load_share * REPLICAS * most / TOKENS
+        planned = generate(rate, SECONDS, seed=number, prompt=WORDS_A_PROMPT, output=TOKENS)
+        answers, wall_s = await _replay(urls, model, planned, dispatch)
+        trace = [Arrival(a.begun - answers[0].begun, a.prompt_tokens, a.tokens) for a in answers]
+        measured = summary(answers, wall_s)
+        predicted = simulate(trace, speed, REPLICAS, SLOTS, STEP_TOKENS, dispatch)
+        traces.append({
+            "load": load_share, "dispatch": dispatch, "requests": len(trace), "rate": round(rate, 2),
+            "measured": {key: measured[key] for key in COMPARED},
+            "predicted": {key: predicted[key] for key in COMPARED},
+            "ratio": {key: round(predicted[key] / measured[key], 3) for key in COMPARED},
+        })  # fmt: skip
+        print(traces[-1], flush=True)
+    return {"speed": vars(speed), "rows": rows, "traces": traces}
+
+
+async def _replay(
+    urls: Sequence[str], model: str, trace: Sequence[Arrival], dispatch: str
+) -> tuple[list[Answer], float]:
+    """Answers in the order of their arrival, and the seconds from the first to the last of them."""
+    in_progress = [0] * len(urls)
+    begun = time.perf_counter()
+
+    async def one(number: int, arrival: Arrival) -> Answer:
+        await asyncio.sleep(max(0.0, begun + arrival.arrival_s - time.perf_counter()))
+        chosen = choose(in_progress, number, dispatch)
+        in_progress[chosen] += 1
+        place = urlsplit(urls[chosen])
+        prompt = f"{number} " + " ".join(
+            WORDS[(number + word) % len(WORDS)] for word in range(arrival.prompt_tokens)
+        )
+        transport, connection = await asyncio.get_running_loop().create_connection(
+            Connection, place.hostname, place.port
+        )
+        try:
+            return await connection.chat(request_of(place, model, prompt, arrival.output_tokens))
+        finally:
+            transport.close()
+            in_progress[chosen] -= 1
+
+    answers = await asyncio.gather(*(one(number, arrival) for number, arrival in enumerate(trace)))
+    return answers, max(answer.ended for answer in answers) - answers[0].begun
+
+
+def table(traces: Sequence[dict[str, Any]]) -> str:
+    """Markdown: predicted, measured, and the ratio."""
+    lines = [
+        f"| load | dispatch | requests | {' | '.join(COMPARED)} |",
+        "|---" * (3 + len(COMPARED)) + "|",
+    ]
+    for trace in traces:
+        cells = [
+            f"{trace['predicted'][key]:,.0f} / {trace['measured'][key]:,.0f} ({trace['ratio'][key]:.2f})"
+            for key in COMPARED
+        ]
+        lines.append(
+            f"| {trace['load']:.0%} | {trace['dispatch']} | {trace['requests']} | {' | '.join(cells)} |"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

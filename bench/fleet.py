@@ -1,0 +1,159 @@
+"""Replicas of the API in simulated time: a trace of arrivals in, answers with their moments out.
+
+A replica does what vLLM does: continuous batching, in each step a token of every answer first, then prompts
+in the order of their arrival, cut to what the step may hold. Standard library only.
+"""
+
+import bisect
+import math
+import statistics
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from bench.client import Answer, summary
+
+DISPATCHES = ("least-busy", "round-robin")
+
+
+class Arrival(NamedTuple):
+    arrival_s: float
+    prompt_tokens: int
+    output_tokens: int
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What a step of one replica takes.
+
+    points: sequences in it, and its seconds without prompts; two or more, ascending.
+    prompt_token_s: for each token of a prompt in it. request_s: what a request waits outside of the engine.
+    """
+
+    points: tuple[tuple[int, float], ...]
+    prompt_token_s: float
+    request_s: float = 0.0
+
+    def step_s(self, sequences: int, prompt_tokens: int) -> float:
+        """Straight lines between the points, and on from the last two."""
+        above = max(1, min(bisect.bisect_left(self.points, (sequences, 0.0)), len(self.points) - 1))
+        (few, short), (many, long) = self.points[above - 1 : above + 1]
+        decoding = short + (long - short) * (sequences - few) / (many - few)
+        return decoding + self.prompt_token_s * prompt_tokens
+
+
+@dataclass
+class Job:
+    """A request in a replica; what is left of its prompt and of its answer, in tokens."""
+
+    answer: Answer
+    prompt_left: int
+    left: int
+
+
+class Replica:
+    """slots: sequences in a step at most. step_tokens: tokens in a step at most."""
+
+    def __init__(self, speed: Speed, slots: int, step_tokens: int) -> None:
+        self._speed, self._slots, self._step_tokens = speed, slots, step_tokens
+        self._waiting: deque[Job] = deque()
+        self._running: list[Job] = []
+        self._now = 0.0
+
+    @property
+    def in_progress(self) -> int:
+        return len(self._waiting) + len(self._running)
+
+    def submit(self, arrival: Arrival) -> None:
+        if not self.in_progress:
+            self._now = max(self._now, arrival.arrival_s)
+        answer = Answer(arrival.arrival_s, prompt_tokens=arrival.prompt_tokens, tokens=arrival.output_tokens)
+        self._waiting.append(Job(answer, arrival.prompt_tokens, arrival.output_tokens))
+
+    def run(self, until: float = math.inf) -> Iterator[Answer]:
+        """The answers that end in steps that begin before `until`."""
+        while self.in_progress and self._now < until:
+            yield from self._step(until)
+
+    def _step(self, until: float) -> list[Answer]:
+        """One step; where no prompt is in it, as many as are alike."""
+        while self._waiting and len(self._running) < self._slots:
+            self._running.append(self._waiting.popleft())
+        prompts = [job for job in self._running if job.prompt_left]
+        decoding = [job for job in self._running if not job.prompt_left]
+        read = self._read(prompts, max(1, self._step_tokens - len(decoding)))
+        took = self._speed.step_s(len(self._running), read)
+        steps = 1
+        if not prompts:
+            steps = int(min(min(job.left for job in decoding), (until - self._now) / took + 1))
+        self._now += steps * took
+        for job in decoding:
+            job.left -= steps
+        for job in prompts:
+            if not job.prompt_left:
+                job.answer.first = self._now + self._speed.request_s
+                job.left -= 1
+        return self._ended()
+
+    def _read(self, prompts: Sequence[Job], room: int) -> int:
+        """Tokens of prompts that fit into a step."""
+        read = 0
+        for job in prompts:
+            part = min(job.prompt_left, room - read)
+            job.prompt_left -= part
+            read += part
+        return read
+
+    def _ended(self) -> list[Answer]:
+        ended = [job.answer for job in self._running if not job.left]
+        self._running = [job for job in self._running if job.left]
+        for answer in ended:
+            answer.last = answer.ended = self._now + self._speed.request_s
+        return ended
+
+
+def simulate(
+    trace: Sequence[Arrival],
+    speed: Speed,
+    replicas: int,
+    slots: int,
+    step_tokens: int,
+    dispatch: str = DISPATCHES[0],
+) -> dict[str, float]:
+    """What bench/client.py tells of a load; in_progress: what a request finds in its replica on average."""
+    fleet = [Replica(speed, slots, step_tokens) for _ in range(replicas)]
+    answers: list[Answer] = []
+    found = []
+    for number, arrival in enumerate(trace):
+        for replica in fleet:
+            answers += replica.run(arrival.arrival_s)
+        chosen = fleet[choose([replica.in_progress for replica in fleet], number, dispatch)]
+        found.append(chosen.in_progress)
+        chosen.submit(arrival)
+    for replica in fleet:
+        answers += replica.run()
+    wall_s = max(answer.ended for answer in answers) - trace[0].arrival_s
+    return {**summary(answers, wall_s), "in_progress": round(statistics.mean(found), 1)}
+
+
+def choose(in_progress: Sequence[int], number: int, dispatch: str) -> int:
+    """Which replica gets the request of that number."""
+    if dispatch == "round-robin":
+        return number % len(in_progress)
+    return min(range(len(in_progress)), key=in_progress.__getitem__)
+
+
+def benchmark(
+    speed: Speed, requests: int, streams: int, prompt: int, output: int, slots: int, step_tokens: int
+) -> dict[str, Any]:
+    """bench/client.py on one replica: streams that begin at once, and ask again until enough is answered."""
+    replica = Replica(speed, slots, step_tokens)
+    for _ in range(min(streams, requests)):
+        replica.submit(Arrival(0.0, prompt, output))
+    answers: list[Answer] = []
+    for answer in replica.run():
+        if len(answers) < requests - streams:
+            replica.submit(Arrival(answer.ended, prompt, output))
+        answers.append(answer)
+    return summary(answers, answers[-1].ended)
