@@ -15,7 +15,6 @@ bench/capacity_check.py holds the prediction against two real replicas. Standard
 """
 
 import argparse
-import bisect
 import csv
 import json
 import math
@@ -59,19 +58,26 @@ def fit(rows: Sequence[Row], slots: int, step_tokens: int) -> Speed:
             others = streams * row["prompt"] * cost + request_s
             step = streams / row["rate"] - others / row["output"]
             points.append((streams, max(points[-1][1], step)))
-        return Speed(tuple(points), cost, request_s)
+        return Speed(tuple(points), cost, request_s, slots, step_tokens)
 
     def error(tried: Speed) -> float:
         found = 0.0
         for streams, row in curve.items():
-            told = benchmark(
-                tried, row["requests"], streams, row["prompt"], row["output"], slots, step_tokens
-            )
+            told = benchmark(tried, row["requests"], streams, row["prompt"], row["output"])
             found += math.log(told["ttft_p50_ms"] / row["ttft_s"] / 1000) ** 2
         return found
 
     costs = [waits / alone["prompt"] * share / TRIES for share in range(TRIES + 1)]
     return min(map(speed, costs), key=error)
+
+
+def read_curve(file: Path, server: str) -> list[Row]:
+    """Rows of that server, of fixed lengths, with its own settings. Raises: ValueError if there are none."""
+    rows = json.loads(file.read_text())["rows"]
+    found = [row for row in rows if row["server"] == server and row["lengths"] == "fixed" and not row["with"]]
+    if not found:
+        raise ValueError(f"{file} has rows of {sorted({row['server'] for row in rows})}, not of {server}")
+    return found
 
 
 def _medians(rows: Sequence[Row]) -> dict[int, Row]:
@@ -125,24 +131,24 @@ def read_trace(file: Path) -> list[Arrival]:
 
 
 def fewest(
-    trace: Sequence[Arrival], speed: Speed, target: Row, percentile: int, **replica: Any
+    trace: Sequence[Arrival], speed: Speed, target: Row, percentile: int, dispatch: str
 ) -> tuple[int, Row]:
     """Replicas, and what they do. target: ttft and tpot in ms. Raises: ValueError if no number is enough."""
     seen: dict[int, Row] = {}
 
     def meets(replicas: int) -> bool:
-        told = seen[replicas] = simulate(trace, speed, replicas, **replica)
+        told = seen[replicas] = simulate(trace, speed, replicas, dispatch)
         return all(told[f"{name}_p{percentile}_ms"] <= most for name, most in target.items())
 
-    enough = 1
+    few, enough = 0, 1
     while not meets(enough):
-        if enough >= len(trace):
+        if enough == len(trace):
             told = {name: seen[enough][f"{name}_p{percentile}_ms"] for name in target}
             raise ValueError(f"a replica for each request gives {told} ms, and {target} is wanted")
-        enough = min(2 * enough, len(trace))
-    enough = bisect.bisect_left(range(enough), True, lo=enough // 2 + 1, key=meets) if enough > 1 else 1
-    if enough not in seen:
-        meets(enough)
+        few, enough = enough, min(2 * enough, len(trace))
+    while enough - few > 1:
+        middle = (few + enough) // 2
+        few, enough = (few, middle) if meets(middle) else (middle, enough)
     return enough, seen[enough]
 
 
@@ -165,33 +171,19 @@ def main() -> None:
     parser.add_argument("--gpus", type=int, default=1, help="of a replica")
     parser.add_argument("--gpu-hour", type=float, help="its price")
     options = parser.parse_args()
-    replica = {"slots": options.slots, "step_tokens": options.step_tokens}
+    target = {"ttft": options.ttft_ms, "tpot": options.tpot_ms}
     try:
-        rows = [
-            row
-            for row in json.loads(options.curve.read_text())["rows"]
-            if (row["server"], row.get("lengths", "fixed")) == (options.server, "fixed")
-            and not row.get("with")
-        ]
-        trace = (
-            read_trace(options.trace)
-            if options.trace
-            else generate(options.rate, options.seconds, options.burst)
-        )
-        target = {"ttft": options.ttft_ms, "tpot": options.tpot_ms}
-        replicas, told = fewest(
-            trace, fit(rows, **replica), target, options.percentile, dispatch=options.dispatch, **replica
-        )
+        speed = fit(read_curve(options.curve, options.server), options.slots, options.step_tokens)
+        if options.trace:
+            trace = read_trace(options.trace)
+        else:
+            trace = generate(options.rate, options.seconds, options.burst)
+        replicas, told = fewest(trace, speed, target, options.percentile, options.dispatch)
     except (OSError, ValueError) as error:
         sys.exit(f"capacity: {error}")
-    print(
-        json.dumps(
-            {"replicas": replicas, "gpus": replicas * options.gpus}
-            | cost(told, replicas * options.gpus, options.gpu_hour)
-            | told,
-            indent=1,
-        )
-    )
+    gpus = replicas * options.gpus
+    told = {"replicas": replicas, "gpus": gpus, **cost(told, gpus, options.gpu_hour), **told}
+    print(json.dumps(told, indent=1))
 
 
 def cost(told: Row, gpus: int, gpu_hour: float | None) -> Row:

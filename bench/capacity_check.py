@@ -74,7 +74,7 @@ async def _measure(urls: Sequence[str]) -> dict[str, Any]:
     for streams in STREAMS:
         load = Load(max(4, 2 * streams), streams, WORDS_A_PROMPT, TOKENS)
         for row in await asyncio.gather(*(measure(url, load) for url in urls)):
-            rows.append({"server": "ours", "streams": streams, **row})
+            rows.append({"server": "ours", "with": {}, **row})
             print({key: row[key] for key in ("streams", *COMPARED)}, flush=True)
     speed = fit(rows, SLOTS, STEP_TOKENS)
     print(speed, flush=True)
@@ -87,7 +87,7 @@ async def _measure(urls: Sequence[str]) -> dict[str, Any]:
         answers, wall_s = await _replay(urls, model, planned, dispatch)
         trace = [Arrival(a.begun - answers[0].begun, a.prompt_tokens, a.tokens) for a in answers]
         measured = summary(answers, wall_s)
-        predicted = simulate(trace, speed, REPLICAS, SLOTS, STEP_TOKENS, dispatch)
+        predicted = simulate(trace, speed, REPLICAS, dispatch)
         traces.append({
             "load": load_share, "dispatch": dispatch, "requests": len(trace), "rate": round(rate, 2),
             "measured": {key: measured[key] for key in COMPARED},
@@ -114,7 +114,7 @@ async def _replay(
             WORDS[(number + word) % len(WORDS)] for word in range(arrival.prompt_tokens)
         )
         transport, connection = await asyncio.get_running_loop().create_connection(
-            Connection, place.hostname, place.port
+            Connection, place.hostname or "", place.port or 80
         )
         try:
             return await connection.chat(request_of(place, model, prompt, arrival.output_tokens))

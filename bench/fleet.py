@@ -10,7 +10,7 @@ import statistics
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from bench.client import Answer, summary
 
@@ -25,15 +25,18 @@ class Arrival(NamedTuple):
 
 @dataclass(frozen=True)
 class Speed:
-    """What a step of one replica takes.
+    """What one replica can do, and what its steps take.
 
     points: sequences in it, and its seconds without prompts; two or more, ascending.
     prompt_token_s: for each token of a prompt in it. request_s: what a request waits outside of the engine.
+    slots, step_tokens: sequences and tokens in a step at most.
     """
 
     points: tuple[tuple[int, float], ...]
     prompt_token_s: float
-    request_s: float = 0.0
+    request_s: float
+    slots: int
+    step_tokens: int
 
     def step_s(self, sequences: int, prompt_tokens: int) -> float:
         """Straight lines between the points, and on from the last two."""
@@ -53,10 +56,10 @@ class Job:
 
 
 class Replica:
-    """slots: sequences in a step at most. step_tokens: tokens in a step at most."""
+    """One engine, and its requests."""
 
-    def __init__(self, speed: Speed, slots: int, step_tokens: int) -> None:
-        self._speed, self._slots, self._step_tokens = speed, slots, step_tokens
+    def __init__(self, speed: Speed) -> None:
+        self._speed = speed
         self._waiting: deque[Job] = deque()
         self._running: list[Job] = []
         self._now = 0.0
@@ -78,11 +81,11 @@ class Replica:
 
     def _step(self, until: float) -> list[Answer]:
         """One step; where no prompt is in it, as many as are alike."""
-        while self._waiting and len(self._running) < self._slots:
+        while self._waiting and len(self._running) < self._speed.slots:
             self._running.append(self._waiting.popleft())
         prompts = [job for job in self._running if job.prompt_left]
         decoding = [job for job in self._running if not job.prompt_left]
-        read = self._read(prompts, max(1, self._step_tokens - len(decoding)))
+        read = self._read(prompts, max(1, self._speed.step_tokens - len(decoding)))
         took = self._speed.step_s(len(self._running), read)
         steps = 1
         if not prompts:
@@ -114,15 +117,10 @@ class Replica:
 
 
 def simulate(
-    trace: Sequence[Arrival],
-    speed: Speed,
-    replicas: int,
-    slots: int,
-    step_tokens: int,
-    dispatch: str = DISPATCHES[0],
+    trace: Sequence[Arrival], speed: Speed, replicas: int, dispatch: str = DISPATCHES[0]
 ) -> dict[str, float]:
     """What bench/client.py tells of a load; in_progress: what a request finds in its replica on average."""
-    fleet = [Replica(speed, slots, step_tokens) for _ in range(replicas)]
+    fleet = [Replica(speed) for _ in range(replicas)]
     answers: list[Answer] = []
     found = []
     for number, arrival in enumerate(trace):
@@ -144,11 +142,9 @@ def choose(in_progress: Sequence[int], number: int, dispatch: str) -> int:
     return min(range(len(in_progress)), key=in_progress.__getitem__)
 
 
-def benchmark(
-    speed: Speed, requests: int, streams: int, prompt: int, output: int, slots: int, step_tokens: int
-) -> dict[str, Any]:
+def benchmark(speed: Speed, requests: int, streams: int, prompt: int, output: int) -> dict[str, float]:
     """bench/client.py on one replica: streams that begin at once, and ask again until enough is answered."""
-    replica = Replica(speed, slots, step_tokens)
+    replica = Replica(speed)
     for _ in range(min(streams, requests)):
         replica.submit(Arrival(0.0, prompt, output))
     answers: list[Answer] = []
