@@ -9,7 +9,8 @@ The trace is a CSV file with the head `arrival_s,prompt_tokens,output_tokens`; w
 a second, Poisson's or burstier, with ShareGPT's lengths. bench/fleet.py plays it on replicas.
 
 Prints the fewest replicas with which TTFT and TPOT are met at that percentile, as JSON; `in_progress` is what
-a replica then has on average, the autoscaler's target. Not modelled: the cache of keys and values (where it
+a replica then has on average, the autoscaler's target; `predicted_over_measured` is how well the simulation
+gives the curve itself. Not modelled: the cache of keys and values (where it
 holds fewer tokens than --slots answers need, set --slots lower), hits in it, replicas that start or fail.
 bench/capacity_check.py holds the prediction against two real replicas. Standard library only.
 """
@@ -17,58 +18,58 @@ bench/capacity_check.py holds the prediction against two real replicas. Standard
 import argparse
 import csv
 import json
-import math
 import random
 import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench.client import log_normal
 from bench.fleet import DISPATCHES, Arrival, Speed, benchmark, simulate
 
+CHECKED = ("output_tokens_per_s", "ttft_p50_ms", "tpot_p50_ms")
 MEAN_PROMPT, MEAN_OUTPUT = 220, 200  # ShareGPT's, in vLLM's benchmarks
-TRIES = 60  # costs of a prompt token that `fit` tries
 Row = dict[str, Any]
 
 
 def fit(rows: Sequence[Row], slots: int, step_tokens: int) -> Speed:
-    """The speed with which the simulated benchmark has the figures of the real one.
+    """What makes a simulated replica have the figures of the measured one.
 
-    rows: of one server, with fixed lengths. A stream of n has T tokens in T steps of s(n), while the prompts
-    of all n are read, P tokens each at a cost of c; what it waits outside is d. So at X tokens a second
-    n T / X = T s(n) + n P c + d, and one stream alone gives s(1) and P c + d. That leaves c: the one is taken
-    with which the waits for first tokens are nearest to those measured, by ratio.
+    rows: of one server, with fixed lengths of P tokens in and T out, for one stream and for more. The prompts
+    of the fewest streams n above one are read in one step; so what these wait longer for the first token than
+    one stream alone is (n - 1) P c, with c for a token of a prompt. What is left of one stream's wait, less a
+    step, is spent outside of the engine: d. At X tokens a second a stream of n has its T tokens in n T / X:
+    d, n P c for the prompts of all, and T steps.
     Raises: ValueError if rows with one stream and with more are not there.
     """
     curve = _medians(rows)
     if 1 not in curve or len(curve) < 2:
         raise ValueError(f"the curve has rows for streams {[*curve]}, and 1 and more are needed")
     alone = curve.pop(1)
-    step_s = (alone["output"] / alone["rate"] - alone["ttft_s"]) / (alone["output"] - 1)
-    waits = max(0.0, alone["ttft_s"] - step_s)
+    few = min(curve)
+    step_s = (alone.output / alone.rate - alone.first_s) / (alone.output - 1)
+    token_s = (curve[few].first_s - alone.first_s) / ((few - 1) * alone.prompt)
+    token_s = min(max(0.0, token_s), (alone.first_s - step_s) / alone.prompt)
+    request_s = alone.first_s - step_s - token_s * alone.prompt
+    points = [(1, step_s)]
+    for streams, point in curve.items():
+        taken = request_s + streams * point.prompt * token_s
+        points.append((streams, max(points[-1][1], streams / point.rate - taken / point.output)))
+    return Speed(tuple(points), token_s, request_s, slots, step_tokens)
 
-    def speed(cost: float) -> Speed:
-        request_s = waits - cost * alone["prompt"]
-        points = [(1, step_s)]
-        for streams, row in curve.items():
-            others = streams * row["prompt"] * cost + request_s
-            step = streams / row["rate"] - others / row["output"]
-            points.append((streams, max(points[-1][1], step)))
-        return Speed(tuple(points), cost, request_s, slots, step_tokens)
 
-    def error(tried: Speed) -> float:
-        found = 0.0
-        for streams, row in curve.items():
-            told = benchmark(tried, row["requests"], streams, row["prompt"], row["output"])
-            found += math.log(told["ttft_p50_ms"] / row["ttft_s"] / 1000) ** 2
-        return found
-
-    costs = [waits / alone["prompt"] * share / TRIES for share in range(TRIES + 1)]
-    return min(map(speed, costs), key=error)
+def check(speed: Speed, rows: Sequence[Row]) -> Row:
+    """By streams: what the benchmark gives on a simulated replica, over what was measured. Far from 1 is where
+    something else than the engine was the limit, such as its front."""
+    found = {}
+    for streams, point in _medians(rows).items():
+        [own, *_] = [row for row in rows if row["streams"] == streams]
+        told = benchmark(speed, own["requests"], streams, round(point.prompt), round(point.output))
+        found[str(streams)] = {name: round(told[name] / own[name], 2) for name in CHECKED}
+    return found
 
 
 def read_curve(file: Path, server: str) -> list[Row]:
@@ -80,18 +81,30 @@ def read_curve(file: Path, server: str) -> list[Row]:
     return found
 
 
-def _medians(rows: Sequence[Row]) -> dict[int, Row]:
-    """By streams: medians over repeats, in seconds and tokens."""
+class Point(NamedTuple):
+    """Of a curve. prompt, output: tokens of a request; rate: tokens a second; first_s: to the first token."""
+
+    prompt: float
+    output: float
+    rate: float
+    first_s: float
+
+
+def _medians(rows: Sequence[Row]) -> dict[int, Point]:
+    """By streams, ascending; over repeats."""
     found = {}
     for streams in sorted({row["streams"] for row in rows}):
-        own = [row for row in rows if row["streams"] == streams]
-        found[streams] = {
-            "requests": own[0]["requests"],
-            "prompt": round(statistics.median(row["prompt_tokens"] / row["requests"] for row in own)),
-            "output": round(statistics.median(row["output_tokens"] / row["requests"] for row in own)),
-            "rate": statistics.median(row["output_tokens_per_s"] for row in own),
-            "ttft_s": statistics.median(row["ttft_p50_ms"] for row in own) / 1000,
-        }
+        own = [
+            Point(
+                row["prompt_tokens"] / row["requests"],
+                row["output_tokens"] / row["requests"],
+                row["output_tokens_per_s"],
+                row["ttft_p50_ms"] / 1000,
+            )
+            for row in rows
+            if row["streams"] == streams
+        ]
+        found[streams] = Point(*map(statistics.median, zip(*own, strict=True)))
     return found
 
 
@@ -173,7 +186,8 @@ def main() -> None:
     options = parser.parse_args()
     target = {"ttft": options.ttft_ms, "tpot": options.tpot_ms}
     try:
-        speed = fit(read_curve(options.curve, options.server), options.slots, options.step_tokens)
+        rows = read_curve(options.curve, options.server)
+        speed = fit(rows, options.slots, options.step_tokens)
         if options.trace:
             trace = read_trace(options.trace)
         else:
@@ -183,6 +197,7 @@ def main() -> None:
         sys.exit(f"capacity: {error}")
     gpus = replicas * options.gpus
     told = {"replicas": replicas, "gpus": gpus, **cost(told, gpus, options.gpu_hour), **told}
+    told["predicted_over_measured"] = check(speed, rows)
     print(json.dumps(told, indent=1))
 
 

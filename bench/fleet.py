@@ -28,7 +28,7 @@ class Speed:
     """What one replica can do, and what its steps take.
 
     points: sequences in it, and its seconds without prompts; two or more, ascending.
-    prompt_token_s: for each token of a prompt in it. request_s: what a request waits outside of the engine.
+    prompt_token_s: for each token of a prompt in it. request_s: from a request to its place in the engine.
     slots, step_tokens: sequences and tokens in a step at most.
     """
 
@@ -51,6 +51,7 @@ class Job:
     """A request in a replica; what is left of its prompt and of its answer, in tokens."""
 
     answer: Answer
+    enters_s: float
     prompt_left: int
     left: int
 
@@ -69,19 +70,23 @@ class Replica:
         return len(self._waiting) + len(self._running)
 
     def submit(self, arrival: Arrival) -> None:
-        if not self.in_progress:
-            self._now = max(self._now, arrival.arrival_s)
-        answer = Answer(arrival.arrival_s, prompt_tokens=arrival.prompt_tokens, tokens=arrival.output_tokens)
-        self._waiting.append(Job(answer, arrival.prompt_tokens, arrival.output_tokens))
+        at, prompt, tokens = arrival
+        answer = Answer(at, prompt_tokens=prompt, tokens=tokens)
+        enters_s = at + self._speed.request_s
+        self._waiting.append(Job(answer, enters_s, prompt, tokens))
 
     def run(self, until: float = math.inf) -> Iterator[Answer]:
         """The answers that end in steps that begin before `until`."""
-        while self.in_progress and self._now < until:
+        while self.in_progress:
+            if not self._running:
+                self._now = max(self._now, self._waiting[0].enters_s)
+            if self._now >= until:
+                return
             yield from self._step(until)
 
     def _step(self, until: float) -> list[Answer]:
         """One step; where no prompt is in it, as many as are alike."""
-        while self._waiting and len(self._running) < self._speed.slots:
+        while self._room() and self._waiting[0].enters_s <= self._now:
             self._running.append(self._waiting.popleft())
         prompts = [job for job in self._running if job.prompt_left]
         decoding = [job for job in self._running if not job.prompt_left]
@@ -89,15 +94,19 @@ class Replica:
         took = self._speed.step_s(len(self._running), read)
         steps = 1
         if not prompts:
-            steps = int(min(min(job.left for job in decoding), (until - self._now) / took + 1))
+            change = min(until, self._waiting[0].enters_s) if self._room() else until
+            steps = int(min(min(job.left for job in decoding), (change - self._now) / took + 1))
         self._now += steps * took
         for job in decoding:
             job.left -= steps
         for job in prompts:
             if not job.prompt_left:
-                job.answer.first = self._now + self._speed.request_s
+                job.answer.first = self._now
                 job.left -= 1
         return self._ended()
+
+    def _room(self) -> bool:
+        return bool(self._waiting) and len(self._running) < self._speed.slots
 
     def _read(self, prompts: Sequence[Job], room: int) -> int:
         """Tokens of prompts that fit into a step."""
@@ -112,7 +121,7 @@ class Replica:
         ended = [job.answer for job in self._running if not job.left]
         self._running = [job for job in self._running if job.left]
         for answer in ended:
-            answer.last = answer.ended = self._now + self._speed.request_s
+            answer.last = answer.ended = self._now
         return ended
 
 
