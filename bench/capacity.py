@@ -22,6 +22,7 @@ import random
 import statistics
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -62,12 +63,15 @@ def fit(rows: Sequence[Row], slots: int, step_tokens: int) -> Speed:
 
 
 def check(speed: Speed, rows: Sequence[Row]) -> Row:
-    """By streams: what the benchmark gives on a simulated replica, over what was measured. Far from 1 is where
-    something else than the engine was the limit, such as its front."""
+    """By streams: what the benchmark gives on a simulated replica, over what was measured.
+
+    Far from 1 is where something else than the engine was the limit, such as the service in front of it.
+    """
     found = {}
     for streams, point in _medians(rows).items():
+        wide = replace(speed, slots=max(speed.slots, streams))
         [own, *_] = [row for row in rows if row["streams"] == streams]
-        told = benchmark(speed, own["requests"], streams, round(point.prompt), round(point.output))
+        told = benchmark(wide, own["requests"], streams, round(point.prompt), round(point.output))
         found[str(streams)] = {name: round(told[name] / own[name], 2) for name in CHECKED}
     return found
 

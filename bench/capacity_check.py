@@ -26,15 +26,15 @@ from urllib.parse import urlsplit
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from bench.capacity import fit, generate  # noqa: E402 - run as a program, only its folder is on the path
-from bench.client import WORDS, Answer, Connection, Load, measure, request_of, summary  # noqa: E402
+from bench.capacity import check, fit, generate  # noqa: E402 - run as a program, only its folder is on the path
+from bench.client import Answer, Connection, Load, measure, request_of, summary  # noqa: E402
 from bench.fleet import Arrival, choose, simulate  # noqa: E402
 from bench.load import Service  # noqa: E402
 
 RESULT = ROOT / "bench" / "results" / "capacity.json"
 REPLICAS = 2
 WORDS_A_PROMPT, TOKENS = 64, 32
-STREAMS = (1, 4, 16)
+POINTS = {1: 4, 4: 8, 16: 32, 64: 96}  # streams of the curve, and their requests
 SLOTS, STEP_TOKENS = 64, 2048  # API_MAX_NUM_SEQS, and what vLLM plans for a step on a CPU
 TRACES = ((0.6, "least-busy"), (0.6, "round-robin"), (1.2, "least-busy"))  # load as a share of capacity
 SECONDS = 35.0
@@ -69,61 +69,66 @@ def main() -> None:
 
 
 async def _measure(urls: Sequence[str]) -> dict[str, Any]:
-    await asyncio.gather(*(measure(url, Load(8, 4, WORDS_A_PROMPT, TOKENS, seed=-1)) for url in urls))
-    rows = []
-    for streams in STREAMS:
-        load = Load(max(4, 2 * streams), streams, WORDS_A_PROMPT, TOKENS)
-        for row in await asyncio.gather(*(measure(url, load) for url in urls)):
-            rows.append({"server": "ours", "with": {}, **row})
-            print({key: row[key] for key in ("streams", *COMPARED)}, flush=True)
+    rows = await _curve(urls)
     speed = fit(rows, SLOTS, STEP_TOKENS)
-    print(speed, flush=True)
-    most = statistics.median(row["output_tokens_per_s"] for row in rows if row["streams"] == STREAMS[-1])
-    model = rows[0]["model"]
+    told = {"speed": vars(speed), "predicted_over_measured": check(speed, rows), "rows": rows}
+    print(speed, told["predicted_over_measured"], flush=True)
+    capacity = REPLICAS * statistics.median(
+        row["output_tokens_per_s"] for row in rows if row["streams"] == 16
+    )
     traces = []
-    for number, (load_share, dispatch) in enumerate(TRACES):
-        rate = load_share * REPLICAS * most / TOKENS
-        planned = generate(rate, SECONDS, seed=number, prompt=WORDS_A_PROMPT, output=TOKENS)
-        answers, wall_s = await _replay(urls, model, planned, dispatch)
-        trace = [Arrival(a.begun - answers[0].begun, a.prompt_tokens, a.tokens) for a in answers]
-        measured = summary(answers, wall_s)
+    for seed, (load, dispatch) in enumerate(TRACES):
+        planned = generate(load * capacity / TOKENS, SECONDS, seed=seed, prompt=WORDS_A_PROMPT, output=TOKENS)
+        answers = await _replay(urls, rows[0]["model"], planned, dispatch, seed)
+        begun = answers[0].begun
+        trace = [Arrival(answer.begun - begun, answer.prompt_tokens, answer.tokens) for answer in answers]
+        measured = summary(answers, max(answer.ended for answer in answers) - begun)
         predicted = simulate(trace, speed, REPLICAS, dispatch)
         traces.append({
-            "load": load_share, "dispatch": dispatch, "requests": len(trace), "rate": round(rate, 2),
+            "load": load, "dispatch": dispatch, "requests": len(trace),
             "measured": {key: measured[key] for key in COMPARED},
             "predicted": {key: predicted[key] for key in COMPARED},
-            "ratio": {key: round(predicted[key] / measured[key], 3) for key in COMPARED},
+            "ratio": {key: round(predicted[key] / measured[key], 2) for key in COMPARED},
         })  # fmt: skip
         print(traces[-1], flush=True)
-    return {"speed": vars(speed), "rows": rows, "traces": traces}
+    return {**told, "traces": traces}
+
+
+async def _curve(urls: Sequence[str]) -> list[dict[str, Any]]:
+    """Of one replica, measured on all at once; the first answers only warm them."""
+    rows = []
+    for streams, requests in {8: 8, **POINTS}.items():
+        load = Load(requests, streams, WORDS_A_PROMPT, TOKENS, seed=streams)
+        for row in await asyncio.gather(*(measure(url, load) for url in urls)):
+            rows.append({"server": "ours", "with": {}, **row})
+            print({key: rows[-1][key] for key in ("streams", *COMPARED)}, flush=True)
+    return [row for row in rows if row["streams"] in POINTS]
 
 
 async def _replay(
-    urls: Sequence[str], model: str, trace: Sequence[Arrival], dispatch: str
-) -> tuple[list[Answer], float]:
-    """Answers in the order of their arrival, and the seconds from the first to the last of them."""
+    urls: Sequence[str], model: str, trace: Sequence[Arrival], dispatch: str, seed: int
+) -> list[Answer]:
+    """In the order of their arrival."""
     in_progress = [0] * len(urls)
     begun = time.perf_counter()
 
     async def one(number: int, arrival: Arrival) -> Answer:
+        load = Load(words=arrival.prompt_tokens, tokens=arrival.output_tokens, seed=1000 + seed)
         await asyncio.sleep(max(0.0, begun + arrival.arrival_s - time.perf_counter()))
         chosen = choose(in_progress, number, dispatch)
         in_progress[chosen] += 1
         place = urlsplit(urls[chosen])
-        prompt = f"{number} " + " ".join(
-            WORDS[(number + word) % len(WORDS)] for word in range(arrival.prompt_tokens)
-        )
         transport, connection = await asyncio.get_running_loop().create_connection(
             Connection, place.hostname or "", place.port or 80
         )
         try:
-            return await connection.chat(request_of(place, model, prompt, arrival.output_tokens))
+            return await connection.chat(request_of(place, model, *load.chat(number)))
         finally:
             transport.close()
             in_progress[chosen] -= 1
 
     answers = await asyncio.gather(*(one(number, arrival) for number, arrival in enumerate(trace)))
-    return answers, max(answer.ended for answer in answers) - answers[0].begun
+    return sorted(answers, key=lambda answer: answer.begun)
 
 
 def table(traces: Sequence[dict[str, Any]]) -> str:
