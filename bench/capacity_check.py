@@ -1,6 +1,7 @@
 """Does bench/capacity.py predict what two replicas do? Both of them real, on this machine.
 
     python bench/capacity_check.py --artifacts artifacts          # writes bench/results/capacity.json
+    python bench/capacity_check.py --artifacts artifacts --add    # one more run beside those kept
 
 Two services of the artifact, each with half of the processor's cores to itself. First the curve of one
 replica, measured on both at the same time, since they share memory and clock: what a neighbour costs is then
@@ -46,7 +47,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--artifacts", type=Path, default=ROOT / "artifacts")
+    parser.add_argument("--add", action="store_true", help="to the runs in the file")
     options = parser.parse_args()
+    kept = json.loads(RESULT.read_text()) if options.add else {"rows": [], "runs": []}
     cores = sorted(os.sched_getaffinity(0))
     share = len(cores) // REPLICAS
     with tempfile.TemporaryDirectory() as folder:
@@ -59,20 +62,22 @@ def main() -> None:
                 os.sched_setaffinity(0, cores[number * share : (number + 1) * share])  # inherited
                 service.start()
                 os.sched_setaffinity(0, cores)
-            told = asyncio.run(_measure([service.url for service in services]))
+            rows, run = asyncio.run(_measure([service.url for service in services]))
         finally:
             for service in services:
                 service.stop()
     hardware = {"machine": platform.machine(), "cores": len(cores), "cores_a_replica": share}
-    RESULT.write_text(json.dumps({"hardware": hardware, **told}, indent=1) + "\n")
-    print(table(told["traces"]))
+    told = {"hardware": hardware, "rows": kept["rows"] + rows, "runs": [*kept["runs"], run]}
+    RESULT.write_text(json.dumps(told, indent=1) + "\n")
+    print(table([trace for run in told["runs"] for trace in run["traces"]]))
 
 
-async def _measure(urls: Sequence[str]) -> dict[str, Any]:
+async def _measure(urls: Sequence[str]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The curve, and what was predicted from it."""
     rows = await _curve(urls)
     speed = fit(rows, SLOTS, STEP_TOKENS)
-    told = {"speed": vars(speed), "predicted_over_measured": check(speed, rows), "rows": rows}
-    print(speed, told["predicted_over_measured"], flush=True)
+    told = {"speed": vars(speed), "predicted_over_measured": check(speed, rows)}
+    print(told, flush=True)
     capacity = REPLICAS * statistics.median(
         row["output_tokens_per_s"] for row in rows if row["streams"] == 16
     )
@@ -91,7 +96,7 @@ async def _measure(urls: Sequence[str]) -> dict[str, Any]:
             "ratio": {key: round(predicted[key] / measured[key], 2) for key in COMPARED},
         })  # fmt: skip
         print(traces[-1], flush=True)
-    return {**told, "traces": traces}
+    return rows, {**told, "traces": traces}
 
 
 async def _curve(urls: Sequence[str]) -> list[dict[str, Any]]:
