@@ -36,13 +36,13 @@ def test_one_request_takes_its_prompt_and_its_steps() -> None:
 def test_a_long_prompt_is_read_in_parts_while_others_get_their_tokens() -> None:
     replica = Replica(replace(STEADY, prompt_token_s=0.001, slots=2, step_tokens=101))
     replica.submit(Arrival(0.0, 1, 5))
-    replica.submit(Arrival(0.0, 300, 1))
+    replica.submit(Arrival(0.0, 301, 1))
     long, short = (
         replica.run()
-    )  # 101 tokens in the first step, 100 and one answer's in two more, then two of one
-    assert long.ended == pytest.approx(0.111 + 0.110 + 0.110)
+    )  # 101 tokens in the first step; then 100 beside an answer's, twice, and the last
+    assert long.ended == pytest.approx(0.111 + 0.110 + 0.110 + 0.011)
     assert short.first == pytest.approx(0.111)
-    assert short.ended == pytest.approx(long.ended + 2 * 0.01)
+    assert short.ended == pytest.approx(long.ended + 0.01)
 
 
 def test_more_slots_than_requests_make_nobody_wait() -> None:
