@@ -10,8 +10,8 @@ a second, Poisson's or burstier, with ShareGPT's lengths. bench/fleet.py plays i
 
 Prints the fewest replicas with which TTFT and TPOT are met at that percentile, as JSON; `in_progress` is what
 a replica then has on average, the autoscaler's target; `predicted_over_measured` is how well the simulation
-gives the curve itself. Not modelled: the cache of keys and values (where it
-holds fewer tokens than --slots answers need, set --slots lower), hits in it, replicas that start or fail.
+gives the curve itself. Not modelled: the cache of keys and values (where it holds fewer tokens than --slots
+answers need, set --slots lower), hits in it, replicas that start or fail.
 bench/capacity_check.py holds the prediction against two real replicas. Standard library only.
 """
 
@@ -183,7 +183,7 @@ def main() -> None:
     parser.add_argument("--tpot-ms", type=float, required=True)
     parser.add_argument("--percentile", type=int, choices=(50, 95, 99), default=95)
     parser.add_argument("--dispatch", choices=DISPATCHES, default=DISPATCHES[0])
-    parser.add_argument("--slots", type=int, default=256, help="API_MAX_NUM_SEQS")
+    parser.add_argument("--slots", type=int, default=64, help="API_MAX_NUM_SEQS")
     parser.add_argument("--step-tokens", type=int, default=8192, help="vLLM's max_num_batched_tokens")
     parser.add_argument("--gpus", type=int, default=1, help="of a replica")
     parser.add_argument("--gpu-hour", type=float, help="its price")
