@@ -37,6 +37,14 @@ class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class Base(_Part):
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    id: str
+    licence: str
+    weights_sha256: str | None = None
+
+
 class FileRecord(_Part):
     sha256: Sha256
     bytes: int = Field(ge=0)
@@ -76,7 +84,7 @@ class Manifest(_Part):
     name: Name
     description: str = Field(min_length=1)
     created_at: AwareDatetime
-    base_model: Report
+    base_model: Base
     adapter: Report
     training: Report
     data: Report

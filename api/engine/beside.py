@@ -67,7 +67,7 @@ class Beside:
         if artifact.name in self.names:
             raise AdapterError(f"API_ADAPTERS: {artifact.name!r} is the name of the merged model")
         found = _weights_sha256(self.base)
-        wanted = artifact.manifest.base_model.get("weights_sha256")
+        wanted = artifact.manifest.base_model.weights_sha256
         if found != wanted:
             raise AdapterError(
                 f"API_BASE_DIR {self.base} has weights {found[:12]}…, and {artifact.directory} was made "

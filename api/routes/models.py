@@ -52,7 +52,7 @@ def _models(service: Service) -> list[Model]:
     known: list[tuple[str, int, str, str | None]]
     known = [(manifest.name, created, manifest.id, None)]
     if service.beside:
-        known.append((BASE, created, base["id"], None))
+        known.append((BASE, created, base.id, None))
         known += [(each.name, each.created, each.name, BASE) for each in service.beside.adapters]
     context = artifact.context_tokens(service.max_model_len)
     return [
@@ -62,7 +62,7 @@ def _models(service: Service) -> list[Model]:
             root=root,
             parent=parent,
             max_model_len=context,
-            licence=base["licence"],
+            licence=base.licence,
         )
         for name, made, root, parent in known
     ]

@@ -74,6 +74,7 @@ def test_model_that_a_person_shipped_despite_a_failed_gate_is_served_and_named(a
         {"config_hash": "0"},
         {"files": {}},
         {"description": ""},
+        {"base_model": {"id": "b", "revision": "r", "weights_sha256": "0" * 64}},
         {"evaluation": {"passed": False, "metrics": [{}], "gates": []}},
         {"evaluation": evaluation(passed=False, gates=[FAILED])},
         {"evaluation": evaluation(passed=False, override=OVERRIDE)},
