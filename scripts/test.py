@@ -1,10 +1,10 @@
 """`make test`: sets up what the tests need and runs them; `make check` only the first stage, and
-`make test-containers` those with containers.
+`make test-containers` only the last.
 
 Each service's unit tests run in that service's own environment; Helm renders the chart. The system test
 runs `make up` for real, with a real browser. The container tests run `docker compose up` in an engine of
-their own; they take ten minutes and are not part of `make test` yet. Prints what every runner prints, and
-one closing line over all of them.
+their own, where one may be run (root on Debian) and SKIP_CONTAINERS is not set. Prints what every runner
+prints, and one closing line over all of them.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
 from pathlib import Path
 
+import private_engine
 from environments import (
     BENCHMARKS,
     RAY,
@@ -79,6 +80,12 @@ def main(arguments: list[str]) -> int:
         return 0 if checked else 1
     results = [_suite(name, name) for name in SERVICES]
     results += [_suite(folder, "tests") for folder in ("kubernetes", "system")]
+    reason = "SKIP_CONTAINERS is set" if os.environ.get("SKIP_CONTAINERS") else private_engine.why_not()
+    if reason:
+        say(f"tests/containers: skipped, {reason}")
+        results.append((0, 0, 1))
+    else:
+        results.append(_containers())
     return _close(results, checked)
 
 
