@@ -1,4 +1,7 @@
-"""The stack in a container engine of its own: `make test-containers` starts that and runs these inside."""
+"""The stack in a container engine of its own: `make test-containers` starts that and runs these inside.
+
+With WHOLE_QUICKSTART=1 the trainer makes the quickstart's model, not a shorter one.
+"""
 
 import json
 import os
@@ -19,6 +22,9 @@ FILES = ("LICENSE", ".dockerignore", "Dockerfile.cpu", "Dockerfile.gpu",
          "docker-compose.yml", "docker-compose.cpu.yml")  # fmt: skip
 KEY, ADMIN_KEY = "a-key-for-this-test-only", "another-key-for-this-test-only"
 UP_WITHIN_S = 600
+COMPOSE_FILES = ["docker-compose.yml", "docker-compose.cpu.yml"]
+if not os.environ.get("WHOLE_QUICKSTART"):
+    COMPOSE_FILES.append("tests/containers/short.yml")
 
 
 @dataclass
@@ -94,7 +100,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith(("API_", "FRONTEND_"))},
         **{name: str(tree / name) for name in secrets},
-        "COMPOSE_FILE": "docker-compose.yml:docker-compose.cpu.yml:tests/containers/short.yml",
+        "COMPOSE_FILE": ":".join(COMPOSE_FILES),
         "API_PORT": str(free_port()),
         "FRONTEND_PORT": str(free_port()),
     }

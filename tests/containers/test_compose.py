@@ -57,6 +57,7 @@ def test_down_while_it_trains_loses_nothing_that_is_finished(stack: Stack) -> No
         time.sleep(0.2)
     stack.compose("down")
     stack.up("first start, after an interruption")
+    assert stack.seconds["first start, after an interruption"] < 480
     assert "[7/7] publish" in stack.logs()
     assert stack.inspect("trainer")["State"]["ExitCode"] == 0
 
