@@ -32,11 +32,15 @@ def create_app(service: Service, cors_origins: Sequence[str] = ()) -> ASGIApp:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        if service.shared is not None:
+            service.shared.start()
         service.lifecycle.start()
         yield
         await service.lifecycle.stop()
         await service.grammars.close()
         await asyncio.to_thread(service.usage.close)
+        if service.shared is not None:
+            await service.shared.close()
         if service.tracing is not None:
             await asyncio.to_thread(service.tracing.close)
 

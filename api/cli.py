@@ -3,10 +3,12 @@
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
-from api.access.keys import NORMAL, Key, Keys, Limits, create_key, read_keys, revoke_key
+from api.access import keys
+from api.access.keys import NORMAL, Key, Keys, Limits
 from api.access.usage import read_usage
 from api.engine.artifact import Artifact, read_artifact
 from api.engine.beside import Beside, read_beside
@@ -19,14 +21,14 @@ def main() -> int:
     try:
         settings = read_settings()
         if arguments.verb == "keys":
-            _keys(_required(settings.keys_file, "API_KEYS_FILE"), arguments)
+            _keys(settings, arguments)
         elif arguments.verb == "usage":
-            _usage(_required(settings.usage_file, "API_USAGE_FILE"), arguments.day)
+            _usage(settings, arguments.day)
         else:
             artifact = read_artifact(settings.artifacts_dir)
             beside = read_beside(settings.base_dir, settings.adapters)
             if arguments.verb == "check":
-                Keys(settings.keys_file, None)
+                _check_keys(settings)
                 artifact.verify()
                 print(f"ok: {artifact.manifest.name} ({artifact.directory}) can be served")
                 if beside:
@@ -50,8 +52,10 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", metavar="VERB")
     verbs.add_parser("serve", help="serve until a signal (the default)")
     verbs.add_parser("check", help="check the settings and the artifact without an engine")
-    keys = verbs.add_parser("keys", help="make, list and revoke the keys of API_KEYS_FILE")
-    actions = keys.add_subparsers(dest="action", metavar="ACTION", required=True)
+    of_keys = verbs.add_parser(
+        "keys", help="make, list and revoke the keys of API_KEYS_FILE or API_REDIS_URL"
+    )
+    actions = of_keys.add_subparsers(dest="action", metavar="ACTION", required=True)
     create = actions.add_parser("create", help="make a key and print it, this once")
     create.add_argument("name")
     told = Key.model_fields["priority"].description
@@ -60,7 +64,9 @@ def _parser() -> argparse.ArgumentParser:
         create.add_argument(f"--{name.replace('_', '-')}", type=int, metavar="N", help=field.description)
     actions.add_parser("list", help="names and limits")
     actions.add_parser("revoke", help="from then on it opens nothing").add_argument("name")
-    usage = verbs.add_parser("usage", help="requests and tokens by key and day, from API_USAGE_FILE")
+    usage = verbs.add_parser(
+        "usage", help="requests and tokens by key and day, from API_USAGE_FILE or API_REDIS_URL"
+    )
     usage.add_argument("--day", help="YYYY-MM-DD, in UTC; without it all days")
     return parser
 
@@ -79,27 +85,52 @@ def _required(file: Path | None, variable: str) -> Path:
     return file
 
 
-def _keys(file: Path, arguments: argparse.Namespace) -> None:
+def _keys(settings: Settings, arguments: argparse.Namespace) -> None:
+    """In the file or in Redis: both modules have the same functions."""
+    store: Any
+    place: Path | str
+    if settings.redis_url is None:
+        store, place = keys, _required(settings.keys_file, "API_KEYS_FILE")
+    else:
+        from api.access import shared_keys as store
+
+        place = settings.redis_url.get_secret_value()
     if arguments.action == "create":
         try:
             limits = Limits(**{name: getattr(arguments, name) for name in Limits.model_fields})
         except ValidationError as error:
             first = error.errors()[0]
             raise SettingsError(f"--{str(first['loc'][0]).replace('_', '-')}: {first['msg']}") from None
-        print(create_key(file, arguments.name, limits, arguments.priority))
+        print(store.create_key(place, arguments.name, limits, arguments.priority))
     elif arguments.action == "revoke":
-        revoke_key(file, arguments.name)
+        store.revoke_key(place, arguments.name)
     else:
-        for key in read_keys(file).keys:
+        for key in store.read_keys(place).keys:
             known = key.limits.model_dump(exclude_none=True)
             told = " ".join(f"{name}={value}" for name, value in known.items()) or "no limits"
             print(f"{key.name}  made {key.created_at}  priority={key.priority} {told}")
 
 
-def _usage(file: Path, day: str | None) -> None:
-    if not file.exists():
-        raise SettingsError(f"API_USAGE_FILE {file} does not exist: nothing has been served yet")
-    for line in read_usage(file, day):
+def _check_keys(settings: Settings) -> None:
+    """Raises: SettingsError."""
+    Keys(settings.keys_file, None)
+    if settings.redis_url is not None:
+        from api.access import shared_keys
+
+        shared_keys.require_reachable(settings.redis_url.get_secret_value())
+
+
+def _usage(settings: Settings, day: str | None) -> None:
+    if settings.redis_url is not None:
+        from api.access import shared_keys
+
+        lines = shared_keys.read_usage(settings.redis_url.get_secret_value(), day)
+    else:
+        file = _required(settings.usage_file, "API_USAGE_FILE")
+        if not file.exists():
+            raise SettingsError(f"API_USAGE_FILE {file} does not exist: nothing has been served yet")
+        lines = read_usage(file, day)
+    for line in lines:
         print(
             f"{line.day}  {line.key}  requests={line.requests} prompt_tokens={line.prompt_tokens} "
             f"completion_tokens={line.completion_tokens}"

@@ -22,6 +22,7 @@ ApiError                       an HTTP answer in OpenAI's error body
 ├── InternalError         500  a defect of ours; details are in the log only
 └── Unavailable           503  with Retry-After
     ├── NotReady               starting, draining or failed
+    ├── LimitsUnavailable      Redis, which holds keys and limits, does not answer
     ├── Overloaded             as much as API_MAX_QUEUE or API_MAX_QUEUE_TOKENS allows is in progress
     └── EngineFailed           the engine died or gave up on this request
 """
@@ -208,6 +209,10 @@ class Unavailable(ApiError):
 
 class NotReady(Unavailable):
     code = "not_ready"
+
+
+class LimitsUnavailable(Unavailable):
+    code = "limits_unavailable"
 
 
 class Overloaded(Unavailable):

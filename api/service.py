@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from fastapi import Depends, Request
 
@@ -20,6 +20,9 @@ from api.metrics import Metrics
 from api.settings import Settings
 from api.tracing import Tracing, start_tracing
 
+if TYPE_CHECKING:
+    from api.access.shared import Shared
+
 
 @dataclass(frozen=True, slots=True)
 class Service:
@@ -28,7 +31,8 @@ class Service:
     metrics: Metrics
     keys: Keys
     usage: Usage
-    accounts: Accounts
+    accounts: "Accounts | Shared"
+    shared: "Shared | None"
     tracing: Tracing | None
     grammars: Grammars
     request_timeout_s: float
@@ -49,21 +53,32 @@ def build_service(
     make_engine: Callable[[Artifact], Engine],
     beside: Beside | None = None,
 ) -> Service:
-    """Raises: SettingsError if the file of keys or that of usage cannot be used."""
+    """Raises: SettingsError if keys or usage cannot be used where they are kept."""
     metrics = Metrics()
     admission = Admission(settings.max_queue, settings.max_num_seqs, settings.max_queue_tokens, metrics)
     lifecycle = Lifecycle(
         artifact, settings.artifacts_dir, make_engine, admission, metrics, settings.drain_timeout_s
     )
-    keys = Keys(settings.keys_file, settings.key.get_secret_value() if settings.key else None)
+    single = settings.key.get_secret_value() if settings.key else None
     usage = Usage(settings.usage_file)
+    keys = Keys(settings.keys_file, single)
+    accounts: Accounts | Shared = Accounts(usage)
+    shared: Shared | None = None
+    if settings.redis_url is not None:
+        from api.access import shared as replicas
+
+        shared = accounts = replicas.Shared(
+            settings.redis_url.get_secret_value(), lambda: lifecycle.artifact.manifest.id
+        )
+        keys = replicas.SharedKeys(shared, single)
     return Service(
         lifecycle,
         admission,
         metrics,
         keys,
         usage,
-        Accounts(usage),
+        accounts,
+        shared,
         start_tracing(),
         Grammars(),
         settings.request_timeout_s,

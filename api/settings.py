@@ -41,6 +41,7 @@ _PLACES = {
     CONFIG: "YAML file of settings, by their names without API_ in small letters",
     SECRETS: "directory of secrets: a file for each, named as the variable",
 }
+_REDIS_URL = re.compile(r"(rediss?|unix)://.")
 _ORIGIN = re.compile(r"https?://[a-z0-9.\-\[\]:]+")
 
 
@@ -72,8 +73,15 @@ def _by_name(text: Any) -> Any:
     return named
 
 
+def _redis_url(url: SecretStr) -> SecretStr:
+    if not _REDIS_URL.match(url.get_secret_value()):
+        raise ValueError("must begin with redis://, rediss:// or unix://")
+    return url
+
+
 Preset = Literal["auto", "latency", "throughput"]
 Key = Annotated[SecretStr, AfterValidator(_usable_key)]
+RedisUrl = Annotated[SecretStr, AfterValidator(_redis_url)]  # it may hold a password
 AdapterName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Adapters = Annotated[
     dict[AdapterName, Path], NoDecode, BeforeValidator(_by_name), Field(max_length=MAX_ADAPTERS)
@@ -115,6 +123,10 @@ class Settings(BaseSettings):
     keys_file: Path | None = Field(None, description="keys of people and programs, each with its limits")
     usage_file: Path | None = Field(
         None, description="SQLite file for what keys have used; without it daily budgets forget at a restart"
+    )
+    redis_url: RedisUrl | None = Field(
+        None,
+        description="redis://HOST:PORT/0 that replicas share: keys, limits and usage are there, in no file",
     )
     admin_port: int | None = Field(
         None,
@@ -182,8 +194,17 @@ class Settings(BaseSettings):
         return self
 
     @model_validator(mode="after")
+    def _keys_and_usage_in_one_place(self) -> "Settings":
+        if self.redis_url and (self.keys_file or self.usage_file):
+            raise ValueError(
+                "API_REDIS_URL holds keys and usage: API_KEYS_FILE and API_USAGE_FILE must not be set"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _open_only_with_a_strong_key(self) -> "Settings":
-        weak = _is_weak(self.key) and (self.key is not None or self.keys_file is None)
+        known = self.keys_file or self.redis_url  # keys that are made are strong
+        weak = _is_weak(self.key) and (self.key is not None or known is None)
         if weak and not is_loopback(self.host):
             raise ValueError(
                 f"API_HOST={self.host} can be reached from other machines, so API_KEY must be set, with "
@@ -278,7 +299,7 @@ def _line(detail: ErrorDetails) -> str:
     variable = _variable(told)
     if detail["type"] == "extra_forbidden":
         return f"{CONFIG} {os.environ[CONFIG]}: {told} is no setting"
-    secret = told.lower().endswith("key")
+    secret = told.lower().endswith(("key", "redis_url"))
     seen = "" if secret or len(detail["loc"]) > 1 else f"={detail['input']}"
     if os.environ.get(variable):
         return f"{variable}{seen}: {message}"

@@ -1,5 +1,7 @@
 """Who may come in, and how much they may have: a JSON file of keys, or one key from the environment.
 
+Several replicas have theirs in Redis instead (shared.py).
+
 The file is read again when it changes. Only SHA-256 hashes are kept: a key is 256 random bits, so a slow
 hash would protect nothing more. `python -m api keys` writes it.
 """
@@ -13,7 +15,7 @@ import os
 import secrets
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -85,7 +87,7 @@ class Keys:
     def needed(self) -> bool:
         return self._file is not None or bool(self._single)
 
-    def find(self, credential: bytes) -> Key | None:
+    async def find(self, credential: bytes) -> Key | None:
         self._look_again()
         digest = hashlib.sha256(credential).hexdigest()
         found = self._known.get(digest)
@@ -129,11 +131,10 @@ def read_keys(file: Path) -> KeyFile:
 
 def create_key(file: Path, name: str, limits: Limits, priority: int = NORMAL) -> str:
     """Add a key and return it: it is kept nowhere. Raises: SettingsError if the name is taken or wrong."""
-    secret = PREFIX + secrets.token_urlsafe(32)
+    secret, key = new_key(name, limits, priority)
     with _writing(file) as known:
-        if any(key.name == name for key in known.keys):
-            raise SettingsError(f"there is a key named {name!r} already; revoke it first")
-        _write(file, [*known.keys, _key(name, secret, limits, priority)])
+        require_free(name, known.keys)
+        _write(file, [*known.keys, key])
     return secret
 
 
@@ -142,8 +143,24 @@ def revoke_key(file: Path, name: str) -> None:
     with _writing(file) as known:
         left = [key for key in known.keys if key.name != name]
         if len(left) == len(known.keys):
-            raise SettingsError(f"there is no key named {name!r}")
+            raise unknown(name)
         _write(file, left)
+
+
+def new_key(name: str, limits: Limits, priority: int) -> tuple[str, Key]:
+    """The secret, and what is kept of it. Raises: SettingsError if `name` is no name."""
+    secret = PREFIX + secrets.token_urlsafe(32)
+    return secret, _key(name, secret, limits, priority)
+
+
+def require_free(name: str, keys: Iterable[Key]) -> None:
+    """Raises: SettingsError."""
+    if any(key.name == name for key in keys):
+        raise SettingsError(f"there is a key named {name!r} already; revoke it first")
+
+
+def unknown(name: str) -> SettingsError:
+    return SettingsError(f"there is no key named {name!r}")
 
 
 def _key(name: str, secret: str, limits: Limits, priority: int = NORMAL) -> Key:

@@ -49,16 +49,57 @@ class Account:
         self.answers = 0
         self.reserved_today = 0
 
+    def refusal(self, tokens: int, answers: int, used_today: int) -> RateLimited | None:
+        """Why a request may not run now that can cost so much, if it may not."""
+        for refusal in (
+            self._answers(answers),
+            _minute(self.requests, 1, "requests", "requests_per_minute"),
+            _minute(self.tokens, tokens, "tokens", "tokens_per_minute"),
+            self._day(tokens, used_today),
+        ):
+            if refusal is not None:
+                refusal.headers = {**rate_headers(self), **refusal.headers}
+                return refusal
+        return None
+
+    def _answers(self, answers: int) -> RateLimited | None:
+        most = self.limits.answers_at_once
+        if most is None or self.answers + answers <= most:
+            return None
+        return RateLimited(f"This key may have {most} answers at once. Try again when one has ended.", 1.0)
+
+    def _day(self, tokens: int, used_today: int) -> RateLimited | None:
+        most = self.limits.tokens_per_day
+        if most is None or used_today + self.reserved_today + tokens <= most:
+            return None
+        return RateLimited(f"This key has too little left of its {most} tokens for {today()} (UTC).", None)
+
+
+def _minute(bucket: Bucket | None, amount: int, what: str, limit: str) -> RateLimited | None:
+    if bucket is None:
+        return None
+    if amount > bucket.size:
+        return RateLimited(
+            f"The request could cost {amount} {what}, and this key has {bucket.size} a minute "
+            f"({limit}); ask for fewer with max_tokens.",
+            None,
+        )
+    if amount <= bucket.left:
+        return None
+    wait_s = bucket.seconds_until(amount)
+    return RateLimited(f"This key has used its {bucket.size} {what} a minute.", wait_s)
+
 
 class Accounts:
+    """Of all keys, in this process; shared.py has those of several replicas, with the same methods."""
+
     def __init__(self, usage: Usage) -> None:
         self._usage = usage
         self._accounts: dict[str, Account] = {}
 
-    def reserve(self, key: Key, tokens: int, answers: int) -> "Reservation":
+    async def reserve(self, key: Key, tokens: int, answers: int) -> "Reservation":
         """tokens: the most the request can cost. Raises: RateLimited, and takes nothing then."""
-        self.check(key, tokens, answers)
-        account = self._account(key)
+        account = self._checked(key, tokens, answers)
         if account.requests:
             account.requests.add(-1)
         if account.tokens:
@@ -67,18 +108,18 @@ class Accounts:
         account.reserved_today += tokens
         return Reservation(key.name, account, self._usage, tokens, answers)
 
-    def check(self, key: Key, tokens: int, answers: int) -> None:
+    async def check(self, key: Key, tokens: int, answers: int) -> None:
         """Raises: RateLimited if `reserve` would."""
+        self._checked(key, tokens, answers)
+
+    def _checked(self, key: Key, tokens: int, answers: int) -> Account:
         account = self._account(key)
-        for refusal in (
-            self._answers(account, answers),
-            self._minute(account.requests, 1, "requests", "requests_per_minute"),
-            self._minute(account.tokens, tokens, "tokens", "tokens_per_minute"),
-            self._day(key, account, tokens),
-        ):
-            if refusal is not None:
-                refusal.headers = {**rate_headers(account), **refusal.headers}
-                raise refusal
+        for bucket in (account.requests, account.tokens):
+            if bucket:
+                bucket.add(0)
+        if refusal := account.refusal(tokens, answers, self._usage.tokens_today(key.name)):
+            raise refusal
+        return account
 
     def _account(self, key: Key) -> Account:
         account = self._accounts.get(key.name)
@@ -88,35 +129,6 @@ class Accounts:
                 fresh.answers, fresh.reserved_today = account.answers, account.reserved_today
             account = self._accounts[key.name] = fresh
         return account
-
-    def _answers(self, account: Account, answers: int) -> RateLimited | None:
-        most = account.limits.answers_at_once
-        if most is None or account.answers + answers <= most:
-            return None
-        return RateLimited(f"This key may have {most} answers at once. Try again when one has ended.", 1.0)
-
-    def _minute(self, bucket: Bucket | None, amount: int, what: str, limit: str) -> RateLimited | None:
-        if bucket is None:
-            return None
-        bucket.add(0)
-        if amount > bucket.size:
-            return RateLimited(
-                f"The request could cost {amount} {what}, and this key has {bucket.size} a minute "
-                f"({limit}); ask for fewer with max_tokens.",
-                None,
-            )
-        if amount <= bucket.left:
-            return None
-        wait_s = bucket.seconds_until(amount)
-        return RateLimited(f"This key has used its {bucket.size} {what} a minute.", wait_s)
-
-    def _day(self, key: Key, account: Account, tokens: int) -> RateLimited | None:
-        most = account.limits.tokens_per_day
-        if most is None:
-            return None
-        if self._usage.tokens_today(key.name) + account.reserved_today + tokens <= most:
-            return None
-        return RateLimited(f"This key has too little left of its {most} tokens for {today()} (UTC).", None)
 
 
 @dataclass(slots=True)

@@ -43,7 +43,7 @@ class Gate:
             await self._app(scope, receive, send)
             return
         try:
-            scope[KEY] = self._authorise(scope)
+            scope[KEY] = await self._authorise(scope)
             _check_headers(scope)
             if scope["method"] == "POST":
                 receive = _replay(await _read_body(scope, receive), receive)
@@ -54,11 +54,11 @@ class Gate:
             return
         await self._app(scope, receive, send)
 
-    def _authorise(self, scope: Scope) -> Key | None:
+    async def _authorise(self, scope: Scope) -> Key | None:
         if not self._keys.needed or scope["path"] in self._open_paths:
             return None
         scheme, _, credential = _header(scope, b"authorization").partition(b" ")
-        key = self._keys.find(credential.strip()) if scheme.lower() == b"bearer" else None
+        key = await self._keys.find(credential.strip()) if scheme.lower() == b"bearer" else None
         if key is None:
             raise Unauthorised("A valid API key is needed: `Authorization: Bearer $API_KEY`.")
         return key

@@ -45,10 +45,13 @@ async def usage(
     service: ServiceOfApp, day: date | None = None, key: str | None = None
 ) -> dict[str, list[dict[str, Any]]]:
     """Requests and tokens of every day and key, or of those that are asked for, the newest first."""
-    if service.usage.file is None:
-        raise NotFound("Usage is not kept: API_USAGE_FILE names no file.")
     asked = day.isoformat() if day else None
-    lines = await asyncio.to_thread(read_usage, service.usage.file, asked, key)
+    if service.shared is not None:
+        lines = await service.shared.read_usage(asked, key)
+    elif service.usage.file is not None:
+        lines = await asyncio.to_thread(read_usage, service.usage.file, asked, key)
+    else:
+        raise NotFound("Usage is not kept: API_USAGE_FILE names no file.")
     return {"usage": [line._asdict() for line in lines]}
 
 

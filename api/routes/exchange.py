@@ -10,7 +10,7 @@ import contextlib
 import time
 import uuid
 from abc import abstractmethod
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Annotated, Any
@@ -106,7 +106,7 @@ class Exchange(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if (key := scope[KEY]) is not None:  # with nothing left, no work is done for it
-            self._service.accounts.check(key, 1, self._answers())
+            await self._service.accounts.check(key, 1, self._answers())
         with self._service.admission.places(self._answers()):
             try:
                 await self._service.lifecycle.guard(self._in_time(scope, receive, send), receive)
@@ -152,7 +152,7 @@ class Exchange(Response):
         )
         most = tally.prompt_tokens + sum(limits) * self._request.choices()
         async with contextlib.AsyncExitStack() as held:
-            headers = held.enter_context(self._reserved(key, most, tally))
+            headers = await held.enter_async_context(self._reserved(key, most, tally))
             if schema is not None:
                 await self._service.grammars.require(schema.text, served.artifact, schema.param)
             priority = key.priority if key else NORMAL
@@ -168,8 +168,8 @@ class Exchange(Response):
                     response = Response(body.model_dump_json(), 200, headers, "application/json")
                     await response(scope, receive, send)
 
-    @contextlib.contextmanager
-    def _reserved(self, key: Key | None, most: int, tally: Tally) -> Iterator[dict[str, str]]:
+    @contextlib.asynccontextmanager
+    async def _reserved(self, key: Key | None, most: int, tally: Tally) -> AsyncIterator[dict[str, str]]:
         """Holds the most that the request can cost its key; gives the rate-limit headers of the answer.
 
         What had no turn or failed on our side costs no tokens; what its client left, those it had by then.
@@ -178,7 +178,7 @@ class Exchange(Response):
         if key is None:
             yield {}
             return
-        reservation = self._service.accounts.reserve(key, most, self._answers())
+        reservation = await self._service.accounts.reserve(key, most, self._answers())
         self._service.metrics.key_requests.labels(key.name).inc()
         ours = False
         try:

@@ -28,38 +28,42 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "keys" / "keys.json"
 
 
-def test_a_key_is_found_by_what_it_is_and_kept_as_a_hash(file: Path) -> None:
+@pytest.mark.anyio
+async def test_a_key_is_found_by_what_it_is_and_kept_as_a_hash(file: Path) -> None:
     secret = create_key(file, "ann", Limits(requests_per_minute=3))
-    found = Keys(file, None).find(secret.encode())
+    found = await Keys(file, None).find(secret.encode())
     assert found and found.name == "ann" and found.limits.requests_per_minute == 3
-    assert Keys(file, None).find(secret.encode()[:-1]) is None
+    assert await Keys(file, None).find(secret.encode()[:-1]) is None
     assert secret not in file.read_text()
     assert file.stat().st_mode & 0o777 == 0o600
 
 
-def test_a_file_that_changes_is_read_again(file: Path) -> None:
+@pytest.mark.anyio
+async def test_a_file_that_changes_is_read_again(file: Path) -> None:
     keys = Keys(file, "the-one-from-outside")
-    assert keys.needed and keys.find(b"the-one-from-outside")
+    assert keys.needed and await keys.find(b"the-one-from-outside")
     secret = create_key(file, "ann", Limits()).encode()
-    assert keys.find(secret)
+    assert await keys.find(secret)
     revoke_key(file, "ann")
-    assert keys.find(secret) is None and keys.find(b"the-one-from-outside")
+    assert await keys.find(secret) is None and await keys.find(b"the-one-from-outside")
 
 
-def test_a_file_that_breaks_keeps_the_keys_that_were_known(
+@pytest.mark.anyio
+async def test_a_file_that_breaks_keeps_the_keys_that_were_known(
     file: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     secret = create_key(file, "ann", Limits()).encode()
     keys = Keys(file, None)
     file.write_text("{")
-    assert keys.find(secret)
+    assert await keys.find(secret)
     assert caplog.text.count("keys_unreadable") == 1
-    assert keys.find(secret) and caplog.text.count("keys_unreadable") == 1
+    assert await keys.find(secret) and caplog.text.count("keys_unreadable") == 1
 
 
-def test_a_file_without_keys_lets_nobody_in(file: Path) -> None:
+@pytest.mark.anyio
+async def test_a_file_without_keys_lets_nobody_in(file: Path) -> None:
     keys = Keys(file, None)
-    assert keys.needed and keys.find(b"") is None and keys.find(b"x") is None
+    assert keys.needed and await keys.find(b"") is None and await keys.find(b"x") is None
 
 
 @pytest.mark.parametrize(
@@ -148,9 +152,10 @@ def cli(file: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_the_command_line_makes_lists_and_revokes(file: Path) -> None:
+@pytest.mark.anyio
+async def test_the_command_line_makes_lists_and_revokes(file: Path) -> None:
     made = cli(file, "keys", "create", "ann", "--requests-per-minute", "60", "--priority", "7")
-    assert made.returncode == 0 and Keys(file, None).find(made.stdout.strip().encode())
+    assert made.returncode == 0 and await Keys(file, None).find(made.stdout.strip().encode())
     listed = cli(file, "keys", "list").stdout
     assert listed.startswith("ann  made ") and "priority=7 requests_per_minute=60" in listed
     for wrong, told in (

@@ -39,66 +39,71 @@ def key(**limits: int) -> Key:
     return Key(name="ann", sha256="0" * 64, created_at="", limits=Limits(**limits))
 
 
-def refused(accounts: Accounts, key: Key, tokens: int = 1, answers: int = 1) -> RateLimited:
+async def refused(accounts: Accounts, key: Key, tokens: int = 1, answers: int = 1) -> RateLimited:
     with pytest.raises(RateLimited) as refusal:
-        accounts.reserve(key, tokens, answers)
+        await accounts.reserve(key, tokens, answers)
     return refusal.value
 
 
-def test_requests_come_back_steadily(clock: Clock) -> None:
+@pytest.mark.anyio
+async def test_requests_come_back_steadily(clock: Clock) -> None:
     accounts, ann = Accounts(Usage(None)), key(requests_per_minute=2)
     for _ in range(2):
-        accounts.reserve(ann, 1, 1)
-    error = refused(accounts, ann)
+        await accounts.reserve(ann, 1, 1)
+    error = await refused(accounts, ann)
     assert error.headers["retry-after"] == "30"
     assert error.headers["x-ratelimit-limit-requests"] == "2"
     assert error.headers["x-ratelimit-remaining-requests"] == "0"
     assert error.headers["x-ratelimit-reset-requests"] == "60.000s"
     clock.now += 30
-    accounts.reserve(ann, 1, 1)
-    refused(accounts, ann)
+    await accounts.reserve(ann, 1, 1)
+    await refused(accounts, ann)
     clock.now += 3600
     for _ in range(2):
-        accounts.reserve(ann, 1, 1)
-    refused(accounts, ann)
+        await accounts.reserve(ann, 1, 1)
+    await refused(accounts, ann)
 
 
-def test_tokens_that_were_not_used_are_given_back(clock: Clock) -> None:
+@pytest.mark.anyio
+async def test_tokens_that_were_not_used_are_given_back(clock: Clock) -> None:
     accounts, ann = Accounts(Usage(None)), key(tokens_per_minute=100)
-    held = accounts.reserve(ann, 80, 1)
-    assert refused(accounts, ann, 30).headers["retry-after"] == "6"
+    held = await accounts.reserve(ann, 80, 1)
+    assert (await refused(accounts, ann, 30)).headers["retry-after"] == "6"
     held.settle(10, 5)
     assert held.headers()["x-ratelimit-remaining-tokens"] == "85"
-    accounts.reserve(ann, 85, 1)
-    assert "retry-after" not in refused(accounts, ann, 101).headers, "it would never fit"
+    await accounts.reserve(ann, 85, 1)
+    assert "retry-after" not in (await refused(accounts, ann, 101)).headers, "it would never fit"
 
 
-def test_a_day_has_its_budget_and_running_requests_count(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.anyio
+async def test_a_day_has_its_budget_and_running_requests_count(monkeypatch: pytest.MonkeyPatch) -> None:
     usage = Usage(None)
     accounts, ann = Accounts(usage), key(tokens_per_day=100)
-    held = accounts.reserve(ann, 90, 1)
-    refused(accounts, ann, 11)
+    held = await accounts.reserve(ann, 90, 1)
+    await refused(accounts, ann, 11)
     held.settle(40, 0)
-    accounts.reserve(ann, 60, 1).settle(50, 10)
-    assert "for " + today() in refused(accounts, ann).message
+    (await accounts.reserve(ann, 60, 1)).settle(50, 10)
+    assert "for " + today() in (await refused(accounts, ann)).message
     monkeypatch.setattr(usage_module, "today", lambda: "2100-01-01")
-    accounts.reserve(ann, 100, 1)
+    await accounts.reserve(ann, 100, 1)
 
 
-def test_answers_at_once_and_a_limit_that_is_changed_meanwhile() -> None:
+@pytest.mark.anyio
+async def test_answers_at_once_and_a_limit_that_is_changed_meanwhile() -> None:
     accounts = Accounts(Usage(None))
-    held = accounts.reserve(key(answers_at_once=2), 1, 2)
-    assert refused(accounts, key(answers_at_once=2)).headers["retry-after"] == "1"
-    accounts.reserve(key(answers_at_once=3), 1, 1)
+    held = await accounts.reserve(key(answers_at_once=2), 1, 2)
+    assert (await refused(accounts, key(answers_at_once=2))).headers["retry-after"] == "1"
+    await accounts.reserve(key(answers_at_once=3), 1, 1)
     held.settle(1, 1)
-    refused(accounts, key(answers_at_once=1), 1, 2)
+    await refused(accounts, key(answers_at_once=1), 1, 2)
 
 
-def test_a_refusal_takes_nothing(clock: Clock) -> None:
+@pytest.mark.anyio
+async def test_a_refusal_takes_nothing(clock: Clock) -> None:
     accounts, ann = Accounts(Usage(None)), key(requests_per_minute=5, tokens_per_minute=10)
     for _ in range(20):
-        refused(accounts, ann, 11)
-    assert accounts.reserve(ann, 10, 1).headers()["x-ratelimit-remaining-requests"] == "4"
+        await refused(accounts, ann, 11)
+    assert (await accounts.reserve(ann, 10, 1)).headers()["x-ratelimit-remaining-requests"] == "4"
 
 
 def test_usage_outlives_the_process_and_is_added_up(tmp_path: Path) -> None:
