@@ -81,6 +81,7 @@ class Shared:
         self._settled: deque[_Settled] = deque()  # not written yet, the oldest first
         self._woken = asyncio.Event()
         self._working: asyncio.Task[None] | None = None
+        self._closing = False
         self._reachable = False
         self._told_gone = False
         self._served: set[str] = set()
@@ -95,8 +96,9 @@ class Shared:
 
     async def close(self) -> None:
         """Write what is left, for a while; what cannot be written is logged."""
+        self._closing = True
+        self._woken.set()
         if self._working is not None:
-            self._working.cancel()
             await asyncio.wait({self._working})
             with contextlib.suppress(RedisError, TimeoutError):
                 async with asyncio.timeout(CLOSE_S):
@@ -171,6 +173,11 @@ class Shared:
         return account
 
     async def _ask(self, question: Callable[[], Awaitable[T]]) -> T:
+        # In a task of its own, because redis-py can swallow a cancellation, by Python 3.11's asyncio.wait_for
+        # (github.com/python/cpython/issues/86296), and a request whose client is gone must end.
+        return await asyncio.shield(asyncio.create_task(self._answer(question)))
+
+    async def _answer(self, question: Callable[[], Awaitable[T]]) -> T:
         async with self._questions:
             if not self._reachable:  # `_work` finds out when it is: nobody waits for a timeout meanwhile
                 raise LimitsUnavailable(_GONE)
@@ -183,7 +190,7 @@ class Shared:
     async def _work(self) -> None:
         """Write what has been used, renew what is held, and find Redis again."""
         due = 0.0
-        while True:
+        while not self._closing:
             self._woken.clear()
             try:
                 await self._write()
