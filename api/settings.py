@@ -161,6 +161,10 @@ class Settings(BaseSettings):
         "auto",
         description="the engine's settings on a GPU: auto; latency or throughput, which round weights to FP8",
     )
+    tensor_parallel_size: int = Field(1, ge=1, le=64, description="GPUs that share each layer of an engine")
+    data_parallel_size: int = Field(
+        1, ge=1, le=64, description="copies of the model in one engine, each on API_TENSOR_PARALLEL_SIZE GPUs"
+    )
     kv_cache_gib: float = Field(
         1.0, gt=0, le=1024, description="memory for the cache of keys and values, on a CPU"
     )

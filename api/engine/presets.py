@@ -18,12 +18,24 @@ PRESETS: dict[Preset, dict[str, Any]] = {
 
 
 def hardware_arguments(settings: Settings, engines: int) -> dict[str, Any]:
-    """vLLM's, for this machine. Raises: EngineStartError if it cannot have the preset."""
+    """vLLM's, for this machine. Raises: EngineStartError if it cannot have the preset, or has too few GPUs."""
     import torch
     from vllm.platforms import current_platform
 
-    if not current_platform.is_cpu():
-        return {"gpu_memory_utilization": settings.gpu_memory_share / engines, **PRESETS[settings.preset]}
+    cpu = current_platform.is_cpu()
+    gpus = 0 if cpu else torch.cuda.device_count()
+    parallel = {
+        "tensor_parallel_size": settings.tensor_parallel_size,
+        "data_parallel_size": settings.data_parallel_size,
+    }
+    needed = settings.tensor_parallel_size * settings.data_parallel_size
+    if needed > max(gpus, 1):
+        raise EngineStartError(
+            f"API_TENSOR_PARALLEL_SIZE × API_DATA_PARALLEL_SIZE = {needed} GPUs are needed, and there are {gpus}"
+        )
+    if not cpu:
+        share = settings.gpu_memory_share / engines
+        return {"gpu_memory_utilization": share, **parallel, **PRESETS[settings.preset]}
     if settings.preset != "auto":
         raise EngineStartError(f"API_PRESET={settings.preset} needs a GPU, and there is none; use auto")
     # Nothing to compile without inductor's C++ compiler: the sampler's @torch.compile runs eagerly.

@@ -1,12 +1,17 @@
 """What of the engine needs no vLLM to be true; the rest is in tests/system."""
 
+import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 
 from api.engine.artifact import read_artifact
 from api.engine.engine import Engine
-from api.errors import EngineFailed
+from api.engine.presets import hardware_arguments
+from api.errors import EngineFailed, EngineStartError
 from api.schema.generation import Sampling
 from api.settings import Settings
 
@@ -18,3 +23,34 @@ async def test_who_gets_a_turn_in_an_engine_that_has_ended_is_told_that_it_faile
     engine.shutdown()
     with pytest.raises(EngineFailed):
         await anext(engine.generate("late", [1], Sampling(), 1, stream=True))
+
+
+def hardware(monkeypatch: pytest.MonkeyPatch, gpus: int) -> None:
+    platform = SimpleNamespace(is_cpu=lambda: gpus == 0)
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "vllm.platforms", SimpleNamespace(current_platform=platform))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "sizes"),
+    [(0, (2, 1)), (1, (2, 1)), (3, (2, 2))],
+    ids=["none", "one", "fewer than both together"],
+)
+def test_more_gpus_than_there_are_is_told_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, gpus: int, sizes: tuple[int, int]
+) -> None:
+    hardware(monkeypatch, gpus)
+    settings = Settings(tensor_parallel_size=sizes[0], data_parallel_size=sizes[1])
+    with pytest.raises(
+        EngineStartError, match=rf"= {sizes[0] * sizes[1]} GPUs are needed, and there are {gpus}$"
+    ):
+        hardware_arguments(settings, engines=1)
+
+
+def test_the_engine_is_told_how_its_gpus_share_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    hardware(monkeypatch, gpus=4)
+    found: dict[str, Any] = hardware_arguments(
+        Settings(tensor_parallel_size=2, data_parallel_size=2), engines=1
+    )
+    assert (found["tensor_parallel_size"], found["data_parallel_size"]) == (2, 2)
