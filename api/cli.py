@@ -24,6 +24,8 @@ def main() -> int:
             _keys(settings, arguments)
         elif arguments.verb == "usage":
             _usage(settings, arguments.day)
+        elif arguments.verb == "replicas":
+            _replicas(settings, arguments)
         else:
             artifact = read_artifact(settings.artifacts_dir)
             beside = read_beside(settings.base_dir, settings.adapters)
@@ -51,6 +53,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     verbs = parser.add_subparsers(dest="verb", metavar="VERB")
     verbs.add_parser("serve", help="serve until a signal (the default)")
+    replicas = verbs.add_parser(
+        "replicas", help="serve by several processes behind Ray Serve (docs/scale.md)"
+    )
+    replicas.add_argument("--replicas", type=int, default=1, metavar="N", help="as many, at least (1)")
+    replicas.add_argument("--most", type=int, metavar="N", help="as many under load; without it no more")
+    replicas.add_argument("--cpus", type=float, default=1, metavar="N", help="that each is given (1)")
+    replicas.add_argument("--address", help="of a Ray cluster, or auto; without it one on this machine alone")
     verbs.add_parser("check", help="check the settings and the artifact without an engine")
     of_keys = verbs.add_parser(
         "keys", help="make, list and revoke the keys of API_KEYS_FILE or API_REDIS_URL"
@@ -135,6 +144,19 @@ def _usage(settings: Settings, day: str | None) -> None:
             f"{line.day}  {line.key}  requests={line.requests} prompt_tokens={line.prompt_tokens} "
             f"completion_tokens={line.completion_tokens}"
         )
+
+
+def _replicas(settings: Settings, arguments: argparse.Namespace) -> None:
+    try:
+        from api.replicas import run
+    except ModuleNotFoundError as error:
+        raise SettingsError(
+            f"{error.name} is not installed; `uv pip install --python .venv/api -r api/requirements-ray.txt`"
+        ) from None
+    most = arguments.most or arguments.replicas
+    if not 1 <= arguments.replicas <= most:
+        raise SettingsError(f"--replicas {arguments.replicas} must be from 1 to --most {most}")
+    run(settings, arguments.replicas, most, arguments.cpus, arguments.address)
 
 
 def serve(settings: Settings, artifact: Artifact, beside: Beside | None) -> None:

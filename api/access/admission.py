@@ -62,6 +62,11 @@ class Admission:
         """Answers that wait for one."""
         return self._in_progress - self.running
 
+    @property
+    def waiting_tokens(self) -> int:
+        """What the requests that wait can cost at most."""
+        return self._waiting_tokens
+
     @contextlib.contextmanager
     def places(self, answers: int) -> Iterator[None]:
         """Places for a request that wants so many answers.

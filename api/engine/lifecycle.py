@@ -104,8 +104,8 @@ class Lifecycle:
         return self._served
 
     def start(self) -> None:
-        """Begin to load, then watch over engine and artifact until `stop`."""
-        self._running = asyncio.create_task(self._run())
+        """Begin to load, then watch over engine and artifact until `stop`; once, if asked again."""
+        self._running = self._running or asyncio.create_task(self._run())
 
     async def _run(self) -> None:
         try:

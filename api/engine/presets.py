@@ -18,20 +18,23 @@ PRESETS: dict[Preset, dict[str, Any]] = {
 
 
 def hardware_arguments(settings: Settings, engines: int) -> dict[str, Any]:
-    """vLLM's, for this machine. Raises: EngineStartError if it cannot have the preset, or has too few GPUs."""
+    """vLLM's, for this machine. Raises: EngineStartError if it has not what the settings need."""
     import torch
     from vllm.platforms import current_platform
 
     cpu = current_platform.is_cpu()
     gpus = 0 if cpu else torch.cuda.device_count()
-    parallel = {
+    parallel: dict[str, Any] = {
         "tensor_parallel_size": settings.tensor_parallel_size,
         "data_parallel_size": settings.data_parallel_size,
     }
+    if settings.tensor_parallel_size > 1:  # behind Ray Serve vLLM would have Ray place its workers
+        parallel["distributed_executor_backend"] = "mp"
     needed = settings.tensor_parallel_size * settings.data_parallel_size
     if needed > max(gpus, 1):
         raise EngineStartError(
-            f"API_TENSOR_PARALLEL_SIZE × API_DATA_PARALLEL_SIZE = {needed} GPUs are needed, and there are {gpus}"
+            f"API_TENSOR_PARALLEL_SIZE × API_DATA_PARALLEL_SIZE = {needed} GPUs are needed, "
+            f"and there are {gpus}"
         )
     if not cpu:
         share = settings.gpu_memory_share / engines

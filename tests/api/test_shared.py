@@ -11,8 +11,8 @@ from typing import Any
 
 import httpx
 import pytest
+from redis import Redis
 from redis.exceptions import RedisError
-from redis_server import ROOT, SERVER, RedisServer, redis_server
 
 from api.access import shared as shared_module
 from api.access import shared_keys
@@ -22,6 +22,8 @@ from api.access.shared_keys import create_key, read_keys, read_usage, revoke_key
 from api.access.usage import today
 from api.errors import LimitsUnavailable, RateLimited, SettingsError
 from api.settings import Settings
+from bench.load import ROOT
+from bench.redis_server import SERVER, RedisServer, redis_server
 from conftest import FakeEngine, House, ask, eventually
 from test_chat import URL, assert_openai_error
 
@@ -46,7 +48,7 @@ async def replica(redis: RedisServer, artifact: str = "a") -> AsyncIterator[Shar
     shared.start()
     try:
         await eventually(lambda: shared._reachable)
-        gate = redis.client.hget("finechat:gate", "from")
+        gate = client(redis).hget("finechat:gate", "from")
         await asyncio.sleep(max(0.0, float(gate) - time.time()))
         yield shared
     finally:
@@ -67,6 +69,10 @@ async def refused(shared: Shared, key: Key, tokens: int = 1, answers: int = 1) -
     with pytest.raises(RateLimited) as refusal:
         await shared.reserve(key, tokens, answers)
     return refusal.value
+
+
+def client(redis: RedisServer) -> Any:
+    return Redis.from_url(redis.url, decode_responses=True)
 
 
 def used(redis: RedisServer) -> list[tuple[Any, ...]]:
@@ -217,7 +223,7 @@ async def test_a_redis_that_has_forgotten_is_told_what_runs_before_anyone_comes_
     ann = key(answers_at_once=1, tokens_per_minute=1000)
     async with replicas(redis) as (one, other):
         held = await one.reserve(ann, 900, 1)
-        redis.client.flushall()
+        client(redis).flushall()
         for _ in range(5):
             with pytest.raises((LimitsUnavailable, RateLimited)):
                 await other.reserve(ann, 1, 1)
@@ -258,7 +264,7 @@ async def test_keys_are_known_to_all_at_once_and_unknown_when_revoked(redis: Red
         secret = create_key(redis.url, "ann", Limits(requests_per_minute=3))
         found = await keys.find(secret.encode())
         assert found and (found.name, found.limits.requests_per_minute) == ("ann", 3)
-        assert secret not in str(redis.client.hgetall(shared_keys.KEYS))
+        assert secret not in str(client(redis).hgetall(shared_keys.KEYS))
         with pytest.raises(SettingsError, match="already"):
             create_key(redis.url, "ann", Limits())
         assert [key.name for key in read_keys(redis.url).keys] == ["ann"]

@@ -1,4 +1,4 @@
-"""A Redis of a test's own, which can be taken away and brought back."""
+"""A Redis of a test's own, which can be taken away and brought back. Standard library only."""
 
 import contextlib
 import shutil
@@ -9,9 +9,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from redis import Redis, RedisError
+from bench.load import ROOT, free_port
 
-ROOT = Path(__file__).parents[2]
 # A machine's own, or Valkey, which is Redis under another name and comes with the tests' environment.
 SERVER = shutil.which("redis-server") or next(
     map(
@@ -24,11 +23,8 @@ SERVER = shutil.which("redis-server") or next(
 
 class RedisServer:
     def __init__(self, folder: Path) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = int(probe.getsockname()[1])
+        self.port = free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
-        self.client = Redis.from_url(self.url, decode_responses=True, socket_timeout=5)
         self._folder = folder
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -41,12 +37,15 @@ class RedisServer:
             stdout=subprocess.DEVNULL,
         )  # fmt: skip
         deadline = time.monotonic() + 10
-        while time.monotonic() < deadline:
-            with contextlib.suppress(RedisError):
-                if self.client.ping():
-                    return
+        while not self._answers():
+            assert time.monotonic() < deadline, "no Redis"
             time.sleep(0.02)
-        raise AssertionError("no Redis")
+
+    def _answers(self) -> bool:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1) as opened:
+            opened.sendall(b"PING\r\n")
+            return opened.recv(64).startswith(b"+PONG")
+        return False
 
     def kill(self) -> None:
         if self._process is not None:
@@ -70,5 +69,4 @@ def redis_server(folder: Path) -> Iterator[RedisServer]:
     try:
         yield server
     finally:
-        server.client.close()
         server.kill()

@@ -1,0 +1,127 @@
+"""`python -m api replicas`: several of this service behind Ray Serve, on whatever nodes a Ray cluster has.
+
+Ray Serve places the replicas, hands requests to them, replaces those that fail and changes their number. A
+replica is the whole application with an engine of its own and the settings of its node's environment, so no
+secret passes through Ray. New weights need nothing here: every replica follows `models/current`.
+
+Nothing but that verb imports this module, and Ray is installed from requirements-ray.txt.
+"""
+
+import asyncio
+import math
+import signal
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import serve
+from ray.serve.config import AutoscalingConfig, AutoscalingContext, AutoscalingPolicy, RequestRouterConfig
+from starlette.types import ASGIApp
+
+from api.app import create_app
+from api.engine.artifact import read_artifact
+from api.engine.beside import read_beside
+from api.engine.engine import Engine
+from api.engine.lifecycle import State
+from api.errors import SettingsError, StartError
+from api.service import build_service
+from api.settings import Settings, read_settings
+from api.telemetry import configure_logging
+
+NAME = "finechat"
+FULL = 0.8  # the share of what it can do at which another replica is wanted
+# Requests with the same X-Session-Id go to the same replica, which has their prompts in its cache.
+_ROUTER = "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
+_ROOT = Path(__file__).parent.parent
+
+
+@serve.ingress()
+class Replica:
+    """One of them. A failed start is told by its exception, as Ray shows it."""
+
+    async def __init__(self) -> None:
+        configure_logging()
+        self._settings = settings = read_settings()
+        artifact = read_artifact(settings.artifacts_dir)
+        beside = read_beside(settings.base_dir, settings.adapters)
+        self._service = build_service(settings, artifact, lambda new: Engine(settings, new, beside), beside)
+        self._service.lifecycle.start()
+        while self._service.lifecycle.state is State.STARTING:  # until then Ray sends it no request
+            await asyncio.sleep(0.1)
+        await self.check_health()
+
+    def __serve_build_asgi_app__(self) -> ASGIApp:
+        return create_app(self._service, self._settings.cors_origins)
+
+    async def check_health(self) -> None:
+        """Raises: StartError, upon which Ray replaces this replica."""
+        if failure := self._service.lifecycle.failure:
+            raise failure
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        admission = self._service.admission
+        answers = (admission.running + admission.waiting) / self._settings.max_num_seqs
+        return {"load": max(answers, admission.waiting_tokens / self._settings.max_queue_tokens)}
+
+
+def wanted(context: AutoscalingContext) -> tuple[int, dict[str, Any]]:
+    """How many replicas the load wants, by answers or by tokens that wait, whichever is more."""
+    load = sum((context.aggregated_metrics or {}).get("load", {}).values())
+    fewest, most = context.capacity_adjusted_min_replicas, context.capacity_adjusted_max_replicas
+    return min(most, max(fewest, math.ceil(load / FULL))), {}
+
+
+def run(settings: Settings, fewest: int, most: int, cpus: float, address: str | None) -> None:
+    """Start them in the cluster at `address`, or in one of this machine's own, and wait for a signal.
+
+    Raises: SettingsError, StartError if the cluster or the replicas cannot be had.
+    """
+    if most > 1 and settings.redis_url is None:
+        raise SettingsError("several replicas need API_REDIS_URL: limits and usage would be each one's own")
+    read_artifact(settings.artifacts_dir)
+    try:
+        ray.init(address=address, log_to_driver=False, include_dashboard=False)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise StartError(f"no Ray cluster at {address or 'this machine'}: {_first_line(error)}") from None
+    gpus = ray.cluster_resources().get("GPU", 0)
+    needed = settings.tensor_parallel_size * settings.data_parallel_size if gpus else 0
+    if not any(_holds(node, cpus, needed) for node in ray.nodes()):
+        raise StartError(f"no node of the cluster has the {cpus:g} CPUs and {needed} GPUs of a replica")
+    serve.start(http_options={"host": settings.host, "port": settings.port})
+    deployment = serve.deployment(
+        Replica,
+        name=NAME,
+        ray_actor_options={
+            "num_cpus": cpus,
+            "num_gpus": needed,
+            "runtime_env": {"env_vars": {"PYTHONPATH": str(_ROOT)}},
+        },
+        # What is too much is refused by the replica itself, in OpenAI's words.
+        max_ongoing_requests=2 * settings.max_queue,
+        graceful_shutdown_timeout_s=settings.drain_timeout_s,
+        health_check_period_s=1,
+        max_constructor_retry_count=1,
+        request_router_config=RequestRouterConfig(request_router_class=_ROUTER),
+        autoscaling_config=AutoscalingConfig(
+            min_replicas=fewest, max_replicas=most, policy=AutoscalingPolicy(policy_function=wanted)
+        ),
+    )
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        serve.run(deployment.bind(), name=NAME, route_prefix="/")
+        signal.pause()
+    except KeyboardInterrupt:
+        pass
+    except RuntimeError as error:
+        raise StartError(f"the replicas did not start: {_first_line(error)}") from None
+    finally:
+        serve.shutdown()
+
+
+def _holds(node: dict[str, Any], cpus: float, gpus: int) -> bool:
+    has = node["Resources"]
+    return node["Alive"] and has.get("CPU", 0) >= cpus and has.get("GPU", 0) >= gpus
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
