@@ -39,7 +39,7 @@ _ROOT = Path(__file__).parent.parent
 class Replica:
     """One of them. A failed start is told by its exception, as Ray shows it."""
 
-    async def __init__(self) -> None:
+    async def __init__(self) -> None:  # type: ignore[misc]  # Ray Serve awaits it
         configure_logging()
         self._settings = settings = read_settings()
         artifact = read_artifact(settings.artifacts_dir)
@@ -120,7 +120,7 @@ def run(settings: Settings, fewest: int, most: int, cpus: float, address: str | 
 
 def _holds(node: dict[str, Any], cpus: float, gpus: int) -> bool:
     has = node["Resources"]
-    return node["Alive"] and has.get("CPU", 0) >= cpus and has.get("GPU", 0) >= gpus
+    return bool(node["Alive"]) and has.get("CPU", 0) >= cpus and has.get("GPU", 0) >= gpus
 
 
 def _first_line(error: Exception) -> str:

@@ -38,7 +38,7 @@ from api.telemetry import log
 BEAT_S = 1.0
 LEASE_S = 10.0
 GRACE_S = 3.0  # for all replicas to say what runs at them, when Redis has been away
-TIMEOUT_S = 1.0
+TIMEOUT_S = 2.0
 CLOSE_S = 5.0
 _QUESTIONS = 16  # at once, each on a connection
 _BATCH = 100
@@ -200,6 +200,8 @@ class Shared:
             except RedisError as error:
                 self._tell_gone(error)
                 due = 0.0
+                # Or each connection that has died with Redis would be found dead by a request.
+                await self._redis.connection_pool.disconnect(inuse_connections=False)
                 await asyncio.sleep(BEAT_S)
                 continue
             if not self._reachable:

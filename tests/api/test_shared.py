@@ -36,7 +36,7 @@ MakeHouse = Callable[..., House]
 
 @pytest.fixture
 def redis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RedisServer]:
-    for name, seconds in (("BEAT_S", 0.05), ("LEASE_S", 0.5), ("GRACE_S", 0.2), ("TIMEOUT_S", 0.3)):
+    for name, seconds in (("BEAT_S", 0.05), ("LEASE_S", 0.5), ("GRACE_S", 0.2), ("TIMEOUT_S", 0.6)):
         monkeypatch.setattr(shared_module, name, seconds)
     with redis_server(tmp_path) as server:
         yield server

@@ -1,4 +1,4 @@
-"""Two replicas of the real model and one Redis: weights are swapped, one is killed, Redis goes and comes back."""
+"""Two replicas of the real model and one Redis: new weights, a replica that is killed, a Redis that goes away."""
 
 import asyncio
 import contextlib
