@@ -147,16 +147,19 @@ def _usage(settings: Settings, day: str | None) -> None:
 
 
 def _replicas(settings: Settings, arguments: argparse.Namespace) -> None:
+    fewest, most = arguments.replicas, arguments.most or arguments.replicas
+    if not 1 <= fewest <= most:
+        raise SettingsError(f"--replicas {fewest} must be from 1 to --most {most}")
+    if most > 1 and settings.redis_url is None:
+        raise SettingsError("several replicas need API_REDIS_URL: limits and usage would be each one's own")
+    read_artifact(settings.artifacts_dir)
     try:
         from api.replicas import run
     except ModuleNotFoundError as error:
         raise SettingsError(
-            f"{error.name} is not installed; `uv pip install --python .venv/api -r api/requirements-ray.txt`"
+            f"{error.name} is not installed: `uv pip install --python .venv/api -r api/requirements-ray.txt`"
         ) from None
-    most = arguments.most or arguments.replicas
-    if not 1 <= arguments.replicas <= most:
-        raise SettingsError(f"--replicas {arguments.replicas} must be from 1 to --most {most}")
-    run(settings, arguments.replicas, most, arguments.cpus, arguments.address)
+    run(settings, fewest, most, arguments.cpus, arguments.address)
 
 
 def serve(settings: Settings, artifact: Artifact, beside: Beside | None) -> None:

@@ -23,7 +23,7 @@ from api.engine.artifact import read_artifact
 from api.engine.beside import read_beside
 from api.engine.engine import Engine
 from api.engine.lifecycle import State
-from api.errors import SettingsError, StartError
+from api.errors import StartError
 from api.service import build_service
 from api.settings import Settings, read_settings
 from api.telemetry import configure_logging
@@ -74,15 +74,12 @@ def wanted(context: AutoscalingContext) -> tuple[int, dict[str, Any]]:
 def run(settings: Settings, fewest: int, most: int, cpus: float, address: str | None) -> None:
     """Start them in the cluster at `address`, or in one of this machine's own, and wait for a signal.
 
-    Raises: SettingsError, StartError if the cluster or the replicas cannot be had.
+    Raises: StartError if the cluster or the replicas cannot be had.
     """
-    if most > 1 and settings.redis_url is None:
-        raise SettingsError("several replicas need API_REDIS_URL: limits and usage would be each one's own")
-    read_artifact(settings.artifacts_dir)
     try:
         ray.init(address=address, log_to_driver=False, include_dashboard=False)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise StartError(f"no Ray cluster at {address or 'this machine'}: {_first_line(error)}") from None
+        raise StartError(f"no Ray cluster at {address or 'this machine'}: {_one_line(error)}") from None
     gpus = ray.cluster_resources().get("GPU", 0)
     needed = settings.tensor_parallel_size * settings.data_parallel_size if gpus else 0
     if not any(_holds(node, cpus, needed) for node in ray.nodes()):
@@ -113,7 +110,7 @@ def run(settings: Settings, fewest: int, most: int, cpus: float, address: str | 
     except KeyboardInterrupt:
         pass
     except RuntimeError as error:
-        raise StartError(f"the replicas did not start: {_first_line(error)}") from None
+        raise StartError(f"the replicas did not start: {_one_line(error)}") from None
     finally:
         serve.shutdown()
 
@@ -123,5 +120,5 @@ def _holds(node: dict[str, Any], cpus: float, gpus: int) -> bool:
     return bool(node["Alive"]) and has.get("CPU", 0) >= cpus and has.get("GPU", 0) >= gpus
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or repr(error)

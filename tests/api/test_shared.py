@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -318,6 +319,27 @@ def test_settings_that_contradict_each_other_are_refused(settings: Any, told: st
     with pytest.raises(ValueError, match=told) as refusal:
         Settings(**settings)
     assert "s3cret" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--replicas", "2"], "several replicas need API_REDIS_URL"),
+        (["--replicas", "3", "--most", "2"], "--replicas 3 must be from 1 to --most 2"),
+        pytest.param(
+            [], "ray is not installed", marks=pytest.mark.skipif(find_spec("ray") is not None, reason="it is")
+        ),
+    ],
+)
+def test_replicas_that_cannot_be_are_told_in_one_line(
+    artifacts: Path, arguments: list[str], told: str
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "api", "replicas", *arguments],
+        env={"ARTIFACTS_DIR": str(artifacts)}, cwd=ROOT, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith(f"finechat api: {told}")
 
 
 def test_a_redis_that_is_not_there_is_told_by_check_in_one_line(artifacts: Path) -> None:

@@ -1,4 +1,4 @@
-"""Two replicas of the real model and one Redis: new weights, a replica that is killed, a Redis that goes away."""
+"""Two replicas of the real model and one Redis: new weights, a killed replica, a Redis that goes away."""
 
 import asyncio
 import contextlib
@@ -53,14 +53,14 @@ def api(redis: RedisServer, *arguments: str) -> str:
 class Load:
     """Clients of one key that ask on and on: the next replica, and the other if that refuses or is gone.
 
-    cut: streams that ended without their end. began: when an answer began.
+    cut: streams that ended without their end. let_in: when requests were sent that were answered.
     """
 
     ports: list[int]
     model: str
     secret: str
     outcomes: Counter[str] = field(default_factory=Counter)
-    began: list[float] = field(default_factory=list)
+    let_in: list[float] = field(default_factory=list)
     prompt_tokens: int = 0
     completion_tokens: int = 0
     running: int = 0
@@ -98,12 +98,13 @@ class Load:
         }  # fmt: skip
         async with Connection.to(port) as connection:
             headers = {"authorization": f"Bearer {self.secret}"}
+            sent = time.monotonic()
             await connection.send("POST", CHAT, json.dumps(body).encode(), headers)
             answer = await connection.head()
             if answer.status != 200:
                 text = b"".join([piece async for piece in connection.pieces(answer)])
                 return str(json.loads(text)["error"]["code"])
-            self.began.append(time.monotonic())
+            self.let_in.append(sent)
             self.running += 1
             self.most_running = max(self.most_running, self.running)
             text = b""
@@ -175,9 +176,7 @@ def test_nothing_is_lost_over_or_counted_twice_whatever_goes_away(
             redis.kill()
             gone = time.monotonic()
             await asyncio.sleep(4)
-            assert [moment - gone for moment in load.began if moment > gone + 0.2] == [], (
-                "let in without Redis"
-            )
+            assert not [moment for moment in load.let_in if moment > gone], "let in without Redis"
             redis.start()
             await more(load, 10)
             told["back"] = load.outcomes - told["swapped"] - told["killed"]
@@ -198,4 +197,3 @@ def test_nothing_is_lost_over_or_counted_twice_whatever_goes_away(
     )
     log = first.log.read_text()
     assert "event=redis_gone" in log and log.count("event=redis_reached") == 2
-    print(dict(load.outcomes), load.most_running)
