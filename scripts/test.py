@@ -50,8 +50,8 @@ TYPED = (
     ("frontend", "frontend:tests/frontend", "frontend tests/frontend bench/page.py"),
     (
         "tests", "scripts:tests/system",
-        "scripts bench/quickstart.py bench/load.py bench/endurance.py bench/pictures.py bench/redis_server.py "
-        "tests/system",
+        "scripts bench/quickstart.py bench/load.py bench/endurance.py bench/pictures.py "
+        "bench/redis_server.py tests/system",
     ),
     ("tests", "tests/containers", "tests/containers"),
     ("tests", "tests/kubernetes", "tests/kubernetes"),
