@@ -193,22 +193,23 @@ class Shared:
         while not self._closing:
             self._woken.clear()
             try:
-                await self._write()
-                if (now := time.monotonic()) >= due:
+                if (now := time.monotonic()) >= due:  # first: others wait for what runs here
                     await self._beat()
                     due = now + BEAT_S
-            except RedisError as error:
+                await self._write()
+            except Exception as error:  # whatever it is, nothing else here finds Redis again
                 self._tell_gone(error)
                 due = 0.0
-                # Or each connection that has died with Redis would be found dead by a request.
-                await self._redis.connection_pool.disconnect(inuse_connections=False)
+                with contextlib.suppress(RedisError, OSError):
+                    # Or each connection that has died with Redis would be found dead by a request.
+                    await self._redis.connection_pool.disconnect(inuse_connections=False)
                 await asyncio.sleep(BEAT_S)
                 continue
             if not self._reachable:
                 self._reachable, self._told_gone = True, False
                 log.info("event=redis_reached")
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(due - time.monotonic()):
+                async with asyncio.timeout(max(0.0, due - time.monotonic())):
                     await self._woken.wait()
 
     async def _write(self) -> None:
