@@ -152,7 +152,7 @@ def _replicas(settings: Settings, arguments: argparse.Namespace) -> None:
         raise SettingsError(f"--replicas {fewest} must be from 1 to --most {most}")
     if most > 1 and settings.redis_url is None:
         raise SettingsError("several replicas need API_REDIS_URL: limits and usage would be each one's own")
-    read_artifact(settings.artifacts_dir)
+    read_artifact(settings.artifacts_dir).verify()
     try:
         from api.replicas import run
     except ModuleNotFoundError as error:

@@ -10,6 +10,7 @@ Nothing but that verb imports this module, and Ray is installed from requirement
 import asyncio
 import math
 import signal
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from api.settings import Settings, read_settings
 from api.telemetry import configure_logging
 
 NAME = "finechat"
+_CONNECT_S = 5.0
 FULL = 0.8  # the share of what it can do at which another replica is wanted
 # Requests with the same X-Session-Id go to the same replica, which has their prompts in its cache.
 _ROUTER = "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
@@ -77,8 +79,13 @@ def run(settings: Settings, fewest: int, most: int, cpus: float, address: str | 
     Raises: StartError if the cluster or the replicas cannot be had.
     """
     try:
-        ray.init(address=address, log_to_driver=False, include_dashboard=False)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+        if address and address != "auto":
+            host, _, port = address.rpartition(":")
+            socket.create_connection(
+                (host, int(port)), _CONNECT_S
+            ).close()  # Ray itself would try for minutes
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR", include_dashboard=False)
+    except (OSError, RuntimeError, ValueError) as error:
         raise StartError(f"no Ray cluster at {address or 'this machine'}: {_one_line(error)}") from None
     gpus = ray.cluster_resources().get("GPU", 0)
     needed = settings.tensor_parallel_size * settings.data_parallel_size if gpus else 0
@@ -110,7 +117,7 @@ def run(settings: Settings, fewest: int, most: int, cpus: float, address: str | 
     except KeyboardInterrupt:
         pass
     except RuntimeError as error:
-        raise StartError(f"the replicas did not start: {_one_line(error)}") from None
+        raise StartError(f"the replicas did not start: {_why() or _one_line(error)}") from None
     finally:
         serve.shutdown()
 
@@ -118,6 +125,14 @@ def run(settings: Settings, fewest: int, most: int, cpus: float, address: str | 
 def _holds(node: dict[str, Any], cpus: float, gpus: int) -> bool:
     has = node["Resources"]
     return bool(node["Alive"]) and has.get("CPU", 0) >= cpus and has.get("GPU", 0) >= gpus
+
+
+def _why() -> str:
+    """The failure of a replica that is ours; Ray keeps it at the end of a traceback."""
+    application = serve.status().applications.get(NAME)
+    deployment = application.deployments.get(NAME) if application else None
+    told = [line for line in deployment.message.splitlines() if "api.errors." in line] if deployment else []
+    return told[-1].partition("api.errors.")[2] if told else ""
 
 
 def _one_line(error: Exception) -> str:
