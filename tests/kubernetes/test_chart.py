@@ -35,8 +35,10 @@ print(json.dumps({
     "unknown": sorted(set(filter(lambda name: name.startswith("API_"), os.environ)) - known),
     "port": settings.port, "drain_s": settings.drain_timeout_s, "admin_port": settings.admin_port,
     "keys": [settings.key.get_secret_value(), settings.admin_key.get_secret_value()],
+    "redis": settings.redis_url.get_secret_value(),
 }))
 """
+REDIS = "redis://redis:6379/0"
 PAGE_SETTINGS = """
 import json
 from gate import EXACT
@@ -129,10 +131,10 @@ def test_a_start_may_take_as_long_as_in_compose(objects: Objects) -> None:
 
 
 def test_the_api_starts_with_its_settings_and_secrets(objects: Objects, ask: Ask, tmp_path: Path) -> None:
-    [volume] = [v["secret"] for v in pod(objects, "api")["volumes"] if "secret" in v]
-    keys = {item["path"]: f"the-content-of-{item['key']}" for item in volume["items"]}
-    for name, content in keys.items():
-        (tmp_path / name).write_text(content)
+    for secret in _secrets(objects, "api"):
+        for item in secret["items"]:
+            content = REDIS if item["key"] == "API_REDIS_URL" else f"the-content-of-{item['key']}"
+            (tmp_path / item["path"]).write_text(content)
     environment = _told(objects, "api")
     mounted = {m["name"]: m["mountPath"] for m in container(objects, "api")["volumeMounts"]}
     assert environment["API_SECRETS_DIR"] == mounted["secrets"]
@@ -140,6 +142,7 @@ def test_the_api_starts_with_its_settings_and_secrets(objects: Objects, ask: Ask
     environment |= {"API_SECRETS_DIR": str(tmp_path), "API_HOST": "0.0.0.0"}
     settings = ask("api", API_SETTINGS, environment)
     assert settings["keys"] == ["the-content-of-API_KEY", "the-content-of-API_ADMIN_KEY"]
+    assert settings["redis"] == REDIS
     assert settings["unknown"] == []
     assert settings["port"] == _port(objects, "api") != settings["admin_port"]
 
@@ -201,12 +204,12 @@ def test_keys_come_from_the_secret_and_each_pod_sees_its_own(chart: Chart) -> No
     assert not any(kind == "Secret" for kind, _ in objects)
     seen = {}
     for name in PODS:
-        volumes = [v["secret"] for v in pod(objects, name)["volumes"] if "secret" in v]
+        secrets = _secrets(objects, name)
         variables = [
             v["valueFrom"]["secretKeyRef"] for v in container(objects, name)["env"] if "valueFrom" in v
         ]
-        assert {*(v["secretName"] for v in volumes), *(v["name"] for v in variables)} == {"somewhere"}
-        items = [item["key"] for volume in volumes for item in volume["items"]]
+        assert {v["name"] for v in (*secrets, *variables)} == {"somewhere"}
+        items = [item["key"] for secret in secrets if not secret.get("optional") for item in secret["items"]]
         seen[name] = sorted([*items, *(v["key"] for v in variables)])
     assert seen == {"api": ["API_ADMIN_KEY", "API_KEY"], "page": ["API_KEY"], "trainer": ["HF_TOKEN"]}
 
@@ -317,6 +320,13 @@ def test_the_trainer_reaches_public_addresses_by_https(objects: Objects) -> None
 
 def _is_dns(rule: Any) -> bool:
     return {(port["port"], port["protocol"]) for port in rule["ports"]} == {(53, "UDP"), (53, "TCP")}
+
+
+def _secrets(objects: Objects, name: str) -> list[Any]:
+    """What its volumes show of Secrets."""
+    volumes = pod(objects, name)["volumes"]
+    projected = [source["secret"] for v in volumes if "projected" in v for source in v["projected"]["sources"]]
+    return projected + [{"name": v["secret"]["secretName"], **v["secret"]} for v in volumes if "secret" in v]
 
 
 def _told(objects: Objects, name: str) -> dict[str, str]:
