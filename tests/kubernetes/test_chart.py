@@ -209,9 +209,10 @@ def test_keys_come_from_the_secret_and_each_pod_sees_its_own(chart: Chart) -> No
             v["valueFrom"]["secretKeyRef"] for v in container(objects, name)["env"] if "valueFrom" in v
         ]
         assert {v["name"] for v in (*secrets, *variables)} == {"somewhere"}
-        items = [item["key"] for secret in secrets if not secret.get("optional") for item in secret["items"]]
+        items = [item["key"] for secret in secrets for item in secret["items"]]
         seen[name] = sorted([*items, *(v["key"] for v in variables)])
-    assert seen == {"api": ["API_ADMIN_KEY", "API_KEY"], "page": ["API_KEY"], "trainer": ["HF_TOKEN"]}
+    api = ["API_ADMIN_KEY", "API_KEY", "API_REDIS_URL"]
+    assert seen == {"api": api, "page": ["API_KEY"], "trainer": ["HF_TOKEN"]}
 
 
 def test_pods_are_as_closed_as_in_compose(objects: Objects) -> None:
@@ -325,7 +326,9 @@ def _is_dns(rule: Any) -> bool:
 def _secrets(objects: Objects, name: str) -> list[Any]:
     """What its volumes show of Secrets."""
     volumes = pod(objects, name)["volumes"]
-    projected = [source["secret"] for v in volumes if "projected" in v for source in v["projected"]["sources"]]
+    projected = [
+        source["secret"] for v in volumes if "projected" in v for source in v["projected"]["sources"]
+    ]
     return projected + [{"name": v["secret"]["secretName"], **v["secret"]} for v in volumes if "secret" in v]
 
 
