@@ -5,8 +5,10 @@ In: the API's address and key, and conversations. Out: `Status` and a growing `A
 """
 
 import asyncio
+import hmac
 import json
 import logging
+import secrets
 import time
 import uuid
 from collections.abc import AsyncGenerator, Sequence
@@ -99,6 +101,7 @@ class Api:
             limits=httpx.Limits(max_connections=None),
             transport=transport,
         )
+        self._session_key = secrets.token_bytes(16)
         self._lock = asyncio.Lock()
         self._status = Status()
         self._looked_at = float("-inf")
@@ -179,7 +182,7 @@ class Api:
             "POST",
             "/v1/chat/completions",
             json=body,
-            headers={"X-Request-ID": request_id},
+            headers={"X-Request-ID": request_id, "X-Session-Id": self._session(messages)},
             timeout=httpx.Timeout(STATUS_TIMEOUT_S, read=SILENCE_TIMEOUT_S),
         ) as response:
             if response.is_error:
@@ -195,6 +198,11 @@ class Api:
                 if "error" in piece:
                     raise CutShort("the API reported an error within the stream")
                 yield piece
+
+    def _session(self, messages: Sequence[Message]) -> str:
+        """The same for all turns of a conversation, by how it begins: a replica has that in its cache."""
+        begin = messages[: 2 if messages[0]["role"] == "system" else 1]
+        return hmac.digest(self._session_key, json.dumps(begin).encode(), "sha256").hex()
 
 
 def _model(entry: dict[str, Any]) -> Model:

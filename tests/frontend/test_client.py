@@ -46,6 +46,19 @@ async def test_request_carries_the_key_an_id_and_only_standard_fields() -> None:
     }
 
 
+async def test_the_turns_of_a_conversation_have_one_session_id_that_tells_nothing() -> None:
+    system, first = Message(role="system", content="Be brief."), QUESTION[0]
+    answer, second = Message(role="assistant", content="Yes."), Message(role="user", content="Why?")
+    talks = [[first], [first, answer, second], [system, first], [system, first, answer, second], [second]]
+    async with running(FakeApi([delta("x", "stop"), DONE])) as fake:
+        api, other = fake.api(), fake.api()
+        for api_of_a_page, talk in [*((api, talk) for talk in talks), (other, [first])]:
+            await api_of_a_page.fill(Answer(), "small-model", talk, SAMPLING)
+    ids = [request["headers"]["x-session-id"] for request in fake.requests]
+    assert ids[0] == ids[1] and ids[2] == ids[3]
+    assert len(set(ids)) == 4, "by conversation, and by a key of this process"
+
+
 async def test_settings_are_sent_under_openais_names_and_those_unset_are_left_out() -> None:
     sampling = Sampling(0, 8, top_p=0.5, seed=0, stop=("END",))
     assert sampling.body() == {"temperature": 0, "max_tokens": 8, "top_p": 0.5, "seed": 0, "stop": ("END",)}
