@@ -45,13 +45,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _tell(str(error))
     except KeyboardInterrupt:
         return _tell("interrupted; the same command goes on from here", 130)
-    except (OSError, RuntimeError) as error:
-        # A full disk reaches us as OSError, or as RuntimeError from torch and safetensors.
-        full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
-        if not full:
+    except Exception as error:
+        if not _is_full_disk(error):
             raise
         return _tell(f"the disk under {options.artifacts} is full; free some and run the same command")
     return 0
+
+
+def _is_full_disk(error: Exception) -> bool:
+    """Python tells it by number, safetensors in words, and torch by where its file should have ended."""
+    told = "No space left" in str(error) or "unexpected pos" in str(error)
+    return told or getattr(error, "errno", None) == errno.ENOSPC
 
 
 def _run(options: argparse.Namespace) -> None:

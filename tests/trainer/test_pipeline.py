@@ -6,15 +6,18 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trainer import base_model
+from trainer.cli import main
 from trainer.config import load
 from trainer.data.prepare import prepare
 from trainer.fit.arm import arm_directory, arms, run_name
@@ -199,3 +202,25 @@ def test_a_full_disk_is_told_in_one_line_and_costs_nothing_finished(
         assert "is full" in done.stderr and "Traceback" not in done.stderr
     finally:
         subprocess.run(["umount", str(small)], check=True)
+
+
+def _by_torch() -> None:
+    torch.save(torch.zeros(100_000), "/dev/full")
+
+
+def _by_python() -> None:
+    with open("/dev/full", "wb") as file:
+        file.write(bytes(100_000))
+
+
+def _by_safetensors() -> None:  # which would put a file in place of /dev/full
+    raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+
+@pytest.mark.parametrize("write", [_by_torch, _by_python, _by_safetensors])
+def test_a_full_disk_is_told_as_one_whoever_writes(
+    write: Callable[[], None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("trainer.cli._run", lambda options: write())
+    assert main(["prepare", "--artifacts", "somewhere"]) == 1
+    assert "the disk under somewhere is full" in capsys.readouterr().err
