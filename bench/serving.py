@@ -132,7 +132,7 @@ def _load(lengths: str, streams: int, words: int, tokens: int, repeat: int) -> L
     """The same for every server; four rounds of few streams, one and a half of many."""
     if lengths == "sharegpt":
         words, tokens = (round(size * share) for size, share in zip((words, tokens), SHAREGPT, strict=True))
-    requests = max(6, min(4 * streams, streams + 256))
+    requests = max(16, min(4 * streams, streams + 256))
     return Load(requests, streams, words, tokens, lengths, seed=1000 * repeat + streams)
 
 
