@@ -106,6 +106,7 @@ def test_a_person_chats_through_the_page_and_goes_on_after_the_api_was_killed(
         assert time.monotonic() < deadline, state["State"]
         time.sleep(0.5)
     assert state["RestartCount"] == 1
+    expect(page.locator("#banner")).not_to_be_visible(timeout=30_000)
     _say(page, "And another one.", 2)
     page.close()
 
