@@ -31,6 +31,7 @@ RELEASE, COMPOSE_RELEASE = "bookworm", "trixie"
 # bookworm's own engine has only Compose v1; these three need nothing else of trixie.
 NEWER = ("docker.io", "docker-cli", "docker-compose", "docker-buildx")
 PACKAGES = (*NEWER, "containerd", "debootstrap", "iptables", "runc", "slirp4netns", "tini")
+UNSHARE = ("unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
 INSIDE = "--inside"
 T = TypeVar("T")
 # What this machine needs to reach its package index goes into the base image, and into nothing else.
@@ -49,7 +50,10 @@ def why_not() -> str | None:
         return "it needs root"
     if f"VERSION_CODENAME={RELEASE}" not in Path("/etc/os-release").read_text():
         return f"it needs Debian {RELEASE}"
-    return None if Path("/dev/net/tun").exists() else "it needs /dev/net/tun"
+    if not Path("/dev/net/tun").exists():
+        return "it needs /dev/net/tun"
+    unshared = subprocess.run([*UNSHARE, "true"], capture_output=True)
+    return None if unshared.returncode == 0 else "it needs namespaces of its own (unshare)"
 
 
 def main(command: Sequence[str]) -> int:
@@ -62,10 +66,8 @@ def main(command: Sequence[str]) -> int:
         raise SetupError(f"{free_gib:.1f} GiB are free under {KEPT}, {MIN_FREE_GIB} are needed for images")
     _once(ROOTFS, _unpack)
     space = subprocess.Popen(
-        ["unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc",
-         sys.executable, __file__, INSIDE, *command],
-        preexec_fn=end_with_parent,
-    )  # fmt: skip
+        [*UNSHARE, sys.executable, __file__, INSIDE, *command], preexec_fn=end_with_parent
+    )
     network = None
     try:
         network = subprocess.Popen(
