@@ -184,7 +184,8 @@ def _parser() -> argparse.ArgumentParser:
         if verb in ("run", "train"):
             sub.add_argument(
                 "--processes", type=int, default=1, metavar="N",
-                help="that share the final training, one a GPU; the sweep's arms have one each",
+                help="that share the final training, one a GPU; the sweep's arms have one each, or with "
+                "train.shard_base as many, one arm after another",
             )  # fmt: skip
         if verb == "arm":
             sub.add_argument("--rank", type=int)

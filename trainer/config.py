@@ -180,6 +180,9 @@ class TrainConfig(Frozen):
     )
     optimizer: Literal["adamw_torch_fused", "adamw_8bit"] = "adamw_torch_fused"
     trackers: tuple[Literal["tensorboard", "trackio", "wandb", "mlflow"], ...] = ()
+    shard_base: bool = Field(
+        False, description="Share the base out over the processes of a training, for one that fits no GPU."
+    )
 
     @property
     def row_tokens(self) -> int:
@@ -196,6 +199,12 @@ class TrainConfig(Frozen):
     def _fp8_is_compiled(self) -> "TrainConfig":
         if self.quantization == "fp8" and self.engine != "compiled":
             raise ValueError("`quantization: fp8` needs `engine: compiled`")
+        return self
+
+    @model_validator(mode="after")
+    def _shards_are_plain(self) -> "TrainConfig":
+        if self.shard_base and (self.engine, self.quantization) != ("plain", "none"):
+            raise ValueError("`shard_base` needs `engine: plain` and `quantization: none`")
         return self
 
 

@@ -16,11 +16,11 @@ from trainer.data.prepare import Prepared, prepare
 from trainer.device import choose_device
 from trainer.errors import ArmError
 from trainer.files import only_writer, read_json, whole_directory, write_json
-from trainer.fit import processes
 from trainer.fit.adapter import check_adapter
 from trainer.fit.arm import Arm, Run, Setting, arm_directory, read_run, run_name
 from trainer.fit.cluster import Cluster
 from trainer.fit.loss import mean_loss
+from trainer.fit.processes import run_arms as run_here
 from trainer.fit.sweep import Sweep
 from trainer.progress import Stages, say
 from trainer.ship.artifact import (
@@ -45,7 +45,8 @@ class Pipeline:
     """One run of one configuration in one artifacts directory.
 
     arm_command: the `arm` verb with its configuration, for the processes that train.
-    cluster: that the sweep's arms run on; None: this machine. final_processes: share the training of `train`.
+    cluster: that the sweep's arms run on; None: this machine. processes: share the training of `train`, and
+    with `train.shard_base` that of every arm, one after another.
     ship_despite_failed_gates: publish a model that failed its gates, and say so in its manifest.
     """
 
@@ -55,7 +56,7 @@ class Pipeline:
         artifacts: Path,
         arm_command: Sequence[str],
         cluster: Cluster | None = None,
-        final_processes: int = 1,
+        processes: int = 1,
         ship_despite_failed_gates: bool = False,
     ) -> None:
         self.config = config
@@ -63,7 +64,7 @@ class Pipeline:
         self.models = artifacts / "models"
         self._arm_command = arm_command
         self._cluster = cluster
-        self._final_processes = final_processes
+        self._processes = processes
         self._ship_despite = ship_despite_failed_gates
         self._stages = Stages(STAGES)
 
@@ -80,13 +81,13 @@ class Pipeline:
     def sweep(self, base: BaseModel, prepared: Prepared) -> tuple[Setting, dict[str, Any]]:
         ranks = " and ".join(map(str, self.config.sweep.ranks))
         with self._stages.stage("sweep", f"train LoRA at rank {ranks}, choose on validation loss"):
-            run_arms = (
-                partial(self._cluster.run_arms, command=self._arm_command)
-                if self._cluster
-                else partial(
-                    processes.run_arms, command=self._arm_command, parallel=self.config.sweep.parallel_arms
-                )
-            )
+            if self._cluster:
+                run_arms = partial(self._cluster.run_arms, command=self._arm_command)
+            elif self.config.train.shard_base:
+                run_arms = partial(run_here, command=self._arm_command, processes=self._processes)
+            else:
+                parallel = self.config.sweep.parallel_arms
+                run_arms = partial(run_here, command=self._arm_command, parallel=parallel)
             return Sweep(self.config, base, prepared, self.artifacts, run_arms).run()
 
     def train(self, base: BaseModel, prepared: Prepared, setting: Setting) -> Run:
@@ -96,9 +97,7 @@ class Pipeline:
         directory = parent / run_name(self.config, None)
         with self._stages.stage("train", f"{arm.name} over {prepared.report['rows']['train']} rows"):
             if read_run(directory, arm) is None:
-                failed = processes.run_arms(
-                    {arm: directory}, None, self._arm_command, processes=self._final_processes
-                )
+                failed = run_here({arm: directory}, None, self._arm_command, processes=self._processes)
                 if failed:
                     raise ArmError(f"{arm.name}: {failed[arm]}; see {directory / 'output.txt'}")
             run = read_run(directory, arm)

@@ -56,6 +56,11 @@ def check_processes(config: RunConfig, verb: str, processes: int) -> None:
             "one; `run` and `train` have --processes"
         )
     if processes == 1:
+        if config.train.shard_base and verb in ("run", "sweep", "arm", "train"):
+            raise ConfigError(
+                "train.shard_base shares the base out over several processes, and there is one: `run` and "
+                "`train` have --processes, and torchrun starts `arm`"
+            )
         return
     if problem := _unshareable(config.train, processes):
         raise ConfigError(f"{processes} processes cannot share this training: {problem}")
@@ -75,8 +80,8 @@ def _unshareable(train: TrainConfig, processes: int) -> str | None:
         return "expected 1 or more"
     if any(os.environ.get(f"ACCELERATE_USE_{name}") == "true" for name in ("FSDP", "DEEPSPEED")):
         return (
-            "FSDP and DeepSpeed are not built, each process holds the whole base; launch plain data "
-            "parallel, and for a base that does not fit set train.quantization=4bit"
+            "a launcher's FSDP and DeepSpeed are not used; launch plain data parallel, and for a base that "
+            "does not fit set train.shard_base=true or train.quantization=4bit"
         )
     if train.engine != "plain":
         return f"train.engine is {train.engine}, set it to plain"

@@ -15,8 +15,10 @@ import yaml
 from trainer.cli import main
 
 ROOT = Path(__file__).parents[2]
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
-TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "trainer")
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+TORCHRUN = (*TWO, "-m", "trainer")
+SHARDS = ("--set", "train.shard_base=true")
 
 
 @pytest.fixture
@@ -34,13 +36,14 @@ def line(verb: str, config: Path, artifacts: Path, *more: str) -> list[str]:
     return [verb, "--config", str(config), "--artifacts", str(artifacts), *more]
 
 
-def trainer(*arguments: str) -> None:
+def trainer(*arguments: str, start: tuple[str, ...] = ("-m", "trainer")) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "trainer", *arguments],
+        [sys.executable, *start, *arguments],
         cwd=ROOT,
         env=ENVIRONMENT,
         capture_output=True,
         text=True,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
 
@@ -60,14 +63,17 @@ def same(one: Any, other: Any) -> None:
     assert [r[1:] for r in rows] == [r[1:] for r in others]
 
 
+@pytest.mark.parametrize("base", [(), SHARDS], ids=["whole", "shared out"])
 def test_processes_that_were_killed_leave_a_run_that_one_goes_on_with(
-    shared_rows: Path, tmp_path: Path
+    shared_rows: Path, tmp_path: Path, base: tuple[str, ...]
 ) -> None:
     alone, killed = tmp_path / "alone", tmp_path / "killed"
     more = ("--rank", "2", "--set", "train.max_steps=24", "--set", "train.restore_best=false")
     trainer(*line("arm", shared_rows, alone, *more))
     both = subprocess.Popen(
-        [sys.executable, *TORCHRUN, *line("arm", shared_rows, killed, *more)], cwd=ROOT, env=ENVIRONMENT
+        [sys.executable, *TORCHRUN, *line("arm", shared_rows, killed, *more, *base)],
+        cwd=ROOT,
+        env=ENVIRONMENT,
     )
     while not list(killed.glob("runs/*/*/checkpoint-*/trainer_state.json")):
         assert both.poll() is None, "ended before its first checkpoint"
@@ -96,14 +102,68 @@ def test_a_run_whose_last_training_is_shared_ships_one_artifact(shared_rows: Pat
     )  # the artifact's, and through `current`
 
 
+def test_a_base_that_is_shared_out_gives_the_same_losses_and_adapter(
+    shared_rows: Path, tmp_path: Path
+) -> None:
+    """In the sweep's arms and in the last training; with one validation row, so that one process has none."""
+    alone, whole, shared = tmp_path / "alone", tmp_path / "whole", tmp_path / "shared"
+    more = ("--set", "data.validation_rows=1")
+    trainer(*line("arm", shared_rows, alone, "--rank", "2", *more))
+    trainer(*line("arm", shared_rows, whole, "--rank", "2", *more), start=TORCHRUN)
+    trainer(*line("train", shared_rows, shared, "--processes", "2", *more, *SHARDS))
+    one, other = result(alone), result(shared)
+    assert (other["resumed_from"], other["processes"]) == ("trunk-5", 2)
+    assert result(shared, "steps-6")["processes"] == 2
+    same({**one, "validation_curve": []}, {**other, "validation_curve": []})
+    files = [next(at.glob("runs/*/steps-12/adapter/adapter_model.safetensors")) for at in (whole, shared)]
+    assert files[0].parent.parent.parent.name == files[1].parent.parent.parent.name, "another run"
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+HELD = """
+import sys
+from pathlib import Path
+import torch
+from torch.distributed.tensor import DTensor
+from trainer.config import load
+from trainer.fit.arm import arms
+from trainer.fit.engines import plain
+from trainer.fit.world import World
+
+world = World("cpu")
+config = load(Path(sys.argv[1]), ["train.shard_base=true"])
+model = plain.load(config.base.path, config.train, config.lora, arms(config)[0], "cpu")
+layers = [p for p in model.get_base_model().model.layers.parameters() if not p.requires_grad]
+for _ in range(2):
+    assert all(isinstance(p, DTensor) for p in layers)
+    assert sum(p.to_local().untyped_storage().nbytes() for p in layers) * 2 == sum(p.nbytes for p in layers)
+    model(torch.arange(8)[None]).logits.sum().backward()
+world.leave()
+"""
+
+
+def test_each_process_holds_its_part_of_the_layers_only(shared_rows: Path, tmp_path: Path) -> None:
+    script = tmp_path / "held.py"
+    script.write_text(HELD)
+    trainer(str(shared_rows), start=(*TWO, str(script)))
+
+
 @pytest.mark.parametrize(
     ("verb", "more", "environment", "told"),
     [
         ("sweep", [], {"WORLD_SIZE": "2"}, "sweep was started in 2 processes, and only `arm` can be"),
         ("arm", ["--set", "train.engine=compiled"], {"WORLD_SIZE": "2"}, "train.engine is compiled"),
         ("arm", [], {"WORLD_SIZE": "3"}, "train.rows_per_step is 4, set it to a multiple of 3"),
-        ("arm", [], {"WORLD_SIZE": "2", "ACCELERATE_USE_FSDP": "true"}, "FSDP and DeepSpeed are not built"),
+        ("arm", [], {"WORLD_SIZE": "2", "ACCELERATE_USE_FSDP": "true"}, "launch plain data parallel"),
         ("run", ["--processes", "0"], {}, "expected 1 or more"),
+        (
+            "run",
+            [*SHARDS],
+            {},
+            "train.shard_base shares the base out over several processes, and there is one",
+        ),
+        ("arm", [*SHARDS], {}, "and torchrun starts `arm`"),
+        ("check", [*SHARDS, "--set", "train.engine=compiled"], {}, "`shard_base` needs `engine: plain`"),
         ("check", ["--set", "train.rows_per_step=8"], {}, "a packed row has 48 tokens"),
         (
             "arm",

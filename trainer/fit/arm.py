@@ -10,7 +10,7 @@ from trainer.files import read_json
 from trainer.fit.loss import RowLoss
 
 # What does not change the weights that an arm has after a given step.
-NOT_HASHED = {"epochs", "max_steps", "logging_steps", "trackers"}
+NOT_HASHED = {"epochs", "max_steps", "logging_steps", "trackers", "shard_base"}
 
 
 @dataclass(frozen=True, slots=True)

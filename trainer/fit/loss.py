@@ -38,7 +38,7 @@ def row_losses(model: Any, rows: Sequence[TokenRow], pad_id: int) -> list[RowLos
     """Loss of every row under a causal LM (bare or with an adapter), in the rows' order."""
     losses: list[RowLoss | None] = [None] * len(rows)
     model.eval()
-    for indices in _batches(rows):
+    for indices in batches(rows):
         for i, loss in zip(indices, _batch_losses(model, [rows[i] for i in indices], pad_id), strict=True):
             losses[i] = loss
     return [loss for loss in losses if loss is not None]
@@ -81,13 +81,13 @@ def _batch_losses(model: Any, rows: Sequence[TokenRow], pad_id: int) -> list[Row
     return [RowLoss(s, n, m == 0) for s, n, m in zip(sums, counts, misses, strict=True)]
 
 
-def _batches(rows: Sequence[TokenRow]) -> list[list[int]]:
+def batches(rows: Sequence[TokenRow]) -> list[list[int]]:
     """Indices of rows of like length, each batch within BATCH_TOKENS once padded."""
-    batches: list[list[int]] = []
+    made: list[list[int]] = []
     for i in sorted(range(len(rows)), key=lambda i: len(rows[i].input_ids)):
         width = len(rows[i].input_ids)
-        if batches and (len(batches[-1]) + 1) * width <= BATCH_TOKENS:
-            batches[-1].append(i)
+        if made and (len(made[-1]) + 1) * width <= BATCH_TOKENS:
+            made[-1].append(i)
         else:
-            batches.append([i])
-    return batches
+            made.append([i])
+    return made

@@ -19,7 +19,7 @@ from trainer.config import TrainConfig
 from trainer.data.tokenize import IGNORED, TokenRow
 from trainer.errors import ConfigError
 from trainer.fit.arm import Arm
-from trainer.fit.loss import RowLoss, mean_loss, row_losses
+from trainer.fit.loss import RowLoss, batches, mean_loss, row_losses
 from trainer.fit.packing import collate, pack
 from trainer.fit.world import World
 
@@ -31,6 +31,7 @@ class LoraTrainer(SFTTrainer):
 
     loss: the engine's, (model, inputs with labels, target tokens) to a scalar. validation: the rows whose
     token-weighted loss judges the adapter. rows_per_step: packed rows, over all processes of `world`.
+    sharded: whether the base is shared out over them.
     """
 
     control: TrainerControl
@@ -42,6 +43,7 @@ class LoraTrainer(SFTTrainer):
         validation: Sequence[TokenRow],
         rows_per_step: int,
         world: World,
+        sharded: bool,
         **arguments: Any,
     ) -> None:
         super().__init__(**arguments)
@@ -49,12 +51,23 @@ class LoraTrainer(SFTTrainer):
         self._validation = validation
         self._rows_per_step = rows_per_step
         self._world = world
+        self._sharded = sharded
+        if sharded:
+            # Or accelerate would put DDP around it, which refuses it; `training_step` does what DDP does.
+            self.accelerator.prepare_model(self.model, evaluation_mode=True)
         self._since_log = (time.monotonic(), 0)
         # TRL turns a 4-bit model's adapter to bf16: small updates would be lost, and the scaler of
         # float16 refuses it. Every engine trains it in fp32.
         for parameter in self.model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
+
+    def training_step(self, *arguments: Any, **named: Any) -> torch.Tensor:
+        """A packed row, forward and back. After a step's last, gradients on shards are averaged."""
+        loss = super().training_step(*arguments, **named)
+        if self._sharded and self.accelerator.sync_gradients:
+            self._world.average([p.grad for p in self.model.parameters() if p.grad is not None])
+        return torch.as_tensor(loss)
 
     def compute_loss(
         self,
@@ -102,8 +115,14 @@ class LoraTrainer(SFTTrainer):
         """Of every validation row, under the adapter as it is now; each process measures a part."""
         model: Any = self.model
         tokenizer: Any = self.processing_class
+        base, pad_id = model.get_base_model(), tokenizer.pad_token_id or 0
         part = self._world.share(self._validation)
-        return self._world.joined(row_losses(model.get_base_model(), part, tokenizer.pad_token_id or 0))
+        passes = len(batches(part))
+        most = max(self._world.joined([passes]))
+        losses = row_losses(base, part, pad_id)
+        for _ in range(most - passes):  # others may still need this process's part of the base
+            row_losses(base, self._validation[:1], pad_id)
+        return self._world.joined(losses)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
@@ -146,6 +165,7 @@ def build_trainer(
         validation=validation,
         rows_per_step=settings.rows_per_step,
         world=world,
+        sharded=settings.shard_base,
         model=model,
         args=_arguments(settings, arm, total, device, output, world),
         train_dataset=packed,

@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast
 
+import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 
@@ -41,6 +42,14 @@ class World:
         for rank, part in enumerate(parts):
             whole[rank :: self.size] = part
         return whole
+
+    def average(self, tensors: Sequence[torch.Tensor]) -> None:
+        """Put the mean over all processes into each of them, by one exchange."""
+        joined = torch.cat([tensor.flatten() for tensor in tensors])
+        torch.distributed.all_reduce(joined)
+        means = (joined / self.size).split([tensor.numel() for tensor in tensors])
+        for tensor, mean in zip(tensors, means, strict=True):
+            tensor.copy_(mean.view_as(tensor))
 
     def wait(self) -> None:
         """Until all are here."""

@@ -1,4 +1,4 @@
-"""The plain engine: transformers and PEFT as they come, on CPU or CUDA, in 4 bits if asked.
+"""The plain engine: transformers and PEFT as they come, on CPU or CUDA, in 4 bits or shared out if asked.
 
 The LM head runs on target positions only: most of a prompt needs no logits.
 """
@@ -15,12 +15,17 @@ from trainer.base_model import load_model
 from trainer.config import LoraConfig as LoraSettings
 from trainer.config import TrainConfig
 from trainer.fit.arm import Arm
+from trainer.fit.engines.sharded import shard
 
 
 def load(base: Path, settings: TrainConfig, lora: LoraSettings, arm: Arm, device: str) -> PeftModel:
     """The base, frozen, with the arm's adapter at its start, which the arm's seed alone decides."""
-    quantize = settings.quantization == "4bit"
-    model = (_load_in_4bit if quantize else load_model)(base, settings.dtype, device)
+    if settings.quantization == "4bit":
+        model = _load_in_4bit(base, settings.dtype, device)
+    elif settings.shard_base:
+        model = shard(load_model(base, settings.dtype, "cpu"), device)
+    else:
+        model = load_model(base, settings.dtype, device)
     model.config.use_cache = False  # with a cache, packed rows would silently attend to each other
     torch.manual_seed(arm.seed)
     return get_peft_model(
