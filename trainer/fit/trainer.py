@@ -53,7 +53,7 @@ class LoraTrainer(SFTTrainer):
         self._world = world
         self._sharded = sharded
         if sharded:
-            # Or accelerate would put DDP around it, which refuses it; `training_step` does what DDP does.
+            # Else accelerate would put DDP around it, which refuses shards; `training_step` does its part.
             self.accelerator.prepare_model(self.model, evaluation_mode=True)
         self._since_log = (time.monotonic(), 0)
         # TRL turns a 4-bit model's adapter to bf16: small updates would be lost, and the scaler of
@@ -63,7 +63,7 @@ class LoraTrainer(SFTTrainer):
                 parameter.data = parameter.data.float()
 
     def training_step(self, *arguments: Any, **named: Any) -> torch.Tensor:
-        """A packed row, forward and back. After a step's last, gradients on shards are averaged."""
+        """A packed row, forward and back; after a step's last all processes have the same gradient."""
         loss = super().training_step(*arguments, **named)
         if self._sharded and self.accelerator.sync_gradients:
             self._world.average([p.grad for p in self.model.parameters() if p.grad is not None])
