@@ -201,6 +201,14 @@ def test_two_models_are_compared_and_the_vote_trains(visit: Visit, page_url: str
     assert "Compare these" not in log.read_text() and "hash table" not in log.read_text()
 
 
+# The browser has kept the settings, and nothing has changed there for a second.
+KEPT = """() => {
+    const kept = localStorage.getItem("settings");
+    if (kept !== window.lastKept) [window.lastKept, window.keptAt] = [kept, Date.now()];
+    return kept && Date.now() - window.keptAt > 1000;
+}"""
+
+
 def test_settings_are_sent_and_survive_a_reload(visit: Visit, page_url: str, scripted: str) -> None:
     visit.open(page_url)
     page = visit.page
@@ -212,9 +220,12 @@ def test_settings_are_sent_and_survive_a_reload(visit: Visit, page_url: str, scr
         page.locator(f"{knob} input[type=number]").fill(value)
         page.locator(f"{knob} input[type=number]").press("Tab")
     page.keyboard.press("Escape")
-    page.wait_for_timeout(500)
+    page.wait_for_function(KEPT)
     page.reload()
     expect(page.locator("#model input")).not_to_have_value("")
+    page.locator("#settings > button").click()
+    expect(page.locator("#system-prompt textarea")).to_have_value("Be brief.")
+    page.keyboard.press("Escape")
     visit.say("Which settings?")
     visit.answered(1)
     with urllib.request.urlopen(f"{scripted}/requests") as response:
