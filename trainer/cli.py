@@ -161,49 +161,53 @@ def _parser() -> argparse.ArgumentParser:
             help="override one setting, such as train.max_steps=5; wins over the file",
         )  # fmt: skip
         sub.add_argument("--dry-run", action="store_true", help="print the resolved configuration")
-        if verb == "run":
-            sub.add_argument(
-                OVERRIDE, action="store_true", dest="ship_despite_failed_gates",
-                help="publish a model that failed its gates; its manifest, card and page will say so",
-            )  # fmt: skip
-        if verb == "sweep":
-            sub.add_argument(
-                "--executor", choices=("local", "ray"), default="local",
-                help="where arms run: here, or on a Ray cluster, with the options that follow",
-            )  # fmt: skip
-            sub.add_argument(
-                "--address", metavar="HOST:PORT", help="default: RAY_ADDRESS, or the one that runs here"
-            )
-            sub.add_argument("--cpus-per-arm", type=int, metavar="N", help="default: 1")
-            sub.add_argument(
-                "--gpus-per-arm",
-                type=float,
-                metavar="N",
-                help="or a share of one; default: 1 where there are GPUs",
-            )
-        if verb in ("run", "train"):
-            sub.add_argument(
-                "--processes", type=int, default=1, metavar="N",
-                help="that share the final training, one a GPU; the sweep's arms have one each, or with "
-                "train.shard_base as many, one arm after another",
-            )  # fmt: skip
-        if verb == "arm":
-            sub.add_argument("--rank", type=int)
-            sub.add_argument("--learning-rate", type=float)
-            sub.add_argument("--seed", type=int)
-            sub.add_argument("--steps", type=int, help="default: as train.max_steps or train.epochs say")
-        if verb == "push":
-            sub.add_argument("--to", required=True, metavar="OWNER/NAME", help="the model repository")
-            sub.add_argument("--private", action="store_true", help="only for you, where it is new")
-            sub.add_argument("--upload", action="store_true", help="upload; needs HF_TOKEN")
-            sub.add_argument(
-                "--allow-override", action="store_true", help="although it was shipped against a gate"
-            )
-        if verb == "export":
-            sub.add_argument(
-                "--format", action="append", choices=EXPORT_FORMATS, help="repeatable; default: all"
-            )
+        _add_own(verb, sub)
     return parser
+
+
+def _add_own(verb: str, sub: argparse.ArgumentParser) -> None:
+    if verb == "run":
+        sub.add_argument(
+            OVERRIDE, action="store_true", dest="ship_despite_failed_gates",
+            help="publish a model that failed its gates; its manifest, card and page will say so",
+        )  # fmt: skip
+    if verb == "sweep":
+        _add_executor(sub)
+    if verb in ("run", "train"):
+        sub.add_argument(
+            "--processes", type=int, default=1, metavar="N",
+            help="that share the final training, one a GPU; the sweep's arms have one each, or with "
+            "train.shard_base as many, one arm after another",
+        )  # fmt: skip
+    if verb == "arm":
+        sub.add_argument("--rank", type=int)
+        sub.add_argument("--learning-rate", type=float)
+        sub.add_argument("--seed", type=int)
+        sub.add_argument("--steps", type=int, help="default: as train.max_steps or train.epochs say")
+    if verb == "push":
+        sub.add_argument("--to", required=True, metavar="OWNER/NAME", help="the model repository")
+        sub.add_argument("--private", action="store_true", help="only for you, where it is new")
+        sub.add_argument("--upload", action="store_true", help="upload; needs HF_TOKEN")
+        sub.add_argument(
+            "--allow-override", action="store_true", help="although it was shipped against a gate"
+        )
+    if verb == "export":
+        sub.add_argument("--format", action="append", choices=EXPORT_FORMATS, help="repeatable; default: all")
+
+
+def _add_executor(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--executor", choices=("local", "ray"), default="local",
+        help="where arms run: here, or on a Ray cluster, with the options that follow",
+    )  # fmt: skip
+    sub.add_argument("--address", metavar="HOST:PORT", help="default: RAY_ADDRESS, or the one that runs here")
+    sub.add_argument("--cpus-per-arm", type=int, metavar="N", help="default: 1")
+    sub.add_argument(
+        "--gpus-per-arm",
+        type=float,
+        metavar="N",
+        help="or a share of one; default: 1 where there are GPUs",
+    )
 
 
 def _config_path(name: str) -> Path:
