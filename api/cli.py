@@ -168,7 +168,9 @@ def serve(settings: Settings, artifact: Artifact, beside: Beside | None) -> None
     Raises: StartError if the port is taken or the engine does not start.
     """
     from api.app import create_admin_app, create_app
-    from api.engine.engine import Engine
+    from api.engine import fork_server
+    from api.engine.engine import Engine, set_engine_environment
+    from api.engine.processes import kill_engine_processes
     from api.server import AdminServer, Server, listen
     from api.service import build_service
     from api.telemetry import configure_logging, log
@@ -181,6 +183,11 @@ def serve(settings: Settings, artifact: Artifact, beside: Beside | None) -> None
         admin = AdminServer(admin_app, listen("127.0.0.1", settings.admin_port, "API_ADMIN_PORT"))
     listener = listen(settings.host, settings.port)
     log.info("event=listening host=%s port=%d", settings.host, settings.port)
-    Server(create_app(service, settings.cors_origins), service.lifecycle, admin).run([listener])
+    set_engine_environment()
+    try:
+        fork_server.begin()
+        Server(create_app(service, settings.cors_origins), service.lifecycle, admin).run([listener])
+    finally:
+        kill_engine_processes()  # the fork server: by itself it takes seconds to end
     if service.lifecycle.failure is not None:
         raise service.lifecycle.failure

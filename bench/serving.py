@@ -109,6 +109,8 @@ def _turn(name: str, options: argparse.Namespace, kept: dict[str, Any]) -> None:
     try:
         kept["starts"].append({**case, "repeat": repeat, "cold": cold, "ready_s": server.ready_s})
         print(kept["starts"][-1], flush=True)
+        if not options.profile:
+            _write(kept)
         points = [count for count in options.streams if count in good_for]
         widest = max(points, default=1)
         server.measure(

@@ -18,6 +18,7 @@ from typing import Any
 
 import psutil
 
+from api.engine import fork_server
 from api.engine.artifact import Artifact
 from api.engine.beside import Beside
 from api.engine.presets import hardware_arguments
@@ -114,6 +115,8 @@ class Engine:
         set_engine_environment()
         warnings.filterwarnings("ignore", category=FutureWarning)  # of torch, at vLLM's imports
         import vllm.v1.engine.async_llm  # noqa: F401
+
+        fork_server.adopt()
 
     def arguments(self) -> list[Any]:
         """vLLM's, of each engine. Raises: EngineStartError for settings that this machine cannot have."""
@@ -273,6 +276,7 @@ def set_engine_environment() -> None:
         "VLLM_LOGGING_LEVEL": "ERROR",
         "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf",  # as tracing.py; vLLM's default is gRPC
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+        "VLLM_ENABLE_STARTUP_PLAN": "1",  # how much memory a cache has on this GPU is found out once
         "VLLM_XGRAMMAR_CACHE_MB": "64",  # of compiled grammars; clients choose what is in it
         # For vLLM's processes: what a killed worker leaves is cleaned up, and need not be told.
         "PYTHONWARNINGS": "ignore:resource_tracker:UserWarning,ignore::FutureWarning",
