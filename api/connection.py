@@ -5,12 +5,14 @@ for a client to read the end of an answer. A few thousand such connections use u
 """
 
 import asyncio
+from functools import partial
 from typing import Any
 
 import h11
 from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from api.inbox import Inbox
 from api.outlet import Outbox, Outlet
 
 HEAD_TIMEOUT_S = 10.0
@@ -23,15 +25,28 @@ class Connection(H11Protocol):
 
     _cut: asyncio.TimerHandle | None = None
 
-    def __init__(self, *, outbox: Outbox, **options: Any) -> None:
-        """outbox: of the server; options: uvicorn's."""
+    def __init__(self, *, inbox: Inbox, outbox: Outbox, **options: Any) -> None:
+        """inbox, outbox: of the server; options: uvicorn's."""
         super().__init__(**options)
         self.app = self._answer
+        self._inbox = inbox
         self._outbox = outbox
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         outlet = Outlet(scope, send, self.transport, self.flow, self._outbox)
         await self.config.loaded_app(scope, receive, outlet.send)
+
+    def data_received(self, data: bytes) -> None:
+        self._unset_keepalive_if_required()
+        if not self._inbox.take(partial(self._read, data)):
+            self.transport.pause_reading()  # so of each connection one read waits
+
+    def _read(self, data: bytes) -> None:
+        if self.transport.is_closing():
+            return
+        if not self.flow.read_paused:  # that is uvicorn's, for a long body
+            self.transport.resume_reading()
+        super().data_received(data)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)

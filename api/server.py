@@ -18,6 +18,7 @@ from api.connection import Connection
 from api.engine.lifecycle import Lifecycle
 from api.engine.processes import kill_engine_processes
 from api.errors import EngineStartError
+from api.inbox import Inbox
 from api.outlet import Outbox
 
 _BACKLOG = 2048
@@ -89,7 +90,9 @@ def _config(app: ASGIApp, lifespan: Literal["on", "off"]) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         loop="uvloop",
-        http=partial(Connection, outbox=Outbox()),  # type: ignore[arg-type]  # uvicorn only calls it
+        http=partial(  # type: ignore[arg-type]  # uvicorn only calls it
+            Connection, inbox=Inbox(), outbox=Outbox()
+        ),
         h11_max_incomplete_event_size=MAX_HEADER_BYTES,
         ws="none",
         lifespan=lifespan,
