@@ -1,4 +1,4 @@
-"""The beginning of a request's way: one read a turn of the event loop, so that the first of a burst is on its way.
+"""The beginning of a request's way: one read in each turn of the event loop.
 
 The loop hands over everything that sockets have before it goes on with anything. Of 256 requests that come at
 once, each would be parsed, then each validated, then each encoded, and the engine would stand idle until the
