@@ -10,8 +10,9 @@ a second, Poisson's or burstier, with ShareGPT's lengths. bench/fleet.py plays i
 
 Prints the fewest replicas with which TTFT and TPOT are met at that percentile, as JSON; `in_progress` is what
 a replica then has on average, the autoscaler's target; `predicted_over_measured` is how well the simulation
-gives the curve itself. Not modelled: the cache of keys and values (where it holds fewer tokens than --slots
-answers need, set --slots lower), hits in it, replicas that start or fail.
+gives all rows of the server, those of other lengths than the curve's among them. Not modelled: the cache of
+keys and values (where it holds fewer tokens than --slots answers need, set --slots lower), hits in it,
+replicas that start or fail.
 bench/capacity_check.py holds the prediction against two real replicas. Standard library only.
 """
 
@@ -28,10 +29,10 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bench.client import log_normal
+from bench.client import Load, log_normal
 from bench.fleet import DISPATCHES, Arrival, Speed, benchmark, simulate
 
-CHECKED = ("output_tokens_per_s", "ttft_p50_ms", "tpot_p50_ms")
+CHECKED = ("output_tokens_per_s", "ttft_p50_ms", "ttft_p95_ms", "tpot_p50_ms", "tpot_p95_ms")
 MEAN_PROMPT, MEAN_OUTPUT = 220, 200  # ShareGPT's, in vLLM's benchmarks
 Row = dict[str, Any]
 
@@ -63,26 +64,38 @@ def fit(rows: Sequence[Row], slots: int, step_tokens: int) -> Speed:
 
 
 def check(speed: Speed, rows: Sequence[Row]) -> Row:
-    """By streams: what the benchmark gives on a simulated replica, over what was measured.
+    """By lengths and streams: what the benchmark gives on a simulated replica, over what was measured.
 
     Far from 1 is where something else than the engine was the limit, such as the service in front of it.
     """
-    found = {}
-    for streams, point in _medians(rows).items():
-        wide = replace(speed, slots=max(speed.slots, streams))
-        [own, *_] = [row for row in rows if row["streams"] == streams]
-        told = benchmark(wide, own["requests"], streams, round(point.prompt), round(point.output))
-        found[str(streams)] = {name: round(told[name] / own[name], 2) for name in CHECKED}
-    return found
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        streams, requests = row["streams"], row["requests"]
+        load = Load(requests, streams, row["words"], row["tokens"], row["lengths"], row["seed"])
+        chats = [load.chat(number) for number in range(requests)]
+        words = [len(text.split()) for text, _ in chats]
+        around = round((row["prompt_tokens"] - sum(words)) / requests)  # tokens of the template
+        sizes = [(around + count, tokens) for count, (_, tokens) in zip(words, chats, strict=True)]
+        told = benchmark(replace(speed, slots=max(speed.slots, streams)), sizes, streams)
+        ratios = {name: told[name] / row[name] for name in CHECKED}
+        found.setdefault(f"{row['lengths']} {streams}", []).append(ratios)
+    return {
+        point: {name: round(statistics.median(turn[name] for turn in turns), 2) for name in CHECKED}
+        for point, turns in found.items()
+    }
 
 
 def read_curve(file: Path, server: str) -> list[Row]:
-    """Rows of that server, of fixed lengths, with its own settings. Raises: ValueError if there are none."""
+    """Rows of that server with its own settings. Raises: ValueError if there are none of fixed lengths."""
     rows = json.loads(file.read_text())["rows"]
-    found = [row for row in rows if row["server"] == server and row["lengths"] == "fixed" and not row["with"]]
-    if not found:
+    found = [row for row in rows if row["server"] == server and not row["with"]]
+    if not _fixed(found):
         raise ValueError(f"{file} has rows of {sorted({row['server'] for row in rows})}, not of {server}")
     return found
+
+
+def _fixed(rows: Sequence[Row]) -> list[Row]:
+    return [row for row in rows if row["lengths"] == "fixed"]
 
 
 class Point(NamedTuple):
@@ -191,7 +204,7 @@ def main() -> None:
     target = {"ttft": options.ttft_ms, "tpot": options.tpot_ms}
     try:
         rows = read_curve(options.curve, options.server)
-        speed = fit(rows, options.slots, options.step_tokens)
+        speed = fit(_fixed(rows), options.slots, options.step_tokens)
         if options.trace:
             trace = read_trace(options.trace)
         else:

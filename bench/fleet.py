@@ -151,14 +151,17 @@ def choose(in_progress: Sequence[int], number: int, dispatch: str) -> int:
     return min(range(len(in_progress)), key=in_progress.__getitem__)
 
 
-def benchmark(speed: Speed, requests: int, streams: int, prompt: int, output: int) -> dict[str, float]:
-    """bench/client.py on one replica: streams that begin at once, and ask again until enough is answered."""
+def benchmark(speed: Speed, chats: Sequence[tuple[int, int]], streams: int) -> dict[str, float]:
+    """bench/client.py on one replica: streams that begin at once, and ask again until all is answered.
+
+    chats: tokens of each prompt and of its answer.
+    """
     replica = Replica(speed)
-    for _ in range(min(streams, requests)):
-        replica.submit(Arrival(0.0, prompt, output))
+    for chat in chats[:streams]:
+        replica.submit(Arrival(0.0, *chat))
     answers: list[Answer] = []
     for answer in replica.run():
-        if len(answers) < requests - streams:
-            replica.submit(Arrival(answer.ended, prompt, output))
+        if len(answers) + streams < len(chats):
+            replica.submit(Arrival(answer.ended, *chats[len(answers) + streams]))
         answers.append(answer)
     return summary(answers, answers[-1].ended)

@@ -27,6 +27,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -77,15 +78,18 @@ def main() -> None:
     parser.add_argument("--add", action="store_true", help="to the rows in the file")
     parser.add_argument("--with", dest="extra", type=json.loads, default={}, metavar="JSON",
                         help="engine arguments on top, for stock and engine")  # fmt: skip
-    parser.add_argument("--profile", type=Path, metavar="FOLDER", help="py-spy's stacks, and no rows")
+    parser.add_argument(
+        "--profile", type=Path, metavar="FOLDER", help="py-spy's stacks for bench/stacks.py, no rows"
+    )
     options = parser.parse_args()
     options.artifacts = options.artifacts.absolute()
     _set_environment()
     kept = _kept(options.add)
+    first = 1 + max((start["repeat"] for start in kept["starts"]), default=-1)
     try:
-        for name in options.servers * options.repeats:
+        for repeat, name in product(range(first, first + options.repeats), options.servers):
             try:
-                _turn(name, options, kept)
+                _turn(name, repeat, options, kept)
             except (
                 RuntimeError,
                 StartError,
@@ -96,7 +100,7 @@ def main() -> None:
         print(table(kept["rows"]), starts(kept["starts"]), sep="\n\n")
 
 
-def _turn(name: str, options: argparse.Namespace, kept: dict[str, Any]) -> None:
+def _turn(name: str, repeat: int, options: argparse.Namespace, kept: dict[str, Any]) -> None:
     """Start one server and measure every point; each is kept at once."""
     program, preset, good_for = SERVERS[name]
     extra: Arguments = options.extra if program != "ours" else {}
@@ -104,7 +108,6 @@ def _turn(name: str, options: argparse.Namespace, kept: dict[str, Any]) -> None:
     arguments = {**arguments_of(options.artifacts, preset), **extra}
     kept["settings"][" ".join([preset, *([json.dumps(extra)] if extra else [])])] = arguments
     cold = _use_cache_of(arguments)
-    repeat = 1 + max((row["repeat"] for row in kept["starts"] if row.items() >= case.items()), default=-1)
     server = Server(program, options.artifacts, preset, extra, free_port(), WORK / f"{name}.log")
     try:
         kept["starts"].append({**case, "repeat": repeat, "cold": cold, "ready_s": server.ready_s})
@@ -139,30 +142,30 @@ def _load(lengths: str, streams: int, words: int, tokens: int, repeat: int) -> L
 
 
 def table(rows: list[Row]) -> str:
-    """Markdown: medians over repeats, and in brackets how many times stock's at the same point."""
+    """Markdown: medians over turns, and in brackets how many times stock's in the same turn."""
     lines = [
         "| lengths | streams | server | output tok/s | TTFT p50, ms | p99 | TPOT p50, ms | p99 | "
         "E2E p50, ms | cores: client, front, engine |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    cases = dict.fromkeys(tuple(_told(row[key]) for key in CASE) for row in rows)
-    for case in sorted(cases, key=lambda case: (case[0], int(case[1]))):
-        own = _medians(rows, case)
-        stock = _medians(rows, (*case[:2], "stock", "auto", ""))
-        cells = [
-            f"{own[key]:,.1f}" + (f" ({own[key] / stock[key]:.2f})" if stock.get(key) else "")
-            for key in COMPARED
-        ]
+    turns: dict[tuple[str, ...], dict[int, Row]] = {}
+    for row in rows:
+        turns.setdefault(tuple(_told(row[key]) for key in CASE), {})[row["repeat"]] = row
+    for case in sorted(turns, key=lambda case: (case[0], int(case[1]))):
+        own, stock = turns[case], turns.get((*case[:2], "stock", "auto", ""), {})
+        cells = []
+        for key in COMPARED:
+            ratios = [own[turn][key] / stock[turn][key] for turn in own.keys() & stock.keys()]
+            beside = f" ({statistics.median(ratios):.2f})" if ratios else ""
+            cells.append(f"{_median(own, key):,.1f}{beside}")
         name = " ".join(part for part in case[2:] if part not in ("", "auto"))
-        cores = ", ".join(f"{own[f'{part}_cores']:.2f}" for part in ("client", "front", "core"))
+        cores = ", ".join(f"{_median(own, f'{part}_cores'):.2f}" for part in ("client", "front", "core"))
         lines.append(f"| {case[0]} | {case[1]} | {name} | {' | '.join(cells)} | {cores} |")
     return "\n".join(lines)
 
 
-def _medians(rows: list[Row], case: tuple[str, ...]) -> dict[str, float]:
-    own = [row for row in rows if tuple(_told(row[key]) for key in CASE) == case]
-    names = (*COMPARED, "client_cores", "front_cores", "core_cores")
-    return {name: statistics.median(row[name] for row in own) for name in names} if own else {}
+def _median(turns: dict[int, Row], name: str) -> float:
+    return float(statistics.median(row[name] for row in turns.values()))
 
 
 def _told(value: Any) -> str:

@@ -44,7 +44,7 @@ TYPED = (
     ),
     (
         "api", "",
-        "api tests/api bench/fuzz_hooks.py bench/front.py bench/serving.py bench/direct.py "
+        "api tests/api bench/fuzz_hooks.py bench/front.py bench/serving.py bench/direct.py bench/stacks.py "
         "bench/random_model.py bench/capacity.py bench/capacity_check.py bench/fleet.py",
     ),
     ("frontend", "frontend:tests/frontend", "frontend tests/frontend bench/page.py"),

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.capacity import cost, fewest, fit, generate, read_trace
+from bench.capacity import check, cost, fewest, fit, generate, read_trace
+from bench.client import Load
 from bench.fleet import Arrival, Replica, Speed, benchmark, choose, simulate
 
 STEADY = Speed(((1, 0.01), (2, 0.01)), 0.0, 0.0, slots=1, step_tokens=8192)  # 10 ms, however many
@@ -75,13 +76,24 @@ def test_a_measured_curve_gives_back_the_speed_that_made_it() -> None:
     rows = []
     for streams in (1, 8, 64, 256):
         requests = max(6, 4 * streams)
-        told = benchmark(GPU, requests, streams, 512, 256)
+        told = benchmark(GPU, [(512, 256)] * requests, streams)
         rows.append({"streams": streams, "requests": requests, **told})
     found = fit(rows, GPU.slots, GPU.step_tokens)
     assert found.prompt_token_s == pytest.approx(GPU.prompt_token_s, rel=0.1)
     assert found.request_s == pytest.approx(GPU.request_s, rel=0.1)
     for streams in (1, 8, 64, 256):
         assert found.step_s(streams, 0) == pytest.approx(GPU.step_s(streams, 0), rel=0.1)
+
+
+@pytest.mark.parametrize("lengths", ["fixed", "sharegpt"])
+def test_a_simulated_replica_is_checked_with_the_prompts_that_the_real_one_had(lengths: str) -> None:
+    load = Load(requests=40, streams=8, words=100, tokens=50, lengths=lengths, seed=3)
+    chats = [load.chat(number) for number in range(load.requests)]
+    sizes = [(len(text.split()) + 10, tokens) for text, tokens in chats]
+    measured = {**vars(load), **benchmark(GPU, sizes, load.streams)}
+    assert set(check(GPU, [measured])[f"{lengths} 8"].values()) == {1.0}
+    slower = check(replace(GPU, points=((1, 0.0068), (64, 0.016))), [measured])
+    assert slower[f"{lengths} 8"]["tpot_p50_ms"] == pytest.approx(2, abs=0.1)
 
 
 def test_a_curve_without_one_stream_is_refused() -> None:

@@ -1,0 +1,82 @@
+"""What the front and the engine do with their time, from the stacks of `bench/serving.py --profile FOLDER`.
+
+    python bench/stacks.py FOLDER bench/results/profile-h100.json
+
+py-spy's raw form: a line for each stack, its frames from the outermost in, `;` between them, and how often
+it was seen. Only what runs is in it. A stack counts for the first part of PARTS of which it has a frame; one
+without is `other`. Standard library only.
+"""
+
+import json
+import re
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+PARTS = {  # names and patterns; of functions with their files, as py-spy writes them
+    "front": {
+        "tokens of prompts": r"api/engine/prompt\.py",
+        "vLLM's output processing": r"output_processor|detokenizer|async_llm|Engine\.generate",
+        "writes": r"Outlet\.write|Outbox",
+        "frames": r"_send_stream|api/sse\.py",
+        "requests": r"h11|api/inbox|api/connection|fastapi|starlette|api/routes/exchange",
+        "event loop": r"^Runner\.run ",
+    },
+    "core": {
+        "waiting for the GPU": r"Event\.synchronize",
+        "sampling": r"sample_tokens",
+        "running the model": r"execute_model",
+        "scheduling": r"v1/core/|EngineCore\.step",
+        "messages": r"process_(out|in)put_sockets",
+    },
+}
+IDLE = re.compile(r"Condition\.wait |_worker .*thread\.py|Queue\.get |^Poller\.poll ")
+SHOWN = 20
+
+
+def shares(lines: list[str], parts: dict[str, str]) -> dict[str, Any]:
+    """samples: of what ran. parts: shares of them. functions: those with most time of their own."""
+    found: Counter[str] = Counter()
+    functions: Counter[str] = Counter()
+    for line in lines:
+        told, _, count = line.rstrip().rpartition(" ")
+        stack = [frame for frame in told.split(";") if frame]
+        if not stack or any(IDLE.search(frame) for frame in stack[-2:]):
+            continue
+        names = (name for name, pattern in parts.items() if any(re.search(pattern, f) for f in stack))
+        found[next(names, "other")] += int(count)
+        functions[re.sub(r":\d+\)$", ")", stack[-1])] += int(count)
+    samples = found.total()
+    return {
+        "samples": samples,
+        "parts": {name: round(count / samples, 3) for name, count in found.most_common()},
+        "functions": {name: round(count / samples, 3) for name, count in functions.most_common(SHOWN)},
+    }
+
+
+def read(folder: Path) -> list[dict[str, Any]]:
+    """A row for each SERVER-LENGTHS-STREAMS-PROCESS.txt in it."""
+    rows = []
+    for file in sorted(folder.glob("*-*-*-*.txt")):
+        server, lengths, streams, process = file.stem.rsplit("-", 3)
+        told = shares(file.read_text().splitlines(), PARTS[process])
+        rows.append(
+            {"server": server, "lengths": lengths, "streams": int(streams), "process": process, **told}
+        )
+    return sorted(rows, key=lambda row: (row["streams"], row["process"]))
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown."""
+    lines = ["| streams | process | what ran |", "|---|---|---|"]
+    for row in rows:
+        parts = ", ".join(f"{name} {share:.0%}" for name, share in row["parts"].items())
+        lines.append(f"| {row['streams']} | {row['process']} | {parts} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    taken = read(Path(sys.argv[1]))
+    Path(sys.argv[2]).write_text(json.dumps(taken, indent=1) + "\n")
+    print(table(taken))
