@@ -2,7 +2,7 @@
 
 The loop hands over everything that sockets have before it goes on with anything. Of 256 requests that come at
 once, each would be parsed, then each validated, then each encoded, and the engine would stand idle until the
-last was as far as the first. In turns the first is in the engine when the second is read; and tokens of
+last was as far as the first. In turns the first is in the engine when a few more are read; and tokens of
 answers that run wait for one request, not for 256.
 """
 
