@@ -12,13 +12,17 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
-from api.access.keys import Keys
-from api.access.limits import RATE_HEADERS
-from api.access.security import Gate
+from api.dialects import models
+from api.dialects.chat import route as chat
+from api.dialects.completions import route as completions
+from api.dialects.responses import route as responses
 from api.errors import ApiError, InternalError, InvalidRequest, MethodNotAllowed, NotFound
-from api.routes import admin, chat, completions, health, models, responses
+from api.http.gate import Gate
+from api.http.log import RequestLog, log
+from api.ledger.keys import Keys
+from api.ledger.limits import RATE_HEADERS
+from api.operations import admin, health
 from api.service import Service
-from api.telemetry import RequestLog, log
 
 # What pydantic puts into a location between a field of several types and the part that is wrong.
 _UNION_TAG = re.compile(r"(constrained-)?(str|float)|(list|literal)\[.*\]|[A-Z][A-Za-z]+")

@@ -7,12 +7,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from api.access import keys
-from api.access.keys import NORMAL, Key, Keys, Limits
-from api.access.usage import read_usage
 from api.engine.artifact import Artifact, read_artifact
 from api.engine.beside import Beside, read_beside
 from api.errors import SettingsError, StartError
+from api.ledger import keys
+from api.ledger.keys import NORMAL, Key, Keys, Limits
+from api.ledger.usage import read_usage
 from api.settings import CONFIG, SECRETS, Settings, read_settings, reference
 
 
@@ -101,7 +101,7 @@ def _keys(settings: Settings, arguments: argparse.Namespace) -> None:
     if settings.redis_url is None:
         store, place = keys, _required(settings.keys_file, "API_KEYS_FILE")
     else:
-        from api.access import shared_keys as store
+        from api.ledger import shared_keys as store
 
         place = settings.redis_url.get_secret_value()
     if arguments.action == "create":
@@ -124,14 +124,14 @@ def _check_keys(settings: Settings) -> None:
     """Raises: SettingsError."""
     Keys(settings.keys_file, None)
     if settings.redis_url is not None:
-        from api.access import shared_keys
+        from api.ledger import shared_keys
 
         shared_keys.require_reachable(settings.redis_url.get_secret_value())
 
 
 def _usage(settings: Settings, day: str | None) -> None:
     if settings.redis_url is not None:
-        from api.access import shared_keys
+        from api.ledger import shared_keys
 
         lines = shared_keys.read_usage(settings.redis_url.get_secret_value(), day)
     else:
@@ -171,9 +171,9 @@ def serve(settings: Settings, artifact: Artifact, beside: Beside | None) -> None
     from api.engine import fork_server
     from api.engine.engine import Engine, set_engine_environment
     from api.engine.processes import kill_engine_processes
-    from api.server import AdminServer, Server, listen
+    from api.http.log import configure_logging, log
+    from api.http.server import AdminServer, Server, listen
     from api.service import build_service
-    from api.telemetry import configure_logging, log
 
     configure_logging()
     service = build_service(settings, artifact, lambda new: Engine(settings, new, beside), beside)

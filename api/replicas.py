@@ -25,9 +25,9 @@ from api.engine.beside import read_beside
 from api.engine.engine import Engine
 from api.engine.lifecycle import State
 from api.errors import StartError
+from api.http.log import configure_logging
 from api.service import build_service
 from api.settings import Settings, read_settings
-from api.telemetry import configure_logging
 
 NAME = "finechat"
 _CONNECT_S = 5.0

@@ -6,22 +6,22 @@ from typing import TYPE_CHECKING, Annotated
 
 from fastapi import Depends, Request
 
-from api.access.admission import Admission
-from api.access.keys import Keys
-from api.access.limits import Accounts
-from api.access.usage import Usage
 from api.engine.artifact import Artifact
 from api.engine.beside import Beside
 from api.engine.engine import Engine
 from api.engine.grammars import Grammars
 from api.engine.lifecycle import Lifecycle
 from api.errors import ModelNotFound
-from api.metrics import Metrics
+from api.generation.admission import Admission
+from api.http.metrics import Metrics
+from api.http.tracing import Tracing, start_tracing
+from api.ledger.keys import Keys
+from api.ledger.limits import Accounts
+from api.ledger.usage import Usage
 from api.settings import Settings
-from api.tracing import Tracing, start_tracing
 
 if TYPE_CHECKING:
-    from api.access.shared import Shared
+    from api.ledger.shared import Shared
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ def build_service(
     accounts: Accounts | Shared = Accounts(usage)
     shared: Shared | None = None
     if settings.redis_url is not None:
-        from api.access import shared as replicas
+        from api.ledger import shared as replicas
 
         shared = accounts = replicas.Shared(
             settings.redis_url.get_secret_value(), lambda: lifecycle.artifact.manifest.id

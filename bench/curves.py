@@ -24,11 +24,11 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from trainer.fit.intervals import loss_interval  # noqa: E402
-from trainer.fit.loss import RowLoss  # noqa: E402
-from trainer.fit.page import STYLE  # noqa: E402
-from trainer.fit.plots import Line, curves, losses_scale  # noqa: E402
-from trainer.html_page import Figure, document, table  # noqa: E402
+from trainer.fit.choose.intervals import loss_interval  # noqa: E402
+from trainer.objective.loss import RowLoss  # noqa: E402
+from trainer.pages.charts import Line, curves, losses_scale  # noqa: E402
+from trainer.pages.frame import Figure, document, table  # noqa: E402
+from trainer.pages.sweep import STYLE  # noqa: E402
 
 RESULT, PAGE = ROOT / "bench" / "results" / "curves.json", ROOT / "docs" / "engines" / "index.html"
 WORK = Path(os.environ.get("CURVES_WORK", "/tmp/finechat-curves"))

@@ -23,10 +23,10 @@ async def main() -> None:
     from vllm.usage.usage_lib import UsageContext
     from vllm.v1.engine.async_llm import AsyncLLM
 
+    from api.dialects.chat.schema import ChatMessage
     from api.engine.artifact import read_artifact
     from api.engine.engine import Engine
     from api.engine.prompt import Prompt
-    from api.schema.chat import ChatMessage
     from api.settings import read_settings
 
     settings = read_settings()

@@ -19,8 +19,8 @@ PARTS = {  # names and patterns; of functions with their files, as py-spy writes
         "tokens of prompts": r"api/engine/prompt\.py",
         "vLLM's output processing": r"output_processor|detokenizer|async_llm|Engine\.generate",
         "writes": r"Outlet\.write|Outbox",
-        "frames": r"_send_stream|api/sse\.py",
-        "requests": r"h11|api/inbox|api/connection|fastapi|starlette|api/routes/exchange",
+        "frames": r"_send_stream|api/dialects/",
+        "requests": r"h11|api/http/inbox|api/http/connection|fastapi|starlette|api/generation/exchange",
         "event loop": r"^Runner\.run ",
     },
     "core": {

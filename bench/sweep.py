@@ -23,11 +23,11 @@ sys.path.insert(0, str(ROOT))
 from trainer import base_model  # noqa: E402
 from trainer.config import load  # noqa: E402
 from trainer.data.prepare import prepare  # noqa: E402
-from trainer.fit.arm import Arm, Run, Setting, arm_directory, arms, read_run, run_name  # noqa: E402
-from trainer.fit.loss import RowLoss  # noqa: E402
-from trainer.fit.processes import run_arms  # noqa: E402
-from trainer.fit.select import Standing  # noqa: E402
-from trainer.fit.sweep import Sweep  # noqa: E402
+from trainer.fit.choose.select import Standing  # noqa: E402
+from trainer.fit.run.arm import Arm, Run, Setting, arm_directory, arms, read_run, run_name  # noqa: E402
+from trainer.fit.run.processes import run_arms  # noqa: E402
+from trainer.fit.run.sweep import Sweep  # noqa: E402
+from trainer.objective.loss import RowLoss  # noqa: E402
 
 
 def main() -> None:

@@ -133,9 +133,9 @@ def _ours(engine: str, precision: str, base: Path, rows: Any, device: str, steps
 
     from trainer.base_model import load_tokenizer
     from trainer.config import LoraConfig, TrainConfig
-    from trainer.fit.arm import Arm, Setting
-    from trainer.fit.trainer import build_trainer
-    from trainer.fit.world import World
+    from trainer.fit.run.arm import Arm, Setting
+    from trainer.fit.run.trainer import build_trainer
+    from trainer.fit.run.world import World
 
     settings = TrainConfig(
         engine=engine,
@@ -146,7 +146,7 @@ def _ours(engine: str, precision: str, base: Path, rows: Any, device: str, steps
         logging_steps=LOGGED,
     )  # fmt: skip
     arm = Arm(Setting(RANK, RATE), SEED)
-    module = importlib.import_module(f"trainer.fit.engines.{engine}")
+    module = importlib.import_module(f"trainer.engines.{engine}")
     model = module.load(base, settings, LoraConfig(alpha=RANK, target_modules=tuple(TARGETS)), arm, device)
     return build_trainer(
         model, module.compute_loss, load_tokenizer(base), rows, [], settings, arm, steps, device,

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 
 from trainer.config import CONFIGS, EXPORT_FORMATS, RunConfig, load
 from trainer.errors import ArmError, ArtifactError, ConfigError, TrainerError
-from trainer.ship.gates import OVERRIDE
+from trainer.judge.gates import OVERRIDE
 
 if TYPE_CHECKING:  # the stages import torch, which takes seconds; a wrong flag must not
-    from trainer.fit.cluster import Cluster
+    from trainer.fit.run.cluster import Cluster
     from trainer.pipeline import Pipeline
 
 VERBS = {
@@ -88,7 +88,7 @@ def _run(options: argparse.Namespace) -> None:
             f"{options.artifacts} cannot be made ({error.strerror}); set ARTIFACTS_DIR to another place"
         ) from None
     if options.verb == "arm" and config.train.engine == "unsloth":
-        import trainer.fit.engines.unsloth  # noqa: F401  patches what the next import brings in
+        import trainer.engines.unsloth  # noqa: F401  patches what the next import brings in
     from trainer.pipeline import Pipeline
 
     ship_despite = options.verb == "run" and options.ship_despite_failed_gates
@@ -109,16 +109,16 @@ def _cluster(config: RunConfig, options: argparse.Namespace) -> "Cluster | None"
             if getattr(options, name) is not None:
                 raise ConfigError(f"--{name.replace('_', '-')} needs --executor ray")
         return None
-    from trainer.fit.cluster import connect
+    from trainer.fit.run.cluster import connect
 
     cpus = 1 if options.cpus_per_arm is None else options.cpus_per_arm
     return connect(options.address, cpus, options.gpus_per_arm, config.train.device)
 
 
 def _train_arm(config: RunConfig, pipeline: "Pipeline", options: argparse.Namespace) -> None:
-    from trainer.fit.adapter import check_adapter
-    from trainer.fit.arm import Arm, Setting, arms
-    from trainer.fit.train import train
+    from trainer.fit.run.adapter import check_adapter
+    from trainer.fit.run.arm import Arm, Setting, arms
+    from trainer.fit.run.train import train
 
     first = arms(config)[0]
     arm = Arm(

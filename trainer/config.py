@@ -209,7 +209,7 @@ class TrainConfig(Frozen):
 
 
 class BenchmarkConfig(Frozen):
-    """One public benchmark, run on base and tuned model by lm-eval; see trainer/ship/benchmarks.py."""
+    """One public benchmark, run on base and tuned model by lm-eval; see trainer/judge/benchmarks.py."""
 
     task: Literal["ifeval", "gsm8k", "arc_challenge", "mmlu"]
     file: Path | None = Field(None, description="JSON Lines; None: the task's data set from the Hub.")

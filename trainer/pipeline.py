@@ -16,24 +16,24 @@ from trainer.data.prepare import Prepared, prepare
 from trainer.device import choose_device
 from trainer.errors import ArmError
 from trainer.files import only_writer, read_json, whole_directory, write_json
-from trainer.fit.adapter import check_adapter
-from trainer.fit.arm import Arm, Run, Setting, arm_directory, read_run, run_name
-from trainer.fit.cluster import Cluster
-from trainer.fit.loss import mean_loss
-from trainer.fit.processes import run_arms as run_here
-from trainer.fit.sweep import Sweep
+from trainer.fit.run.adapter import check_adapter
+from trainer.fit.run.arm import Arm, Run, Setting, arm_directory, read_run, run_name
+from trainer.fit.run.cluster import Cluster
+from trainer.fit.run.processes import run_arms as run_here
+from trainer.fit.run.sweep import Sweep
+from trainer.judge.evaluate import evaluate
+from trainer.judge.gates import check_current, failed_gates, shippable
+from trainer.objective.loss import mean_loss
+from trainer.pages.evaluation import write_page
 from trainer.progress import Stages, say
-from trainer.ship.artifact import (
+from trainer.ship.merge import merge
+from trainer.ship.store import (
     artifact_id,
     build_manifest,
     find_finished,
     make_current,
     publish,
 )
-from trainer.ship.evaluate import evaluate
-from trainer.ship.gates import check_current, failed_gates, shippable
-from trainer.ship.merge import merge
-from trainer.ship.page import write_page
 
 MERGE_CHECK = "merge_check.json"
 SAMPLES = "samples.json"

@@ -15,7 +15,7 @@ from trainer.config import (
     is_local,
 )
 from trainer.errors import ConfigError, MissingError
-from trainer.ship.tasks import PUNKT_PACKAGE, TASKS, sentence_splitter
+from trainer.judge.tasks import PUNKT_PACKAGE, TASKS, sentence_splitter
 
 HUB_TIMEOUT_S = 10
 FP8_CAPABILITY = (8, 9)  # Ada and Hopper were the first with FP8 tensor cores

@@ -1,7 +1,7 @@
 """What a model can hold: so many tokens of prompt and answer together, and no ids but its own."""
 
 from api.errors import ContextLengthExceeded, InvalidRequest
-from api.schema.generation import Sampling
+from api.generation.schema import Sampling
 
 
 def token_budget(

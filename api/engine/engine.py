@@ -24,7 +24,7 @@ from api.engine.beside import Beside
 from api.engine.presets import hardware_arguments
 from api.engine.processes import engine_processes, kill, kill_engine_processes, watch
 from api.errors import EngineFailed, EngineStartError
-from api.schema.generation import FinishReason, Sampling
+from api.generation.schema import FinishReason, Sampling
 from api.settings import Settings
 
 _STOP_GRACE_S = 1.0

@@ -15,13 +15,13 @@ from typing import Any
 
 from starlette.types import Receive
 
-from api.access.admission import Admission
 from api.engine.artifact import Artifact, current_id, read_artifact
 from api.engine.engine import Engine
 from api.engine.served import Served, load
 from api.errors import ClientGone, EngineFailed, NotReady, StartError, SwapRefused
-from api.metrics import Metrics
-from api.telemetry import log
+from api.generation.admission import Admission
+from api.http.log import log
+from api.http.metrics import Metrics
 
 LOOK_EVERY_S = 0.25
 PAUSES_S = (0.0, 1.0, 4.0, 15.0, 60.0)  # before each attempt to restart a dead engine

@@ -14,10 +14,10 @@ from typing import Any
 import jinja2
 from tokenizers import Tokenizer
 
+from api.dialects.chat.schema import ChatMessage
 from api.engine.tool_prompt import knows_tools, template_input
 from api.errors import InvalidRequest
-from api.schema.chat import ChatMessage
-from api.schema.tools import Tool
+from api.generation.tools import Tool
 
 # Llama 3's template prints a date. Training rows were rendered with this one, the template's own
 # default, so the same conversation always has the same tokens.

@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from api.dialects.chat.schema import ChatMessage
 from api.engine.artifact import Artifact
 from api.engine.engine import Engine
 from api.engine.prompt import Prompt
 from api.errors import ApiError, EngineStartError, StartError
-from api.schema.chat import ChatMessage
-from api.schema.generation import Sampling
+from api.generation.schema import Sampling
 
 PROBE = "probe"  # the request id of the token that proves that the engine works
 PROBE_TIMEOUT_S = 60.0

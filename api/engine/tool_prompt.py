@@ -10,9 +10,9 @@ from typing import Any
 
 import orjson
 
-from api.schema.chat import ChatMessage
-from api.schema.json_schema import is_deep
-from api.schema.tools import Tool, ToolCall
+from api.dialects.chat.schema import ChatMessage
+from api.generation.json_schema import is_deep
+from api.generation.tools import Tool, ToolCall
 
 _LLAMA = '"parameters": '  # how its template writes a call
 

@@ -22,10 +22,10 @@ from api.engine.beside import read_beside
 from api.engine.engine import Delta
 from api.engine.lifecycle import State
 from api.engine.served import PROBE
-from api.server import Server, listen
+from api.http.server import Server, listen
+from api.http.tracing import ENDPOINTS
 from api.service import Service, build_service
 from api.settings import Settings, reference
-from api.tracing import ENDPOINTS
 
 MODEL = "tiny-docs"
 LOAD_TIMEOUT_S = 60.0  # the first load imports transformers, on a busy machine for many seconds

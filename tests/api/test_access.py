@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator, Callable
 import httpx
 import pytest
 
-from api.access import security
 from api.errors import EngineFailed
+from api.http import gate as security
 from conftest import KEY, FakeEngine, House, ask, eventually
 from test_chat import URL, assert_openai_error
 

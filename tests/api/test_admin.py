@@ -9,13 +9,13 @@ from typing import Any
 import httpx
 import pytest
 
-from api.access.keys import Limits, create_key
-from api.access.usage import today
 from api.app import create_admin_app
 from api.engine import lifecycle
 from api.engine.lifecycle import State
 from api.errors import EngineStartError, SettingsError
-from api.server import AdminServer, Server, listen
+from api.http.server import AdminServer, Server, listen
+from api.ledger.keys import Limits, create_key
+from api.ledger.usage import today
 from api.settings import read_settings
 from conftest import KEY, FakeEngine, House, another_artifact, ask, eventually
 from test_chat import URL, assert_openai_error

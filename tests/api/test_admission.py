@@ -9,12 +9,12 @@ from typing import Any
 import httpx
 import pytest
 
-from api.access import admission as admission_module
-from api.access.admission import Admission
-from api.access.keys import NORMAL, Limits, create_key
 from api.engine.engine import Delta
 from api.errors import Overloaded
-from api.metrics import Metrics
+from api.generation import admission as admission_module
+from api.generation.admission import Admission
+from api.http.metrics import Metrics
+from api.ledger.keys import NORMAL, Limits, create_key
 from conftest import FakeEngine, House, ask, eventually
 
 pytestmark = pytest.mark.anyio

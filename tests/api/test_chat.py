@@ -8,10 +8,10 @@ import httpx
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from api.dialects.chat.schema import ChatCompletion, ChatCompletionChunk, ChatRequest
 from api.engine.engine import Delta, sampling_arguments
 from api.errors import EngineFailed
-from api.schema.chat import ChatCompletion, ChatCompletionChunk, ChatRequest
-from api.schema.generation import Sampling
+from api.generation.schema import Sampling
 from conftest import MODEL, FakeEngine, House, ask
 
 pytestmark = pytest.mark.anyio

@@ -8,10 +8,10 @@ import httpx
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from api.dialects.completions.schema import Completion
 from api.engine.engine import Delta
 from api.errors import EngineFailed
-from api.routes.merged import merged
-from api.schema.completions import Completion
+from api.generation.merged import merged
 from conftest import MODEL, FakeEngine, House
 
 pytestmark = pytest.mark.anyio

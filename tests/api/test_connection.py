@@ -8,8 +8,8 @@ import httpx
 import orjson
 import pytest
 
-from api import connection
 from api.engine.engine import Delta
+from api.http import connection
 from conftest import FakeEngine, House, ask, eventually
 from test_chat import URL, assert_openai_error
 

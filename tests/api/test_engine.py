@@ -12,7 +12,7 @@ from api.engine.artifact import read_artifact
 from api.engine.engine import Engine
 from api.engine.presets import hardware_arguments
 from api.errors import EngineFailed, EngineStartError
-from api.schema.generation import Sampling
+from api.generation.schema import Sampling
 from api.settings import Settings
 
 

@@ -9,7 +9,7 @@ import pytest
 from test_connection import streamed_request
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from api.connection import Connection
+from api.http.connection import Connection
 from conftest import House, ask
 from test_chat import URL
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from api.errors import InvalidRequest
-from api.schema.json_schema import enforceable, require_bounded
+from api.generation.json_schema import enforceable, require_bounded
 
 
 def nested(levels: int) -> dict[str, Any]:

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from api.access import keys as keys_module
-from api.access.keys import Keys, Limits, create_key, read_keys, revoke_key
-from api.access.usage import Usage
 from api.errors import SettingsError
+from api.ledger import keys as keys_module
+from api.ledger.keys import Keys, Limits, create_key, read_keys, revoke_key
+from api.ledger.usage import Usage
 from conftest import House, ask
 
 URL = "/v1/chat/completions"

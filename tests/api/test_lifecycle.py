@@ -14,7 +14,7 @@ from api.engine import lifecycle, served
 from api.engine.engine import Delta
 from api.engine.lifecycle import State
 from api.errors import EngineFailed, EngineStartError, StartError
-from api.server import Server, listen
+from api.http.server import Server, listen
 from conftest import FakeEngine, House, another_artifact, ask, eventually
 from test_chat import URL, assert_openai_error, events
 

@@ -8,12 +8,12 @@ from typing import Any
 import httpx
 import pytest
 
-from api.access import limits as limits_module
-from api.access import usage as usage_module
-from api.access.keys import Key, Limits, create_key
-from api.access.limits import Accounts
-from api.access.usage import Usage, read_usage, today
 from api.errors import EngineFailed, RateLimited, SettingsError
+from api.ledger import limits as limits_module
+from api.ledger import usage as usage_module
+from api.ledger.keys import Key, Limits, create_key
+from api.ledger.limits import Accounts
+from api.ledger.usage import Usage, read_usage, today
 from conftest import FakeEngine, House, ask, eventually
 
 URL = "/v1/chat/completions"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from api.metrics import FastHistogram, Metrics
+from api.http.metrics import FastHistogram, Metrics
 from conftest import House
 
 DOCS = Path(__file__).parents[2] / "docs"

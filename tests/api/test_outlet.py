@@ -8,8 +8,8 @@ import httpx
 import pytest
 from test_connection import streamed_request
 
-from api import outlet
 from api.engine.engine import Delta
+from api.http import outlet
 from conftest import FakeEngine, House, ask, eventually
 from test_chat import URL
 

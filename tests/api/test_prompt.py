@@ -3,9 +3,9 @@
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from api.dialects.chat.schema import ChatMessage
 from api.engine.prompt import Prompt
 from api.errors import InvalidRequest
-from api.schema.chat import ChatMessage
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,9 @@ from typing import Any
 import httpx
 import pytest
 
+from api.dialects.responses.schema import ResponseBody, ResponseRequest
 from api.engine.engine import Delta
 from api.errors import EngineFailed
-from api.schema.responses import ResponseBody, ResponseRequest
 from conftest import MODEL, FakeEngine, House
 from test_chat import assert_openai_error
 

@@ -15,13 +15,13 @@ import pytest
 from redis import Redis
 from redis.exceptions import RedisError
 
-from api.access import shared as shared_module
-from api.access import shared_keys
-from api.access.keys import Key, Limits
-from api.access.shared import Shared, SharedKeys
-from api.access.shared_keys import create_key, read_keys, read_usage, revoke_key
-from api.access.usage import today
 from api.errors import LimitsUnavailable, RateLimited, SettingsError
+from api.ledger import shared as shared_module
+from api.ledger import shared_keys
+from api.ledger.keys import Key, Limits
+from api.ledger.shared import Shared, SharedKeys
+from api.ledger.shared_keys import create_key, read_keys, read_usage, revoke_key
+from api.ledger.usage import today
 from api.settings import Settings
 from bench.load import ROOT
 from bench.redis_server import SERVER, RedisServer, redis_server

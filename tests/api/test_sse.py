@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from api import sse
+from api.dialects.chat import frames as sse
+from api.dialects.chat.schema import ChatCompletionChunk, ChunkChoice, Delta
 from api.errors import EngineFailed
-from api.schema.chat import ChatCompletionChunk, ChunkChoice, Delta
-from api.schema.generation import Usage
+from api.generation.schema import Usage
 
 TEXTS = ["", "plain", 'quo"te \\ back', "new\nline\r\t\x00\x1f", "\u2028 é 🙂", "data: [DONE]\n\n"]
 IDENTITY: dict[str, Any] = {"id": "chatcmpl-1", "created": 7, "model": "m", "system_fingerprint": "f"}

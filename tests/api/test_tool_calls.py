@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from api.access.keys import Limits, create_key
+from api.dialects.chat.schema import ChatCompletion, ChatCompletionChunk, ChatMessage
 from api.engine.engine import Delta
 from api.engine.grammars import Grammars
 from api.engine.prompt import Prompt
-from api.schema.chat import ChatCompletion, ChatCompletionChunk, ChatMessage
-from api.schema.tools import Tool
-from api.tool_calls import CallParser, assembled
+from api.generation.tool_calls import CallParser, assembled
+from api.generation.tools import Tool
+from api.ledger.keys import Limits, create_key
 from conftest import FakeEngine, House, ask
 from test_chat import assert_openai_error, events, post
 

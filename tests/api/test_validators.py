@@ -11,9 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
-from api.schema.chat import ChatRequest
-from api.schema.completions import CompletionRequest
-from api.schema.generation import INT64_MAX
+from api.dialects.chat.schema import ChatRequest
+from api.dialects.completions.schema import CompletionRequest
+from api.generation.schema import INT64_MAX
 from conftest import MODEL, House, ask
 
 REQUESTS: dict[str, type[BaseModel]] = {

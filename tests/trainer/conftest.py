@@ -12,8 +12,8 @@ import yaml
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from trainer.ship.artifact import publish
 from trainer.ship.gguf_tokenizer import LLAMA3_SPLIT
+from trainer.ship.store import publish
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] "

@@ -17,7 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from trainer import preflight
 from trainer.config import BenchmarkConfig, load
 from trainer.errors import ConfigError, MissingError
-from trainer.ship.benchmarks import drawn_items, gate_of, metric_of
+from trainer.judge.benchmarks import drawn_items, gate_of, metric_of
 
 ROOT = Path(__file__).parents[2]
 SCHEMA = json.loads((ROOT / "docs/artifact.schema.json").read_text())

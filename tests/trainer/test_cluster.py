@@ -20,10 +20,10 @@ from trainer.cli import main
 from trainer.config import load
 from trainer.data.prepare import prepare
 from trainer.errors import MissingError
-from trainer.fit import cluster
-from trainer.fit.arm import arms
-from trainer.fit.node import on_node, versions
-from trainer.fit.train import train
+from trainer.fit.run import cluster
+from trainer.fit.run.arm import arms
+from trainer.fit.run.node import on_node, versions
+from trainer.fit.run.train import train
 
 ROOT = Path(__file__).parents[2]
 STEPS = 60

@@ -12,12 +12,12 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from trainer.config import LoraConfig, TrainConfig
 from trainer.data.tokenize import IGNORED
+from trainer.engines import compiled, head, plain
+from trainer.engines.documents import documents
+from trainer.engines.head import head_loss
 from trainer.errors import ArmError
-from trainer.fit.arm import Arm, Setting
-from trainer.fit.engines import compiled, head, plain
-from trainer.fit.engines.documents import documents
-from trainer.fit.engines.head import head_loss
-from trainer.fit.packing import collate
+from trainer.fit.run.arm import Arm, Setting
+from trainer.fit.run.packing import collate
 
 ARM = Arm(Setting(8, 1e-3), 3)
 SETTINGS = TrainConfig(device="cpu", dtype="float32", tokens_per_step=512, save_every_steps=9)

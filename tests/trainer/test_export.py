@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, GgufConfig, PreTrainedTokenizerFa
 from conftest import model_of
 from trainer.cli import main
 from trainer.config import fingerprint, load
-from trainer.ship.artifact import write_manifest
+from trainer.ship.store import write_manifest
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "docs/artifact.schema.json").read_text())
 IDENTIFIER = "tiny-00000000"

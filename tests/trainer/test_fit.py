@@ -9,13 +9,13 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast, TrainerCallb
 
 from trainer.config import LoraConfig, TrainConfig
 from trainer.data.tokenize import IGNORED, TokenRow
-from trainer.fit.arm import Arm, Setting
-from trainer.fit.checkpoint import starting_point
-from trainer.fit.engines import plain
-from trainer.fit.loss import RowLoss, mean_loss, row_losses
-from trainer.fit.trainer import build_trainer
-from trainer.fit.world import World
+from trainer.engines import plain
+from trainer.fit.run.arm import Arm, Setting
+from trainer.fit.run.checkpoint import starting_point
+from trainer.fit.run.trainer import build_trainer
+from trainer.fit.run.world import World
 from trainer.generation import generate
+from trainer.objective.loss import RowLoss, mean_loss, row_losses
 
 
 def token_row(length: int, prompt: int, seed: int) -> TokenRow:

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from trainer import html_page
 from trainer.config import CONFIGS
 from trainer.data.general import read_prompts
 from trainer.errors import DataError
-from trainer.ship.gates import OVERRIDE
-from trainer.ship.page import page
+from trainer.judge.gates import OVERRIDE
+from trainer.pages import frame as html_page
+from trainer.pages.evaluation import page
 
 SIDE = {"value": 0.5, "low": 0.4, "high": 0.6}
 FLOOR = {"value": 0.25, "low": 0.2, "high": 0.3}

@@ -20,8 +20,8 @@ from trainer import base_model
 from trainer.cli import main
 from trainer.config import load
 from trainer.data.prepare import prepare
-from trainer.fit.arm import arm_directory, arms, run_name
-from trainer.ship.gates import OVERRIDE
+from trainer.fit.run.arm import arm_directory, arms, run_name
+from trainer.judge.gates import OVERRIDE
 
 ROOT = Path(__file__).parents[2]
 SCHEMA = json.loads((ROOT / "docs/artifact.schema.json").read_text())

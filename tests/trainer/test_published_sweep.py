@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from bench.sweep import PAGE, load_rows
-from trainer.fit.page import write_page
-from trainer.fit.select import Standing, choose
+from trainer.fit.choose.select import Standing, choose
+from trainer.pages.sweep import write_page
 
 RESULTS = json.loads((PAGE / "results.json").read_text())
 RUNS = load_rows()

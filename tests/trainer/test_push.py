@@ -11,7 +11,7 @@ import pytest
 from trainer.cli import main
 from trainer.config import fingerprint, load
 from trainer.ship import push as push_module
-from trainer.ship.artifact import find_finished
+from trainer.ship.store import find_finished
 
 LLAMA = ("--set", "name=Llama-tiny", "--set", "base.licence=llama3.2")
 Edit = Callable[[dict[str, Any]], None]

@@ -4,10 +4,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from trainer.fit.arm import Arm, Run, Setting
-from trainer.fit.intervals import exact_interval, loss_interval
-from trainer.fit.loss import RowLoss
-from trainer.fit.select import Choice, Standing, choose, scores, seed_noise, survivors
+from trainer.fit.choose.intervals import exact_interval, loss_interval
+from trainer.fit.choose.select import Choice, Standing, choose, scores, seed_noise, survivors
+from trainer.fit.run.arm import Arm, Run, Setting
+from trainer.objective.loss import RowLoss
 
 ROWS = 200
 

@@ -126,9 +126,9 @@ from pathlib import Path
 import torch
 from torch.distributed.tensor import DTensor
 from trainer.config import load
-from trainer.fit.arm import arms
-from trainer.fit.engines import plain
-from trainer.fit.world import World
+from trainer.fit.run.arm import arms
+from trainer.engines import plain
+from trainer.fit.run.world import World
 
 world = World("cpu")
 config = load(Path(sys.argv[1]), ["train.shard_base=true"])

@@ -12,9 +12,9 @@ from trainer.base_model import BaseModel
 from trainer.config import RunConfig, load
 from trainer.data.prepare import Prepared, prepare
 from trainer.errors import ArmError, ConfigError
-from trainer.fit.arm import Arm
-from trainer.fit.sweep import Sweep
-from trainer.fit.train import train
+from trainer.fit.run.arm import Arm
+from trainer.fit.run.sweep import Sweep
+from trainer.fit.run.train import train
 
 
 class InThisProcess:

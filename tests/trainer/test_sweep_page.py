@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from trainer.fit.page import page, write_page
-from trainer.fit.plots import Scale
+from trainer.pages.charts import Scale
+from trainer.pages.sweep import page, write_page
 
 RATES = (1e-4, 3e-4, 1e-3)
 RANKS = (8, 16, 32, 64)

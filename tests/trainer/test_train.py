@@ -11,11 +11,11 @@ import yaml
 from trainer import base_model
 from trainer.config import RunConfig, load
 from trainer.data.prepare import prepare
-from trainer.fit import train as train_module
-from trainer.fit.arm import Arm, Run, Setting, arm_directory
-from trainer.fit.callbacks import DivergedError, Guard, read_log
-from trainer.fit.train import train
-from trainer.fit.trainer import LoraTrainer
+from trainer.fit.run import train as train_module
+from trainer.fit.run.arm import Arm, Run, Setting, arm_directory
+from trainer.fit.run.callbacks import DivergedError, Guard, read_log
+from trainer.fit.run.train import train
+from trainer.fit.run.trainer import LoraTrainer
 
 ARM = Arm(Setting(2, 0.01), 7)
 

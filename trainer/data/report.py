@@ -17,7 +17,7 @@ from trainer.config import DataConfig
 from trainer.data.clean import Cleaned
 from trainer.data.row_file import RowFile, rows_fingerprint
 from trainer.files import write_json
-from trainer.html_page import BOXES, document, table
+from trainer.pages.frame import BOXES, document, table
 
 EXAMPLES = 10
 EXAMPLE_CHARACTERS = 2500

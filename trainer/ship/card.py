@@ -10,8 +10,8 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from trainer.judge.gates import failed_gates
 from trainer.licence import llama_terms
-from trainer.ship.gates import failed_gates
 
 HUB = "hub:"
 MEANING = {

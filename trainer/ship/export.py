@@ -16,12 +16,12 @@ from trainer.config import RunConfig, fingerprint
 from trainer.errors import ArtifactError
 from trainer.files import only_writer, read_json, require_room, sha256_file, whole_directory
 from trainer.progress import Stages
-from trainer.ship.artifact import first_altered, write_manifest
 from trainer.ship.fp8 import write_fp8
 from trainer.ship.gguf_file import Matrices, write_gguf
 from trainer.ship.merge import weight_bytes
 from trainer.ship.modelfile import modelfile
 from trainer.ship.stops import stop_tokens
+from trainer.ship.store import first_altered, write_manifest
 
 METHODS = {
     "gguf-f16": "matrices in float16, vectors in float32",

@@ -1,1 +1,0 @@
-"""Who may come in: byte limits, the key, and the number of requests at once."""

@@ -1,0 +1,1 @@
+"""One folder for each request format: its schema, frames, route and errors."""

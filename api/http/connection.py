@@ -1,0 +1,85 @@
+"""One client's connection: cut when it keeps the server waiting.
+
+uvicorn waits for ever for the first request, for the rest of a head, for a body whose answer is sent, and
+for a client to read the end of an answer. A few thousand such connections use up the process's files.
+"""
+
+import asyncio
+from functools import partial
+from typing import Any
+
+import h11
+from starlette.types import Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from api.http.inbox import Inbox
+from api.http.outlet import Outbox, Outlet
+
+HEAD_TIMEOUT_S = 10.0
+LINGER_TIMEOUT_S = 2.0  # for the rest of a body that is not wanted any more
+READ_TIMEOUT_S = 30.0  # for what is left of an answer, or for most of the 64 KiB of one that wait
+
+
+class Connection(H11Protocol):
+    """Between requests, and before the first, time runs; while one is answered, its own limits hold."""
+
+    _cut: asyncio.TimerHandle | None = None
+
+    def __init__(self, *, inbox: Inbox, outbox: Outbox, **options: Any) -> None:
+        """inbox, outbox: of the server; options: uvicorn's."""
+        super().__init__(**options)
+        self.app = self._answer
+        self._inbox = inbox
+        self._outbox = outbox
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        outlet = Outlet(scope, send, self.transport, self.flow, self._outbox)
+        await self.config.loaded_app(scope, receive, outlet.send)
+
+    def data_received(self, data: bytes) -> None:
+        self._unset_keepalive_if_required()
+        if not self._inbox.take(partial(self._read, data)):
+            self.transport.pause_reading()  # so of each connection one read waits
+
+    def _read(self, data: bytes) -> None:
+        if self.transport.is_closing():
+            return
+        if not self.flow.read_paused:  # that is uvicorn's, for a long body
+            self.transport.resume_reading()
+        super().data_received(data)
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._cut_in(HEAD_TIMEOUT_S)
+
+    def handle_events(self) -> None:
+        super().handle_events()
+        if self.cycle is not None and not self.cycle.response_complete and not self.flow.write_paused:
+            self._stop_waiting()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._cut_in(READ_TIMEOUT_S)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if not self.cycle.response_complete:
+            self._stop_waiting()
+
+    def on_response_complete(self) -> None:
+        """Closing at once on a client that still sends would lose it the answer."""
+        self._cut_in(LINGER_TIMEOUT_S if self.conn.their_state is h11.SEND_BODY else READ_TIMEOUT_S)
+        super().on_response_complete()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_waiting()
+        super().connection_lost(exc)
+
+    def _cut_in(self, seconds: float) -> None:
+        self._stop_waiting()
+        self._cut = self.loop.call_later(seconds, self.transport.abort)
+
+    def _stop_waiting(self) -> None:
+        if self._cut is not None:
+            self._cut.cancel()
+            self._cut = None

@@ -1,0 +1,117 @@
+"""The gate in front of every route: the key, and limits on bytes, before anything is parsed.
+
+Deny by default: a path that is not said to be open needs the key, whether a route exists or not.
+The decision reads scope["path"], which routing reads too, never a URL rebuilt from headers.
+"""
+
+import asyncio
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from api.errors import (
+    ApiError,
+    BodyTimeout,
+    BodyTooLarge,
+    ClientGone,
+    HeadersTooLarge,
+    Unauthorised,
+)
+from api.ledger.keys import Key, Keys
+
+MAX_BODY_BYTES = 2**20
+MAX_HEADER_BYTES = 16 * 2**10
+BODY_TIMEOUT_S = 10.0
+# Of every answer: it is what it says it is, it is nobody else's, and it is no page.
+SECURITY_HEADERS = {
+    "x-content-type-options": "nosniff",
+    "cache-control": "no-store",
+    "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
+}
+KEY = "finechat.key"  # where the scope holds the Key of an authorised request
+
+
+class Gate:
+    """ASGI: lets through what is authorised and small."""
+
+    def __init__(self, app: ASGIApp, keys: Keys, open_paths: frozenset[str]) -> None:
+        self._app = app
+        self._keys = keys
+        self._open_paths = open_paths
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        try:
+            scope[KEY] = await self._authorise(scope)
+            _check_headers(scope)
+            if scope["method"] == "POST":
+                receive = _replay(await _read_body(scope, receive), receive)
+        except ClientGone:
+            return
+        except ApiError as error:
+            await error.response()(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+    async def _authorise(self, scope: Scope) -> Key | None:
+        if not self._keys.needed or scope["path"] in self._open_paths:
+            return None
+        scheme, _, credential = _header(scope, b"authorization").partition(b" ")
+        key = await self._keys.find(credential.strip()) if scheme.lower() == b"bearer" else None
+        if key is None:
+            raise Unauthorised("A valid API key is needed: `Authorization: Bearer $API_KEY`.")
+        return key
+
+
+def _check_headers(scope: Scope) -> None:
+    """h11 bounds what it buffers, but lets through a head that arrives in one piece.
+
+    Raises: HeadersTooLarge.
+    """
+    size = len(scope["raw_path"]) + len(scope["query_string"])
+    size += sum(len(name) + len(value) for name, value in scope["headers"])
+    if size > MAX_HEADER_BYTES:
+        raise HeadersTooLarge(f"The address and headers are larger than {MAX_HEADER_BYTES} bytes.")
+
+
+async def _read_body(scope: Scope, receive: Receive) -> bytes:
+    """Raises: BodyTooLarge, BodyTimeout, ClientGone."""
+    declared = _header(scope, b"content-length")
+    if declared.isdigit() and int(declared) > MAX_BODY_BYTES:
+        raise _too_large()
+    body = bytearray()
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT_S):
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientGone
+                body += message.get("body", b"")
+                if len(body) > MAX_BODY_BYTES:
+                    raise _too_large()
+                if not message.get("more_body"):
+                    return bytes(body)
+    except TimeoutError:
+        raise BodyTimeout(f"The body did not arrive within {BODY_TIMEOUT_S:g} s.") from None
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """The body that was read, once; then what the connection says."""
+    pending: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def replayed() -> Message:
+        return pending.pop() if pending else await receive()
+
+    return replayed
+
+
+def _too_large() -> BodyTooLarge:
+    return BodyTooLarge(f"The body is larger than {MAX_BODY_BYTES} bytes.")
+
+
+def _header(scope: Scope, name: bytes) -> bytes:
+    for key, value in scope["headers"]:
+        if key == name:
+            return bytes(value)
+    return b""

@@ -1,0 +1,1 @@
+"""Keys, their limits, reservations and usage, in this process or in Redis."""

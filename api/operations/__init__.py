@@ -1,0 +1,1 @@
+"""The endpoints of operators: health and the admin surface."""

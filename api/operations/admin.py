@@ -1,0 +1,62 @@
+"""The operator's endpoints: /admin/status, /admin/usage and /admin/reload, on a port of their own."""
+
+import asyncio
+from datetime import date
+from typing import Any
+
+from fastapi import APIRouter
+from pydantic import BaseModel
+
+from api.engine.lifecycle import State
+from api.errors import NotFound
+from api.ledger.usage import read_usage
+from api.service import ServiceOfApp
+
+
+class Status(BaseModel):
+    """running, waiting: answers."""
+
+    state: State
+    detail: str
+    artifact: str
+    running: int
+    waiting: int
+    engine_restarts: int
+
+
+router = APIRouter()
+
+
+@router.get("/admin/status")
+async def status(service: ServiceOfApp) -> Status:
+    lifecycle = service.lifecycle
+    return Status(
+        state=lifecycle.state,
+        detail=lifecycle.explanation,
+        artifact=lifecycle.artifact.manifest.id,
+        running=service.admission.running,
+        waiting=service.admission.waiting,
+        engine_restarts=lifecycle.restarts,
+    )
+
+
+@router.get("/admin/usage")
+async def usage(
+    service: ServiceOfApp, day: date | None = None, key: str | None = None
+) -> dict[str, list[dict[str, Any]]]:
+    """Requests and tokens of every day and key, or of those that are asked for, the newest first."""
+    asked = day.isoformat() if day else None
+    if service.shared is not None:
+        lines = await service.shared.read_usage(asked, key)
+    elif service.usage.file is not None:
+        lines = await asyncio.to_thread(read_usage, service.usage.file, asked, key)
+    else:
+        raise NotFound("Usage is not kept: API_USAGE_FILE names no file.")
+    return {"usage": [line._asdict() for line in lines]}
+
+
+@router.post("/admin/reload")
+async def reload(service: ServiceOfApp) -> Status:
+    """Look at `models/current` now; answers once what it names is served, or is refused (409)."""
+    await service.lifecycle.reload()
+    return await status(service)

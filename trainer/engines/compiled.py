@@ -1,0 +1,203 @@
+"""The compiled engine: a Llama's decoder as fused projections, each layer compiled once on a GPU.
+
+What it does differently from `plain`, for the same losses and gradients: a layer's projections of one
+input are one product, and their adapters ride in it (`fused`); documents attend through varlen kernels
+instead of a mask; the LM head and its loss run on target positions in chunks (`head`); layers are
+recomputed in the backward pass only as far as the GPU's memory demands. PEFT keeps the adapter, so it is
+saved, resumed and merged as any other. On a CPU the same code runs uncompiled.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from peft import PeftModel
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from trainer.config import LoraConfig, TrainConfig
+from trainer.engines import fp8, fused, plain
+from trainer.engines.documents import attend, documents
+from trainer.engines.head import head_loss
+from trainer.engines.projections import Layout, Projection, refresh
+from trainer.errors import ArmError
+from trainer.fit.run.arm import Arm
+
+ADAPTED = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+# Of the GPU's free memory, what the layers' kept activations may take; the head's chunk needs some too.
+FREE_SHARE, HEAD_BYTES = 0.85, 3 * 2**30
+KEPT_WIDTHS = 6  # hidden-wide tensors that a layer keeps, besides q, k, v, gate, up and their product
+
+
+class Shape(NamedTuple):
+    """What all decoder layers share. layouts: of q-k-v, out, gate-up and down, for `project`."""
+
+    heads: int
+    key_heads: int
+    head_width: int
+    epsilon: float
+    project: Callable[..., Any]
+    layouts: tuple[Layout, ...]
+
+
+def load(base: Path, settings: TrainConfig, lora: LoraConfig, arm: Arm, device: str) -> PeftModel:
+    """The base, frozen, with the arm's adapter at its start, which the arm's seed alone decides.
+
+    Raises: ArmError if this engine cannot train what is asked for; it names the engine that can.
+    """
+    if reason := _refusal(settings, lora, device):
+        raise ArmError(f"the compiled engine {reason}; set train.engine to plain")
+    model = plain.load(base, settings, lora, arm, device)
+    config = model.get_base_model().config
+    if reason := _unknown_shape(config):
+        raise ArmError(f"the compiled engine {reason}; set train.engine to plain")
+    model.decoder = Decoder(model.get_base_model(), settings, device)
+    _without_walks(model)
+    return model
+
+
+def compute_loss(model: Any, inputs: dict[str, Any], target_tokens: Any) -> Any:
+    """Sum of NLL over the targets of one packed row, over `target_tokens`. inputs: as `packing.collate`."""
+    kept = inputs["target_positions"]
+    hidden = model.decoder(inputs["input_ids"][0], inputs["seq_lengths"])
+    labels = inputs["labels"][0, kept + 1]
+    return head_loss(hidden[kept], model.get_output_embeddings().weight, labels) / target_tokens
+
+
+class Decoder:
+    """The decoder of a Llama with its adapters, on one packed row."""
+
+    def __init__(self, base: Any, settings: TrainConfig, device: str) -> None:
+        self._model = base.model
+        in_fp8 = settings.quantization == "fp8"
+        stack: Callable[..., Projection] = fp8.quantise if in_fp8 else fused.fuse
+        layers = [tuple(map(stack, _groups(layer))) for layer in base.model.layers]
+        self._layers = [
+            (
+                [copy for projection in projections for copy in projection.copies()],
+                (_norms(layer), tuple(projection.tensors for projection in projections)),
+            )
+            for layer, projections in zip(base.model.layers, layers, strict=True)
+        ]
+        config = base.config
+        self._shape = Shape(
+            config.num_attention_heads,
+            config.num_key_value_heads,
+            base.model.layers[0].self_attn.head_dim,
+            config.rms_norm_eps,
+            fp8.project if in_fp8 else fused.project,
+            tuple(projection.layout for projection in layers[0]),
+        )
+        # On a GPU every row is filled to one length, so that one compilation serves them all.
+        self._length = settings.row_tokens if device == "cuda" else None
+        self._run = torch.compile(decoder_layer, dynamic=False) if device == "cuda" else decoder_layer
+        # How many layers to recompute is settled at the first row: later the memory is in use already.
+        self._recomputed = None if settings.gradient_checkpointing else 0
+
+    def __call__(self, input_ids: Any, lengths: Sequence[int]) -> Any:
+        """input_ids: (length,), of documents of these lengths. Returns: (length, width)."""
+        length = len(input_ids)
+        row = documents(lengths, self._length or length, input_ids.device)
+        input_ids = functional.pad(input_ids, (0, len(row.positions) - length))
+        # The first layer's input needs no gradient, but with one its compilation serves all layers.
+        hidden = self._model.embed_tokens(input_ids).requires_grad_(torch.is_grad_enabled())
+        cos, sin = (x[0] for x in self._model.rotary_emb(hidden[None], row.positions[None]))
+        if self._recomputed is None:
+            self._recomputed = self._layers_to_recompute(hidden)
+        for i, (copies, weights) in enumerate(self._layers):
+            refresh(copies)  # here, so that a GPU has work as soon as the first layer's are launched
+            arguments = (hidden, cos, sin, row.borders, row.longest, self._shape, *weights)
+            if i < self._recomputed:
+                hidden = checkpoint(self._run, *arguments, use_reentrant=False)
+            else:
+                hidden = self._run(*arguments)
+        return self._model.norm(hidden)[:length]
+
+    def _layers_to_recompute(self, hidden: Any) -> int:
+        """So many that what the others keep for the backward pass fits into the free memory."""
+        if not hidden.is_cuda:
+            return len(self._layers)
+        attention, _, gate_up, down = self._shape.layouts
+        kept = KEPT_WIDTHS * down.out + 2 * attention.out + 3 * gate_up.out // 2
+        bytes_a_layer = len(hidden) * kept * hidden.element_size()
+        free, _ = torch.cuda.mem_get_info()
+        fitting = int((FREE_SHARE * free - HEAD_BYTES) // bytes_a_layer)
+        return min(len(self._layers), max(0, len(self._layers) - fitting))
+
+
+def decoder_layer(
+    hidden: Any, cos: Any, sin: Any, borders: Any, longest: int, shape: Shape, norms: Any, projections: Any
+) -> Any:
+    """One layer as transformers' `LlamaDecoderLayer` has it. hidden: (length, width)."""
+    to_qkv, to_out, to_gate_up, to_down = zip(shape.layouts, projections, strict=True)
+    x = _rms_norm(hidden, norms[0], shape.epsilon)
+    query, key, value = _heads(shape.project(x, None, to_qkv[0], *to_qkv[1]), shape)
+    attended = attend(_rotate(query, cos, sin), _rotate(key, cos, sin), value, borders, longest)
+    hidden = shape.project(attended.flatten(1), hidden, to_out[0], *to_out[1])
+    x = _rms_norm(hidden, norms[1], shape.epsilon)
+    gate, up = shape.project(x, None, to_gate_up[0], *to_gate_up[1]).chunk(2, 1)
+    return shape.project(functional.silu(gate) * up, hidden, to_down[0], *to_down[1])
+
+
+def _groups(layer: Any) -> tuple[tuple[Any, ...], ...]:
+    """Its linear layers, those of one input together."""
+    attention, mlp = layer.self_attn, layer.mlp
+    return (
+        (attention.q_proj, attention.k_proj, attention.v_proj),
+        (attention.o_proj,),
+        (mlp.gate_proj, mlp.up_proj),
+        (mlp.down_proj,),
+    )
+
+
+def _norms(layer: Any) -> tuple[Any, Any]:
+    return layer.input_layernorm.weight, layer.post_attention_layernorm.weight
+
+
+def _rms_norm(x: Any, weight: Any, epsilon: float) -> Any:
+    wide = x.float()
+    return weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + epsilon)).to(x.dtype)
+
+
+def _heads(qkv: Any, shape: Shape) -> tuple[Any, Any, Any]:
+    """(length, all heads' widths) to three of (length, heads, width)."""
+    parts = qkv.view(len(qkv), -1, shape.head_width)
+    query, key, value = parts.split([shape.heads, shape.key_heads, shape.key_heads], 1)
+    return query, key, value
+
+
+def _rotate(x: Any, cos: Any, sin: Any) -> Any:
+    """x: (length, heads, width). cos, sin: (length, width)."""
+    left, right = x.chunk(2, -1)
+    return x * cos[:, None] + torch.cat([-right, left], -1) * sin[:, None]
+
+
+def _without_walks(model: Any) -> None:
+    """Spare a GPU the wait while the Trainer walks some 3,000 modules, several times in a step.
+
+    Without dropout no layer has a mode, and which parameters there are does not change any more.
+    """
+    model.train().train = lambda mode=True: model
+    parameters = list(model.parameters())
+    model.parameters = lambda recurse=True: iter(parameters)
+
+
+def _refusal(settings: TrainConfig, lora: LoraConfig, device: str) -> str | None:
+    if settings.quantization == "4bit":
+        return "has no 4bit base"
+    if settings.dtype == "float32" and device == "cuda":
+        return "attends in 16 bits on a GPU"
+    if lora.dropout:
+        return "has no lora.dropout"
+    if others := sorted({*lora.target_modules} - ADAPTED):
+        return f"has no adapters on {', '.join(others)}"
+    return None
+
+
+def _unknown_shape(config: Any) -> str | None:
+    if config.model_type != "llama":
+        return f"knows Llama models, and the base is {config.model_type}"
+    if config.attention_bias or config.mlp_bias or config.hidden_act != "silu":
+        return "knows Llama layers without biases and with SiLU only"
+    return None

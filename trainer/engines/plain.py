@@ -1,0 +1,69 @@
+"""The plain engine: transformers and PEFT as they come, on CPU or CUDA, in 4 bits or shared out if asked.
+
+The LM head runs on target positions only: most of a prompt needs no logits.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch.nn import functional
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+from trainer.base_model import load_model
+from trainer.config import LoraConfig as LoraSettings
+from trainer.config import TrainConfig
+from trainer.engines.sharded import shard
+from trainer.fit.run.arm import Arm
+
+
+def load(base: Path, settings: TrainConfig, lora: LoraSettings, arm: Arm, device: str) -> PeftModel:
+    """The base, frozen, with the arm's adapter at its start, which the arm's seed alone decides."""
+    if settings.quantization == "4bit":
+        model = _load_in_4bit(base, settings.dtype, device)
+    elif settings.shard_base:
+        model = shard(load_model(base, settings.dtype, "cpu"), device)
+    else:
+        model = load_model(base, settings.dtype, device)
+    model.config.use_cache = False  # with a cache, packed rows would silently attend to each other
+    torch.manual_seed(arm.seed)
+    return get_peft_model(
+        model,
+        LoraConfig(
+            task_type="CAUSAL_LM",
+            r=arm.setting.rank,
+            lora_alpha=lora.alpha_at(arm.setting.rank),
+            lora_dropout=lora.dropout,
+            target_modules=list(lora.target_modules),
+            bias="none",
+        ),
+    )
+
+
+def compute_loss(model: Any, inputs: dict[str, Any], target_tokens: Any) -> Any:
+    """Sum of NLL over the targets of one packed row, over `target_tokens`. inputs: as `packing.collate`."""
+    kept = inputs["target_positions"]
+    logits = model(
+        inputs["input_ids"], position_ids=inputs["position_ids"], logits_to_keep=kept, use_cache=False
+    ).logits[0]
+    labels = inputs["labels"][0, kept + 1]
+    return functional.cross_entropy(logits.float(), labels, reduction="sum") / target_tokens
+
+
+def _load_in_4bit(base: Path, dtype: str, device: str) -> Any:
+    """NF4 with quantised scales (QLoRA, arXiv:2305.14314); products, norms and embeddings in `dtype`."""
+    compute_dtype = getattr(torch, dtype)
+    return AutoModelForCausalLM.from_pretrained(
+        base,
+        dtype=compute_dtype,
+        quantization_config=BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=compute_dtype,
+        ),
+        device_map={"": device},
+        local_files_only=True,
+        attn_implementation="sdpa",
+    )

@@ -1,0 +1,1 @@
+"""Choose among finished arms: intervals, seed noise and the choice."""

@@ -1,0 +1,1 @@
+"""Run the arms of a sweep: one process for each arm, here or on Ray."""

@@ -1,0 +1,123 @@
+"""What happens beside the steps of a run: its log on disk, its progress, its guard, its trunk."""
+
+import json
+import math
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+from trainer.fit.run.checkpoint import keep_trunk
+from trainer.progress import Progress
+
+LOG = "log.jsonl"
+LOGGED = ("loss", "eval_loss", "grad_norm", "learning_rate", "tokens_per_second")
+TAIL_BYTES = 2048
+WINDOW = 5  # log entries whose mean counts as the loss at the start, and as the loss now
+
+
+class DivergedError(Exception):
+    """The loss is not finite, or far above where it began; says which, and when."""
+
+
+class Log(TrainerCallback):
+    """Appends every log entry to `log.jsonl`: step, steps, seconds, loss, grad_norm, ..."""
+
+    def __init__(self, run: Path) -> None:
+        self._path = run / LOG
+        self._begun = time.monotonic()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Forget what a killed run logged after the checkpoint that this one goes on from."""
+        kept = [line for line in read_log(self._path) if line["step"] <= state.global_step]
+        self._path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        entry = {name: float(logs[name]) for name in LOGGED if name in logs}
+        if entry:
+            seconds = round(time.monotonic() - self._begun, 2)
+            line = {"step": state.global_step, "steps": state.max_steps, "seconds": seconds, **entry}
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+
+
+def last_step(path: Path) -> dict[str, Any] | None:
+    """The newest training step of a log, from its last few lines, or None."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - TAIL_BYTES))
+            lines = file.read().split(b"\n")[1:-1]  # the first and the last may be cut off
+    except FileNotFoundError:
+        return None
+    steps = [entry for line in lines if "loss" in (entry := json.loads(line))]
+    return steps[-1] if steps else None
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a log; a line that is being written, or was cut off, is left out."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return []
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+
+class Tell(TrainerCallback):
+    """Shows the progress of one run."""
+
+    def __init__(self, name: str, progress: Progress) -> None:
+        self._name = name
+        self._progress = progress
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if "loss" in logs:
+            self._progress.update(self._name, state.global_step, state.max_steps, float(logs["loss"]))
+
+
+class Guard(TrainerCallback):
+    """Ends a run that diverged before anything of it is saved: its last checkpoint stays good."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if control.should_save:
+            control.should_log = True
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        for name in ("loss", "grad_norm", "eval_loss"):
+            if not math.isfinite(logs.get(name, 0)):
+                raise DivergedError(f"{name} is {logs[name]} at step {state.global_step}")
+        losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
+        if len(losses) < 2 * WINDOW:
+            return
+        start, now = statistics.fmean(losses[:WINDOW]), statistics.fmean(losses[-WINDOW:])
+        if now > 2 * start + 1:
+            raise DivergedError(f"the loss is {now:.2f} at step {state.global_step}, it began at {start:.2f}")
+
+
+class Patience(TrainerCallback):
+    """Stops when the last `patience` evaluations brought nothing better; reads only what is resumed too."""
+
+    def __init__(self, patience: int) -> None:
+        self._patience = patience
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        losses = [entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry]
+        if len(losses) - 1 - losses.index(min(losses)) >= self._patience:
+            control.should_training_stop = True
+            control.should_save = True
+
+
+class Trunk(TrainerCallback):
+    """Keeps the checkpoint at which the cooldown begins."""
+
+    def __init__(self, step: int) -> None:
+        self._step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self._step:
+            control.should_save = True
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self._step and state.is_world_process_zero:
+            keep_trunk(Path(args.output_dir) / f"checkpoint-{self._step}")

@@ -1,0 +1,85 @@
+"""One run's process on one machine, for a sweep here or, through Ray, elsewhere.
+
+Imports nothing large: a Ray worker that only waits for the process imports this.
+"""
+
+import ctypes
+import hashlib
+import importlib.metadata
+import os
+import platform
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from trainer.errors import MissingError
+
+OUTPUT = "output.txt"
+NEARLY_FULL_BYTES = 2**16  # a write fails before the last byte is used
+ROOT = Path(__file__).resolve().parents[3]
+PACKAGES = ("accelerate", "peft", "ray", "torch", "transformers", "trl")
+
+
+def start(line: Sequence[str], directory: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    """Start a run's process, which ends with this one."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / OUTPUT).open("w") as output:
+        return subprocess.Popen(
+            line,
+            env=environment,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            preexec_fn=_end_with_parent,
+        )
+
+
+def last_words(directory: Path, code: int) -> str:
+    """Of a process that ended with `code`, which is not 0."""
+    lines = (directory / OUTPUT).read_text(encoding="utf-8", errors="replace").split("\n")
+    said = [line for line in lines if line.strip()]
+    if not said and shutil.disk_usage(directory).free < NEARLY_FULL_BYTES:
+        return f"the disk under {directory} is full"  # so full that the process could not tell
+    told = [line for line in said if line.startswith("trainer: ")]  # torchrun has words of its own after them
+    return (told or said)[-1].removeprefix("trainer: ") if said and code > 0 else f"exit {code}"
+
+
+def on_node(
+    arguments: Sequence[str], directory: Path, cpus: int, gpus: float, expected: Mapping[str, str]
+) -> str | None:
+    """One run, on the node that Ray chose: None, or its last words if it failed.
+
+    expected: the `versions` that the sweep was started with. Raises: MissingError if this node differs.
+    """
+    here = f"the node {socket.gethostname()}"
+    if not directory.parents[2].is_dir():
+        raise MissingError(
+            f"{here} has no {directory.parents[2]}: put the artifacts where all nodes share them"
+        )
+    found = versions()
+    if other := [name for name in expected if found[name] != expected[name]]:
+        told = ", ".join(f"{name} {found[name]} and not {expected[name]}" for name in other)
+        raise MissingError(f"{here} has {told}: arms would not compare; give all nodes the same")
+    environment = {**os.environ, "OMP_NUM_THREADS": str(cpus)}
+    if not gpus:
+        environment["CUDA_VISIBLE_DEVICES"] = ""
+    line = [sys.executable, "-m", "trainer", *arguments]
+    code = start(line, directory, {**environment, "PYTHONPATH": str(ROOT)}).wait()
+    return last_words(directory, code) if code else None
+
+
+def versions() -> dict[str, str]:
+    """What decides a run's result beside its configuration: Python, packages, and this code."""
+    code = hashlib.sha256()
+    for file in sorted((ROOT / "trainer").rglob("*.py")):
+        code.update(file.read_bytes())
+    packages = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {"Python": platform.python_version(), **packages, "trainer/": code.hexdigest()[:8]}
+
+
+def _end_with_parent() -> None:
+    """Linux: the kernel ends the child if we are killed ourselves (PR_SET_PDEATHSIG)."""
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)

@@ -1,0 +1,109 @@
+"""Stage `sweep`: the grid's arms, each in a process of its own somewhere, halved on the way, then the choice.
+
+A finished run is never run again; one that fails does not cost the others. Arms of one seed see the
+same rows in the same order. Writes `sweeps/<key>/`: `results.json` and `index.html`.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainer.base_model import BaseModel
+from trainer.config import RunConfig, fingerprint
+from trainer.data.prepare import Prepared
+from trainer.errors import ArmError
+from trainer.files import write_json
+from trainer.fit.choose.select import Choice, Standing, choose, survivors
+from trainer.fit.choose.summary import summarise
+from trainer.fit.run.arm import Arm, Run, Setting, arm_directory, arms, read_run, run_name
+from trainer.fit.run.checkpoint import remove_trunks
+from trainer.pages.sweep import write_page
+from trainer.progress import say
+
+# Runs the arms in their directories for some steps; returns those that failed, each with its last words.
+RunArms = Callable[[Mapping[Arm, Path], int | None], dict[Arm, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Rung:
+    """The runs of every setting that was still in after the rungs before. steps: None: to the end."""
+
+    steps: int | None
+    runs: list[Run]
+
+
+class Sweep:
+    def __init__(
+        self, config: RunConfig, base: BaseModel, prepared: Prepared, artifacts: Path, run_arms: RunArms
+    ) -> None:
+        self._config = config
+        self._directories = {
+            arm: arm_directory(config, base, prepared.fingerprint, arm, artifacts) for arm in arms(config)
+        }
+        self._prepared = prepared
+        self._artifacts = artifacts
+        self._run_arms = run_arms
+        self._failed: dict[Arm, str] = {}
+
+    def run(self) -> tuple[Setting, dict[str, Any]]:
+        """Run what is unfinished, then choose; return the winner and what `results.json` holds.
+
+        Raises: ArmError if no setting finished.
+        """
+        alive = list(self._directories)
+        rungs: list[Rung] = []
+        for steps in _rung_steps(self._config):
+            rungs.append(Rung(steps, self._rung(alive, steps)))
+            standing = Standing(rungs[-1].runs)
+            if not standing.scores:
+                raise ArmError(f"no arm finished: {self._why_none(rungs[-1].runs)}")
+            staying = survivors(standing)
+            alive = [arm for arm in alive if arm.setting in staying and arm not in self._failed]
+            if len(rungs) <= self._config.sweep.halvings:
+                say(f"  after {steps} steps {len(staying)} of {len(standing.scores)} settings go on")
+        choice = choose(standing)
+        say(f"  {choice.reason}")
+        if choice.power:
+            say(f"  {choice.power}")
+        return choice.winner, self._write(rungs, choice)
+
+    def _rung(self, alive: Sequence[Arm], steps: int | None) -> list[Run]:
+        folder = run_name(self._config, steps)
+        directories = {arm: self._directories[arm] / folder for arm in alive}
+        waiting = {arm: path for arm, path in directories.items() if read_run(path, arm) is None}
+        say(f"  {folder}: {len(alive)} arms, {len(alive) - len(waiting)} finished before")
+        failed = self._run_arms(waiting, steps)
+        self._failed.update(failed)
+        runs = [run for arm, path in directories.items() if (run := read_run(path, arm))]
+        for run in runs:
+            if run.diverged and run.arm in waiting:
+                say(f"  {run.arm.name}: diverged: {run.diverged}")
+        return runs
+
+    def _why_none(self, runs: Sequence[Run]) -> str:
+        why = {arm.name: words for arm, words in self._failed.items()}
+        why.update({run.arm.name: f"diverged: {run.diverged}" for run in runs if run.diverged})
+        return "; ".join(f"{name}: {words}" for name, words in why.items())
+
+    def _write(self, rungs: Sequence[Rung], choice: Choice) -> dict[str, Any]:
+        failed = {arm.name: why for arm, why in self._failed.items()}
+        sources = [row.source for row in self._prepared.rows("validation")]
+        results = summarise(self._config, [rung.runs for rung in rungs], choice, failed, sources)
+        key = fingerprint([path.name for path in self._directories.values()], self._config.sweep)
+        directory = self._artifacts / "sweeps" / key[:16]
+        write_json(directory / "results.json", results)
+        write_page(directory, results)
+        say(f"  the whole sweep: {directory / 'index.html'}")
+        for arm, path in self._directories.items():
+            if arm.setting != choice.winner:
+                remove_trunks(path)
+        return results
+
+
+def _rung_steps(config: RunConfig) -> list[int | None]:
+    """The steps of each rung: the sweep's, and before them its half, its quarter, ..."""
+    steps = config.sweep.steps
+    if steps is None:
+        return [None]
+    return [steps // 2**i for i in range(config.sweep.halvings, -1, -1)]

@@ -1,0 +1,134 @@
+"""Stage `train`: one arm for a number of steps, from the prepared rows to an adapter and its losses.
+
+Killed at any moment, it goes on from its last whole checkpoint and ends with the same adapter. A run
+that diverges is finished too, with the reason in place of an adapter, and is not tried again. Of several
+processes the first writes.
+Writes `runs/<arm>/<steps>/`: `log.jsonl`, `adapter/` and, last, `result.json`.
+"""
+
+import contextlib
+import importlib
+import math
+import resource
+import statistics
+import time
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+
+import torch
+
+from trainer.base_model import BaseModel, load_tokenizer
+from trainer.config import RunConfig
+from trainer.data.prepare import Prepared
+from trainer.device import choose_device
+from trainer.files import only_writer, write_json
+from trainer.fit.run.arm import Arm, Run, arm_directory, read_run, run_name
+from trainer.fit.run.callbacks import DivergedError, Guard, Log, Patience, Tell, Trunk
+from trainer.fit.run.checkpoint import keep_trunk, remove_checkpoints, starting_point
+from trainer.fit.run.trainer import LoraTrainer, build_trainer, cooldown_steps
+from trainer.fit.run.world import World
+from trainer.objective.loss import mean_loss
+from trainer.progress import Progress
+
+
+def train(
+    config: RunConfig, base: BaseModel, prepared: Prepared, arm: Arm, steps: int | None, artifacts: Path
+) -> Run:
+    """Train one arm, or return the run if it is finished. steps: None for what `config.train` says."""
+    directory = arm_directory(config, base, prepared.fingerprint, arm, artifacts) / run_name(config, steps)
+    world = World(choose_device(config.train.device))
+    with only_writer(directory) if world.first else contextlib.nullcontext():
+        if world.agree(lambda: read_run(directory, arm)) is None:
+            _train(config, base, prepared, arm, steps or config.train.max_steps, directory, world)
+        run = world.agree(lambda: read_run(directory, arm))
+    world.leave()
+    assert run
+    return run
+
+
+def _train(
+    config: RunConfig,
+    base: BaseModel,
+    prepared: Prepared,
+    arm: Arm,
+    steps: int | None,
+    directory: Path,
+    world: World,
+) -> None:
+    settings = config.train
+    device = choose_device(settings.device)
+    engine = _engine(settings.engine)
+    model = engine.load(base.directory, settings, config.lora, arm, device)
+    with Progress() as progress:
+        trainer = build_trainer(
+            model, engine.compute_loss, load_tokenizer(base.directory), prepared.dataset("train"),
+            prepared.rows("validation"), settings, arm, steps, device, directory,
+            [Log(directory), Tell(arm.name, progress)] if world.first else [], world,
+        )  # fmt: skip
+        total = trainer.args.max_steps
+        cooldown_start = total - cooldown_steps(settings, total)
+        checkpoint = world.agree(lambda: starting_point(directory, total, cooldown_start))
+        if world.first and checkpoint and checkpoint.name == f"checkpoint-{cooldown_start}":
+            keep_trunk(checkpoint)  # a kill may have come between the two
+        trainer.add_callback(Trunk(cooldown_start))
+        trainer.add_callback(Guard())  # after all that ask for a checkpoint
+        if settings.patience:
+            trainer.add_callback(Patience(settings.patience))
+        if world.first and checkpoint:
+            progress.say(f"  {arm.name}: goes on from {checkpoint.parent.name}/{checkpoint.name}")
+        record = _run(trainer, checkpoint, directory, world)
+    if world.first:
+        _finish(arm, base, record, directory)
+
+
+def _finish(arm: Arm, base: BaseModel, record: dict[str, Any], directory: Path) -> None:
+    if not record["diverged"]:  # what the adapter may be put on, for whoever serves it
+        write_json(directory / "adapter" / "base.json", {"weights_sha256": base.weights_sha256})
+    write_json(directory / "result.json", {"arm": arm.name, **record})
+    if not record["diverged"]:
+        remove_checkpoints(directory)
+
+
+def _run(trainer: LoraTrainer, checkpoint: Path | None, directory: Path, world: World) -> dict[str, Any]:
+    """Train to the end and save the adapter; return the record of the run."""
+    begun = time.monotonic()
+    diverged, validation = None, None
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        train_s = time.monotonic() - begun
+        losses = trainer.validation_losses()
+        if not math.isfinite(mean_loss(losses)):
+            raise DivergedError(f"the validation loss is {mean_loss(losses)}")
+        if world.first:
+            trainer.model.save_pretrained(directory / "adapter")
+        validation = {"loss": mean_loss(losses), "rows": [[x.nll, x.tokens, x.exact] for x in losses]}
+    except DivergedError as error:
+        train_s, diverged = time.monotonic() - begun, str(error)
+    history, state = trainer.state.log_history, trainer.state
+    rates = [h["tokens_per_second"] for h in history if "tokens_per_second" in h]
+    return {
+        "steps": state.global_step,
+        "best_step": state.best_global_step or state.global_step,
+        "processes": world.size,
+        "train_seconds": round(train_s, 2),
+        "tokens_per_second": round(statistics.median(rates), 1) if rates else None,
+        "resumed_from": checkpoint.name if checkpoint else None,
+        "peak_memory_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
+        "peak_gpu_memory_gib": _gpu_memory_gib(),
+        "train_curve": [[h["step"], h["loss"]] for h in history if "loss" in h],
+        "validation_curve": [[h["step"], h["eval_loss"]] for h in history if "eval_loss" in h],
+        "diverged": diverged,
+        "validation": validation,
+    }
+
+
+def _engine(name: Literal["plain", "compiled", "unsloth"]) -> ModuleType:
+    """Imported by need: `unsloth` patches the libraries that the others use."""
+    return importlib.import_module(f"trainer.engines.{name}")
+
+
+def _gpu_memory_gib() -> float | None:
+    if not torch.cuda.is_available():
+        return None
+    return round(float(torch.cuda.max_memory_allocated()) / 2**30, 2)

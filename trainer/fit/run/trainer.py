@@ -1,0 +1,229 @@
+"""TRL's `SFTTrainer` for one arm: it batches, steps, saves and resumes, whatever the engine.
+
+Rows come tokenised, labelled and packed, and the losses are the engine's and our own, so TRL prepares
+nothing.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch.utils.data import RandomSampler
+from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback, TrainerControl
+from trl import SFTConfig, SFTTrainer
+
+from trainer.config import TrainConfig
+from trainer.data.tokenize import IGNORED, TokenRow
+from trainer.errors import ConfigError
+from trainer.fit.run.arm import Arm
+from trainer.fit.run.packing import collate, pack
+from trainer.fit.run.world import World
+from trainer.objective.loss import RowLoss, batches, mean_loss, row_losses
+
+Loss = Callable[[Any, dict[str, Any], Any], Any]
+
+
+class LoraTrainer(SFTTrainer):
+    """Trains one adapter.
+
+    loss: the engine's, (model, inputs with labels, target tokens) to a scalar. validation: the rows whose
+    token-weighted loss judges the adapter. rows_per_step: packed rows, over all processes of `world`.
+    sharded: whether the base is shared out over them.
+    """
+
+    control: TrainerControl
+
+    def __init__(
+        self,
+        *,
+        loss: Loss,
+        validation: Sequence[TokenRow],
+        rows_per_step: int,
+        world: World,
+        sharded: bool,
+        **arguments: Any,
+    ) -> None:
+        super().__init__(**arguments)
+        self._loss = loss
+        self._validation = validation
+        self._rows_per_step = rows_per_step
+        self._world = world
+        self._sharded = sharded
+        if sharded:
+            # Else accelerate would put DDP around it, which refuses shards; `training_step` does its part.
+            self.accelerator.prepare_model(self.model, evaluation_mode=True)
+        self._since_log = (time.monotonic(), 0)
+        # TRL turns a 4-bit model's adapter to bf16: small updates would be lost, and the scaler of
+        # float16 refuses it. Every engine trains it in fp32.
+        for parameter in self.model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
+
+    def training_step(self, *arguments: Any, **named: Any) -> torch.Tensor:
+        """A packed row, forward and back; after a step's last all processes have the same gradient."""
+        loss = super().training_step(*arguments, **named)
+        if self._sharded and self.accelerator.sync_gradients:
+            self._world.average([p.grad for p in self.model.parameters() if p.grad is not None])
+        return torch.as_tensor(loss)
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> torch.Tensor:
+        """NLL of one packed row over the step's target tokens; inputs are (1, length).
+
+        Times the processes: gradients and logged losses are averaged over them, and a step's are the sum.
+        """
+        begun, tokens = self._since_log
+        self._since_log = begun, tokens + inputs["labels"].numel()
+        if num_items_in_batch is None:
+            num_items_in_batch = (inputs["labels"] != IGNORED).sum()
+        return torch.as_tensor(self._loss(model, inputs, num_items_in_batch) * self._world.size)
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> RandomSampler:
+        """An epoch is whole steps: what is left over, other rows each time, waits for another epoch.
+
+        accelerate seeds the order by `data_seed` and epoch and deals the rows out one by one, so that a
+        step has the same rows whatever the number of processes.
+        """
+        rows: Any = self.train_dataset
+        return RandomSampler(rows, num_samples=len(rows) // self._rows_per_step * self._rows_per_step)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """Every process writes its own; the file that makes a checkpoint whole comes after all of them."""
+        super()._save_rng_state(output_dir)
+        self._world.wait()
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Not counted: nothing reads it, and the Trainer would walk all modules for it at every step."""
+        return 0
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Token-weighted validation loss as `eval_loss`, for choosing the best checkpoint."""
+        metrics = {"eval_loss": mean_loss(self.validation_losses())}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def validation_losses(self) -> list[RowLoss]:
+        """Of every validation row, under the adapter as it is now; each process measures a part."""
+        model: Any = self.model
+        tokenizer: Any = self.processing_class
+        base, pad_id = model.get_base_model(), tokenizer.pad_token_id or 0
+        part = self._world.share(self._validation)
+        passes = len(batches(part))
+        most = max(self._world.joined([passes]))
+        losses = row_losses(base, part, pad_id)
+        for _ in range(most - passes):  # others may still need this process's part of the base
+            row_losses(base, self._validation[:1], pad_id)
+        return self._world.joined(losses)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            now = time.monotonic()
+            begun, tokens = self._since_log
+            logs["tokens_per_second"] = round(tokens * self._world.size / (now - begun), 1)
+            self._since_log = now, 0
+        super().log(logs, start_time)
+
+
+def build_trainer(
+    model: Any,
+    loss: Loss,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Dataset,
+    validation: Sequence[TokenRow],
+    settings: TrainConfig,
+    arm: Arm,
+    steps: int | None,
+    device: str,
+    output: Path,
+    callbacks: Sequence[TrainerCallback],
+    world: World,
+) -> LoraTrainer:
+    """A trainer for one arm, ready to train or resume.
+
+    model, loss: from the engine. rows: `input_ids` and `labels`. steps: None for `settings.epochs`.
+    Raises: ConfigError if the rows do not make one step.
+    """
+    packed = pack(rows, settings.row_tokens)
+    steps_an_epoch = len(packed) // settings.rows_per_step
+    if not steps_an_epoch:
+        raise ConfigError(
+            f"train.rows_per_step is {settings.rows_per_step}, and the data makes only {len(packed)} packed "
+            f"rows of {settings.row_tokens} tokens: lower it, or train.tokens_per_step"
+        )
+    total = steps or max(1, round(settings.epochs * steps_an_epoch))
+    trainer = LoraTrainer(
+        loss=loss,
+        validation=validation,
+        rows_per_step=settings.rows_per_step,
+        world=world,
+        sharded=settings.shard_base,
+        model=model,
+        args=_arguments(settings, arm, total, device, output, world),
+        train_dataset=packed,
+        # The Trainer asks for one where there is something to restore; `evaluate` uses `validation`.
+        eval_dataset=packed.select(range(1)) if settings.restore_best else None,
+        data_collator=collate,
+        processing_class=tokenizer,
+        callbacks=list(callbacks),
+    )
+    trainer.remove_callback(PrinterCallback)  # `callbacks` tell the progress
+    return trainer
+
+
+def cooldown_steps(settings: TrainConfig, total: int) -> int:
+    """Steps at the end of a run of `total` in which the learning rate falls."""
+    return max(1, round(settings.cooldown_share * total))
+
+
+def _arguments(
+    settings: TrainConfig, arm: Arm, total: int, device: str, output: Path, world: World
+) -> SFTConfig:
+    """Says all that decides the result: on a GPU Unsloth puts defaults of its own into SFTConfig."""
+    cooldown = cooldown_steps(settings, total)
+    return SFTConfig(
+        output_dir=str(output),
+        run_name=output.parent.name,
+        use_cpu=device == "cpu",
+        bf16=settings.dtype == "bfloat16" and device == "cuda",
+        fp16=settings.dtype == "float16" and device == "cuda",
+        max_length=settings.row_tokens,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        # On a GPU the next rows are read and collated beside the step; a CPU has no core to spare.
+        dataloader_num_workers=1 if device == "cuda" else 0,
+        # There a copy that waits would wait for the step before.
+        accelerator_config={"non_blocking": device == "cuda"},
+        remove_unused_columns=False,
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=settings.rows_per_step // world.size,
+        average_tokens_across_devices=True,
+        ddp_find_unused_parameters=False,
+        max_steps=total,
+        optim=settings.optimizer,
+        learning_rate=arm.setting.learning_rate,
+        lr_scheduler_type="warmup_stable_decay",
+        lr_scheduler_kwargs={"num_decay_steps": cooldown, "decay_type": "linear"},
+        warmup_steps=min(settings.warmup_steps, total - cooldown),
+        weight_decay=settings.weight_decay,
+        seed=arm.seed,
+        data_seed=arm.seed,
+        gradient_checkpointing=settings.gradient_checkpointing,
+        save_strategy="steps",
+        save_steps=settings.save_every_steps,
+        save_total_limit=2,
+        eval_strategy="steps" if settings.restore_best else "no",
+        eval_steps=settings.save_every_steps,
+        load_best_model_at_end=settings.restore_best,
+        logging_steps=settings.logging_steps,
+        logging_nan_inf_filter=False,  # it would hide a divergence
+        report_to=list(settings.trackers),
+        disable_tqdm=True,
+    )

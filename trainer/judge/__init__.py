@@ -1,0 +1,1 @@
+"""Measure the merged model against its base, and apply the gates."""

@@ -1,0 +1,1 @@
+"""What a training run optimises: the loss of an example and the score of a row."""

@@ -1,0 +1,1 @@
+"""The HTML pages that the trainer writes, and their charts."""

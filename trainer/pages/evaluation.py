@@ -1,0 +1,160 @@
+"""`evaluation.html`: what the evaluation measured, what it decided, and answers side by side.
+
+For people; the same figures are in the manifest. The page stands alone: no script, nothing from
+outside, light and dark, all text escaped. It shows test rows, so it is as private as they are.
+"""
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from trainer.judge.gates import failed_gates
+from trainer.pages.frame import BOXES, document, table
+from trainer.ship.card import MEANING, benchmark_note, interval
+
+WIDTH, ROW, LEFT = 640, 64, 8
+
+
+def write_page(
+    file: Path,
+    identifier: str,
+    evaluation: Mapping[str, Any],
+    samples: Sequence[Mapping[str, str]],
+    side_by_side: Sequence[Mapping[str, str]],
+) -> None:
+    """Write the page. evaluation: as in the manifest, or before it was decided whether to ship."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(page(identifier, evaluation, samples, side_by_side), encoding="utf-8")
+
+
+def page(
+    identifier: str,
+    evaluation: Mapping[str, Any],
+    samples: Sequence[Mapping[str, str]],
+    side_by_side: Sequence[Mapping[str, str]],
+) -> str:
+    """The whole evaluation.html."""
+    metrics = evaluation["metrics"]
+    shares = [metric for metric in metrics if metric["unit"].startswith("share")]
+    losses = [metric for metric in metrics if metric not in shares]
+    body = f"""<h1>Evaluation</h1>
+<p><code>{escape(identifier)}</code> against its base model, on rows that neither was trained on here.</p>
+{_verdict(evaluation)}
+<h2>Gates</h2>
+{table(["Gate", "", "Measured"], [_gate(gate) for gate in evaluation["gates"]])}
+<h2>Measures</h2>
+<p>Dots are values, bars are 95% bootstrap intervals: hollow for the base, full for the tuned model.</p>
+{_chart("Shares, where more is better", shares, 1.0)}
+{_chart("Losses, where less is better", losses, None)}
+{table(["Measure", "Rows", "Base", "Tuned", "Difference, paired"], [_metric(m) for m in metrics])}
+{_benchmarks(metrics)}
+<h2>Test prompts</h2>
+{"".join(_answers(sample, ("reference", "base", "tuned")) for sample in samples)}
+<h2>General prompts</h2>
+<p>The same list for every model, answered greedily; long answers are cut.</p>
+{"".join(_answers(answers, ("base", "tuned")) for answers in side_by_side)}"""
+    return document(f"Evaluation of {identifier}", body, STYLE)
+
+
+def _verdict(evaluation: Mapping[str, Any]) -> str:
+    failed = failed_gates(evaluation)
+    if not failed:
+        return "<p class=verdict>It passed every gate.</p>"
+    count = f"{len(failed)} of {len(evaluation['gates'])} gates failed"
+    if override := evaluation.get("override"):
+        told = f"{count}, and it was shipped all the same, by {override}."
+    else:
+        told = f"{count}: it may not be shipped."
+    return f'<p class="verdict bad" role="alert">{escape(told)}</p>'
+
+
+def _gate(gate: Mapping[str, Any]) -> list[str]:
+    return [gate["name"], "passed" if gate["passed"] else "FAILED", gate["detail"]]
+
+
+def _metric(metric: Mapping[str, Any]) -> list[Any]:
+    def measured(side: str) -> str:
+        value = metric[side]
+        return f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
+
+    name = f"{MEANING[metric['name']]}, {metric['unit']}"
+    return [name, metric["n"], measured("base"), measured("tuned"), interval(metric["difference"])]
+
+
+def _benchmarks(metrics: Sequence[Mapping[str, Any]]) -> str:
+    notes = [escape(benchmark_note(metric)) for metric in metrics if "benchmark" in metric]
+    if not notes:
+        return "<p>No public benchmark was asked for.</p>"
+    return "<ul>" + "".join(f"<li>{note}</li>" for note in notes) + "</ul>"
+
+
+def _chart(title: str, metrics: Sequence[Mapping[str, Any]], top: float | None) -> str:
+    """Two dots with intervals a metric, on one axis from 0 to `top` (None: to the highest interval)."""
+    if not metrics:
+        return ""
+    highest = max(metric[side]["high"] for metric in metrics for side in ("base", "tuned"))
+    scale = (WIDTH - 2 * LEFT) / (top or max(highest, 1e-9))
+    rows = "".join(_chart_row(metric, i * ROW, scale) for i, metric in enumerate(metrics))
+    tall = len(metrics) * ROW
+    axis = (
+        f'<line class=axis x1="{LEFT}" x2="{WIDTH - LEFT}" y1="{tall}" y2="{tall}"/>'
+        f'<text x="{LEFT}" y="{tall + 16}">0</text>'
+        f'<text x="{WIDTH - LEFT}" y="{tall + 16}" text-anchor="end">{top or highest:.3g}</text>'
+    )
+    return (
+        f"<figure class=chart><figcaption>{escape(title)}</figcaption>"
+        f'<svg role="img" aria-label="{escape(title)}" viewBox="0 0 {WIDTH} {tall + 22}">{rows}{axis}</svg>'
+        "</figure>"
+    )
+
+
+def _chart_row(metric: Mapping[str, Any], y: int, scale: float) -> str:
+    parts = [f'<text class=name x="{LEFT}" y="{y + 18}">{escape(metric["name"].replace("_", " "))}</text>']
+    for side, down in (("base", 32), ("tuned", 48)):
+        low, value, high = (LEFT + metric[side][key] * scale for key in ("low", "value", "high"))
+        told = f"{side} {metric[side]['value']:.3f}"
+        parts.append(
+            f'<g class={side}><title>{told}</title><line x1="{low:.1f}" x2="{high:.1f}" y1="{y + down}" '
+            f'y2="{y + down}"/><circle cx="{value:.1f}" cy="{y + down}" r="5"/></g>'
+        )
+    if "benchmark" in metric:
+        x = LEFT + metric["benchmark"]["floor"]["value"] * scale
+        parts.append(
+            f'<line class=floor x1="{x:.1f}" x2="{x:.1f}" y1="{y + 24}" y2="{y + 56}">'
+            "<title>what guessing scores</title></line>"
+        )
+    return "".join(parts)
+
+
+def _answers(texts: Mapping[str, str], columns: Sequence[str]) -> str:
+    """One prompt and what each column said to it."""
+    cells = "".join(
+        f"<div><h3>{column.capitalize()}</h3><pre>{escape(texts[column])}</pre></div>" for column in columns
+    )
+    prompt = f"<figcaption><pre>{escape(texts['prompt'])}</pre></figcaption>"
+    return f"<figure>{prompt}<div class=answers>{cells}</div></figure>\n"
+
+
+STYLE = f"""{BOXES}
+:root {{ --bad: #b3261e; --base: #6b7480; }}
+@media (prefers-color-scheme: dark) {{ :root {{ --bad: #ff8a80; --base: #aab4c0; }} }}
+.verdict {{ padding: .6rem .8rem; border: 1px solid var(--line); border-radius: 6px; }}
+.bad {{ color: var(--bad); font-weight: 600; }}
+p.bad {{ border: 2px solid var(--bad); }}
+td {{ vertical-align: top; font-variant-numeric: tabular-nums; }}
+.chart {{ border: 0; max-width: 44rem; }}
+.chart figcaption {{ background: none; padding: 0; }}
+.chart .name {{ fill: var(--ink); }}
+.base line, .tuned line {{ stroke-width: 3; stroke-linecap: round; }}
+.base line {{ stroke: var(--base); }}
+.base circle {{ fill: var(--paper); stroke: var(--base); stroke-width: 2; }}
+.tuned line {{ stroke: var(--bar); }}
+.tuned circle {{ fill: var(--bar); }}
+.axis {{ stroke: var(--line); }}
+.floor {{ stroke: var(--quiet); stroke-dasharray: 3 3; }}
+.answers {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(15rem, 1fr)); }}
+.answers > div + div {{ border-left: 1px solid var(--line); }}
+.answers h3 {{ margin: 0; padding: .5rem .8rem 0; color: var(--quiet); font-size: .85rem; }}
+figcaption pre {{ padding: 0; color: var(--ink); font-family: inherit; }}
+"""
