@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from api.engine.artifact import Artifact, read_artifact
-from api.engine.beside import Beside, read_beside
+from api.engine.comparison import ComparisonModels, read_comparison_models
 from api.errors import SettingsError, StartError
 from api.ledger import keys
 from api.ledger.keys import NORMAL, Key, Keys, Limits
@@ -28,16 +28,16 @@ def main() -> int:
             _replicas(settings, arguments)
         else:
             artifact = read_artifact(settings.artifacts_dir)
-            beside = read_beside(settings.base_dir, settings.adapters)
+            comparison = read_comparison_models(settings.base_dir, settings.adapters)
             if arguments.verb == "check":
                 _check_keys(settings)
                 artifact.verify()
                 print(f"ok: {artifact.manifest.name} ({artifact.directory}) can be served")
-                if beside:
-                    beside.verify(artifact)
-                    print(f"ok: {', '.join(beside.names)} beside it")
+                if comparison:
+                    comparison.verify(artifact)
+                    print(f"ok: {' and '.join(comparison.names)} can be served for comparison")
             else:
-                serve(settings, artifact, beside)
+                serve(settings, artifact, comparison)
     except StartError as error:
         print(f"finechat api: {error}", file=sys.stderr)
         return 1
@@ -162,7 +162,7 @@ def _replicas(settings: Settings, arguments: argparse.Namespace) -> None:
     run(settings, fewest, most, arguments.cpus, arguments.address)
 
 
-def serve(settings: Settings, artifact: Artifact, beside: Beside | None) -> None:
+def serve(settings: Settings, artifact: Artifact, comparison: ComparisonModels | None) -> None:
     """Serve until a signal; HTTP is open at once, the model is loaded behind it.
 
     Raises: StartError if the port is taken or the engine does not start.
@@ -176,7 +176,7 @@ def serve(settings: Settings, artifact: Artifact, beside: Beside | None) -> None
     from api.service import build_service
 
     configure_logging()
-    service = build_service(settings, artifact, lambda new: Engine(settings, new, beside), beside)
+    service = build_service(settings, artifact, lambda new: Engine(settings, new, comparison), comparison)
     admin = None
     if settings.admin_port and settings.admin_key:
         admin_app = create_admin_app(service, settings.admin_key.get_secret_value())
@@ -185,7 +185,7 @@ def serve(settings: Settings, artifact: Artifact, beside: Beside | None) -> None
     log.info("event=listening host=%s port=%d", settings.host, settings.port)
     set_engine_environment()
     try:
-        fork_server.begin()
+        fork_server.start()
         Server(create_app(service, settings.cors_origins), service.lifecycle, admin).run([listener])
     finally:
         kill_engine_processes()  # the fork server: by itself it takes seconds to end

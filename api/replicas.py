@@ -21,7 +21,7 @@ from starlette.types import ASGIApp
 
 from api.app import create_app
 from api.engine.artifact import read_artifact
-from api.engine.beside import read_beside
+from api.engine.comparison import read_comparison_models
 from api.engine.engine import Engine
 from api.engine.lifecycle import State
 from api.errors import StartError
@@ -31,7 +31,7 @@ from api.settings import Settings, read_settings
 
 NAME = "finechat"
 _CONNECT_S = 5.0
-FULL = 0.8  # the share of what it can do at which another replica is wanted
+TARGET_LOAD = 0.8  # the share of what it can do at which another replica is wanted
 # Requests with the same X-Session-Id go to the same replica, which has their prompts in its cache.
 _ROUTER = "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
 _ROOT = Path(__file__).parent.parent
@@ -45,8 +45,10 @@ class Replica:
         configure_logging()
         self._settings = settings = read_settings()
         artifact = read_artifact(settings.artifacts_dir)
-        beside = read_beside(settings.base_dir, settings.adapters)
-        self._service = build_service(settings, artifact, lambda new: Engine(settings, new, beside), beside)
+        comparison = read_comparison_models(settings.base_dir, settings.adapters)
+        self._service = build_service(
+            settings, artifact, lambda new: Engine(settings, new, comparison), comparison
+        )
         self._service.lifecycle.start()
         while self._service.lifecycle.state is State.STARTING:  # until then Ray sends it no request
             await asyncio.sleep(0.1)
@@ -66,11 +68,11 @@ class Replica:
         return {"load": max(answers, admission.waiting_tokens / self._settings.max_queue_tokens)}
 
 
-def wanted(context: AutoscalingContext) -> tuple[int, dict[str, Any]]:
+def desired_replicas(context: AutoscalingContext) -> tuple[int, dict[str, Any]]:
     """How many replicas the load wants, by answers or by tokens that wait, whichever is more."""
     load = sum((context.aggregated_metrics or {}).get("load", {}).values())
     fewest, most = context.capacity_adjusted_min_replicas, context.capacity_adjusted_max_replicas
-    return min(most, max(fewest, math.ceil(load / FULL))), {}
+    return min(most, max(fewest, math.ceil(load / TARGET_LOAD))), {}
 
 
 def run(settings: Settings, fewest: int, most: int, cpus: float, address: str | None) -> None:
@@ -107,7 +109,7 @@ def run(settings: Settings, fewest: int, most: int, cpus: float, address: str | 
         max_constructor_retry_count=1,
         request_router_config=RequestRouterConfig(request_router_class=_ROUTER),
         autoscaling_config=AutoscalingConfig(
-            min_replicas=fewest, max_replicas=most, policy=AutoscalingPolicy(policy_function=wanted)
+            min_replicas=fewest, max_replicas=most, policy=AutoscalingPolicy(policy_function=desired_replicas)
         ),
     )
     signal.signal(signal.SIGTERM, signal.default_int_handler)

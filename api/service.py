@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 from fastapi import Depends, Request
 
 from api.engine.artifact import Artifact
-from api.engine.beside import Beside
+from api.engine.comparison import ComparisonModels
 from api.engine.engine import Engine
 from api.engine.grammars import Grammars
 from api.engine.lifecycle import Lifecycle
@@ -37,11 +37,11 @@ class Service:
     grammars: Grammars
     request_timeout_s: float
     max_model_len: int
-    beside: Beside | None
+    comparison: ComparisonModels | None
 
     def require_model(self, name: str) -> None:
         """Raises: ModelNotFound unless `name` is that of a model that is served."""
-        served = [self.lifecycle.artifact.name, *(self.beside.names if self.beside else [])]
+        served = [self.lifecycle.artifact.name, *(self.comparison.names if self.comparison else [])]
         if name not in served:
             told = ", ".join(map(repr, served))
             raise ModelNotFound(f"This service has no such model; it serves {told}.", param="model")
@@ -51,7 +51,7 @@ def build_service(
     settings: Settings,
     artifact: Artifact,
     make_engine: Callable[[Artifact], Engine],
-    beside: Beside | None = None,
+    comparison: ComparisonModels | None = None,
 ) -> Service:
     """Raises: SettingsError if keys or usage cannot be used where they are kept."""
     metrics = Metrics()
@@ -83,7 +83,7 @@ def build_service(
         Grammars(),
         settings.request_timeout_s,
         settings.max_model_len,
-        beside,
+        comparison,
     )
 
 

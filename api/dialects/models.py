@@ -5,7 +5,7 @@ from typing import Literal
 from fastapi import APIRouter
 from pydantic import BaseModel
 
-from api.engine.beside import BASE
+from api.engine.comparison import BASE
 from api.errors import ErrorBody
 from api.service import Service, ServiceOfApp
 
@@ -51,9 +51,9 @@ def _models(service: Service) -> list[Model]:
     created, base = int(manifest.created_at.timestamp()), manifest.base_model
     known: list[tuple[str, int, str, str | None]]
     known = [(manifest.name, created, manifest.id, None)]
-    if service.beside:
+    if service.comparison:
         known.append((BASE, created, base.id, None))
-        known += [(each.name, each.created, each.name, BASE) for each in service.beside.adapters]
+        known += [(each.name, each.created, each.name, BASE) for each in service.comparison.adapters]
     context = artifact.context_tokens(service.max_model_len)
     return [
         Model(

@@ -20,9 +20,9 @@ import psutil
 
 from api.engine import fork_server
 from api.engine.artifact import Artifact
-from api.engine.beside import Beside
+from api.engine.comparison import ComparisonModels
 from api.engine.presets import hardware_arguments
-from api.engine.processes import engine_processes, kill, kill_engine_processes, watch
+from api.engine.processes import engine_processes, kill, kill_engine_processes, start_watchdog
 from api.errors import EngineFailed, EngineStartError
 from api.generation.schema import FinishReason, Sampling
 from api.settings import Settings
@@ -56,18 +56,20 @@ class Engine:
     models: all that `generate` knows, by name.
     """
 
-    def __init__(self, settings: Settings, artifact: Artifact, beside: Beside | None = None) -> None:
+    def __init__(
+        self, settings: Settings, artifact: Artifact, comparison: ComparisonModels | None = None
+    ) -> None:
         self.max_model_len = artifact.context_tokens(settings.max_model_len)
         self.vocab_size = artifact.vocab_size
         self._settings = settings
-        self.models = [artifact.name, *(beside.names if beside else [])]
+        self.models = [artifact.name, *(comparison.names if comparison else [])]
         self._artifact = artifact
-        self._beside = beside
+        self._comparison = comparison
         self._llms: list[Any] = []  # of the merged model, then of what is beside it
         self._adapters: dict[str, Any] = {}
         self._defaults: dict[str, Any] = {}
         self._processes: list[psutil.Process] = []
-        self._watch: subprocess.Popen[bytes] | None = None
+        self._watchdog: subprocess.Popen[bytes] | None = None
         self._constructing = False
         self._stopping = False
 
@@ -76,8 +78,8 @@ class Engine:
 
         Raises: EngineStartError, and AdapterError if what is beside the artifact does not belong to it.
         """
-        if self._beside is not None:
-            self._beside.verify(self._artifact)
+        if self._comparison is not None:
+            self._comparison.verify(self._artifact)
         self.import_libraries()
         from vllm.usage.usage_lib import UsageContext
         from vllm.v1.engine.async_llm import AsyncLLM
@@ -100,7 +102,7 @@ class Engine:
                 )
             self._defaults = self._llms[0].model_config.get_diff_sampling_param()
             self._processes = [p for p in engine_processes() if p.pid not in others]
-            self._watch = watch(self._processes)
+            self._watchdog = start_watchdog(self._processes)
         except Exception as error:
             kill([p for p in engine_processes() if p.pid not in others])
             raise EngineStartError(f"vLLM did not start: {error}") from error
@@ -116,7 +118,7 @@ class Engine:
         warnings.filterwarnings("ignore", category=FutureWarning)  # of torch, at vLLM's imports
         import vllm.v1.engine.async_llm  # noqa: F401
 
-        fork_server.adopt()
+        fork_server.use_for_vllm()
 
     def arguments(self) -> list[Any]:
         """vLLM's, of each engine. Raises: EngineStartError for settings that this machine cannot have."""
@@ -137,21 +139,21 @@ class Engine:
             "structured_outputs_config": StructuredOutputsConfig(
                 backend="xgrammar", disable_any_whitespace=True
             ),
-            **hardware_arguments(self._settings, engines=2 if self._beside else 1),
+            **hardware_arguments(self._settings, engines=2 if self._comparison else 1),
         }
         found = [AsyncEngineArgs(model=directory, **common)]
-        if self._beside is not None:
+        if self._comparison is not None:
             # The artifact's tokens and ends of answers for all, or what is compared would not compare.
             common |= {"tokenizer": directory, "generation_config": directory}
-            for number, adapter in enumerate(self._beside.adapters, start=1):
+            for number, adapter in enumerate(self._comparison.adapters, start=1):
                 self._adapters[adapter.name] = LoRARequest(adapter.name, number, str(adapter.directory))
             if self._adapters:
-                most = max(adapter.rank for adapter in self._beside.adapters)
+                most = max(adapter.rank for adapter in self._comparison.adapters)
                 # The last place stays empty: on a CPU vLLM takes it for requests without an adapter that are
                 # in a batch with others (github.com/vllm-project/vllm/pull/48421).
                 common |= {"enable_lora": True, "max_loras": len(self._adapters) + 1}
                 common["max_lora_rank"] = next(rank for rank in _LORA_RANKS if rank >= most)
-            found.append(AsyncEngineArgs(model=str(self._beside.base), **common))
+            found.append(AsyncEngineArgs(model=str(self._comparison.base), **common))
         return found
 
     async def generate(
@@ -185,8 +187,8 @@ class Engine:
             structured_outputs=StructuredOutputsParams(json=json_schema) if json_schema else None,
             output_kind=RequestOutputKind.DELTA if stream else RequestOutputKind.FINAL_ONLY,
         )
-        beside = self._beside is not None and model in self._beside.names
-        outputs = self._llms[beside].generate(
+        compared = self._comparison is not None and model in self._comparison.names
+        outputs = self._llms[compared].generate(
             {"prompt_token_ids": prompt_ids, **({"cache_salt": cache_salt} if cache_salt else {})},
             params,
             request_id=request_id,
@@ -227,9 +229,9 @@ class Engine:
         # What `start` froze is garbage now, and frozen garbage is never collected.
         gc.unfreeze()
         gc.collect()
-        if self._watch is not None:
-            self._watch.kill()  # or it would kill these numbers again, whoever has them by then
-            self._watch.communicate()
+        if self._watchdog is not None:
+            self._watchdog.kill()  # or it would kill these numbers again, whoever has them by then
+            self._watchdog.communicate()
 
 
 def _end_requests(llm: Any) -> None:

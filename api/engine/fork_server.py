@@ -13,7 +13,7 @@ from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 
 _PRELOADED = ["vllm.v1.engine.core"]
-_begun = False
+_started = False
 
 
 class _Process(ForkServerProcess):
@@ -41,17 +41,17 @@ class _Context(ForkServerContext):
     Process = _Process
 
 
-def begin() -> None:
+def start() -> None:
     """Start importing, with vLLM's environment set."""
-    global _begun
+    global _started
     multiprocessing.set_forkserver_preload(_PRELOADED)
     forkserver.ensure_running()
-    _begun = True
+    _started = True
 
 
-def adopt() -> None:
+def use_for_vllm() -> None:
     """Have vLLM fork its engine process, if there is what to fork; else it starts a new one."""
-    if _begun:
+    if _started:
         from vllm.v1.engine import utils
 
         utils.get_mp_context = _Context

@@ -17,14 +17,14 @@ from starlette.types import Receive
 
 from api.engine.artifact import Artifact, current_id, read_artifact
 from api.engine.engine import Engine
-from api.engine.served import Served, load
+from api.engine.served import ServedModel, load
 from api.errors import ClientGone, EngineFailed, NotReady, StartError, SwapRefused
 from api.generation.admission import Admission
 from api.http.log import log
 from api.http.metrics import Metrics
 
-LOOK_EVERY_S = 0.25
-PAUSES_S = (0.0, 1.0, 4.0, 15.0, 60.0)  # before each attempt to restart a dead engine
+CHECK_INTERVAL_S = 0.25
+RESTART_DELAYS_S = (0.0, 1.0, 4.0, 15.0, 60.0)  # before each attempt to restart a dead engine
 _CUT_GRACE_S = 1.0
 
 
@@ -70,7 +70,7 @@ class Lifecycle:
         self._metrics = metrics
         self._drain_timeout_s = drain_timeout_s
         self._state = State.STARTING
-        self._served: Served | None = None
+        self._served: ServedModel | None = None
         self._refused: str | None = None  # the artifact that could not be swapped in
         self._asked: asyncio.Future[StartError | None] | None = None  # by `reload`
         self._engines: list[Engine] = []  # that have processes, or may have
@@ -95,7 +95,7 @@ class Lifecycle:
     def explanation(self) -> str:
         return _EXPLANATIONS[self.state]
 
-    def require_ready(self) -> Served:
+    def require_ready(self) -> ServedModel:
         """Raises: EngineFailed, NotReady (both 503)."""
         if self.state in (State.FAILED, State.RESTARTING):
             raise EngineFailed(self.explanation)
@@ -116,16 +116,16 @@ class Lifecycle:
         if self._state is State.STARTING:
             self._state = State.READY
         while self.failure is None:
-            await asyncio.sleep(LOOK_EVERY_S)
+            await asyncio.sleep(CHECK_INTERVAL_S)
             try:
                 if self.state is State.RESTARTING:
                     await self._restart()
                 elif self.state is State.READY:
-                    await self._look()
+                    await self._check_artifact()
             except Exception:  # a defect here must not leave the engine unwatched
                 log.exception("event=defect")
 
-    async def _load(self, artifact: Artifact) -> Served:
+    async def _load(self, artifact: Artifact) -> ServedModel:
         """With an engine of its own. Raises: StartError."""
         begun = time.monotonic()
         engine = self._make_engine(artifact)
@@ -148,8 +148,8 @@ class Lifecycle:
         log.error("event=engine_dead")
         failure = StartError("the engine died")
         await self._end(self._served.engine)
-        for pause_s in PAUSES_S:
-            await asyncio.sleep(pause_s)
+        for delay_s in RESTART_DELAYS_S:
+            await asyncio.sleep(delay_s)
             try:
                 self._served = await self._load(self._served.artifact)
             except StartError as error:
@@ -175,7 +175,7 @@ class Lifecycle:
         if refusal := asked.result():
             raise SwapRefused(str(refusal))
 
-    async def _look(self) -> None:
+    async def _check_artifact(self) -> None:
         asked, self._asked = self._asked, None
         if asked:
             self._refused = None
@@ -210,9 +210,9 @@ class Lifecycle:
         retiring.add_done_callback(self._retiring.discard)
         return None
 
-    async def _retire(self, old: Served) -> None:
+    async def _retire(self, old: ServedModel) -> None:
         """End its engine when its last request has ended."""
-        await old.unused()
+        await old.wait_until_unused()
         await self._end(old.engine)
 
     async def _end(self, engine: Engine) -> None:
@@ -223,7 +223,7 @@ class Lifecycle:
         if self._state in (State.STARTING, State.RESTARTING):
             self._state, self.failure = State.FAILED, failure
 
-    async def guard(self, work: Coroutine[Any, Any, None], receive: Receive) -> None:
+    async def supervise(self, work: Coroutine[Any, Any, None], receive: Receive) -> None:
         """Run `work` to its end, unless the client hangs up or the time to drain is over.
 
         Work that is cancelled is awaited, so that its abort has reached the engine.

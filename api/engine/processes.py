@@ -29,7 +29,7 @@ def engine_processes() -> list[psutil.Process]:
     return found
 
 
-def watch(processes: Iterable[psutil.Process]) -> subprocess.Popen[bytes]:
+def start_watchdog(processes: Iterable[psutil.Process]) -> subprocess.Popen[bytes]:
     """Should this process be killed outright, vLLM's would live on with the model in memory.
 
     A shell reads from a pipe that only this process holds open; at its end it kills them. The

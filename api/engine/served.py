@@ -18,7 +18,7 @@ PROBE = "probe"  # the request id of the token that proves that the engine works
 PROBE_TIMEOUT_S = 60.0
 
 
-class Served:
+class ServedModel:
     """A model as it is served: what it is, its engine, and how to write its prompts."""
 
     def __init__(self, artifact: Artifact, engine: Engine, prompt: Prompt) -> None:
@@ -30,7 +30,7 @@ class Served:
         self._unused.set()
 
     @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
+    def in_use(self) -> Iterator[None]:
         """While a request runs: its engine must not be ended."""
         self._users += 1
         self._unused.clear()
@@ -41,16 +41,16 @@ class Served:
             if self._users == 0:
                 self._unused.set()
 
-    async def unused(self) -> None:
+    async def wait_until_unused(self) -> None:
         await self._unused.wait()
 
 
-async def load(artifact: Artifact, engine: Engine) -> Served:
+async def load(artifact: Artifact, engine: Engine) -> ServedModel:
     """Verify the artifact, start the engine and have it generate a token. Raises: StartError."""
 
     def start() -> Prompt:
-        with ThreadPoolExecutor(1) as beside:  # hashing and imports hardly wait for each other
-            verified = beside.submit(artifact.verify)
+        with ThreadPoolExecutor(1) as pool:  # hashing and imports hardly wait for each other
+            verified = pool.submit(artifact.verify)
             engine.import_libraries()
             verified.result()
         prompt = Prompt.load(artifact.directory)
@@ -64,7 +64,7 @@ async def load(artifact: Artifact, engine: Engine) -> Served:
         raise
     except Exception as error:
         raise StartError(f"cannot load {artifact.directory}: {error!r}") from error
-    return Served(artifact, engine, prompt)
+    return ServedModel(artifact, engine, prompt)
 
 
 async def _probe(engine: Engine, prompt: Prompt) -> None:

@@ -24,7 +24,7 @@ from api.dialects.chat.frames import Frames
 from api.engine.context import require_known_tokens, token_budget
 from api.engine.engine import Delta, Engine
 from api.engine.prompt import Prompt
-from api.engine.served import Served
+from api.engine.served import ServedModel
 from api.errors import REASON, ApiError, ClientGone, DeadlineExceeded
 from api.generation.answer_schema import AnswerSchema
 from api.generation.logprobs import token_logprobs
@@ -109,7 +109,7 @@ class Exchange(Response):
             await self._service.accounts.check(key, 1, self._answers())
         with self._service.admission.places(self._answers()):
             try:
-                await self._service.lifecycle.guard(self._in_time(scope, receive, send), receive)
+                await self._service.lifecycle.supervise(self._in_time(scope, receive, send), receive)
             except ClientGone:
                 self._service.metrics.aborted.inc()
             except ApiError as error:
@@ -130,10 +130,10 @@ class Exchange(Response):
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         served = self._service.lifecycle.require_ready()
-        with served.held():
+        with served.in_use():
             await self._serve_by(served, scope, receive, send)
 
-    async def _serve_by(self, served: Served, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _serve_by(self, served: ServedModel, scope: Scope, receive: Receive, send: Send) -> None:
         engine, prompt = served.engine, served.prompt
         self._fingerprint = served.artifact.manifest.id
         require_known_tokens(self._request, engine.vocab_size)

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerFast
 
 from api.app import create_app
 from api.engine.artifact import read_artifact
-from api.engine.beside import read_beside
+from api.engine.comparison import read_comparison_models
 from api.engine.engine import Delta
 from api.engine.lifecycle import State
 from api.engine.served import PROBE
@@ -250,8 +250,8 @@ def make_house(artifacts: Path) -> Callable[..., House]:
     def make(engine: FakeEngine | None = None, **options: Any) -> House:
         engine = engine or FakeEngine()
         settings = Settings(artifacts_dir=artifacts, **options)
-        beside = read_beside(settings.base_dir, settings.adapters)
-        service = build_service(settings, read_artifact(artifacts), lambda _: engine, beside)  # type: ignore
+        comparison = read_comparison_models(settings.base_dir, settings.adapters)
+        service = build_service(settings, read_artifact(artifacts), lambda _: engine, comparison)  # type: ignore
         return House(create_app(service, settings.cors_origins), service, engine, settings)
 
     return make

@@ -189,7 +189,7 @@ async def test_reload_does_not_outlast_the_service(
     house = swappable(FakeEngine())
     async with admin_of(house) as admin:
         async with house.serving():
-            monkeypatch.setattr(lifecycle, "LOOK_EVERY_S", 60)
+            monkeypatch.setattr(lifecycle, "CHECK_INTERVAL_S", 60)
             await asyncio.sleep(0.3)
             asked = asyncio.create_task(admin.post("/admin/reload"))
             await asyncio.sleep(0.1)

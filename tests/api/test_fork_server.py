@@ -20,10 +20,10 @@ def test_a_fork_has_the_environment_of_its_start_and_ctrl_c_does_not_reach_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(fork_server, "_PRELOADED", ["json"])
-    monkeypatch.setattr(fork_server, "_begun", False)
+    monkeypatch.setattr(fork_server, "_started", False)
     monkeypatch.setenv("TAKEN_BACK", "1")
     try:
-        fork_server.begin()
+        fork_server.start()
         monkeypatch.setenv("SAID_LATER", "1")
         monkeypatch.delenv("TAKEN_BACK")
         ours, theirs = fork_server._Context().Pipe()

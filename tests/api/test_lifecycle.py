@@ -53,7 +53,7 @@ async def test_engine_that_does_not_start_ends_the_server(make_house: MakeHouse,
 async def test_dead_engine_is_told_and_restarted(
     make_house: MakeHouse, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lifecycle, "PAUSES_S", (0.3,))
+    monkeypatch.setattr(lifecycle, "RESTART_DELAYS_S", (0.3,))
     engine = FakeEngine(hold_before=1, fail_before=(1, EngineFailed("dead")))
     house = make_house(engine)
     async with house.serving() as url, httpx.AsyncClient(base_url=url) as client:
@@ -75,7 +75,7 @@ async def test_dead_engine_is_told_and_restarted(
 async def test_an_engine_that_stays_dead_ends_the_server(
     make_house: MakeHouse, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lifecycle, "PAUSES_S", (0.0, 0.05, 0.1))
+    monkeypatch.setattr(lifecycle, "RESTART_DELAYS_S", (0.0, 0.05, 0.1))
     house = make_house()
     server = Server(house.app, house.service.lifecycle)
     running = asyncio.create_task(server.serve([listen("127.0.0.1", 0)]))
@@ -102,7 +102,7 @@ async def test_an_engine_that_starts_and_generates_nothing_is_not_ready(
 async def test_sigterm_while_restarting_ends_the_server(
     make_house: MakeHouse, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lifecycle, "PAUSES_S", (60.0,))
+    monkeypatch.setattr(lifecycle, "RESTART_DELAYS_S", (60.0,))
     house = make_house()
     async with house.serving():
         house.engine.is_dead = True
@@ -205,7 +205,7 @@ async def test_weights_that_do_not_work_are_refused_and_the_old_go_on(
         await eventually(lambda: refused._value.get() == 1)
         assert (await client.post(URL, json=ask())).json()["system_fingerprint"] == "tiny-r8"
         assert new.stopped and not old.stopped
-        await asyncio.sleep(3 * lifecycle.LOOK_EVERY_S)
+        await asyncio.sleep(3 * lifecycle.CHECK_INTERVAL_S)
         assert refused._value.get() == 1, "it is not tried again and again"
 
 

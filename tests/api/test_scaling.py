@@ -10,7 +10,7 @@ pytest.importorskip("ray", reason="api/requirements-ray.txt is not installed: it
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # of pydantic, at Ray's imports
-    from api.replicas import wanted
+    from api.replicas import desired_replicas
 
 
 @pytest.mark.parametrize(
@@ -24,4 +24,4 @@ def test_there_are_as_many_replicas_as_the_load_fills(loads: list[float], replic
         capacity_adjusted_min_replicas=1,
         capacity_adjusted_max_replicas=4,
     )
-    assert wanted(context) == (replicas, {})
+    assert desired_replicas(context) == (replicas, {})

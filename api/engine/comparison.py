@@ -51,7 +51,7 @@ class Adapter:
 
 
 @dataclass(frozen=True, slots=True)
-class Beside:
+class ComparisonModels:
     base: Path
     adapters: tuple[Adapter, ...]
 
@@ -81,7 +81,7 @@ class Beside:
                 )
 
 
-def read_beside(base: Path | None, adapters: Mapping[str, Path]) -> Beside | None:
+def read_comparison_models(base: Path | None, adapters: Mapping[str, Path]) -> ComparisonModels | None:
     """None without a base. The base's weights are not hashed yet (see `verify`).
 
     Raises: AdapterError naming the file that cannot be served, and why.
@@ -94,7 +94,7 @@ def read_beside(base: Path | None, adapters: Mapping[str, Path]) -> Beside | Non
         shapes |= _shapes(file)
     if not shapes or not (base / "config.json").is_file():
         raise AdapterError(f"API_BASE_DIR {base} has no config.json with *.safetensors: no model is there")
-    return Beside(base, tuple(_read(name, adapters[name].resolve(), shapes) for name in adapters))
+    return ComparisonModels(base, tuple(_read(name, adapters[name].resolve(), shapes) for name in adapters))
 
 
 def _read(name: str, directory: Path, base_shapes: Shapes) -> Adapter:

@@ -1,4 +1,4 @@
-"""Base and adapters beside the merged model: only what belongs to it and is plain LoRA is ever loaded."""
+"""Comparison models: only a base and adapters of this artifact, and only plain LoRA, are loaded."""
 
 import json
 import subprocess
@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from api.engine.artifact import read_artifact
-from api.engine.beside import Beside, _weights_sha256, read_beside
+from api.engine.comparison import ComparisonModels, _weights_sha256, read_comparison_models
 from api.engine.engine import Engine
 from api.errors import AdapterError, SettingsError
 from api.settings import Settings, read_settings
@@ -59,18 +59,18 @@ def adapter(base: Path) -> Path:
     return directory
 
 
-def read(base: Path, adapter: Path, name: str = "r2") -> Beside:
-    found = read_beside(base, {name: adapter})
+def read(base: Path, adapter: Path, name: str = "r2") -> ComparisonModels:
+    found = read_comparison_models(base, {name: adapter})
     assert found
     return found
 
 
 def test_a_good_base_and_adapter_may_be_served(artifacts: Path, base: Path, adapter: Path) -> None:
-    beside = read(base, adapter)
-    beside.verify(read_artifact(artifacts))
-    assert beside.names == ["base", "r2"]
-    assert (beside.adapters[0].rank, beside.adapters[0].directory) == (2, adapter)
-    assert read_beside(None, {}) is None
+    comparison = read(base, adapter)
+    comparison.verify(read_artifact(artifacts))
+    assert comparison.names == ["base", "r2"]
+    assert (comparison.adapters[0].rank, comparison.adapters[0].directory) == (2, adapter)
+    assert read_comparison_models(None, {}) is None
 
 
 def configure(**fields: Any) -> Damage:
@@ -164,15 +164,15 @@ def test_what_does_not_belong_to_the_artifact_is_refused(artifacts: Path, base: 
     with pytest.raises(AdapterError, match="belongs to another base"):
         read(base, adapter).verify(artifact)
     save_file({f"{LAYER}.weight": np.ones((4, 6), np.float32)}, base / "model.safetensors")
-    beside = read(base, adapter)
+    comparison = read(base, adapter)
     with pytest.raises(AdapterError, match=r"API_BASE_DIR .*was made from"):
-        Engine(Settings(artifacts_dir=artifacts), artifact, beside).start()
+        Engine(Settings(artifacts_dir=artifacts), artifact, comparison).start()
 
 
 def test_a_base_that_is_no_model_is_refused(base: Path) -> None:
     (base / "config.json").unlink()
     with pytest.raises(AdapterError, match="no model is there"):
-        read_beside(base, {})
+        read_comparison_models(base, {})
 
 
 def test_adapters_are_named_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,7 +197,7 @@ def test_adapters_without_their_base_are_refused(monkeypatch: pytest.MonkeyPatch
         read_settings()
 
 
-def test_check_tells_what_would_be_beside_and_what_is_wrong_with_it(
+def test_check_names_the_comparison_models_and_what_is_wrong_with_them(
     artifacts: Path, base: Path, adapter: Path
 ) -> None:
     environment = {
@@ -213,7 +213,7 @@ def test_check_tells_what_would_be_beside_and_what_is_wrong_with_it(
 
     good = check()
     assert (good.returncode, good.stderr) == (0, "")
-    assert good.stdout.endswith("ok: base, r2 beside it\n")
+    assert good.stdout.endswith("ok: base and r2 can be served for comparison\n")
     cut(adapter)
     bad = check()
     assert (bad.returncode, bad.stdout, bad.stderr.count("\n")) == (1, "", 1)
