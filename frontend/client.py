@@ -21,7 +21,7 @@ import httpx
 from conversations import Message
 from errors import ApiError, CutShort, Malformed, Refused, Unreachable
 
-STATUS_TTL_S = 2.0  # all open pages share one look at the API in this time
+STATUS_TTL_S = 2.0  # all open pages share one request for its status in this time
 STATUS_TIMEOUT_S = 5.0
 SILENCE_TIMEOUT_S = 120.0  # a busy API may let a chat wait before its first token
 
@@ -104,7 +104,7 @@ class Api:
         self._session_key = secrets.token_bytes(16)
         self._lock = asyncio.Lock()
         self._status = Status()
-        self._looked_at = float("-inf")
+        self._fetched_at = float("-inf")
 
     async def close(self) -> None:
         """Closes the connections."""
@@ -113,12 +113,12 @@ class Api:
     async def status(self) -> Status:
         """The API's state, at most `STATUS_TTL_S` old. Never raises."""
         async with self._lock:
-            if time.monotonic() - self._looked_at > STATUS_TTL_S:
-                self._status = await self._look()
-                self._looked_at = time.monotonic()
+            if time.monotonic() - self._fetched_at > STATUS_TTL_S:
+                self._status = await self._fetch_status()
+                self._fetched_at = time.monotonic()
             return self._status
 
-    async def _look(self) -> Status:
+    async def _fetch_status(self) -> Status:
         try:
             models = await self._http.get("/v1/models")
             if models.is_error:

@@ -9,7 +9,7 @@
         ├── Malformed      it answered, but not as an OpenAI-style API does
         └── CutShort       the answer began and then broke off
 
-The messages here are for a log. What a reader is told is in `words`.
+The messages here are for a log. What a reader is told is in `texts`.
 """
 
 

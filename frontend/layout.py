@@ -20,7 +20,7 @@ VERDICT_LABELS = ("Left is better", "Right is better", "Equally good", "Neither"
 class Parts:
     """The components that events read or write.
 
-    kept, shelf: the open chat and the others, in the browser. listed: (title, id) of all
+    kept, history: the open chat and the others, in the browser. listed: (title, id) of all
     asked: whether the model is to be asked
     names: the models that the pickers offer. file: the text of a file on its way in or out
     """
@@ -47,7 +47,7 @@ class Parts:
     stop: gr.Button
     meter: gr.HTML
     kept: gr.BrowserState
-    shelf: gr.BrowserState
+    history: gr.BrowserState
     kept_knobs: gr.BrowserState
     listed: gr.JSON
     asked: gr.Checkbox
@@ -73,7 +73,7 @@ class Parts:
     @property
     def of_chat(self) -> list[Any]:
         """What another chat may change."""
-        return [*self.of_turn, self.shelf, self.comparing, self.rival_model]
+        return [*self.of_turn, self.history, self.comparing, self.rival_model]
 
 
 def lay_out(settings: Settings) -> Parts:
@@ -139,7 +139,7 @@ def _picker(name: str, label: str, *, visible: bool = True) -> gr.Dropdown:
 
 
 def _knobs(settings: Settings) -> tuple[Any, ...]:
-    """System prompt, temperature, top-p, length, seed, stop: in the order that `handlers` reads them."""
+    """System prompt, temperature, top-p, length, seed, stop: in the order that `turn_events` reads them."""
     return (
         gr.Textbox(
             "",
@@ -214,7 +214,8 @@ def _memory(settings: Settings) -> dict[str, Any]:
     secret = settings.history_secret.get_secret_value()
     return {
         "kept": gr.BrowserState({}, storage_key="chat", secret=secret),
-        "shelf": gr.BrowserState([], storage_key="shelf", secret=secret),
+        # The storage key keeps its first name: browsers hold chats under it.
+        "history": gr.BrowserState([], storage_key="shelf", secret=secret),
         "kept_knobs": gr.BrowserState([], storage_key="settings", secret=secret),
         "asked": gr.Checkbox(visible=False),
         **{name: gr.JSON(visible=False) for name in ("listed", "names", "file")},

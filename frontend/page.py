@@ -1,7 +1,7 @@
 """The page's layout in Gradio's Blocks, and which event calls what.
 
-In: settings and the API. Out: Blocks that are not yet served. What the events do is in `handlers`
-(a turn) and `desk` (chats as wholes); what happens in the browser alone is in page.js.
+In: settings and the API. Out: Blocks that are not yet served. What the events do is in `turn_events`
+(a turn) and `chat_events` (chats as wholes); what happens in the browser alone is in page.js.
 """
 
 from functools import partial
@@ -11,11 +11,11 @@ import gradio as gr
 
 import layout
 import votes
+from chat_events import ChatEvents
 from client import Api
-from desk import Desk
-from handlers import Handlers
 from layout import Parts
 from settings import Settings
+from turn_events import TurnEvents
 from visitors import Visitors
 
 MAX_CHATS = 100  # at once; the API decides below that who must wait
@@ -40,70 +40,70 @@ def build_page(settings: Settings, api: Api) -> gr.Blocks:
     visitors = Visitors(settings.visitor_answers, settings.visitor_messages_per_minute)
     with page:
         parts = layout.lay_out(settings)
-        desk = Desk(api, parts, settings)
-        handlers = Handlers(api, parts, settings, visitors)
-        _wire_turns(parts, handlers)
-        _wire_chats(parts, desk, handlers)
+        chat_events = ChatEvents(api, parts, settings)
+        turn_events = TurnEvents(api, parts, settings, visitors)
+        _wire_turns(parts, turn_events)
+        _wire_chats(parts, chat_events, turn_events)
         page.load(None, [parts.kept_knobs, *parts.knobs], [*parts.knobs], js=RECALL, **AT_ONCE)
-        page.load(desk.load, {parts.kept, parts.shelf}, parts.of_chat, **AT_ONCE)
-        _wire_look(page, parts, desk)
+        page.load(chat_events.load, {parts.kept, parts.history}, parts.of_chat, **AT_ONCE)
+        _wire_settings_and_status(page, parts, chat_events)
     page.max_threads = MAX_CHATS  # Gradio's own 40 would let the rest wait
     page.queue(default_concurrency_limit=MAX_CHATS)
     return page
 
 
-def _wire_turns(parts: Parts, handlers: Handlers) -> None:
+def _wire_turns(parts: Parts, turn_events: TurnEvents) -> None:
     got = {parts.kept, parts.listed, parts.chat_input, parts.comparing}
     asking: dict[str, Any] = {"inputs": got, "outputs": parts.of_turn, **AT_ONCE}
     editing = asking | {"inputs": got | {*parts.boxes}}
-    choosing = asking | {"inputs": got | {parts.shelf}, "outputs": [*parts.of_turn, parts.shelf]}
+    choosing = asking | {"inputs": got | {parts.history}, "outputs": [*parts.of_turn, parts.history]}
     asked = [
-        gr.on([parts.send.click, parts.chat_input.submit], handlers.ask, **asking),
-        parts.chatbot.example_select(handlers.try_example, **asking),
-        *(box.retry(handlers.retry, **asking) for box in parts.boxes),
-        *(box.edit(handlers.edit, **editing) for box in parts.boxes),
-        *(box.option_select(handlers.choose, **choosing) for box in parts.boxes),
+        gr.on([parts.send.click, parts.chat_input.submit], turn_events.ask, **asking),
+        parts.chatbot.example_select(turn_events.try_example, **asking),
+        *(box.retry(turn_events.retry, **asking) for box in parts.boxes),
+        *(box.edit(turn_events.edit, **editing) for box in parts.boxes),
+        *(box.option_select(turn_events.choose, **choosing) for box in parts.boxes),
     ]
     chosen = {parts.model, parts.rival_model, parts.comparing, *parts.knobs}
     answered = [*parts.boxes, parts.kept, parts.meter]
     closed = [parts.send, parts.stop, parts.vote, *parts.of_vote]
     for event in asked:
-        told = event.then(handlers.answer, {parts.kept, parts.asked, *chosen}, answered, **QUIET)
-        told.then(handlers.close, {parts.kept}, closed, **AT_ONCE)
-    parts.stop.click(handlers.stop, None, None, **AT_ONCE)
+        told = event.then(turn_events.answer, {parts.kept, parts.asked, *chosen}, answered, **QUIET)
+        told.then(turn_events.close, {parts.kept}, closed, **AT_ONCE)
+    parts.stop.click(turn_events.stop, None, None, **AT_ONCE)
     for box in parts.boxes:
-        box.undo(handlers.undo, {parts.kept, parts.comparing, parts.listed}, parts.of_turn, **AT_ONCE)
+        box.undo(turn_events.undo, {parts.kept, parts.comparing, parts.listed}, parts.of_turn, **AT_ONCE)
     judged = {parts.kept, parts.model, parts.rival_model, *parts.knobs}
     for verdict, button in zip(votes.VERDICTS, parts.verdicts, strict=True):
-        button.click(partial(handlers.vote, verdict), judged, parts.of_vote, **AT_ONCE)
+        button.click(partial(turn_events.vote, verdict), judged, parts.of_vote, **AT_ONCE)
 
 
-def _wire_chats(parts: Parts, desk: Desk, handlers: Handlers) -> None:
-    chats = {parts.kept, parts.shelf, parts.comparing}
+def _wire_chats(parts: Parts, chat_events: ChatEvents, turn_events: TurnEvents) -> None:
+    chats = {parts.kept, parts.history, parts.comparing}
     for event, handler, more in (
-        (parts.new_chat.click, desk.new, set()),
-        (parts.chats.input, desk.open, {parts.chats}),
-        (parts.delete.click, desk.delete, set()),
-        (parts.comparing.input, desk.compare, set()),
+        (parts.new_chat.click, chat_events.new, set()),
+        (parts.chats.input, chat_events.open, {parts.chats}),
+        (parts.delete.click, chat_events.delete, set()),
+        (parts.comparing.input, chat_events.compare, set()),
     ):
-        stopped = event(handlers.stop, None, None, **AT_ONCE)
+        stopped = event(turn_events.stop, None, None, **AT_ONCE)
         stopped.then(handler, chats | more, parts.of_chat, **AT_ONCE)
-    for button, form in ((parts.to_json, desk.to_json), (parts.to_markdown, desk.to_markdown)):
+    for button, form in ((parts.to_json, chat_events.to_json), (parts.to_markdown, chat_events.to_markdown)):
         made = button.click(form, {parts.kept}, [parts.file], **AT_ONCE)
         made.then(None, [parts.file], None, js=SAVE_FILE, **AT_ONCE)
     chosen = parts.from_file.click(None, None, [parts.file], js=OPEN_FILE, **AT_ONCE)
-    stopped = chosen.then(handlers.stop, None, None, **AT_ONCE)
-    stopped.then(desk.from_file, {*chats, parts.file}, parts.of_chat, **AT_ONCE)
+    stopped = chosen.then(turn_events.stop, None, None, **AT_ONCE)
+    stopped.then(chat_events.from_file, {*chats, parts.file}, parts.of_chat, **AT_ONCE)
 
 
-def _wire_look(page: gr.Blocks, parts: Parts, desk: Desk) -> None:
+def _wire_settings_and_status(page: gr.Blocks, parts: Parts, chat_events: ChatEvents) -> None:
     for knob in parts.knobs:
         knob.change(None, [*parts.knobs], [parts.kept_knobs], js=KEEP, **AT_ONCE)
-    look: dict[str, Any] = {
+    refreshing: dict[str, Any] = {
         "inputs": {parts.names, parts.model, parts.rival_model},
         "outputs": [parts.banner, parts.names, parts.model, parts.rival_model, parts.attribution],
         "concurrency_limit": None,
         **AT_ONCE,
     }
-    page.load(desk.look, **look)
-    gr.Timer(STATUS_EVERY_S).tick(desk.look, **look)
+    page.load(chat_events.refresh_status, **refreshing)
+    gr.Timer(STATUS_EVERY_S).tick(chat_events.refresh_status, **refreshing)

@@ -8,9 +8,9 @@ import uvicorn
 from fastapi import FastAPI
 from starlette.types import ASGIApp
 
-import look
+import theme
 from client import Api
-from gate import Gate
+from middleware import AllowList
 from page import build_page
 from settings import Settings
 
@@ -33,11 +33,11 @@ def build_app(settings: Settings) -> ASGIApp:
         pwa=False,
         ssr_mode=False,
         mcp_server=False,
-        theme=look.theme(),
-        css_paths=look.STYLES,
-        js=look.SCRIPT.read_text(encoding="utf-8"),
+        theme=theme.build_theme(),
+        css_paths=theme.STYLES,
+        js=theme.SCRIPT.read_text(encoding="utf-8"),
     )
-    return Gate(app)
+    return AllowList(app)
 
 
 def serve(settings: Settings, listener: socket.socket) -> None:

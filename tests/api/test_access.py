@@ -6,11 +6,11 @@ from collections.abc import AsyncIterator, Callable
 
 import httpx
 import pytest
+from test_chat import URL, assert_openai_error
 
 from api.errors import EngineFailed
 from api.http import gate as security
 from conftest import KEY, FakeEngine, House, ask, eventually
-from test_chat import URL, assert_openai_error
 
 pytestmark = pytest.mark.anyio
 MakeHouse = Callable[..., House]

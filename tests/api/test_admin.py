@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
+from test_chat import URL, assert_openai_error
 
 from api.app import create_admin_app
 from api.engine import lifecycle
@@ -18,7 +19,6 @@ from api.ledger.keys import Limits, create_key
 from api.ledger.usage import today
 from api.settings import read_settings
 from conftest import KEY, FakeEngine, House, another_artifact, ask, eventually
-from test_chat import URL, assert_openai_error
 
 pytestmark = pytest.mark.anyio
 MakeHouse = Callable[..., House]

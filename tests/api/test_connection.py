@@ -7,11 +7,11 @@ from collections.abc import Callable
 import httpx
 import orjson
 import pytest
+from test_chat import URL, assert_openai_error
 
 from api.engine.engine import Delta
 from api.http import connection
 from conftest import FakeEngine, House, ask, eventually
-from test_chat import URL, assert_openai_error
 
 pytestmark = pytest.mark.anyio
 MakeHouse = Callable[..., House]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from test_chat import URL, assert_openai_error, events
 
 from api.engine import lifecycle, served
 from api.engine.engine import Delta
@@ -16,7 +17,6 @@ from api.engine.lifecycle import State
 from api.errors import EngineFailed, EngineStartError, StartError
 from api.http.server import Server, listen
 from conftest import FakeEngine, House, another_artifact, ask, eventually
-from test_chat import URL, assert_openai_error, events
 
 pytestmark = pytest.mark.anyio
 MakeHouse = Callable[..., House]

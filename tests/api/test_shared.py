@@ -14,6 +14,7 @@ import httpx
 import pytest
 from redis import Redis
 from redis.exceptions import RedisError
+from test_chat import URL, assert_openai_error
 
 from api.errors import LimitsUnavailable, RateLimited, SettingsError
 from api.ledger import shared as shared_module
@@ -26,7 +27,6 @@ from api.settings import Settings
 from bench.load import ROOT
 from bench.redis_server import SERVER, RedisServer, redis_server
 from conftest import FakeEngine, House, ask, eventually
-from test_chat import URL, assert_openai_error
 
 pytestmark = [
     pytest.mark.anyio,

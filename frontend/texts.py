@@ -21,25 +21,25 @@ ASK_TO_VOTE = "Which answer is better? A vote is stored on the server with the c
 STOPPED_EARLY = "Stopped before the answer began."
 KEPT = "Your message is kept."
 LIMITED = "The answer reached the length limit of the settings."
-GO_ON = (
+CONTINUE_PROMPT = (
     "Your last message was cut off. Go on exactly where it ended, with the next word; repeat nothing of "
     "it and say nothing about this."
 )
 # What a reader can do about a failure: name, and the label of its button.
 CHOICES = {
     "retry": "Try again",
-    "go_on": "Continue",
+    "continue": "Continue",
     "shorten": "Leave out the oldest messages",
-    "afresh": "Ask this in a new chat",
+    "new_chat": "Ask this in a new chat",
 }
 
 
-def choices(names: tuple[str, ...]) -> list[tuple[str, str]]:
+def choice_buttons(names: tuple[str, ...]) -> list[tuple[str, str]]:
     """(label, name) of each."""
     return [(CHOICES[name], name) for name in names]
 
 
-def failed(failure: ApiError, *, begun: bool, alone: bool) -> tuple[str, tuple[str, ...]]:
+def failure_notice(failure: ApiError, *, begun: bool, alone: bool) -> tuple[str, tuple[str, ...]]:
     """(what is the matter, names of the choices).
 
     begun: part of the answer has come. alone: no earlier messages went with the question
@@ -47,29 +47,29 @@ def failed(failure: ApiError, *, begun: bool, alone: bool) -> tuple[str, tuple[s
     if is_too_long(failure) and alone:
         return TOO_LONG_ALONE, ("retry",)
     if is_too_long(failure):
-        return TOO_LONG, ("shorten", "afresh")
+        return TOO_LONG, ("shorten", "new_chat")
     if begun:
-        return why_not(failure), ("go_on", "retry")
-    return f"{why_not(failure)} {KEPT}", ("retry",)
+        return explain(failure), ("continue", "retry")
+    return f"{explain(failure)} {KEPT}", ("retry",)
 
 
-def limited(answer: Answer) -> tuple[str, tuple[str, ...]]:
+def length_notice(answer: Answer) -> tuple[str, tuple[str, ...]]:
     """(remark, choices) for an answer that the length limit ended; nothing for another."""
-    return (LIMITED, ("go_on",)) if answer.finish_reason == "length" else ("", ())
+    return (LIMITED, ("continue",)) if answer.finish_reason == "length" else ("", ())
 
 
-def too_many(refused: TooMany) -> str:
+def visitor_notice(refused: TooMany) -> str:
     """A visitor's own limit."""
     if refused.retry_after_s is None:
         return f"You have an answer under way already. Wait for it or stop it. {KEPT}"
     return f"That is a lot of messages in one minute. {_wait(refused.retry_after_s)} {KEPT}"
 
 
-def why_not(failure: ApiError) -> str:
+def explain(failure: ApiError) -> str:
     """What is the matter, and what to do about it."""
     match failure:
         case Refused():
-            return _why_refused(failure)
+            return _explain_refusal(failure)
         case CutShort():
             return "The answer was cut off on its way. What came is kept."
         case Malformed():
@@ -93,7 +93,7 @@ def is_too_long(failure: ApiError) -> bool:
     return False
 
 
-def _why_refused(refused: Refused) -> str:
+def _explain_refusal(refused: Refused) -> str:
     if is_too_long(refused):
         return TOO_LONG
     match refused.status:
@@ -123,7 +123,7 @@ def _wait(retry_after_s: int | None) -> str:
     return f"Try again in {retry_after_s} {unit}."
 
 
-def about(answer: Answer) -> str:
+def answer_note(answer: Answer) -> str:
     """Length, speed and wait of a whole answer: `42 tokens · 18.3 tokens/s · …`."""
     remarks = []
     if answer.tokens is not None:
@@ -140,6 +140,6 @@ def about(answer: Answer) -> str:
     return " · ".join(remarks)
 
 
-def context(used: int, room: int | None) -> str:
+def context_text(used: int, room: int | None) -> str:
     """The meter's text."""
     return f"{used:,} tokens" if room is None else f"{used:,} of {room:,} tokens"

@@ -1,6 +1,6 @@
 import pytest
 
-import words
+import texts
 from client import Answer
 from errors import ApiError, CutShort, Malformed, Refused, TooMany, Unreachable
 
@@ -26,7 +26,7 @@ FAILURES = [
 
 @pytest.mark.parametrize(("failure", "parts"), FAILURES)
 def test_every_failure_says_what_is_the_matter_and_what_to_do(failure: ApiError, parts: list[str]) -> None:
-    said = words.why_not(failure)
+    said = texts.explain(failure)
     assert all(part in said for part in parts), said
     assert said.endswith(".")
     assert "Error" not in said
@@ -39,14 +39,14 @@ def test_every_choice_that_is_offered_has_a_label() -> None:
         for failure, _ in FAILURES
         for begun in (True, False)
         for alone in (True, False)
-        for name in words.failed(failure, begun=begun, alone=alone)[1]
+        for name in texts.failure_notice(failure, begun=begun, alone=alone)[1]
     }
-    assert offered == set(words.CHOICES)
+    assert offered == set(texts.CHOICES)
 
 
 @pytest.mark.parametrize(("wait_s", "part"), [(None, "under way"), (12, "in 12 seconds")])
 def test_a_visitor_who_asks_for_too_much_is_told_how_long_to_wait(wait_s: int | None, part: str) -> None:
-    said = words.too_many(TooMany("x", wait_s))
+    said = texts.visitor_notice(TooMany("x", wait_s))
     assert part in said and "kept" in said
 
 
@@ -54,14 +54,14 @@ def test_remark_tells_length_speed_and_wait() -> None:
     answer = Answer(
         "x", prompt_tokens=1200, tokens=11, first_token_s=0.5, last_token_s=1.5, finish_reason="stop"
     )
-    assert words.about(answer) == "11 tokens · 10.0 tokens/s · first after 0.50 s · prompt of 1,200"
+    assert texts.answer_note(answer) == "11 tokens · 10.0 tokens/s · first after 0.50 s · prompt of 1,200"
 
 
 def test_remark_tells_only_what_is_known() -> None:
-    assert words.about(Answer()) == ""
+    assert texts.answer_note(Answer()) == ""
     one = Answer("x", tokens=1, first_token_s=0.5, last_token_s=0.5)
-    assert words.about(one) == "1 token · first after 0.50 s"
+    assert texts.answer_note(one) == "1 token · first after 0.50 s"
 
 
 def test_remark_says_when_the_length_limit_ended_the_answer() -> None:
-    assert words.about(Answer(finish_reason="length")) == "ended at the length limit"
+    assert texts.answer_note(Answer(finish_reason="length")) == "ended at the length limit"

@@ -4,18 +4,26 @@ import html
 
 import gradio as gr
 
+import chat_files
 import conversations
-import files
-import shelf
-import words
+import history
+import texts
 from client import Api
 from conversations import Chat
 from layout import Parts
 from settings import Settings
-from show import Update, buttons, listing, meter, show, show_kept, vote_row
+from updates import (
+    Update,
+    chat_list_update,
+    chat_update,
+    meter_update,
+    restored_chat_update,
+    send_or_stop_update,
+    vote_update,
+)
 
 
-class Desk:
+class ChatEvents:
     """Every handler returns the new values of the components it changes."""
 
     def __init__(self, api: Api, parts: Parts, settings: Settings) -> None:
@@ -32,16 +40,16 @@ class Desk:
     async def new(self, got: Update) -> Update:
         """An empty chat; the open one is put away."""
         open_chat, others = self._restore(got)
-        others = shelf.put(others, open_chat)
+        others = history.put(others, open_chat)
         return await self._turn_to(conversations.new_chat(), others, comparing=got[self._parts.comparing])
 
     async def open(self, got: Update) -> Update:
         """The chat that was chosen in the side list."""
         open_chat, others = self._restore(got)
-        found, rest = shelf.take(others, got[self._parts.chats])
+        found, rest = history.take(others, got[self._parts.chats])
         if not found:
             return await self._turn_to(open_chat, others, comparing=bool(open_chat["rival"]))
-        return await self._turn_to(found, shelf.put(rest, open_chat), comparing=bool(found["rival"]))
+        return await self._turn_to(found, history.put(rest, open_chat), comparing=bool(found["rival"]))
 
     async def delete(self, got: Update) -> Update:
         """The open chat is forgotten."""
@@ -57,11 +65,11 @@ class Desk:
 
     def to_json(self, got: Update) -> Update:
         """The open chat as a file for programs."""
-        return self._file(got, "json", files.to_json)
+        return self._file(got, "json", chat_files.to_json)
 
     def to_markdown(self, got: Update) -> Update:
         """The open chat as a file for people."""
-        return self._file(got, "md", files.to_markdown)
+        return self._file(got, "md", chat_files.to_markdown)
 
     async def from_file(self, got: Update) -> Update:
         """A chat from a file that the browser has read."""
@@ -70,16 +78,16 @@ class Desk:
             return {self._parts.file: None}
         open_chat, others = self._restore(got)
         try:
-            read = files.from_text(str(text))
-        except files.FileError as error:
-            return show(self._parts, open_chat, str(error))
-        others = shelf.put(others, open_chat)
+            read = chat_files.from_text(str(text))
+        except chat_files.FileError as error:
+            return chat_update(self._parts, open_chat, str(error))
+        others = history.put(others, open_chat)
         return await self._turn_to(read, others, comparing=bool(read["rival"]))
 
-    async def look(self, got: Update) -> Update:
+    async def refresh_status(self, got: Update) -> Update:
         """The models on offer, and the banner while there are none."""
         parts, status = self._parts, await self._api.status()
-        reason = words.why_not(status.failure) if status.failure else ""
+        reason = texts.explain(status.failure) if status.failure else ""
         update: Update = {
             parts.banner: gr.update(
                 value=f'<div role="status">{html.escape(reason)}</div>', visible=bool(reason)
@@ -96,12 +104,12 @@ class Desk:
             if not self._settings.attribution:
                 licences = {model.licence.lower() for model in status.models}
                 built = any(licence.startswith("llama") for licence in licences)
-                update[parts.attribution] = words.BUILT_WITH_LLAMA if built else ""
+                update[parts.attribution] = texts.BUILT_WITH_LLAMA if built else ""
         return update
 
     def _restore(self, got: Update) -> tuple[Chat, list[Chat]]:
         open_chat = conversations.restore(got[self._parts.kept])
-        others = shelf.restore_shelf(got[self._parts.shelf])
+        others = history.restore_history(got[self._parts.history])
         return open_chat, [chat for chat in others if chat["id"] != open_chat["id"]]
 
     async def _turn_to(self, open_chat: Chat, others: list[Chat], *, comparing: bool) -> Update:
@@ -109,13 +117,13 @@ class Desk:
         model = status.model("")
         room = model.context_tokens if model else None
         return (
-            show_kept(parts, open_chat)
-            | listing(parts, shelf.titles(open_chat, others), open_chat)
-            | buttons(parts, streaming=False)
-            | meter(parts, open_chat, room or self._settings.context_tokens)
-            | vote_row(parts, wanted=False)
+            restored_chat_update(parts, open_chat)
+            | chat_list_update(parts, history.titles(open_chat, others), open_chat)
+            | send_or_stop_update(parts, streaming=False)
+            | meter_update(parts, open_chat, room or self._settings.context_tokens)
+            | vote_update(parts, wanted=False)
             | {
-                parts.shelf: others,
+                parts.history: others,
                 parts.comparing: comparing,
                 parts.rival: gr.update(
                     value=conversations.for_chatbot(open_chat["rival"]), visible=comparing

@@ -2,11 +2,11 @@ import asyncio
 
 import pytest
 
-import words
-from chat import Question, Turn, answer, together
+import texts
 from client import Api, Sampling
 from conversations import Conversation
 from fake_api import DONE, FakeApi, delta, running
+from turn import Question, Turn, answer, together
 
 pytestmark = pytest.mark.anyio
 QUESTION: Conversation = [{"role": "user", "content": "hi"}]
@@ -34,14 +34,18 @@ async def test_what_came_before_the_stream_broke_is_kept() -> None:
     assert turn.conversation[-1]["content"] == "Half an ans"
     assert turn.conversation[-1]["cut"]
     assert "cut off" in turn.notice
-    assert turn.choices == ("go_on", "retry")
+    assert turn.choices == ("continue", "retry")
 
 
 async def test_going_on_sends_what_there_is_and_adds_to_it() -> None:
     half = Question(QUESTION, "", Sampling(0, 16), begun="Half an ans")
     async with running(FakeApi([delta("wer", "stop"), DONE])) as fake:
         turn = await last_turn(fake.api(), half)
-    assert [m["content"] for m in fake.requests[0]["messages"]] == ["hi", "Half an ans", words.GO_ON]
+    assert [m["content"] for m in fake.requests[0]["messages"]] == [
+        "hi",
+        "Half an ans",
+        texts.CONTINUE_PROMPT,
+    ]
     assert [entry["content"] for entry in turn.conversation] == ["hi", "Half an answer"]
 
 
@@ -49,7 +53,7 @@ async def test_an_answer_that_the_length_limit_ended_can_be_gone_on_with() -> No
     async with running(FakeApi([delta("Hello", "length"), DONE])) as fake:
         turn = await last_turn(fake.api())
     assert turn.conversation[-1]["cut"]
-    assert turn.choices == ("go_on",)
+    assert turn.choices == ("continue",)
 
 
 async def test_a_conversation_that_no_longer_fits_offers_a_choice() -> None:
@@ -58,7 +62,7 @@ async def test_a_conversation_that_no_longer_fits_offers_a_choice() -> None:
     async with running(FakeApi(status=400, body=refusal)) as fake:
         turn = await last_turn(fake.api(), Question(longer, "", Sampling(0, 16)))
         alone = await last_turn(fake.api(), Question(longer, "", Sampling(0, 16), start=1))
-    assert turn.choices == ("shorten", "afresh")
+    assert turn.choices == ("shorten", "new_chat")
     assert [len(request["messages"]) for request in fake.requests] == [3, 1]
     assert "Shorten it" in alone.notice
     assert "shorten" not in alone.choices
@@ -123,7 +127,7 @@ async def test_api_that_is_down_is_told_and_the_question_kept() -> None:
 async def test_silence_gives_turns_so_that_a_closed_page_is_noticed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("chat.HEARTBEAT_S", 0.1)
+    monkeypatch.setattr("turn.HEARTBEAT_S", 0.1)
     async with running(FakeApi(hang=True)) as fake:
         turns = answer(fake.api(), "", HI)
         assert [await anext(turns) for _ in range(3)] == [Turn(QUESTION)] * 3

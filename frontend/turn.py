@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
 
-import words
+import texts
 from client import Answer, Api, Sampling
 from conversations import Conversation, Message, for_model, from_question, reply
 from errors import ApiError
@@ -44,7 +44,7 @@ class Question:
         messages = for_model(self._sent, self.system_prompt)
         if self.begun:
             messages.append(Message(role="assistant", content=self.begun))
-            messages.append(Message(role="user", content=words.GO_ON))
+            messages.append(Message(role="user", content=texts.CONTINUE_PROMPT))
         return messages
 
 
@@ -79,18 +79,23 @@ async def answer(api: Api, name: str, question: Question) -> AsyncGenerator[Turn
             async for _ in redraws:
                 yield Turn(reply(conversation, so_far.text))
     except ApiError as failure:
-        kept = reply(conversation, so_far.text, words.CUT_OFF, model=model, cut=True)
-        said = words.failed(failure, begun=bool(so_far.text), alone=question.is_alone)
+        kept = reply(conversation, so_far.text, texts.CUT_OFF, model=model, cut=True)
+        said = texts.failure_notice(failure, begun=bool(so_far.text), alone=question.is_alone)
         yield Turn(kept, *said, over=True)
         return
     if not so_far.text:
-        yield Turn(conversation, words.EMPTY, ("retry",), over=True)
+        yield Turn(conversation, texts.EMPTY, ("retry",), over=True)
         return
     is_cut = so_far.finish_reason == "length"
     whole = reply(
-        conversation, so_far.text, words.about(so_far), model=model, cut=is_cut, tokens=so_far.all_tokens
+        conversation,
+        so_far.text,
+        texts.answer_note(so_far),
+        model=model,
+        cut=is_cut,
+        tokens=so_far.all_tokens,
     )
-    yield Turn(whole, *words.limited(so_far), over=True)
+    yield Turn(whole, *texts.length_notice(so_far), over=True)
 
 
 _under_way: set[asyncio.Task[None]] = set()

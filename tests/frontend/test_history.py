@@ -1,6 +1,6 @@
-import shelf
+import history
 from conversations import Chat, ask, new_chat
-from shelf import put, restore_shelf, take, titles
+from history import put, restore_history, take, titles
 
 
 def chat(id_: str, at: float, text: str = "hi") -> Chat:
@@ -33,7 +33,7 @@ def test_a_chat_that_is_taken_out_is_gone_from_the_shelf() -> None:
 
 
 def test_the_oldest_give_way_when_there_is_no_room() -> None:
-    big = "x" * (shelf.MAX_CHARACTERS // 2)
+    big = "x" * (history.MAX_CHARACTERS // 2)
     shelved: list[Chat] = []
     for at in range(4):
         shelved = put(shelved, chat(str(at), at, big))
@@ -41,6 +41,6 @@ def test_the_oldest_give_way_when_there_is_no_room() -> None:
 
 
 def test_junk_from_the_browser_is_no_chat() -> None:
-    assert restore_shelf([None, {}, "x", {"id": "a", "entries": []}]) == []
-    assert restore_shelf({"a": 1}) == []
-    assert restore_shelf([chat("a", 1)]) == [chat("a", 1)]
+    assert restore_history([None, {}, "x", {"id": "a", "entries": []}]) == []
+    assert restore_history({"a": 1}) == []
+    assert restore_history([chat("a", 1)]) == [chat("a", 1)]

@@ -2,8 +2,8 @@ import json
 
 import pytest
 
+from chat_files import FileError, from_text, to_json, to_markdown
 from conversations import Conversation, new_chat
-from files import FileError, from_text, to_json, to_markdown
 
 ENTRIES: Conversation = [
     {

@@ -36,7 +36,7 @@ HEADERS = {
 }
 
 
-class Gate:
+class AllowList:
     """`app`, closed but for the routes above."""
 
     def __init__(self, app: ASGIApp) -> None:

@@ -7,19 +7,19 @@ from conversations import Chat, restore, title_of
 MAX_CHARACTERS = 600_000  # as JSON: well within a browser's five megabytes once it is encrypted
 
 
-def restore_shelf(kept: object) -> list[Chat]:
+def restore_history(kept: object) -> list[Chat]:
     """The well-formed chats of what a browser sends back."""
     chats = [restore(chat) for chat in kept] if isinstance(kept, list) else []
     return [chat for chat in chats if chat["entries"]]
 
 
-def put(shelf: list[Chat], chat: Chat) -> list[Chat]:
-    """The shelf with `chat` on it, newest first; the oldest give way when there is no room.
+def put(others: list[Chat], chat: Chat) -> list[Chat]:
+    """The other chats with `chat` among them, newest first; the oldest give way when there is no room.
 
     A chat in which nothing was asked is not kept.
     """
-    others = [other for other in shelf if other["id"] != chat["id"]]
-    chats = sorted([chat, *others] if chat["entries"] else others, key=lambda c: -c["at"])
+    rest = [other for other in others if other["id"] != chat["id"]]
+    chats = sorted([chat, *rest] if chat["entries"] else rest, key=lambda c: -c["at"])
     room, kept = MAX_CHARACTERS, []
     for each in chats:
         room -= len(json.dumps(each))
@@ -28,13 +28,13 @@ def put(shelf: list[Chat], chat: Chat) -> list[Chat]:
     return kept
 
 
-def take(shelf: list[Chat], chat_id: str) -> tuple[Chat | None, list[Chat]]:
-    """(the chat of that id or None, the shelf without it)."""
-    found = next((chat for chat in shelf if chat["id"] == chat_id), None)
-    return found, [chat for chat in shelf if chat["id"] != chat_id]
+def take(others: list[Chat], chat_id: str) -> tuple[Chat | None, list[Chat]]:
+    """(the chat of that id or None, the others without it)."""
+    found = next((chat for chat in others if chat["id"] == chat_id), None)
+    return found, [chat for chat in others if chat["id"] != chat_id]
 
 
-def titles(chat: Chat, shelf: list[Chat]) -> list[tuple[str, str]]:
+def titles(chat: Chat, others: list[Chat]) -> list[tuple[str, str]]:
     """(title, id) of all chats, the open one among them, newest first."""
-    chats = [*shelf, chat] if chat["entries"] else shelf
+    chats = [*others, chat] if chat["entries"] else others
     return [(title_of(each), each["id"]) for each in sorted(chats, key=lambda c: -c["at"])]

@@ -7,24 +7,24 @@ from contextlib import aclosing
 
 import gradio as gr
 
-import chat
 import conversations
-import shelf
+import history
+import texts
+import turn
 import votes
-import words
 from client import Api, Sampling
 from conversations import SIDES, Chat, Conversation
 from errors import TooMany
 from layout import Parts
 from settings import Settings
-from show import Update, buttons, listing, meter, show, vote_row
+from updates import Update, chat_list_update, chat_update, meter_update, send_or_stop_update, vote_update
 from visitors import Visitors
 
 SAVE_EVERY_S = 2.0
 STOPS_WITHIN_S = 5.0  # what takes longer was left behind by a browser that is gone
 
 
-class Handlers:
+class TurnEvents:
     """Events that ask the model, and those about its answer."""
 
     def __init__(self, api: Api, parts: Parts, settings: Settings, visitors: Visitors) -> None:
@@ -62,20 +62,20 @@ class Handlers:
         return self._ask(open_chat, str(edited.value), got)
 
     def choose(self, got: Update, chosen: gr.SelectData) -> Update:
-        """One of the buttons below a notice; see `words.CHOICES`."""
+        """One of the buttons below a notice; see `texts.CHOICES`."""
         open_chat = self._chat(got)
         match chosen.value:
-            case "go_on":
+            case "continue":
                 return self._begin(open_chat)
             case "shorten":
                 open_chat["start"] = conversations.later_start(open_chat)
                 return self._begin(open_chat)
-            case "afresh":
+            case "new_chat":
                 question = open_chat["entries"][-1]["content"]
                 for side in SIDES:
                     open_chat[side] = open_chat[side][:-1]
-                others = shelf.put(shelf.restore_shelf(got[self._parts.shelf]), open_chat)
-                return self._ask(conversations.new_chat(), question, got) | {self._parts.shelf: others}
+                others = history.put(history.restore_history(got[self._parts.history]), open_chat)
+                return self._ask(conversations.new_chat(), question, got) | {self._parts.history: others}
             case _:
                 return self.retry(got)
 
@@ -87,11 +87,15 @@ class Handlers:
         others = [pair for pair in known if pair[1] != open_chat["id"]]
         chats = [(conversations.title_of(open_chat), open_chat["id"]), *others]
         cleared = {self._parts.chat_input: ""}
-        return self._begin(open_chat) | listing(self._parts, chats, open_chat) | cleared
+        return self._begin(open_chat) | chat_list_update(self._parts, chats, open_chat) | cleared
 
     def _begin(self, open_chat: Chat) -> Update:
         parts = self._parts
-        begun = show(parts, open_chat) | buttons(parts, streaming=True) | vote_row(parts, wanted=False)
+        begun = (
+            chat_update(parts, open_chat)
+            | send_or_stop_update(parts, streaming=True)
+            | vote_update(parts, wanted=False)
+        )
         return begun | {parts.asked: True}
 
     async def answer(self, got: Update, request: gr.Request) -> AsyncGenerator[Update, None]:
@@ -115,9 +119,9 @@ class Handlers:
             status = await self._api.status()
             model = status.model(got[parts.model])
             room = model.context_tokens if model else None
-            yield meter(parts, open_chat, room or self._settings.context_tokens)
+            yield meter_update(parts, open_chat, room or self._settings.context_tokens)
         except TooMany as refused:
-            yield show(parts, open_chat, words.too_many(refused), ("retry",))
+            yield chat_update(parts, open_chat, texts.visitor_notice(refused), ("retry",))
         finally:
             if self._stops.get(session) is stop:
                 del self._stops[session]
@@ -126,7 +130,7 @@ class Handlers:
         """After an answer: Send again, and a vote where two were given."""
         open_chat = self._chat(got)
         wanted = bool(self._settings.votes) and all(_is_whole(open_chat[side]) for side in SIDES)
-        return buttons(self._parts, streaming=False) | vote_row(self._parts, wanted=wanted)
+        return send_or_stop_update(self._parts, streaming=False) | vote_update(self._parts, wanted=wanted)
 
     async def _streamed(
         self,
@@ -144,25 +148,25 @@ class Handlers:
         for side in sides:
             asked = conversations.reopen(open_chat[side])
             begun = open_chat[side][-1]["content"] if conversations.is_answered(open_chat[side]) else ""
-            question = chat.Question(
+            question = turn.Question(
                 asked, got[parts.knobs[0]], self._sampling(got), open_chat["start"], begun
             )
-            streams.append(chat.answer(self._api, str(names[side]), question))
-        async with aclosing(chat.together(stop, *streams)) as turns:
-            async for place, turn in turns:
+            streams.append(turn.answer(self._api, str(names[side]), question))
+        async with aclosing(turn.together(stop, *streams)) as turns:
+            async for place, latest in turns:
                 side = sides[place]
-                open_chat[side] = turn.conversation
-                choices, start = words.choices(turn.choices), open_chat["start"]
+                open_chat[side] = latest.conversation
+                choices, start = texts.choice_buttons(latest.choices), open_chat["start"]
                 shown[parts.boxes[SIDES.index(side)]] = conversations.for_chatbot(
-                    turn.conversation, turn.notice, choices, start
+                    latest.conversation, latest.notice, choices, start
                 )
                 update = dict(shown)
-                if turn.over:
+                if latest.over:
                     coming.discard(side)
-                if turn.over or time.monotonic() - saved_at > SAVE_EVERY_S:
+                if latest.over or time.monotonic() - saved_at > SAVE_EVERY_S:
                     saved_at = time.monotonic()
                     update[parts.kept] = open_chat | {
-                        side: conversations.cut(open_chat[side], words.CUT_OFF) for side in coming
+                        side: conversations.cut(open_chat[side], texts.CUT_OFF) for side in coming
                     }
                 yield update
         if coming:
@@ -170,10 +174,10 @@ class Handlers:
 
     def _stopped(self, open_chat: Chat, coming: set[conversations.Side]) -> Update:
         for side in coming:
-            open_chat[side] = conversations.cut(open_chat[side], words.STOPPED)
+            open_chat[side] = conversations.cut(open_chat[side], texts.STOPPED)
         if any(conversations.is_answered(open_chat[side]) for side in coming):
-            return show(self._parts, open_chat, "", ("go_on", "retry"))
-        return show(self._parts, open_chat, words.STOPPED_EARLY, ("retry",))
+            return chat_update(self._parts, open_chat, "", ("continue", "retry"))
+        return chat_update(self._parts, open_chat, texts.STOPPED_EARLY, ("retry",))
 
     async def stop(self, request: gr.Request) -> None:
         """Ends the answer that is under way, if any; what came stays. Returns when its last word is sent.
@@ -192,7 +196,7 @@ class Handlers:
             asked = conversations.reopen(open_chat[side])
             text = asked[-1]["content"] if asked else text
             open_chat[side] = asked[:-1]
-        return {self._parts.chat_input: text} | show(self._parts, open_chat)
+        return {self._parts.chat_input: text} | chat_update(self._parts, open_chat)
 
     def vote(self, verdict: str, got: Update) -> Update:
         """Which of two answers is better; see `votes.VERDICTS`."""
@@ -209,7 +213,7 @@ class Handlers:
         assert self._settings.votes
         votes.append(self._settings.votes, cast)
         hidden = {button: gr.update(visible=False) for button in parts.verdicts}
-        return {parts.vote_said: words.VOTED} | hidden
+        return {parts.vote_said: texts.VOTED} | hidden
 
     def _chat(self, got: Update) -> Chat:
         return conversations.restore(got[self._parts.kept])

@@ -39,7 +39,7 @@ COLOURS = {  # Gradio's variable: light, dark
 }
 
 
-def theme() -> gr.themes.Base:
+def build_theme() -> gr.themes.Base:
     """The theme, light and dark."""
     base = gr.themes.Base(
         primary_hue="teal",
