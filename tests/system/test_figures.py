@@ -1,4 +1,4 @@
-"""What README.md states is what the programs in bench/ printed."""
+"""README.md and docs/training.md state what the programs in bench/ printed."""
 
 import importlib
 import json
@@ -13,10 +13,18 @@ def test_the_readme_shows_the_table_of_the_kept_measurement() -> None:
     assert quickstart.table(json.loads(quickstart.RESULT.read_text())) in README
 
 
-def test_the_readme_shows_the_kept_training_speed() -> None:
+def test_readme_and_training_page_show_the_kept_training_speed() -> None:
     training = importlib.import_module("bench.training")  # it names modules of the trainer's environment
     kept = json.loads((ROOT / "bench" / "results" / "training-h100.json").read_text())
-    assert training.table(kept["rows"]) in README
+    table = training.table(kept["rows"])
+    assert table in (ROOT / "docs" / "training.md").read_text()
+    speed = {row[0]: row[1] for line in table.splitlines()[2:] if (row := line.strip("| ").split(" | "))}
+    said = " ".join(README.split())
+    assert (
+        f"{speed['compiled-bf16']} tokens/s in bf16 and {speed['compiled-fp8']} with a frozen base in FP8"
+        in said
+    )
+    assert f"has {speed['unsloth']} as it installs and {speed['unsloth-kept']} without gradient" in said
 
 
 def test_the_readme_tells_the_kept_figures_of_the_page() -> None:
