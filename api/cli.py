@@ -170,7 +170,7 @@ def serve(settings: Settings, artifact: Artifact, comparison: ComparisonModels |
     from api.app import create_admin_app, create_app
     from api.engine import fork_server
     from api.engine.engine import Engine, set_engine_environment
-    from api.engine.processes import kill_engine_processes
+    from api.engine.processes import kill_all_engines
     from api.http.log import configure_logging, log
     from api.http.server import AdminServer, Server, listen
     from api.service import build_service
@@ -188,6 +188,6 @@ def serve(settings: Settings, artifact: Artifact, comparison: ComparisonModels |
         fork_server.start()
         Server(create_app(service, settings.cors_origins), service.lifecycle, admin).run([listener])
     finally:
-        kill_engine_processes()  # the fork server: by itself it takes seconds to end
+        kill_all_engines()
     if service.lifecycle.failure is not None:
         raise service.lifecycle.failure

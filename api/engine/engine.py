@@ -22,7 +22,7 @@ from api.engine import fork_server
 from api.engine.artifact import Artifact
 from api.engine.comparison import ComparisonModels
 from api.engine.presets import hardware_arguments
-from api.engine.processes import engine_processes, kill, kill_engine_processes, start_watchdog
+from api.engine.processes import engine_processes, kill, start_watchdog
 from api.errors import EngineFailed, EngineStartError
 from api.generation.schema import FinishReason, Sampling
 from api.settings import Settings
@@ -69,6 +69,7 @@ class Engine:
         self._adapters: dict[str, Any] = {}
         self._defaults: dict[str, Any] = {}
         self._processes: list[psutil.Process] = []
+        self._others: set[int] = set()
         self._watchdog: subprocess.Popen[bytes] | None = None
         self._constructing = False
         self._stopping = False
@@ -88,7 +89,7 @@ class Engine:
         # Ctrl-C reaches the whole process group. vLLM's processes inherit this thread's mask, so
         # that they live on while the service drains; `shutdown` ends them.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        others = {process.pid for process in engine_processes()}  # of an engine that serves meanwhile
+        self._others = {process.pid for process in engine_processes()}  # of an engine that serves meanwhile
         self._constructing = True
         try:
             # Read after the line above is written: `shutdown` does it the other way round, so
@@ -101,10 +102,10 @@ class Engine:
                     AsyncLLM.from_engine_args(arguments, usage_context=UsageContext.OPENAI_API_SERVER)
                 )
             self._defaults = self._llms[0].model_config.get_diff_sampling_param()
-            self._processes = [p for p in engine_processes() if p.pid not in others]
+            self._processes = self._own_processes()
             self._watchdog = start_watchdog(self._processes)
         except Exception as error:
-            kill([p for p in engine_processes() if p.pid not in others])
+            kill(self._own_processes())
             raise EngineStartError(f"vLLM did not start: {error}") from error
         finally:
             self._constructing = False
@@ -206,6 +207,10 @@ class Engine:
         except (EngineDeadError, EngineGenerateError):
             raise EngineFailed(_FAILED) from None
 
+    def _own_processes(self) -> list[psutil.Process]:
+        """Return the engine processes that began with or after `start`; one engine starts at a time."""
+        return [process for process in engine_processes() if process.pid not in self._others]
+
     @property
     def is_dead(self) -> bool:
         return any(llm.errored for llm in self._llms)
@@ -214,7 +219,7 @@ class Engine:
         """End the engine and all its processes, also while it starts; blocks for seconds."""
         self._stopping = True
         while self._constructing:
-            kill_engine_processes()
+            kill(self._own_processes())
             time.sleep(0.05)
         if self._llms:
             # Requests are over by now, and a worker that takes its time has nothing to save.

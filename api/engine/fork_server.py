@@ -49,6 +49,12 @@ def start() -> None:
     _started = True
 
 
+def pid() -> int | None:
+    """Return the fork server's process id, or None if there is no fork server."""
+    found: int | None = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
+    return found
+
+
 def use_for_vllm() -> None:
     """Have vLLM fork its engine process, if there is what to fork; else it starts a new one."""
     if _started:

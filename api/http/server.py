@@ -14,7 +14,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from api.engine.lifecycle import Lifecycle
-from api.engine.processes import kill_engine_processes
+from api.engine.processes import kill_all_engines
 from api.errors import EngineStartError
 from api.http.connection import Connection
 from api.http.gate import MAX_HEADER_BYTES, SECURITY_HEADERS
@@ -75,7 +75,7 @@ class Server(uvicorn.Server):
         if self._leaving is None:
             self._leaving = asyncio.create_task(self._leave())
         else:  # asked twice: at once
-            kill_engine_processes()
+            kill_all_engines()
             os._exit(1)
 
     async def _leave(self) -> None:
