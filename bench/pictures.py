@@ -15,10 +15,10 @@ from typing import Any
 from playwright.sync_api import Browser, sync_playwright
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "system")]
+sys.path.insert(0, str(ROOT))
 
 from bench.load import Service  # noqa: E402 - run as a program, only its folder is on the path
-from browsing import CHROMIUM, CHROMIUM_FLAGS, DESKTOP, PHONE, Visit, page_process  # noqa: E402
+from tests.support.browsing import CHROMIUM, CHROMIUM_FLAGS, DESKTOP, PHONE, Visit, page_process  # noqa: E402
 
 DOCS = ROOT / "docs"
 PICTURES: tuple[tuple[str, bool, dict[str, Any]], ...] = (

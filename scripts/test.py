@@ -39,22 +39,24 @@ REPORTS = VENVS / "reports"
 TYPED = (
     (
         "trainer", "",
-        "trainer tests/trainer bench/sweep.py bench/engines.py bench/training.py bench/curves.py "
-        "bench/sweep_time.py",
+        "trainer tests/trainer tests/support/trainer.py bench/sweep.py bench/engines.py "
+        "bench/training.py bench/curves.py bench/sweep_time.py",
     ),
     (
         "api", "",
-        "api tests/api bench/fuzz_hooks.py bench/front.py bench/serving.py bench/direct.py bench/stacks.py "
-        "bench/random_model.py bench/capacity.py bench/capacity_check.py bench/fleet.py",
+        "api tests/api tests/support/api.py bench/fuzz_hooks.py bench/front.py bench/serving.py "
+        "bench/direct.py bench/stacks.py bench/random_model.py bench/capacity.py bench/capacity_check.py "
+        "bench/fleet.py",
     ),
-    ("frontend", "frontend:tests/frontend", "frontend tests/frontend bench/page.py"),
+    ("frontend", "frontend", "frontend tests/frontend tests/support/fake_api.py bench/page.py"),
     (
-        "tests", "scripts:tests/system",
+        "tests", "scripts",
         "scripts bench/quickstart.py bench/load.py bench/endurance.py bench/pictures.py "
-        "bench/redis_server.py tests/system",
+        "bench/redis_server.py tests/system tests/support/system.py tests/support/browsing.py "
+        "tests/support/scripted_api.py",
     ),
-    ("tests", "tests/containers", "tests/containers"),
-    ("tests", "tests/kubernetes", "tests/kubernetes"),
+    ("tests", "", "tests/containers tests/support/containers.py"),
+    ("tests", "", "tests/kubernetes tests/support/kubernetes.py"),
 )  # fmt: skip
 
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import httpx
 import pytest
-from test_chat import URL, assert_openai_error
 
 from api.app import create_admin_app
 from api.engine import lifecycle
@@ -18,7 +17,16 @@ from api.http.server import AdminServer, Server, listen
 from api.ledger.keys import Limits, create_key
 from api.ledger.usage import today
 from api.settings import read_settings
-from conftest import KEY, FakeEngine, House, another_artifact, ask, eventually
+from tests.support.api import (
+    KEY,
+    URL,
+    FakeEngine,
+    House,
+    another_artifact,
+    ask,
+    assert_openai_error,
+    eventually,
+)
 
 pytestmark = pytest.mark.anyio
 MakeHouse = Callable[..., House]

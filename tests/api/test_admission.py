@@ -15,7 +15,7 @@ from api.generation import admission as admission_module
 from api.generation.admission import Admission
 from api.http.metrics import Metrics
 from api.ledger.keys import NORMAL, Limits, create_key
-from conftest import FakeEngine, House, ask, eventually
+from tests.support.api import FakeEngine, House, ask, eventually
 
 pytestmark = pytest.mark.anyio
 URL = "/v1/chat/completions"

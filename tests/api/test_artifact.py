@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from api.engine.artifact import Manifest, read_artifact
 from api.errors import ArtifactError
-from conftest import MODEL, example_manifest
+from tests.support.api import MODEL, example_manifest
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "docs/artifact.schema.json").read_text())
 

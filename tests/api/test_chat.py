@@ -4,7 +4,6 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-import httpx
 import pytest
 from transformers import PreTrainedTokenizerFast
 
@@ -12,32 +11,10 @@ from api.dialects.chat.schema import ChatCompletion, ChatCompletionChunk, ChatRe
 from api.engine.engine import Delta, sampling_arguments
 from api.errors import EngineFailed
 from api.generation.schema import Sampling
-from conftest import MODEL, FakeEngine, House, ask
+from tests.support.api import MODEL, FakeEngine, House, ask, assert_openai_error, events, post
 
 pytestmark = pytest.mark.anyio
-URL = "/v1/chat/completions"
 MakeHouse = Callable[..., House]
-
-
-async def post(house: House, **options: Any) -> httpx.Response:
-    await house.load()
-    async with house.client() as client:
-        response: httpx.Response = await client.post(URL, **options)
-        return response
-
-
-def events(answer: httpx.Response) -> list[Any]:
-    lines = [line.removeprefix("data: ") for line in answer.text.split("\n\n") if line]
-    return [line if line == "[DONE]" else json.loads(line) for line in lines]
-
-
-def assert_openai_error(answer: httpx.Response, status: int, code: str | None) -> dict[str, Any]:
-    assert answer.status_code == status, answer.text
-    assert answer.headers["content-type"] == "application/json"
-    error: dict[str, Any] = answer.json()["error"]
-    assert set(error) == {"message", "type", "param", "code"}
-    assert error["code"] == code
-    return error
 
 
 async def test_answer_is_a_chat_completion(make_house: MakeHouse) -> None:

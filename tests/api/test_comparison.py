@@ -16,7 +16,7 @@ from api.engine.comparison import ComparisonModels, _weights_sha256, read_compar
 from api.engine.engine import Engine
 from api.errors import AdapterError, SettingsError
 from api.settings import Settings, read_settings
-from conftest import MODEL, FakeEngine, House, ask
+from tests.support.api import MODEL, FakeEngine, House, ask
 
 URL = "/v1/chat/completions"
 LAYER = "model.layers.0.self_attn.q_proj"

@@ -12,7 +12,7 @@ from api.dialects.completions.schema import Completion
 from api.engine.engine import Delta
 from api.errors import EngineFailed
 from api.generation.merged import merged
-from conftest import MODEL, FakeEngine, House
+from tests.support.api import MODEL, FakeEngine, House
 
 pytestmark = pytest.mark.anyio
 URL = "/v1/completions"

@@ -5,22 +5,14 @@ import time
 from collections.abc import Callable
 
 import httpx
-import orjson
 import pytest
-from test_chat import URL, assert_openai_error
 
 from api.engine.engine import Delta
 from api.http import connection
-from conftest import FakeEngine, House, ask, eventually
+from tests.support.api import URL, FakeEngine, House, ask, assert_openai_error, eventually, streamed_request
 
 pytestmark = pytest.mark.anyio
 MakeHouse = Callable[..., House]
-
-
-def streamed_request(version: str = "1.1") -> bytes:
-    body = orjson.dumps(ask(stream=True))
-    head = f"POST {URL} HTTP/{version}\r\nhost: x\r\ncontent-type: application/json\r\n"
-    return f"{head}content-length: {len(body)}\r\n\r\n".encode() + body
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET /health/li", b"GET /health/live HTTP/1.1\r\nhost: x\r\nx-a: "])

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bench.fuzz import run_schemathesis
-from conftest import KEY, MODEL, House
+from tests.support.api import KEY, MODEL, House
 
 pytestmark = pytest.mark.anyio
 

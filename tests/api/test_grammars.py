@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_chat import assert_openai_error, post
 
 from api.engine.artifact import Artifact, read_artifact
 from api.engine.grammars import MAX_WAITING, Grammars
 from api.errors import InvalidRequest, Overloaded, Unavailable
-from conftest import House, ask
+from tests.support.api import House, ask, assert_openai_error, post
 
 pytestmark = pytest.mark.anyio
 MakeHouse = Callable[..., House]

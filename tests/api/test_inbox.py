@@ -6,12 +6,10 @@ from collections.abc import Callable
 import httpx
 import orjson
 import pytest
-from test_chat import URL
-from test_connection import streamed_request
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from api.http.connection import Connection
-from conftest import House, ask
+from tests.support.api import URL, House, ask, streamed_request
 
 pytestmark = pytest.mark.anyio
 MakeHouse = Callable[..., House]

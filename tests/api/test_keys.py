@@ -14,7 +14,7 @@ from api.errors import SettingsError
 from api.ledger import keys as keys_module
 from api.ledger.keys import Keys, Limits, create_key, read_keys, revoke_key
 from api.ledger.usage import Usage
-from conftest import House, ask
+from tests.support.api import House, ask
 
 URL = "/v1/chat/completions"
 MakeHouse = Callable[..., House]

@@ -9,14 +9,22 @@ from pathlib import Path
 
 import httpx
 import pytest
-from test_chat import URL, assert_openai_error, events
 
 from api.engine import lifecycle, served
 from api.engine.engine import Delta
 from api.engine.lifecycle import State
 from api.errors import EngineFailed, EngineStartError, StartError
 from api.http.server import Server, listen
-from conftest import FakeEngine, House, another_artifact, ask, eventually
+from tests.support.api import (
+    URL,
+    FakeEngine,
+    House,
+    another_artifact,
+    ask,
+    assert_openai_error,
+    events,
+    eventually,
+)
 
 pytestmark = pytest.mark.anyio
 MakeHouse = Callable[..., House]

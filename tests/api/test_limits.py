@@ -14,7 +14,7 @@ from api.ledger import usage as usage_module
 from api.ledger.keys import Key, Limits, create_key
 from api.ledger.limits import Accounts
 from api.ledger.usage import Usage, read_usage, today
-from conftest import FakeEngine, House, ask, eventually
+from tests.support.api import FakeEngine, House, ask, eventually
 
 URL = "/v1/chat/completions"
 MakeHouse = Callable[..., House]

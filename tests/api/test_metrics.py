@@ -9,7 +9,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from api.http.metrics import FastHistogram, Metrics
-from conftest import House
+from tests.support.api import House
 
 DOCS = Path(__file__).parents[2] / "docs"
 NAMES = {metric.name for metric in Metrics().registry.collect()}

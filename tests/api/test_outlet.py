@@ -6,12 +6,10 @@ from typing import Any
 
 import httpx
 import pytest
-from test_chat import URL
-from test_connection import streamed_request
 
 from api.engine.engine import Delta
 from api.http import outlet
-from conftest import FakeEngine, House, ask, eventually
+from tests.support.api import URL, FakeEngine, House, ask, eventually, streamed_request
 
 pytestmark = pytest.mark.anyio
 MakeHouse = Callable[..., House]

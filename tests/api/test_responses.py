@@ -6,12 +6,11 @@ from typing import Any
 
 import httpx
 import pytest
-from test_chat import assert_openai_error
 
 from api.dialects.responses.schema import ResponseBody, ResponseRequest
 from api.engine.engine import Delta
 from api.errors import EngineFailed
-from conftest import MODEL, FakeEngine, House
+from tests.support.api import MODEL, FakeEngine, House, assert_openai_error
 
 pytestmark = pytest.mark.anyio
 MakeHouse = Callable[..., House]

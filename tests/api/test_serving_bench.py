@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from api.engine.artifact import read_artifact
 from api.engine.engine import Delta
 from bench import client, random_model, serving, stacks
-from conftest import FakeEngine, House
+from tests.support.api import FakeEngine, House
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 # vLLM prints and warns as it is imported, so in a process of its own. Its command line and its constructor

@@ -8,7 +8,7 @@ import pytest
 
 from api.errors import SettingsError
 from api.settings import read_settings, reference
-from conftest import KEY
+from tests.support.api import KEY
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "localhost"])

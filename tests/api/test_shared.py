@@ -14,7 +14,6 @@ import httpx
 import pytest
 from redis import Redis
 from redis.exceptions import RedisError
-from test_chat import URL, assert_openai_error
 
 from api.errors import LimitsUnavailable, RateLimited, SettingsError
 from api.ledger import shared as shared_module
@@ -26,7 +25,7 @@ from api.ledger.usage import today
 from api.settings import Settings
 from bench.load import ROOT
 from bench.redis_server import SERVER, RedisServer, redis_server
-from conftest import FakeEngine, House, ask, eventually
+from tests.support.api import URL, FakeEngine, House, ask, assert_openai_error, eventually
 
 pytestmark = [
     pytest.mark.anyio,

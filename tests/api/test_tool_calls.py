@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_chat import assert_openai_error, events, post
 from transformers import PreTrainedTokenizerFast
 
 from api.dialects.chat.schema import ChatCompletion, ChatCompletionChunk, ChatMessage
@@ -17,7 +16,7 @@ from api.engine.prompt import Prompt
 from api.generation.tool_calls import CallParser, assembled
 from api.generation.tools import Tool
 from api.ledger.keys import Limits, create_key
-from conftest import FakeEngine, House, ask
+from tests.support.api import FakeEngine, House, ask, assert_openai_error, events, post
 
 MakeHouse = Callable[..., House]
 LLAMA = '{"name": "weather", "parameters": {"city": "Paris", "deep": {"a": "}\\"{"}}}'

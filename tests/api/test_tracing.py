@@ -12,10 +12,9 @@ from typing import Any
 
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-from test_chat import URL
 
 from api.errors import EngineFailed
-from conftest import KEY, FakeEngine, House, ask
+from tests.support.api import KEY, URL, FakeEngine, House, ask
 
 pytestmark = pytest.mark.anyio
 MakeHouse = Callable[..., House]

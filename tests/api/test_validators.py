@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 from api.dialects.chat.schema import ChatRequest
 from api.dialects.completions.schema import CompletionRequest
 from api.generation.schema import INT64_MAX
-from conftest import MODEL, House, ask
+from tests.support.api import MODEL, House, ask
 
 REQUESTS: dict[str, type[BaseModel]] = {
     "/v1/chat/completions": ChatRequest,

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from conftest import ADMIN_KEY, KEY, ROOT, Stack, docker
+from tests.support import ROOT
+from tests.support.containers import ADMIN_KEY, KEY, Stack, docker
 
 CHROMIUM = "/usr/bin/chromium"
 CHROMIUM_FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking",

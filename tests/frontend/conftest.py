@@ -2,12 +2,12 @@
 
 import os
 import sys
-from pathlib import Path
 
 import pytest
 
-FRONTEND = Path(__file__).parents[2] / "frontend"
-sys.path.insert(0, str(FRONTEND))
+from tests.support import ROOT
+
+sys.path.insert(0, str(ROOT / "frontend"))
 os.environ.update(GRADIO_ANALYTICS_ENABLED="False", HF_HUB_OFFLINE="1")
 
 

@@ -6,7 +6,7 @@ import pytest
 from client import Answer, Api, Model, Sampling
 from conversations import Message
 from errors import ApiError, CutShort, Malformed, Refused, Unreachable
-from fake_api import DONE, FakeApi, delta, event, running
+from tests.support.fake_api import DONE, FakeApi, delta, event, running
 
 pytestmark = pytest.mark.anyio
 QUESTION = [Message(role="user", content="my secret question")]

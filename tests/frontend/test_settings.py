@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from conftest import FRONTEND
 from errors import SettingsError
 from settings import DEFAULT_EXAMPLES, load_settings
+from tests.support import ROOT
 
 
 @pytest.fixture(autouse=True)
@@ -91,7 +91,7 @@ def test_port_in_use_is_one_line_and_exit_status_1() -> None:
         port = str(taken.getsockname()[1])
         done = subprocess.run(
             [sys.executable, "app.py"],
-            cwd=FRONTEND,
+            cwd=ROOT / "frontend",
             env={"FRONTEND_PORT": port, "FRONTEND_API_URL": "http://127.0.0.1:8000"},
             capture_output=True,
             text=True,

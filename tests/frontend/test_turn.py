@@ -5,7 +5,7 @@ import pytest
 import texts
 from client import Api, Sampling
 from conversations import Conversation
-from fake_api import DONE, FakeApi, delta, running
+from tests.support.fake_api import DONE, FakeApi, delta, running
 from turn import Question, Turn, answer, together
 
 pytestmark = pytest.mark.anyio

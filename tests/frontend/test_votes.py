@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from conftest import FRONTEND
+from tests.support import ROOT
 from votes import append
 
 PROMPT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi\u2028"}]
@@ -21,7 +21,7 @@ def vote(verdict: str, **other: Any) -> dict[str, Any]:
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
-    command = [sys.executable, str(FRONTEND / "votes.py"), str(path)]
+    command = [sys.executable, str(ROOT / "frontend" / "votes.py"), str(path)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return [json.loads(line) for line in done.stdout.split("\n") if line]
 

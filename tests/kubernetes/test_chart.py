@@ -10,7 +10,8 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from conftest import CHART, ROOT, Ask, Chart, Objects, Refused, container, pod
+from tests.support import ROOT
+from tests.support.kubernetes import CHART, Ask, Chart, Objects, Refused, container, pod
 
 VERSIONS = ("1.30", "1.37")
 PODS = ("api", "page", "trainer")

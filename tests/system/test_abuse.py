@@ -29,7 +29,7 @@ from bench.load import (
     memory_mib,
     open_files,
 )
-from conftest import BEARER, KEY, chat, post
+from tests.support.system import BEARER, KEY, chat, post
 
 pytestmark = pytest.mark.usefixtures("unharmed")
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from bench.load import Answer, Connection, Service, ask, descendants
-from conftest import BEARER, chat, post
+from tests.support.system import BEARER, chat, post
 
 pytestmark = pytest.mark.usefixtures("unharmed")
 

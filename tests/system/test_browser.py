@@ -10,18 +10,18 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, ViewportSize, expect
 
-from browsing import (
+from bench.load import free_port
+from tests.support import ROOT
+from tests.support.browsing import (
     DESKTOP,
     PHONE,
-    ROOT,
     Visit,
     faults_of,
-    free_port,
     page_process,
     prefix_proxy,
     scripted_api,
 )
-from conftest import SCREENSHOTS, Up, metric, wait_until
+from tests.support.system import SCREENSHOTS, Up, metric, wait_until
 
 # The focused element's name, and whether it or something closely around it has a ring.
 FOCUS = """() => {

@@ -9,8 +9,7 @@ import openai
 import pytest
 from openai.types.responses import ResponseFunctionToolCall
 
-from conftest import Up
-from test_chain import client, manifest_of
+from tests.support.system import Up, client, manifest_of
 
 CITY = {
     "type": "object",

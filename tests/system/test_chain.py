@@ -18,16 +18,9 @@ import pytest
 from playwright.sync_api import expect
 
 from bench.load import cmdline, descendants
-from browsing import Visit
-from conftest import ROOT, Up, get, metric, start
-
-
-def manifest_of(artifacts: Path) -> Any:
-    return json.loads((artifacts / "models" / "current" / "manifest.json").read_text())
-
-
-def client(up: Up, key: str = "none") -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{up.api_url}/v1", api_key=key, max_retries=0)
+from tests.support import ROOT
+from tests.support.browsing import Visit
+from tests.support.system import Up, client, get, manifest_of, metric, start
 
 
 def test_first_start_trains_verifies_and_says_what_it_does(first_up: Up) -> None:

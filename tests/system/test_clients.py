@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from bench.load import ROOT, Service
-from conftest import KEY
+from tests.support.system import KEY
 
 LITELLM = """
 import asyncio, litellm

@@ -17,7 +17,9 @@ from pathlib import Path
 import openai
 import pytest
 
-from conftest import ROOT, Up, free_port, get
+from bench.load import free_port
+from tests.support import ROOT
+from tests.support.system import Up, get
 
 KEY = "a-key-for-this-test-only"
 TOKENS = 12

@@ -4,7 +4,7 @@ import importlib
 import json
 
 from bench import quickstart
-from conftest import ROOT
+from tests.support import ROOT
 
 README = (ROOT / "README.md").read_text()
 

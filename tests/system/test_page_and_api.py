@@ -10,8 +10,9 @@ import pytest
 from playwright.sync_api import expect
 
 from bench.load import PYTHON, Service
-from browsing import ROOT, Visit, page_process
-from conftest import KEY, Up
+from tests.support import ROOT
+from tests.support.browsing import Visit, page_process
+from tests.support.system import KEY, Up
 
 DRAIN_S = "15"
 

@@ -17,7 +17,8 @@ import pytest
 
 from bench.load import CHAT, PYTHON, Connection, Service
 from bench.redis_server import SERVER, RedisServer, redis_server
-from conftest import ROOT, Up, wait_until
+from tests.support import ROOT
+from tests.support.system import Up, wait_until
 
 pytestmark = pytest.mark.skipif(SERVER is None, reason="no redis-server here; `make test` brings one")
 CLIENTS, AT_ONCE = 6, 4

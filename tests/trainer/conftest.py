@@ -12,6 +12,7 @@ import yaml
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from tests.support.trainer import rows
 from trainer.ship.gguf_tokenizer import LLAMA3_SPLIT
 from trainer.ship.store import publish
 
@@ -71,20 +72,6 @@ def base_directory(
     tokenizer.save_pretrained(directory)
     (directory / "LICENSE").write_text("A licence.\n")
     return directory
-
-
-def rows(count: int) -> list[dict[str, Any]]:
-    """Rows whose answer can be copied from the prompt, each its own group."""
-    return [
-        {
-            "conversations": [
-                {"from": "human", "value": f"Say word{i}."},
-                {"from": "gpt", "value": f"word{i}"},
-            ],
-            "source": "made",
-        }
-        for i in range(count)
-    ]
 
 
 @pytest.fixture
@@ -233,16 +220,3 @@ def chatml_tokenizer() -> PreTrainedTokenizerFast:
     )
     made.chat_template = CHATML
     return made
-
-
-def model_of(tokenizer: Any, **more: Any) -> LlamaForCausalLM:
-    """A random bfloat16 Llama for this tokenizer, with two embedding rows that no token has."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer) + 2, hidden_size=64, intermediate_size=96, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512,
-        tie_word_embeddings=True, initializer_range=0.2, **more,
-    )  # fmt: skip
-    model = LlamaForCausalLM(config)
-    model.generation_config.eos_token_id = [tokenizer.eos_token_id]
-    return model.to(torch.bfloat16).eval()

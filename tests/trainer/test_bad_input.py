@@ -9,7 +9,7 @@ import pytest
 from pyarrow import parquet
 from transformers import PreTrainedTokenizerFast
 
-from tests.trainer.conftest import rows
+from tests.support.trainer import rows
 from trainer.cli import main
 from trainer.data.conversation import Conversation, Message
 from trainer.data.tokenize import ChatTokenizer

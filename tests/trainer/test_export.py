@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, GgufConfig, PreTrainedTokenizerFast
 
-from conftest import model_of
+from tests.support.trainer import model_of
 from trainer.cli import main
 from trainer.config import fingerprint, load
 from trainer.ship.store import write_manifest

@@ -10,7 +10,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from conftest import model_of
+from tests.support.trainer import model_of
 from trainer.errors import ArtifactError
 from trainer.ship.gguf_file import write_gguf
 from trainer.ship.gguf_tokenizer import pre_tokenizer_name

@@ -1,7 +1,6 @@
 """A real browser and page processes for the tests: started, driven, and watched."""
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -18,18 +17,14 @@ from typing import Any
 
 from playwright.sync_api import Locator, Page, ViewportSize, expect
 
-ROOT = Path(__file__).parents[2]
+from bench.load import free_port
+from tests.support import ROOT
+
 CHROMIUM = "/usr/bin/chromium"
 CHROMIUM_FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking",
                   "--disable-component-update", "--disable-sync", "--no-first-run"]  # fmt: skip
 PHONE = ViewportSize(width=390, height=844)
 DESKTOP = ViewportSize(width=1280, height=860)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextmanager
