@@ -24,8 +24,8 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from trainer.fit.choose.intervals import loss_interval  # noqa: E402
-from trainer.objective.loss import RowLoss  # noqa: E402
+from trainer.fit.choose.intervals import score_interval  # noqa: E402
+from trainer.objective.score import RowScore  # noqa: E402
 from trainer.pages.charts import Line, curves, losses_scale  # noqa: E402
 from trainer.pages.frame import Figure, document, table  # noqa: E402
 from trainer.pages.sweep import STYLE  # noqa: E402
@@ -127,7 +127,7 @@ def rows(told: dict[str, Any]) -> list[list[Any]]:
         if "failed" in case:
             lines.append([name, "failed: " + case["failed"].splitlines()[-1], "", ""])
             continue
-        loss = loss_interval([RowLoss(*row) for row in case["row_losses"]]).value
+        loss = score_interval([RowScore(*row) for row in case["row_losses"]]).value
         found = against_first(cases, name)
         difference = f"{found.value:+.4f} [{found.low:+.4f}, {found.high:+.4f}]"
         pairs = zip(case["step_losses"], cases[first]["step_losses"], strict=True)
@@ -145,8 +145,8 @@ def rows(told: dict[str, Any]) -> list[list[Any]]:
 
 
 def against_first(cases: dict[str, Any], name: str) -> Any:
-    own, first = ([RowLoss(*row) for row in cases[x]["row_losses"]] for x in (name, next(iter(cases))))
-    return loss_interval(own, minus=first)
+    own, first = ([RowScore(*row) for row in cases[x]["row_losses"]] for x in (name, next(iter(cases))))
+    return score_interval(own, minus=first)
 
 
 def binned(losses: list[float]) -> list[tuple[float, float]]:

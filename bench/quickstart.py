@@ -22,7 +22,7 @@ RESULT = ROOT / "bench" / "results" / "quickstart.json"
 PORTS = {"API_PORT": "8391", "FRONTEND_PORT": "8392"}
 PARTS = {"training": "-m trainer", "API": "-m api", "page": "frontend/app.py"}
 GIVE_UP_AFTER_S = 1800
-SETTING = ("name", "validation_nll", "ci_low", "ci_high", "difference_to_best")
+SETTING = ("name", "validation_score", "ci_low", "ci_high", "difference_to_best")
 
 
 def main() -> None:

@@ -27,7 +27,7 @@ from trainer.fit.choose.select import Standing  # noqa: E402
 from trainer.fit.run.arm import Arm, Run, Setting, arm_directory, arms, read_run, run_name  # noqa: E402
 from trainer.fit.run.processes import run_arms  # noqa: E402
 from trainer.fit.run.sweep import Sweep  # noqa: E402
-from trainer.objective.loss import RowLoss  # noqa: E402
+from trainer.objective.score import RowScore  # noqa: E402
 
 
 def main() -> None:
@@ -58,8 +58,8 @@ def save_rows(runs: Iterable[Run]) -> None:
     whole = [run for run in runs if not run.diverged]
     np.savez_compressed(
         PAGE / "rows.npz",
-        tokens=np.array([row.tokens for row in whole[0].validation], np.int32),
-        nll=np.array([[row.nll for row in run.validation] for run in whole], np.float32),
+        tokens=np.array([row.weight for row in whole[0].validation], np.int32),
+        nll=np.array([[row.total for row in run.validation] for run in whole], np.float32),
         rank=np.array([run.arm.setting.rank for run in whole]),
         learning_rate=np.array([run.arm.setting.learning_rate for run in whole]),
         seed=np.array([run.arm.seed for run in whole]),
@@ -75,7 +75,7 @@ def load_rows() -> list[Run]:
         Run(
             Arm(Setting(rank, rate), seed),
             Path(),
-            [RowLoss(x, n, False) for x, n in zip(nll, tokens, strict=True)],
+            [RowScore(x, n, False) for x, n in zip(nll, tokens, strict=True)],
             None,
             {},
         )
@@ -97,7 +97,7 @@ def _range(runs: Sequence[Run]) -> str:
     standing = Standing(runs)
     best, worst = standing.best, standing.scores[-1]
     gap = standing.difference(worst)
-    return f"{best.setting.name} {best.loss:.4f} is best, {worst.setting.name} worse by {gap}"
+    return f"{best.setting.name} {best.cost:.4f} is best, {worst.setting.name} worse by {gap}"
 
 
 if __name__ == "__main__":

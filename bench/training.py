@@ -136,6 +136,7 @@ def _ours(engine: str, precision: str, base: Path, rows: Any, device: str, steps
     from trainer.fit.run.arm import Arm, Setting
     from trainer.fit.run.trainer import build_trainer
     from trainer.fit.run.world import World
+    from trainer.objective import sft
 
     settings = TrainConfig(
         engine=engine,
@@ -147,9 +148,11 @@ def _ours(engine: str, precision: str, base: Path, rows: Any, device: str, steps
     )  # fmt: skip
     arm = Arm(Setting(RANK, RATE), SEED)
     module = importlib.import_module(f"trainer.engines.{engine}")
-    model = module.load(base, settings, LoraConfig(alpha=RANK, target_modules=tuple(TARGETS)), arm, device)
+    model = module.load(
+        base, settings, LoraConfig(alpha=RANK, target_modules=tuple(TARGETS)), RANK, SEED, device
+    )
     return build_trainer(
-        model, module.compute_loss, load_tokenizer(base), rows, [], settings, arm, steps, device,
+        model, sft, module, load_tokenizer(base), rows, [], settings, arm, steps, device,
         Path(tempfile.mkdtemp(dir=WORK)), [clock], World(device),
     )  # fmt: skip
 

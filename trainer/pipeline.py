@@ -23,7 +23,8 @@ from trainer.fit.run.processes import run_arms as run_here
 from trainer.fit.run.sweep import Sweep
 from trainer.judge.evaluate import evaluate
 from trainer.judge.gates import check_current, failed_gates, shippable
-from trainer.objective.loss import mean_loss
+from trainer.objective import objective_of
+from trainer.objective.score import mean_score
 from trainer.pages.evaluation import write_page
 from trainer.progress import Stages, say
 from trainer.ship.merge import merge
@@ -66,6 +67,7 @@ class Pipeline:
         self._cluster = cluster
         self._processes = processes
         self._ship_despite = ship_despite_failed_gates
+        self._objective = objective_of(config)
         self._stages = Stages(STAGES)
 
     def base(self) -> BaseModel:
@@ -108,7 +110,9 @@ class Pipeline:
                     f"{arm.name} diverged: {run.diverged}. Lower the learning rate or lengthen "
                     f"train.warmup_steps; the last good checkpoint is {kept or 'none: it was too early'}"
                 )
-            say(f"  {arm.name}: validation loss {mean_loss(run.validation):.4f} nats a token")
+            score = self._objective.SCORE
+            value = mean_score(run.validation)
+            say(f"  {arm.name}: validation {score.name} {value:.4f} {score.unit}")
             return run
 
     def found_or_made(self) -> tuple[BaseModel, Prepared]:
@@ -154,11 +158,11 @@ class Pipeline:
             merge_check = read_json(merged / MERGE_CHECK)
             answers = {name: evaluation.pop(name) for name in ("samples", "side_by_side")}
             write_json(merged / SAMPLES, answers["samples"])
-            write_page(merged / PAGE, identifier, evaluation, **answers)
+            write_page(merged / PAGE, identifier, evaluation, self._objective, **answers)
             manifest = build_manifest(
                 identifier, self.config, base, prepared, winner, selection, merge_check, evaluation
             )
-            publish(merged, self.models / identifier, manifest, base.licence_files())
+            publish(merged, self.models / identifier, manifest, self._objective, base.licence_files())
 
     def _merge(self, base: BaseModel, prepared: Prepared, winner: Run, identifier: str) -> Path:
         merged = self.artifacts / "merged" / identifier
@@ -186,6 +190,7 @@ class Pipeline:
             if not kept.is_file():
                 summary, answers = evaluate(
                     self.config.evaluate,
+                    self._objective,
                     base.directory,
                     merged,
                     prepared.rows("test"),
@@ -193,7 +198,7 @@ class Pipeline:
                     self.config.train.dtype,
                     choose_device(self.config.train.device),
                 )
-                write_page(kept.with_suffix(".html"), identifier, summary, **answers)
+                write_page(kept.with_suffix(".html"), identifier, summary, self._objective, **answers)
                 write_json(kept, {**summary, **answers})
             summary = read_json(kept)
             for metric in summary["metrics"]:

@@ -13,6 +13,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, proce
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from tests.support.trainer import rows
+from trainer.objective import sft
 from trainer.ship.gguf_tokenizer import LLAMA3_SPLIT
 from trainer.ship.store import publish
 
@@ -146,7 +147,7 @@ def manifest() -> dict[str, Any]:
             "power": None,
             "settings": [
                 {
-                    "name": "r2", "seeds": [7], "steps": 6, "validation_nll": 1.0,
+                    "name": "r2", "seeds": [7], "steps": 6, "validation_score": 1.0,
                     "difference_to_best": interval,
                 }
             ],
@@ -171,7 +172,7 @@ def artifact(tmp_path: Path, base_directory: Path, manifest: dict[str, Any]) -> 
     """The tiny model published as one made from a Llama 3.2 base."""
     scratch, directory = tmp_path / "merged", tmp_path / "artifacts" / "models" / str(manifest["id"])
     shutil.copytree(base_directory, scratch)
-    publish(scratch, directory, manifest, [base_directory / "LICENSE"])
+    publish(scratch, directory, manifest, sft, [base_directory / "LICENSE"])
     return directory
 
 

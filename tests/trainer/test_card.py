@@ -11,6 +11,7 @@ from trainer.cli import main
 from trainer.config import load
 from trainer.errors import ConfigError
 from trainer.licence import llama_terms
+from trainer.objective import sft
 from trainer.ship.card import card_data, write_card
 
 NOTICE = (
@@ -29,7 +30,7 @@ def test_front_matter_comes_back_from_huggingface_hub_as_it_was_written(
 ) -> None:
     front = metadata_load(artifact / "README.md")
     assert front is not None
-    assert front == yaml.safe_load(card_data(manifest, "LICENSE").to_yaml())
+    assert front == yaml.safe_load(card_data(manifest, sft, "LICENSE").to_yaml())
     again: Any = ModelCardData(**front)
     assert again.to_dict() == front
     results = ModelCard.load(artifact / "README.md").data.eval_results
@@ -45,7 +46,7 @@ def test_front_matter_comes_back_from_huggingface_hub_as_it_was_written(
 
 def test_a_source_that_is_not_on_the_hub_is_no_data_set_of_the_hub(manifest: dict[str, Any]) -> None:
     manifest["data"]["source"] = "stdlib-docs"
-    data: Any = card_data(manifest, None)
+    data: Any = card_data(manifest, sft, None)
     front = data.to_dict()
     assert "datasets" not in front and "license_link" not in front
 
@@ -62,13 +63,13 @@ def test_llama_is_named_on_top_of_the_card_and_in_notice(artifact: Path) -> None
 def test_a_notice_of_the_base_is_kept_and_not_doubled(tmp_path: Path, manifest: dict[str, Any]) -> None:
     (tmp_path / "NOTICE").write_text("Of the base.\n")
     for _ in range(2):
-        write_card(tmp_path, manifest)
+        write_card(tmp_path, manifest, sft)
         assert (tmp_path / "NOTICE").read_text() == f"Of the base.\n{NOTICE}\n"
 
 
 def test_another_licence_gets_no_words_of_llama(tmp_path: Path, manifest: dict[str, Any]) -> None:
     manifest["base_model"]["licence"] = "apache-2.0"
-    write_card(tmp_path, manifest)
+    write_card(tmp_path, manifest, sft)
     assert not (tmp_path / "NOTICE").exists()
     assert "Built with" not in (tmp_path / "README.md").read_text()
 
@@ -123,5 +124,5 @@ def test_general_chat_that_was_not_measured_is_said_not_to_be(
     tmp_path: Path, manifest: dict[str, Any]
 ) -> None:
     manifest["evaluation"]["metrics"].pop()
-    write_card(tmp_path, manifest)
+    write_card(tmp_path, manifest, sft)
     assert "general chat was not measured" in (tmp_path / "README.md").read_text()

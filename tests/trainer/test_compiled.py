@@ -16,10 +16,9 @@ from trainer.engines import compiled, head, plain
 from trainer.engines.documents import documents
 from trainer.engines.head import head_loss
 from trainer.errors import ArmError
-from trainer.fit.run.arm import Arm, Setting
-from trainer.fit.run.packing import collate
+from trainer.objective.sft import collate
 
-ARM = Arm(Setting(8, 1e-3), 3)
+ARM = 8, 3  # rank, seed
 SETTINGS = TrainConfig(device="cpu", dtype="float32", tokens_per_step=512, save_every_steps=9)
 LENGTHS = (17, 2, 60, 31)
 DOCUMENTS = [torch.randint(500, (n,), generator=torch.Generator().manual_seed(n)).tolist() for n in LENGTHS]
@@ -55,7 +54,7 @@ def loss_and_gradients(
     engine: Any, base: Path, row: dict[str, Any], lora: LoraConfig, settings: TrainConfig = SETTINGS
 ) -> tuple[float, list[torch.Tensor]]:
     """With an adapter that is not at its start, where half of all gradients are zero."""
-    model = engine.load(base, settings, lora, ARM, settings.device)
+    model = engine.load(base, settings, lora, *ARM, settings.device)
     torch.manual_seed(5)
     adapter = [p for p in model.parameters() if p.requires_grad]
     for parameter in adapter:
@@ -110,7 +109,7 @@ def test_compiled_on_a_gpu_in_bfloat16(base: Path, row: dict[str, Any], recomput
 
 
 def test_documents_do_not_see_each_other(base: Path, row: dict[str, Any]) -> None:
-    model = compiled.load(base, SETTINGS, LoraConfig(scaling=2.0), ARM, "cpu")
+    model = compiled.load(base, SETTINGS, LoraConfig(scaling=2.0), *ARM, "cpu")
     together = compiled.compute_loss(model, dict(row), 1).item()
     alone = [compiled.compute_loss(model, packed([x], [len(x)]), 1).item() for x in DOCUMENTS]
     assert together == pytest.approx(sum(alone), rel=1e-6)
@@ -139,7 +138,7 @@ def test_the_head_in_chunks_gives_loss_and_gradient_of_the_whole(monkeypatch: py
 
 def test_validation_and_saving_see_the_same_weights(base: Path, row: dict[str, Any], tmp_path: Path) -> None:
     before = LlamaForCausalLM.from_pretrained(base).state_dict()
-    model = compiled.load(base, SETTINGS, LoraConfig(scaling=2.0), ARM, "cpu")
+    model = compiled.load(base, SETTINGS, LoraConfig(scaling=2.0), *ARM, "cpu")
     compiled.compute_loss(model, dict(row), 1).backward()
     with model.disable_adapter(), torch.no_grad():
         logits = model(row["input_ids"][:, : LENGTHS[0]]).logits
@@ -162,4 +161,6 @@ def test_what_it_cannot_do_is_refused_with_the_engine_that_can(
     base: Path, settings: dict[str, Any], lora: dict[str, Any], reason: str
 ) -> None:
     with pytest.raises(ArmError, match=rf"{reason}; set train\.engine to plain"):
-        compiled.load(base, SETTINGS.model_copy(update=settings), LoraConfig(scaling=2.0, **lora), ARM, "cpu")
+        compiled.load(
+            base, SETTINGS.model_copy(update=settings), LoraConfig(scaling=2.0, **lora), *ARM, "cpu"
+        )

@@ -15,7 +15,8 @@ from trainer.fit.run.checkpoint import starting_point
 from trainer.fit.run.trainer import build_trainer
 from trainer.fit.run.world import World
 from trainer.generation import generate
-from trainer.objective.loss import RowLoss, mean_loss, row_losses
+from trainer.objective import sft
+from trainer.objective.score import RowScore, mean_score
 
 
 def token_row(length: int, prompt: int, seed: int) -> TokenRow:
@@ -35,14 +36,14 @@ def reference_nll(model: LlamaForCausalLM, row: TokenRow) -> float:
 
 
 def test_batched_losses_equal_each_row_alone(tiny_model: LlamaForCausalLM) -> None:
-    losses = row_losses(tiny_model, ROWS, pad_id=0)
+    losses = sft.scores(tiny_model, ROWS, pad_id=0)
     for row, loss in zip(ROWS, losses, strict=True):
-        assert loss.nll == pytest.approx(reference_nll(tiny_model, row), rel=1e-4)
-        assert loss.tokens == sum(label != IGNORED for label in row.labels[1:])
+        assert loss.total == pytest.approx(reference_nll(tiny_model, row), rel=1e-4)
+        assert loss.weight == sum(label != IGNORED for label in row.labels[1:])
 
 
 def test_mean_loss_weighs_tokens_and_not_rows() -> None:
-    assert mean_loss([RowLoss(1.0, 1, False), RowLoss(0.0, 9, False)]) == pytest.approx(0.1)
+    assert mean_score([RowScore(1.0, 1, False), RowScore(0.0, 9, False)]) == pytest.approx(0.1)
 
 
 def test_a_row_is_exact_if_and_only_if_greedy_generation_gives_it(
@@ -54,10 +55,10 @@ def test_a_row_is_exact_if_and_only_if_greedy_generation_gives_it(
         TokenRow(p + a.token_ids, [IGNORED] * len(p) + a.token_ids, "")
         for p, a in zip(prompts, answers, strict=True)
     ]
-    assert all(loss.exact for loss in row_losses(tiny_model, greedy, pad_id=0))
+    assert all(loss.hit for loss in sft.scores(tiny_model, greedy, pad_id=0))
     for row in greedy:
         row.labels[-1] = row.input_ids[-1] = (row.input_ids[-1] + 1) % 250 + 3
-    assert not any(loss.exact for loss in row_losses(tiny_model, greedy, pad_id=0))
+    assert not any(loss.hit for loss in sft.scores(tiny_model, greedy, pad_id=0))
 
 
 def test_packed_training_loss_equals_unpacked_rows(
@@ -76,10 +77,11 @@ def test_packed_training_loss_equals_unpacked_rows(
     settings = TrainConfig(dtype="float32", tokens_per_step=128, max_steps=1, save_every_steps=1)
     rows = Dataset.from_dict({"input_ids": [r.input_ids for r in ROWS], "labels": [r.labels for r in ROWS]})
     arm = Arm(Setting(2, 1e-3), 1)
-    model = plain.load(base_directory, settings, LoraConfig(scaling=1), arm, "cpu")
+    model = plain.load(base_directory, settings, LoraConfig(scaling=1), 2, 1, "cpu")
     build_trainer(
         model,
-        plain.compute_loss,
+        sft,
+        plain,
         tokenizer,
         rows,
         [],

@@ -11,6 +11,7 @@ from trainer.config import CONFIGS
 from trainer.data.general import read_prompts
 from trainer.errors import DataError
 from trainer.judge.gates import OVERRIDE
+from trainer.objective import sft
 from trainer.pages import frame as html_page
 from trainer.pages.evaluation import page
 
@@ -42,7 +43,7 @@ def evaluation(*gates: dict[str, Any], **more: Any) -> dict[str, Any]:
 def made(evaluated: dict[str, Any]) -> str:
     bad = "</pre><script>alert(1)</script>"
     sample = {"prompt": bad, "reference": bad, "base": bad, "tuned": bad}
-    return page("tiny-<x>", evaluated, [sample], [{"prompt": bad, "base": bad, "tuned": "TUNED"}])
+    return page("tiny-<x>", evaluated, sft, [sample], [{"prompt": bad, "base": bad, "tuned": "TUNED"}])
 
 
 class Tags(HTMLParser):

@@ -21,7 +21,7 @@ def test_the_published_choice_follows_from_the_rows() -> None:
     assert (RESULTS["reason"], RESULTS["power"]) == (choice.reason, choice.power)
     assert [s["name"] for s in RESULTS["settings"]] == [s.setting.name for s in standing.scores]
     for told, score in zip(RESULTS["settings"], standing.scores, strict=True):
-        assert told["validation_nll"] == pytest.approx(score.loss, abs=1e-6)
+        assert told["validation_score"] == pytest.approx(score.cost, abs=1e-6)
         gap = standing.difference(score)
         assert told["difference_to_best"] == pytest.approx(gap.as_dict(), abs=1e-6)
 
@@ -33,7 +33,7 @@ def test_the_published_page_is_made_of_the_published_results(tmp_path: Path) -> 
 
 def test_every_arm_of_the_grid_is_told() -> None:
     assert len(RESULTS["arms"]) == len(RUNS) == 4 * 3 * 2
-    keys = {"rank", "learning_rate", "seed", "steps", "validation_nll", "ci_low", "ci_high"}
+    keys = {"rank", "learning_rate", "seed", "steps", "validation_score", "ci_low", "ci_high"}
     assert all(keys <= arm.keys() for arm in RESULTS["arms"])
     assert {"model", "data", "winner", "separable"} <= RESULTS.keys()
 

@@ -4,16 +4,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from trainer.fit.choose.intervals import exact_interval, loss_interval
+from trainer.fit.choose.intervals import hit_interval, score_interval
 from trainer.fit.choose.select import Choice, Standing, choose, scores, seed_noise, survivors
 from trainer.fit.run.arm import Arm, Run, Setting
-from trainer.objective.loss import RowLoss
+from trainer.objective.score import RowScore
 
 ROWS = 200
 
 
 def run(rank: int, losses: Any, rate: float = 1e-3, seed: int = 7, diverged: str | None = None) -> Run:
-    rows = [] if diverged else [RowLoss(float(loss) * 10, 10, False) for loss in losses]
+    rows = [] if diverged else [RowScore(float(loss) * 10, 10, False) for loss in losses]
     return Run(Arm(Setting(rank, rate), seed), Path("adapter"), rows, diverged, {})
 
 
@@ -110,10 +110,10 @@ def test_a_setting_that_diverged_at_one_seed_is_out() -> None:
 
 def test_interval_of_a_difference_holds_the_truth() -> None:
     a, b = run(1, hard(3) + 0.2).validation, run(1, hard(4)).validation
-    interval = loss_interval(a, minus=b)
+    interval = score_interval(a, minus=b)
     assert interval.low < 0.2 < interval.high
     assert interval.low < interval.value < interval.high
-    assert exact_interval(a).value == 0
+    assert hit_interval(a).value == 0
 
 
 def test_the_best_differs_from_itself_by_nothing() -> None:

@@ -126,13 +126,12 @@ from pathlib import Path
 import torch
 from torch.distributed.tensor import DTensor
 from trainer.config import load
-from trainer.fit.run.arm import arms
 from trainer.engines import plain
 from trainer.fit.run.world import World
 
 world = World("cpu")
 config = load(Path(sys.argv[1]), ["train.shard_base=true"])
-model = plain.load(config.base.path, config.train, config.lora, arms(config)[0], "cpu")
+model = plain.load(config.base.path, config.train, config.lora, 2, 7, "cpu")
 layers = [p for p in model.get_base_model().model.layers.parameters() if not p.requires_grad]
 for _ in range(2):
     assert all(isinstance(p, DTensor) for p in layers)

@@ -35,12 +35,12 @@ def arm(rank: int, rate: float, seed: int) -> dict[str, Any]:
         "learning_rate": rate,
         "seed": seed,
         "steps": last,
-        "validation_nll": None if diverged else floor,
+        "validation_score": None if diverged else floor,
         "ci_low": None if diverged else floor - 0.02,
         "ci_high": None if diverged else floor + 0.02,
         "by_source": {}
         if diverged
-        else {f"source {i}": {"nll": floor + 0.01 * i, "rows": 300 - i} for i in range(24)},
+        else {f"source {i}": {"score": floor + 0.01 * i, "rows": 300 - i} for i in range(24)},
         "train_curve": train,
         "validation_curve": validation,
         "train_seconds": last * 0.6,
@@ -51,7 +51,7 @@ def arm(rank: int, rate: float, seed: int) -> dict[str, Any]:
 
 
 def setting(rank: int, rate: float, arms: list[dict[str, Any]], best: float) -> dict[str, Any]:
-    losses = [a["validation_nll"] for a in arms if a["validation_nll"] is not None]
+    losses = [a["validation_score"] for a in arms if a["validation_score"] is not None]
     mean = sum(losses) / len(losses)
     return {
         "name": f"r{rank}-lr{rate:g}",
@@ -59,7 +59,7 @@ def setting(rank: int, rate: float, arms: list[dict[str, Any]], best: float) -> 
         "learning_rate": rate,
         "seeds": [a["seed"] for a in arms],
         "steps": max(a["steps"] for a in arms),
-        "validation_nll": mean,
+        "validation_score": mean,
         "ci_low": mean - 0.02,
         "ci_high": mean + 0.02,
         "difference_to_best": {"value": mean - best, "low": mean - best - 0.004, "high": mean - best + 0.004}
@@ -80,12 +80,18 @@ def made_sweep() -> dict[str, Any]:
     means = [
         sum(losses) / len(losses)
         for *_, group in groups
-        if (losses := [a["validation_nll"] for a in group if a["validation_nll"] is not None])
+        if (losses := [a["validation_score"] for a in group if a["validation_score"] is not None])
     ]
     return {
         "model": "Llama-3.2-3B",
         "data": "FineTome-100k",
-        "metric": "validation NLL, nats a token",
+        "metric": "token-weighted loss, nats a token",
+        "score": {
+            "name": "loss",
+            "unit": "nats a token",
+            "lower_is_better": True,
+            "reading": "Lower is likelier.",
+        },
         "rows": 2000,
         "steps": STEPS,
         "arms": arms,
@@ -140,7 +146,7 @@ def test_every_name_is_escaped() -> None:
     sweep["failed"] = {"<x>": "<x>"}
     for entry in (*sweep["arms"], *sweep["settings"]):
         entry["name"] = "<x>"
-    sweep["arms"][0]["by_source"] = {"<x>": {"nll": 1.0, "rows": 1}}
+    sweep["arms"][0]["by_source"] = {"<x>": {"score": 1.0, "rows": 1}}
     sweep["arms"][0]["stopped"] = "<x>"
     assert "x" not in Tags(page(sweep)).seen
 
@@ -176,7 +182,7 @@ def test_a_setting_of_which_an_arm_diverged_has_a_row_and_no_figures() -> None:
     sweep = made_sweep()
     sweep["settings"].pop()
     for a in sweep["arms"][-2:]:
-        a.update(validation_nll=None, train_curve=[[1, math.nan]], validation_curve=[], diverged="loss nan")
+        a.update(validation_score=None, train_curve=[[1, math.nan]], validation_curve=[], diverged="loss nan")
     made = page(sweep)
     told = cells(made, "r64-lr0.001")
     assert told[5:8] == ["–", "–", "–"] and told[-1] == "seed 7, 8 diverged: loss nan"

@@ -1,0 +1,19 @@
+"""How a step's forward and backward pass is computed: `plain`, `compiled` or `unsloth`, each a module."""
+
+from pathlib import Path
+from typing import Any, Protocol
+
+from trainer.config import LoraConfig, TrainConfig
+
+
+class Engine(Protocol):
+    def load(
+        self, base: Path, settings: TrainConfig, lora: LoraConfig, rank: int, seed: int, device: str
+    ) -> Any:
+        """Return the base, frozen, with an adapter of `rank` whose first weights `seed` alone decides."""
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], target_tokens: Any) -> Any:
+        """Return the sum of NLL over the targets of one packed row, over `target_tokens`.
+
+        inputs: as `trainer.objective.sft.collate` makes them.
+        """

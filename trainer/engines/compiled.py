@@ -22,7 +22,6 @@ from trainer.engines.documents import attend, documents
 from trainer.engines.head import head_loss
 from trainer.engines.projections import Layout, Projection, refresh
 from trainer.errors import ArmError
-from trainer.fit.run.arm import Arm
 
 ADAPTED = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 # Of the GPU's free memory, what the layers' kept activations may take; the head's chunk needs some too.
@@ -41,14 +40,14 @@ class Shape(NamedTuple):
     layouts: tuple[Layout, ...]
 
 
-def load(base: Path, settings: TrainConfig, lora: LoraConfig, arm: Arm, device: str) -> PeftModel:
-    """The base, frozen, with the arm's adapter at its start, which the arm's seed alone decides.
+def load(base: Path, settings: TrainConfig, lora: LoraConfig, rank: int, seed: int, device: str) -> PeftModel:
+    """The base, frozen, with an adapter of `rank` at its start, which `seed` alone decides.
 
     Raises: ArmError if this engine cannot train what is asked for; it names the engine that can.
     """
     if reason := _refusal(settings, lora, device):
         raise ArmError(f"the compiled engine {reason}; set train.engine to plain")
-    model = plain.load(base, settings, lora, arm, device)
+    model = plain.load(base, settings, lora, rank, seed, device)
     config = model.get_base_model().config
     if reason := _unknown_shape(config):
         raise ArmError(f"the compiled engine {reason}; set train.engine to plain")
@@ -58,7 +57,7 @@ def load(base: Path, settings: TrainConfig, lora: LoraConfig, arm: Arm, device: 
 
 
 def compute_loss(model: Any, inputs: dict[str, Any], target_tokens: Any) -> Any:
-    """Sum of NLL over the targets of one packed row, over `target_tokens`. inputs: as `packing.collate`."""
+    """Sum of NLL over the targets of one packed row, over `target_tokens`. inputs: as `sft.collate`."""
     kept = inputs["target_positions"]
     hidden = model.decoder(inputs["input_ids"][0], inputs["seq_lengths"])
     labels = inputs["labels"][0, kept + 1]

@@ -15,11 +15,12 @@ from trainer.base_model import load_model
 from trainer.config import LoraConfig as LoraSettings
 from trainer.config import TrainConfig
 from trainer.engines.sharded import shard
-from trainer.fit.run.arm import Arm
 
 
-def load(base: Path, settings: TrainConfig, lora: LoraSettings, arm: Arm, device: str) -> PeftModel:
-    """The base, frozen, with the arm's adapter at its start, which the arm's seed alone decides."""
+def load(
+    base: Path, settings: TrainConfig, lora: LoraSettings, rank: int, seed: int, device: str
+) -> PeftModel:
+    """The base, frozen, with an adapter of `rank` at its start, which `seed` alone decides."""
     if settings.quantization == "4bit":
         model = _load_in_4bit(base, settings.dtype, device)
     elif settings.shard_base:
@@ -27,13 +28,13 @@ def load(base: Path, settings: TrainConfig, lora: LoraSettings, arm: Arm, device
     else:
         model = load_model(base, settings.dtype, device)
     model.config.use_cache = False  # with a cache, packed rows would silently attend to each other
-    torch.manual_seed(arm.seed)
+    torch.manual_seed(seed)
     return get_peft_model(
         model,
         LoraConfig(
             task_type="CAUSAL_LM",
-            r=arm.setting.rank,
-            lora_alpha=lora.alpha_at(arm.setting.rank),
+            r=rank,
+            lora_alpha=lora.alpha_at(rank),
             lora_dropout=lora.dropout,
             target_modules=list(lora.target_modules),
             bias="none",
@@ -42,7 +43,7 @@ def load(base: Path, settings: TrainConfig, lora: LoraSettings, arm: Arm, device
 
 
 def compute_loss(model: Any, inputs: dict[str, Any], target_tokens: Any) -> Any:
-    """Sum of NLL over the targets of one packed row, over `target_tokens`. inputs: as `packing.collate`."""
+    """Sum of NLL over the targets of one packed row, over `target_tokens`. inputs: as `sft.collate`."""
     kept = inputs["target_positions"]
     logits = model(
         inputs["input_ids"], position_ids=inputs["position_ids"], logits_to_keep=kept, use_cache=False

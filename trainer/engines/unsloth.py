@@ -21,13 +21,12 @@ from unsloth import FastLanguageModel
 
 from trainer.config import LoraConfig, TrainConfig
 from trainer.errors import ArmError
-from trainer.fit.run.arm import Arm
 
 atexit.register(shutil.rmtree, os.environ["UNSLOTH_COMPILE_LOCATION"], ignore_errors=True)
 
 
-def load(base: Path, settings: TrainConfig, lora: LoraConfig, arm: Arm, device: str) -> Any:
-    """The base, frozen, with the arm's adapter at its start, which the arm's seed alone decides.
+def load(base: Path, settings: TrainConfig, lora: LoraConfig, rank: int, seed: int, device: str) -> Any:
+    """The base, frozen, with an adapter of `rank` at its start, which `seed` alone decides.
 
     Raises: ArmError if Unsloth took another device or precision than it was asked for.
     """
@@ -44,13 +43,13 @@ def load(base: Path, settings: TrainConfig, lora: LoraConfig, arm: Arm, device: 
     _check(model, device, quantize)
     adapted = FastLanguageModel.get_peft_model(
         model,
-        r=arm.setting.rank,
-        lora_alpha=lora.alpha_at(arm.setting.rank),
+        r=rank,
+        lora_alpha=lora.alpha_at(rank),
         lora_dropout=lora.dropout,
         target_modules=list(lora.target_modules),
         bias="none",
         use_gradient_checkpointing=checkpointing,
-        random_state=arm.seed,
+        random_state=seed,
     )
     if settings.dtype == "float32":
         # On a GPU Unsloth would autocast to bfloat16 by itself; this value is its name for no autocast.
@@ -59,7 +58,7 @@ def load(base: Path, settings: TrainConfig, lora: LoraConfig, arm: Arm, device: 
 
 
 def compute_loss(model: Any, inputs: dict[str, Any], target_tokens: Any) -> Any:
-    """Sum of NLL over the targets of one packed row, over `target_tokens`. inputs: as `packing.collate`.
+    """Sum of NLL over the targets of one packed row, over `target_tokens`. inputs: as `sft.collate`.
 
     Unsloth's forward ignores a tensor of positions to keep; given labels, it computes the loss in chunks
     that fit the free memory and never holds all logits.

@@ -1,9 +1,9 @@
 """Stage `evaluate`: the shipped weights against the base, on rows never trained on, and the gates.
 
-Measures the loss and the share of exact answers on the test rows, and the loss on general chat, for
-both models with paired intervals; then lets both answer a few test prompts and a fixed list of general
-ones, and runs the benchmarks. Here a gate is measured; `gates` decides what a failed one means. It
-judges the directory that would be served, not the adapter it came from.
+Measures the objective's score and hits on the test rows, and the loss on general chat, for both models
+with paired intervals; then lets both answer a few test prompts and a fixed list of general ones, and
+runs the benchmarks. Here a gate is measured; `gates` decides what a failed one means. It judges the
+directory that would be served, not the adapter it came from.
 """
 
 from collections.abc import Sequence
@@ -16,22 +16,27 @@ from trainer.config import EvaluateConfig
 from trainer.data.conversation import Message
 from trainer.data.general import read_prompts
 from trainer.data.tokenize import IGNORED, ChatTokenizer, TokenRow
-from trainer.fit.choose.intervals import exact_interval, loss_interval
+from trainer.fit.choose.intervals import hit_interval, score_interval
 from trainer.generation import Answer, generate
 from trainer.judge.benchmarks import compare
-from trainer.objective.loss import RowLoss, mean_loss, row_losses
+from trainer.judge.measures import GENERAL
+from trainer.objective import Objective, sft
+from trainer.objective.score import Measure, RowScore, mean_score
 
 
 @dataclass(frozen=True, slots=True)
 class _Measured:
-    test: list[RowLoss]
-    general: list[RowLoss]
+    """test: scored by the objective. general: the loss of the base's own answers, whatever the objective."""
+
+    test: list[RowScore]
+    general: list[RowScore]
     answers: list[Answer]
     side_by_side: list[Answer]
 
 
 def evaluate(
     config: EvaluateConfig,
+    objective: Objective,
     base: Path,
     shipped: Path,
     test: Sequence[TokenRow],
@@ -50,26 +55,17 @@ def evaluate(
     prompts = read_prompts(config.prompts, "evaluate.prompts")
     asked = [chat.prompt_ids([Message("user", prompt)]) for prompt in prompts]
     before, after = (
-        _measure(config, load_model(directory, dtype, device), test, general, asked, chat.pad_id)
+        _measure(config, objective, load_model(directory, dtype, device), test, general, asked, chat.pad_id)
         for directory in (base, shipped)
     )
     metrics = [
-        _metric("loss", "test", "nats a token", loss_interval, before.test, after.test),
-        _metric("exact_match", "test", "share of answers", exact_interval, before.test, after.test),
+        _metric(objective.SCORE, "test", score_interval, before.test, after.test),
+        _metric(objective.HITS, "test", hit_interval, before.test, after.test),
     ]
     if general:
-        metrics.append(
-            _metric(
-                "general_chat_loss",
-                "general",
-                "nats a token",
-                loss_interval,
-                before.general,
-                after.general,
-            )
-        )
+        metrics.append(_metric(GENERAL, "general", score_interval, before.general, after.general))
     more_metrics, more_gates = compare(config.benchmarks, base, shipped, dtype, device)
-    gates = _gates(config, before, after) + more_gates
+    gates = _gates(config, objective.SCORE, before, after) + more_gates
     summary = {
         "passed": all(g["passed"] for g in gates), "metrics": metrics + more_metrics, "gates": gates,
     }  # fmt: skip
@@ -89,6 +85,7 @@ def prompt_of(row: TokenRow) -> list[int]:
 
 def _measure(
     config: EvaluateConfig,
+    objective: Objective,
     model: Any,
     test: Sequence[TokenRow],
     general: Sequence[TokenRow],
@@ -97,17 +94,19 @@ def _measure(
 ) -> _Measured:
     prompts = [prompt_of(row) for row in test[: config.samples]]
     return _Measured(
-        row_losses(model, test, pad_id),
-        row_losses(model, general, pad_id),
+        objective.scores(model, test, pad_id),
+        sft.scores(model, general, pad_id),
         generate(model, prompts, pad_id, config.max_new_tokens),
         generate(model, asked, pad_id, config.prompt_tokens),
     )
 
 
-def _gates(config: EvaluateConfig, before: _Measured, after: _Measured) -> list[dict[str, Any]]:
+def _gates(
+    config: EvaluateConfig, score: Measure, before: _Measured, after: _Measured
+) -> list[dict[str, Any]]:
     stopped = sum(a.stopped for a in after.answers) / len(after.answers)
     gates = [
-        _gate("test loss", mean_loss(after.test) - mean_loss(before.test), config.max_loss_increase),
+        _gate("test", score, before.test, after.test, config.max_loss_increase),
         {
             "name": "answers stop",
             "passed": stopped >= config.min_stopped,
@@ -116,23 +115,31 @@ def _gates(config: EvaluateConfig, before: _Measured, after: _Measured) -> list[
         },
     ]
     if after.general:
-        change = mean_loss(after.general) - mean_loss(before.general)
-        gates.append(_gate("general chat loss", change, config.max_general_loss_increase))
+        allowed = config.max_general_loss_increase
+        gates.append(_gate("general chat", sft.SCORE, before.general, after.general, allowed))
     return gates
 
 
-def _gate(name: str, change: float, allowed: float) -> dict[str, Any]:
-    detail = f"{change:+.4f} nats a token against the base, at most {allowed:+.4f} allowed"
-    return {"name": name, "passed": change <= allowed, "detail": detail}
+def _gate(
+    rows: str, measure: Measure, base: list[RowScore], tuned: list[RowScore], allowed: float
+) -> dict[str, Any]:
+    """Pass only if the score is worse than the base's by at most `allowed`; NaN fails."""
+    change = mean_score(tuned) - mean_score(base)
+    limit = f"at most {allowed:+.4f}" if measure.lower_is_better else f"at least {-allowed:+.4f}"
+    return {
+        "name": f"{rows} {measure.name}",
+        "passed": measure.sign * change <= allowed,
+        "detail": f"{change:+.4f} {measure.unit} against the base, {limit} allowed",
+    }
 
 
 def _metric(
-    name: str, split: str, unit: str, interval: Any, base: list[RowLoss], tuned: list[RowLoss]
+    measure: Measure, split: str, interval: Any, base: list[RowScore], tuned: list[RowScore]
 ) -> dict[str, Any]:
     return {
-        "name": name,
+        "name": measure.name,
         "split": split,
-        "unit": unit,
+        "unit": measure.unit,
         "n": len(base),
         "base": interval(base).as_dict(),
         "tuned": interval(tuned).as_dict(),

@@ -1,1 +1,47 @@
-"""What a training run optimises: the loss of an example and the score of a row."""
+"""What training optimises, and the score by which its results are compared and gated.
+
+An objective is a module of this package with the names of `Objective`, and a line in `objective_of`.
+Its score has a name, a unit and a direction; whoever prints a figure takes the words from there.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from datasets import Dataset
+
+from trainer.config import RunConfig
+from trainer.data.tokenize import TokenRow
+from trainer.engines import Engine
+from trainer.objective import sft
+from trainer.objective.score import Measure, RowScore
+
+
+class Objective(Protocol):
+    """METHOD: a phrase for the model card. SCORE: compares runs, and models at the gate. HITS: the share of
+    rows that a model gets right.
+    """
+
+    NAME: str
+    METHOD: str
+    SCORE: Measure
+    HITS: Measure
+
+    def pack(self, rows: Dataset, length: int) -> Dataset:
+        """Join prepared rows into the examples that a step takes, each of up to `length` tokens."""
+
+    def collate(self, packed: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Turn one example into tensors.
+
+        `labels` is one of them: the Trainer divides a step's loss by how many labels are not IGNORED.
+        """
+
+    def loss(self, engine: Engine, model: Any, inputs: dict[str, Any], counted: Any) -> Any:
+        """Return an example's part of the step's loss. counted: the labels of all the step's examples."""
+
+    def scores(self, model: Any, rows: Sequence[TokenRow], pad_id: int) -> list[RowScore]:
+        """Score rows under a model, in their order."""
+
+
+def objective_of(config: RunConfig) -> Objective:
+    """Return the objective that a configuration trains for: `sft`, the only one."""
+    return sft

@@ -12,7 +12,7 @@ def limits(sweep: dict[str, Any]) -> list[str]:
         held = (
             f"The intervals of differences hold two kinds of luck: which {sweep['rows']:,} rows were held "
             "out, and what a seed does to one setting and not to all, a standard deviation of "
-            f"{noise['standard_deviation']:.4f} nats a token estimated from "
+            f"{noise['standard_deviation']:.4f} {sweep['score']['unit']} estimated from "
             f"{count(noise['degrees_of_freedom'], 'degree')} of freedom.{_by_rate(sweep['seed_noise_at'])}"
         )
     else:
@@ -27,8 +27,8 @@ def limits(sweep: dict[str, Any]) -> list[str]:
         *_edges(sweep),
         "The best of several settings looks a little better on these rows than it is; the figures of the "
         "model card are measured on test rows that nothing was chosen on.",
-        "A lower loss is a likelier reference answer. It is no judgement of style, safety or knowledge, "
-        f"and it holds for data like {sweep['data']} and {count(sweep['steps'], 'step')}.",
+        f"{sweep['score']['reading']} It is no judgement of style, safety or knowledge, and it holds for "
+        f"data like {sweep['data']} and {count(sweep['steps'], 'step')}.",
     ]
 
 
@@ -39,17 +39,18 @@ def _by_rate(noises: dict[str, Any]) -> str:
     return f" Settings of one learning rate are compared by the noise at that rate: {listed}."
 
 
-def in_order(settings: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The lowest loss first; after them those that were stopped early, and those without a loss."""
+def in_order(sweep: dict[str, Any], more: Sequence[dict[str, Any]] = ()) -> list[dict[str, Any]]:
+    """The best score first; after them the settings that were stopped early, and those without a score."""
+    sign = 1 if sweep["score"]["lower_is_better"] else -1
     return sorted(
-        settings,
-        key=lambda s: (s["validation_nll"] is None, -s["steps"], s["validation_nll"] or 0.0),
+        [*sweep["settings"], *more],
+        key=lambda s: (s["validation_score"] is None, -s["steps"], sign * (s["validation_score"] or 0.0)),
     )
 
 
 def _edges(sweep: dict[str, Any]) -> list[str]:
     """Where the lowest loss lies at the end of the grid, or the grid had one value only."""
-    best = in_order(sweep["settings"])[0]
+    best = in_order(sweep)[0]
     told = []
     for key, noun in (("learning_rate", "learning rate"), ("rank", "rank")):
         tried = sorted({arm[key] for arm in sweep["arms"]})
@@ -58,10 +59,15 @@ def _edges(sweep: dict[str, Any]) -> list[str]:
         elif best[key] in (tried[0], tried[-1]):
             end = "lowest" if best[key] == tried[0] else "highest"
             told.append(
-                f"The lowest loss is at the {end} {noun} that was tried, {best[key]:g}: a better one may "
+                f"The {_best(sweep)} is at the {end} {noun} that was tried, {best[key]:g}: a better one may "
                 "lie beyond it."
             )
     return told
+
+
+def _best(sweep: dict[str, Any]) -> str:
+    """`lowest loss`"""
+    return f"{'lowest' if sweep['score']['lower_is_better'] else 'highest'} {sweep['score']['name']}"
 
 
 def count(number: int, noun: str) -> str:

@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from trainer.judge.gates import failed_gates
+from trainer.judge.measures import measures
+from trainer.objective import Objective
+from trainer.objective.score import Measure
 from trainer.pages.frame import BOXES, document, table
-from trainer.ship.card import MEANING, benchmark_note, interval
+from trainer.ship.card import benchmark_note, interval
 
 WIDTH, ROW, LEFT = 640, 64, 8
 
@@ -20,24 +23,30 @@ def write_page(
     file: Path,
     identifier: str,
     evaluation: Mapping[str, Any],
+    objective: Objective,
     samples: Sequence[Mapping[str, str]],
     side_by_side: Sequence[Mapping[str, str]],
 ) -> None:
     """Write the page. evaluation: as in the manifest, or before it was decided whether to ship."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(page(identifier, evaluation, samples, side_by_side), encoding="utf-8")
+    file.write_text(page(identifier, evaluation, objective, samples, side_by_side), encoding="utf-8")
 
 
 def page(
     identifier: str,
     evaluation: Mapping[str, Any],
+    objective: Objective,
     samples: Sequence[Mapping[str, str]],
     side_by_side: Sequence[Mapping[str, str]],
 ) -> str:
     """The whole evaluation.html."""
     metrics = evaluation["metrics"]
+    known = measures(objective)
     shares = [metric for metric in metrics if metric["unit"].startswith("share")]
-    losses = [metric for metric in metrics if metric not in shares]
+    less, more = (
+        [m for m in metrics if m not in shares and known[m["name"]].lower_is_better is lower]
+        for lower in (True, False)
+    )
     body = f"""<h1>Evaluation</h1>
 <p><code>{escape(identifier)}</code> against its base model, on rows that neither was trained on here.</p>
 {_verdict(evaluation)}
@@ -46,8 +55,9 @@ def page(
 <h2>Measures</h2>
 <p>Dots are values, bars are 95% bootstrap intervals: hollow for the base, full for the tuned model.</p>
 {_chart("Shares, where more is better", shares, 1.0)}
-{_chart("Losses, where less is better", losses, None)}
-{table(["Measure", "Rows", "Base", "Tuned", "Difference, paired"], [_metric(m) for m in metrics])}
+{_chart("Losses, where less is better", less, None)}
+{_chart("Scores, where more is better", more, None)}
+{table(["Measure", "Rows", "Base", "Tuned", "Difference, paired"], [_metric(m, known) for m in metrics])}
 {_benchmarks(metrics)}
 <h2>Test prompts</h2>
 {"".join(_answers(sample, ("reference", "base", "tuned")) for sample in samples)}
@@ -73,12 +83,12 @@ def _gate(gate: Mapping[str, Any]) -> list[str]:
     return [gate["name"], "passed" if gate["passed"] else "FAILED", gate["detail"]]
 
 
-def _metric(metric: Mapping[str, Any]) -> list[Any]:
+def _metric(metric: Mapping[str, Any], known: Mapping[str, Measure]) -> list[Any]:
     def measured(side: str) -> str:
         value = metric[side]
         return f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
 
-    name = f"{MEANING[metric['name']]}, {metric['unit']}"
+    name = f"{known[metric['name']].meaning}, {metric['unit']}"
     return [name, metric["n"], measured("base"), measured("tuned"), interval(metric["difference"])]
 
 

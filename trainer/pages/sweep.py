@@ -27,7 +27,7 @@ def write_page(directory: Path, sweep: dict[str, Any]) -> None:
 
 def page(sweep: dict[str, Any]) -> str:
     """The whole index.html."""
-    settings = in_order([*sweep["settings"], *_without_loss(sweep)])
+    settings = in_order(sweep, _without_score(sweep))
     power = f"<p>{escape(_sentence(sweep['power']))}</p>" if sweep["power"] else ""
     body = f"""<h1>Which LoRA setting is worth shipping</h1>
 <p><code>{escape(sweep["model"])}</code> tuned on <code>{escape(sweep["data"])}</code></p>
@@ -41,14 +41,14 @@ def page(sweep: dict[str, Any]) -> str:
 <h2>Settings</h2>
 {_settings(sweep, settings)}
 {_failed(sweep["failed"])}
-<h2>Loss by source</h2>
+<h2>{sweep["score"]["name"].capitalize()} by source</h2>
 {_by_source(sweep, settings)}
 <h2>What this can and cannot tell</h2>
 <ul>{"".join(f"<li>{escape(limit)}</li>" for limit in limits(sweep))}</ul>"""
     return document(f"Sweep: {sweep['model']} on {sweep['data']}", body, STYLE)
 
 
-def _without_loss(sweep: dict[str, Any]) -> list[dict[str, Any]]:
+def _without_score(sweep: dict[str, Any]) -> list[dict[str, Any]]:
     """Entries for the settings that only arms tell of: one of their seeds diverged."""
     known = {(s["rank"], s["learning_rate"]) for s in sweep["settings"]}
     lost: dict[tuple[int, float], list[dict[str, Any]]] = {}
@@ -56,7 +56,7 @@ def _without_loss(sweep: dict[str, Any]) -> list[dict[str, Any]]:
         key = (arm["rank"], arm["learning_rate"])
         if key not in known:
             lost.setdefault(key, []).append(arm)
-    empty = dict.fromkeys(("validation_nll", "ci_low", "ci_high", "difference_to_best", "seed_spread"))
+    empty = dict.fromkeys(("validation_score", "ci_low", "ci_high", "difference_to_best", "seed_spread"))
     return [
         {
             "name": f"r{rank}-lr{rate:g}",
@@ -80,7 +80,7 @@ def _size(sweep: dict[str, Any]) -> str:
     return (
         f"{count(len(sweep['settings']), 'setting')} in {count(len(sweep['arms']), 'arm')} of up to "
         f"{count(sweep['steps'], 'step')}, {count(minutes, 'minute')} of training in all; compared on "
-        f"{count(sweep['rows'], 'validation row')}. Loss is {sweep['metric']}."
+        f"{count(sweep['rows'], 'validation row')}. The score is {sweep['metric']}."
     )
 
 
@@ -137,8 +137,9 @@ def _curves(sweep: dict[str, Any]) -> str:
     drawn = "".join(f"<div>{curves(f'rank {rank}', lines, steps, y)}</div>" for rank, lines in panels.items())
     told = (
         f"Lines: training loss, each point a mean over {count(_bin(steps), 'step')}. "
-        "Dots: validation loss. A line for each arm; a cross where one diverged. The scale is that of the "
-        "arms that did not, after their first steps, so a beginning may lie above the panel."
+        f"Dots: validation {sweep['score']['name']}. A line for each arm; a cross where one diverged. "
+        "The scale is that of the arms that did not, after their first steps, so a beginning may lie above "
+        "the panel."
     )
     return f"<p>{told}</p>{_legend(sweep)}<div class=panels>{drawn}</div>"
 
@@ -170,7 +171,7 @@ def _arms_of(sweep: dict[str, Any], setting: dict[str, Any]) -> list[dict[str, A
 
 def _settings(sweep: dict[str, Any], settings: Sequence[dict[str, Any]]) -> str:
     head = [
-        "Setting", "Rank", "Learning rate", "Seeds", "Steps", "Validation loss [95%]",
+        "Setting", "Rank", "Learning rate", "Seeds", "Steps", f"Validation {sweep['score']['name']} [95%]",
         "Difference to the best [95%]", "Spread over seeds", "Tokens a second", "",
     ]  # fmt: skip
     rows = [_setting_row(s, _arms_of(sweep, s), s["name"] == sweep["winner"]) for s in settings]
@@ -179,7 +180,7 @@ def _settings(sweep: dict[str, Any], settings: Sequence[dict[str, Any]]) -> str:
 
 def _setting_row(setting: dict[str, Any], arms: Sequence[dict[str, Any]], winner: bool) -> list[Any]:
     difference, spread = setting["difference_to_best"], setting["seed_spread"]
-    loss, low, high = (setting[key] for key in ("validation_nll", "ci_low", "ci_high"))
+    value, low, high = (setting[key] for key in ("validation_score", "ci_low", "ci_high"))
     speeds = [arm["tokens_per_second"] for arm in arms if arm["tokens_per_second"]]
     return [
         setting["name"],
@@ -187,7 +188,7 @@ def _setting_row(setting: dict[str, Any], arms: Sequence[dict[str, Any]], winner
         Figure(f"{setting['learning_rate']:g}"),
         len(setting["seeds"]),
         setting["steps"],
-        NONE if loss is None else Figure(f"{loss:.4f} [{low:.4f}, {high:.4f}]"),
+        NONE if value is None else Figure(f"{value:.4f} [{low:.4f}, {high:.4f}]"),
         _difference(difference),
         NONE if spread is None else Figure(f"{spread:.4f}"),
         round(sum(speeds) / len(speeds)) if speeds else NONE,
@@ -220,7 +221,7 @@ def _failed(failed: dict[str, str]) -> str:
 
 
 def _by_source(sweep: dict[str, Any], settings: Sequence[dict[str, Any]]) -> str:
-    shown = [s for s in settings if s["validation_nll"] is not None][:SETTINGS_BY_SOURCE]
+    shown = [s for s in settings if s["validation_score"] is not None][:SETTINGS_BY_SOURCE]
     by_setting = [[a["by_source"] for a in _arms_of(sweep, s) if a["by_source"]] for s in shown]
     counts = {name: entry["rows"] for arms in by_setting for arm in arms for name, entry in arm.items()}
     names = sorted(counts, key=lambda name: (-counts[name], name))
@@ -230,13 +231,14 @@ def _by_source(sweep: dict[str, Any], settings: Sequence[dict[str, Any]]) -> str
         [
             name,
             counts[name],
-            *(_mean([arm[name]["nll"] for arm in arms if name in arm]) for arms in by_setting),
+            *(_mean([arm[name]["score"] for arm in arms if name in arm]) for arms in by_setting),
         ]
         for name in names[:SOURCES_SHOWN]
     ]
+    unit, order = sweep["score"]["unit"], f"by validation {sweep['score']['name']}"
     told = (
         f"Sources: {_few(len(names), SOURCES_SHOWN, 'by rows')}. Settings: "
-        f"{_few(len(settings), len(shown), 'by validation loss')}. Nats a token, a mean over seeds where "
+        f"{_few(len(settings), len(shown), order)}. {unit[:1].upper() + unit[1:]}, a mean over seeds where "
         "there are several. These have no interval: read nothing into a source of few rows."
     )
     return f"<p>{told}</p>" + table(["Source", "Rows", *(s["name"] for s in shown)], rows)

@@ -11,18 +11,12 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from trainer.judge.gates import failed_gates
+from trainer.judge.measures import GENERAL, measures
 from trainer.licence import llama_terms
+from trainer.objective import Objective
+from trainer.objective.score import Measure
 
 HUB = "hub:"
-MEANING = {
-    "loss": "token-weighted loss on held-out rows",
-    "exact_match": "held-out answers reproduced exactly, token for token, by greedy decoding",
-    "general_chat_loss": "loss on the base model's own answers to general questions",
-    "ifeval": "IFEval: prompts whose instructions are all followed, strictly",
-    "gsm8k": "GSM8K: sums whose last number is right, reasoning asked for",
-    "arc_challenge": "ARC-Challenge: right choices, by length-normalised likelihood",
-    "mmlu": "MMLU: right choices, by likelihood",
-}
 
 BODY = """---
 {front}
@@ -66,7 +60,7 @@ luck of a seed. The test prompts, a fixed list of general ones, and both models'
 ## How the setting was chosen
 {reason}
 
-| setting | seeds | steps | validation loss | difference to the best of as many steps [95% interval] |
+| setting | seeds | steps | validation {score} | difference to the best of as many steps [95% interval] |
 |---|---|---|---|---|
 {settings}
 
@@ -102,22 +96,23 @@ answer = client.chat.completions.create(
 """
 
 
-def write_card(directory: Path, manifest: dict[str, Any]) -> None:
+def write_card(directory: Path, manifest: dict[str, Any], objective: Objective) -> None:
     """Write README.md and NOTICE into the artifact directory, beside the base's licence files."""
     terms = llama_terms(manifest["base_model"]["licence"])
     notice = directory / "NOTICE"
     if terms and terms.notice not in (told := notice.read_text(encoding="utf-8") if notice.exists() else ""):
         notice.write_text(f"{told}{terms.notice}\n", encoding="utf-8")
     files = sorted(p.name for p in directory.glob("LICENSE*"))
-    front = card_data(manifest, files[0] if files else None).to_yaml()
-    ModelCard(_body(manifest, front)).save(directory / "README.md")
+    front = card_data(manifest, objective, files[0] if files else None).to_yaml()
+    ModelCard(_body(manifest, objective, front)).save(directory / "README.md")
 
 
-def card_data(manifest: dict[str, Any], licence_file: str | None) -> ModelCardData:
+def card_data(manifest: dict[str, Any], objective: Objective, licence_file: str | None) -> ModelCardData:
     """The card's metadata. `datasets` is set for a data set of the Hub, `language` never: not known."""
     source = manifest["data"]["source"]
     repository, _, revision = source.removeprefix(HUB).partition("@")
     on_hub = source.startswith(HUB)
+    known = measures(objective)
     return ModelCardData(
         model_name=manifest["name"],
         license=manifest["base_model"]["licence"],
@@ -127,7 +122,7 @@ def card_data(manifest: dict[str, Any], licence_file: str | None) -> ModelCardDa
         datasets=[repository] if on_hub else None,
         library_name="transformers",
         pipeline_tag="text-generation",
-        tags=["finechat", "lora", "sft", "conversational"],
+        tags=["finechat", "lora", objective.NAME, "conversational"],
         eval_results=[
             EvalResult(
                 task_type="text-generation",
@@ -136,7 +131,7 @@ def card_data(manifest: dict[str, Any], licence_file: str | None) -> ModelCardDa
                 dataset_revision=revision if on_hub and revision and dataset == repository else None,
                 dataset_split=metric["split"],
                 metric_type=metric["name"],
-                metric_name=MEANING[metric["name"]],
+                metric_name=known[metric["name"]].meaning,
                 metric_value=round(metric["tuned"]["value"], 4),
             )
             for metric in manifest["evaluation"]["metrics"]
@@ -148,10 +143,10 @@ def _dataset(metric: Mapping[str, Any], repository: str) -> str:
     return str(metric["benchmark"]["dataset"]) if "benchmark" in metric else repository
 
 
-def _body(manifest: dict[str, Any], front: str) -> str:
+def _body(manifest: dict[str, Any], objective: Objective, front: str) -> str:
     data, base = manifest["data"], manifest["base_model"]
     terms, check = llama_terms(base["licence"]), manifest["merge_check"]
-    python = data.get("python_version")
+    python, known = data.get("python_version"), measures(objective)
     return BODY.format(
         front=front,
         name=manifest["name"],
@@ -162,8 +157,8 @@ def _body(manifest: dict[str, Any], front: str) -> str:
         made_with=f", made from the standard library of Python {python}" if python else "",
         fingerprint=data["fingerprint"],
         sides=_table(data["rows"].items()),
-        procedure=_table(_procedure(manifest)),
-        results=_table(map(_metric, manifest["evaluation"]["metrics"])),
+        procedure=_table(_procedure(manifest, objective)),
+        results=_table(_metric(metric, known) for metric in manifest["evaluation"]["metrics"]),
         warning=_warning(manifest["evaluation"]),
         benchmarks="".join(
             f"\n- {benchmark_note(metric)}"
@@ -172,10 +167,11 @@ def _body(manifest: dict[str, Any], front: str) -> str:
         ),
         gates=_gates(manifest["evaluation"]),
         reason=". ".join(part for key in ("reason", "power") if (part := manifest["selection"][key])) + ".",
+        score=objective.SCORE.name,
         settings=_table(map(_setting, manifest["selection"]["settings"])),
         positions=check["positions"],
         merges=_table([_merge("merged", check["fp32"]), _merge("as shipped", check["shipped"])]),
-        limitations="\n".join(f"- {told}" for told in _limitations(manifest)),
+        limitations="\n".join(f"- {told}" for told in _limitations(manifest, objective)),
         licence=_licence(base["licence"], base["id"]),
     )
 
@@ -186,12 +182,12 @@ def _table(rows: Any) -> str:
     )
 
 
-def _procedure(manifest: dict[str, Any]) -> list[tuple[str, str]]:
+def _procedure(manifest: dict[str, Any], objective: Objective) -> list[tuple[str, str]]:
     adapter, base, hardware = manifest["adapter"], manifest["base_model"], manifest["hardware"]
     training = manifest["training"]
     versions = ", ".join(f"{name} {version}" for name, version in manifest["packages"].items())
     return [
-        ("method", "LoRA on the answers' tokens, merged in fp32"),
+        ("method", f"{objective.METHOD}, merged in fp32"),
         ("rank, alpha", f"{adapter['rank']}, {adapter['alpha']:g}"),
         ("on", ", ".join(adapter["target_modules"])),
         ("learning rate", f"{adapter['learning_rate']:g}"),
@@ -221,9 +217,9 @@ def _accelerator(hardware: dict[str, Any]) -> str:
     return hardware["accelerator"] or "no GPU"
 
 
-def _metric(metric: dict[str, Any]) -> list[str]:
+def _metric(metric: dict[str, Any], known: Mapping[str, Measure]) -> list[str]:
     return [
-        f"{MEANING[metric['name']]}, {metric['unit']}",
+        f"{known[metric['name']].meaning}, {metric['unit']}",
         str(metric["n"]),
         f"{metric['base']['value']:.3f}",
         f"{metric['tuned']['value']:.3f}",
@@ -267,7 +263,7 @@ def _setting(setting: dict[str, Any]) -> list[str]:
         setting["name"],
         str(len(setting["seeds"])),
         str(setting["steps"]),
-        f"{setting['validation_nll']:.4f}",
+        f"{setting['validation_score']:.4f}",
         interval(setting["difference_to_best"], ".4f"),
     ]
 
@@ -277,11 +273,11 @@ def _merge(what: str, agreement: dict[str, Any]) -> list[str]:
     return [f"{what}, {agreement['dtype']}", f"{difference:.2g}", f"{same:.2%}"]
 
 
-def _limitations(manifest: dict[str, Any]) -> list[str]:
+def _limitations(manifest: dict[str, Any], objective: Objective) -> list[str]:
     """What a reader might take for granted and the measurements do not show."""
     measured = {metric["name"]: metric for metric in manifest["evaluation"]["metrics"]}
     told = []
-    if general := measured.get("general_chat_loss"):
+    if general := measured.get(GENERAL.name):
         told.append(
             f"General chat: the loss on the base model's own answers changed by "
             f"{interval(general['difference'])} {general['unit']} on {general['n']} rows; above zero is "
@@ -289,7 +285,7 @@ def _limitations(manifest: dict[str, Any]) -> list[str]:
         )
     else:
         told.append("What tuning did to general chat was not measured.")
-    rows = measured["loss"]["n"]
+    rows = measured[objective.SCORE.name]["n"]
     told += [
         f"The results are on {rows} test rows of the same source as the training rows. Other data, other "
         "languages and longer conversations were not measured.",

@@ -20,7 +20,7 @@ from trainer.base_model import BaseModel, load_model, load_tokenizer
 from trainer.data.tokenize import TokenRow
 from trainer.errors import GateError
 from trainer.files import require_room
-from trainer.objective.loss import target_hidden
+from trainer.objective.forward import target_hidden
 from trainer.ship.stops import set_stop_tokens
 
 CHECK_ROWS = 8

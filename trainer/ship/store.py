@@ -17,8 +17,9 @@ from trainer.config import RunConfig, fingerprint, public_source
 from trainer.data.prepare import Prepared
 from trainer.device import describe_hardware
 from trainer.files import read_json, sha256_file, write_json
-from trainer.fit.choose.intervals import loss_interval
+from trainer.fit.choose.intervals import score_interval
 from trainer.fit.run.arm import Run
+from trainer.objective import Objective
 from trainer.ship.card import write_card
 
 SCHEMA_VERSION = 1
@@ -93,7 +94,7 @@ def build_manifest(
             "engine": config.train.engine,
             "dtype": config.train.dtype,
             "quantization": config.train.quantization,
-            "validation_loss": loss_interval(winner.validation).as_dict(),
+            "validation_loss": score_interval(winner.validation).as_dict(),
         },
         "data": data,
         "config_hash": fingerprint(config),
@@ -106,11 +107,17 @@ def build_manifest(
     }
 
 
-def publish(merged: Path, destination: Path, manifest: dict[str, Any], licence_files: Sequence[Path]) -> None:
+def publish(
+    merged: Path,
+    destination: Path,
+    manifest: dict[str, Any],
+    objective: Objective,
+    licence_files: Sequence[Path],
+) -> None:
     """Add card, licences and manifest to the verified directory and move it to its final name."""
     for file in licence_files:
         shutil.copy(file, merged / file.name)
-    write_card(merged, manifest)
+    write_card(merged, manifest, objective)
     write_manifest(merged, manifest)
     destination.parent.mkdir(parents=True, exist_ok=True)
     if destination.exists():

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from trainer.objective.loss import RowLoss
+from trainer.objective.score import RowScore
 
 RESAMPLES = 4000
 LEVEL = 0.95
@@ -31,18 +31,18 @@ class Interval:
         return f"{self.value:.4f} [{self.low:.4f}, {self.high:.4f}]"
 
 
-def loss_interval(rows: Sequence[RowLoss], minus: Sequence[RowLoss] | None = None) -> Interval:
-    """Token-weighted loss over rows, or its paired difference to another model on the same rows."""
-    tokens = np.array([r.tokens for r in rows], float)
-    nll = np.array([r.nll for r in rows]) - (np.array([r.nll for r in minus]) if minus else 0.0)
-    return ratio_interval(nll, tokens)
+def score_interval(rows: Sequence[RowScore], minus: Sequence[RowScore] | None = None) -> Interval:
+    """Weighted mean score over rows, or its paired difference to another model on the same rows."""
+    weights = np.array([r.weight for r in rows], float)
+    totals = np.array([r.total for r in rows]) - (np.array([r.total for r in minus]) if minus else 0.0)
+    return ratio_interval(totals, weights)
 
 
-def exact_interval(rows: Sequence[RowLoss], minus: Sequence[RowLoss] | None = None) -> Interval:
-    """Share of exact rows, or its paired difference to another model on the same rows."""
-    hits = np.array([r.exact for r in rows], float)
+def hit_interval(rows: Sequence[RowScore], minus: Sequence[RowScore] | None = None) -> Interval:
+    """Share of hits among rows, or its paired difference to another model on the same rows."""
+    hits = np.array([r.hit for r in rows], float)
     if minus:
-        hits = hits - np.array([r.exact for r in minus], float)
+        hits = hits - np.array([r.hit for r in minus], float)
     return ratio_interval(hits, np.ones(len(rows)))
 
 

@@ -1,6 +1,7 @@
 """Which setting is worth shipping: paired bootstrap over rows plus seed noise, ties to the smaller rank.
 
-A setting's loss is token-weighted over the validation rows and averaged over its seeds. Seeds change
+A setting's score is weighted over the validation rows (by target tokens, for `sft`) and averaged over its
+seeds; the objective's `Measure` gives its name, its unit and its direction. Seeds change
 the data order and the adapter's first weights, and every setting sees the same ones, so what a seed
 does to all settings alike cancels in a difference; the rest, the residual of the two-way layout
 setting × seed, is the seed noise (Montgomery, Design and Analysis of Experiments, randomised blocks).
@@ -16,7 +17,8 @@ import numpy as np
 
 from trainer.fit.choose.intervals import RESAMPLES, Interval, interval_of, resampled_ratios
 from trainer.fit.run.arm import Run, Setting
-from trainer.objective.loss import mean_loss
+from trainer.objective import sft
+from trainer.objective.score import Measure, mean_score
 
 # A difference of 1.43 half-widths of its 95% interval is seen four times in five: (1.96 + 0.84) / 1.96.
 POWER_80 = 1.43
@@ -24,22 +26,25 @@ POWER_80 = 1.43
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Score:
-    """A setting after some steps. nll: (rows,) mean over seeds. tokens: (rows,). losses: (seeds,)."""
+    """A setting after some steps. totals: (rows,) mean over seeds. weights: (rows,). costs: (seeds,).
+
+    totals and costs carry the measure's sign: less is better, whatever the objective.
+    """
 
     setting: Setting
     seeds: tuple[int, ...]
-    nll: Any
-    tokens: Any
-    losses: Any
+    totals: Any
+    weights: Any
+    costs: Any
 
     @property
-    def loss(self) -> float:
-        return float(self.nll.sum() / self.tokens.sum())
+    def cost(self) -> float:
+        return float(self.totals.sum() / self.weights.sum())
 
 
 @dataclass(frozen=True, slots=True)
 class SeedNoise:
-    """Of one run's loss, in nats a token, beyond what a seed does to every setting."""
+    """Of one run's score, in its unit, beyond what a seed does to every setting."""
 
     standard_deviation: float
     degrees_of_freedom: int
@@ -58,30 +63,34 @@ class Choice:
     power: str | None
 
 
-def scores(runs: Sequence[Run]) -> list[Score]:
-    """One for each setting that no seed diverged at, lowest loss first."""
+def scores(runs: Sequence[Run], measure: Measure = sft.SCORE) -> list[Score]:
+    """One for each setting that no seed diverged at, the best first."""
     by_setting: dict[Setting, list[Run]] = {}
     for run in runs:
         by_setting.setdefault(run.arm.setting, []).append(run)
-    found = [_score(setting, own) for setting, own in by_setting.items() if not any(r.diverged for r in own)]
-    return sorted(found, key=lambda score: score.loss)
+    found = [
+        _score(setting, own, measure.sign)
+        for setting, own in by_setting.items()
+        if not any(r.diverged for r in own)
+    ]
+    return sorted(found, key=lambda score: score.cost)
 
 
-def _score(setting: Setting, runs: Sequence[Run]) -> Score:
-    nll = np.array([[row.nll for row in run.validation] for run in runs])
+def _score(setting: Setting, runs: Sequence[Run], sign: int) -> Score:
+    totals = sign * np.array([[row.total for row in run.validation] for run in runs])
     return Score(
         setting,
         tuple(run.arm.seed for run in runs),
-        nll.mean(axis=0),
-        np.array([row.tokens for row in runs[0].validation], float),
-        np.array([mean_loss(run.validation) for run in runs]),
+        totals.mean(axis=0),
+        np.array([row.weight for row in runs[0].validation], float),
+        sign * np.array([mean_score(run.validation) for run in runs]),
     )
 
 
 def seed_noise(found: Sequence[Score]) -> SeedNoise | None:
     """From the settings that have every seed; None with one seed or one such setting."""
     seeds = max((score.seeds for score in found), key=len, default=())
-    whole = [score.losses for score in found if score.seeds == seeds]
+    whole = [score.costs for score in found if score.seeds == seeds]
     if len(whole) < 2 or len(seeds) < 2:
         return None
     freedom = (len(whole) - 1) * (len(seeds) - 1)
@@ -93,8 +102,9 @@ def seed_noise(found: Sequence[Score]) -> SeedNoise | None:
 class Standing:
     """Settings after as many steps, best first, and how far they can be told apart."""
 
-    def __init__(self, runs: Sequence[Run]) -> None:
-        self.scores = scores(runs)
+    def __init__(self, runs: Sequence[Run], measure: Measure = sft.SCORE) -> None:
+        self.measure = measure
+        self.scores = scores(runs, measure)
         self.noise = seed_noise(self.scores)
         self.noise_at = {
             rate: seed_noise([s for s in self.scores if s.setting.learning_rate == rate])
@@ -110,11 +120,11 @@ class Standing:
         if score is self.best:
             return Interval(0.0, 0.0, 0.0)
         by_rows, by_seeds = self.draws(score)
-        return interval_of(score.loss - self.best.loss, by_rows + by_seeds)
+        return interval_of(score.cost - self.best.cost, by_rows + by_seeds)
 
     def draws(self, score: Score) -> tuple[Any, Any]:
         """(RESAMPLES,) differences to the best over resampled rows, and as many of noise around zero."""
-        by_rows = resampled_ratios(score.nll - self.best.nll, self.best.tokens)
+        by_rows = resampled_ratios(score.totals - self.best.totals, self.best.weights)
         noise = self.noise
         if score.setting.learning_rate == self.best.setting.learning_rate:
             noise = self.noise_at[score.setting.learning_rate] or noise
@@ -135,16 +145,16 @@ def survivors(standing: Standing) -> list[Setting]:
 
 
 def choose(standing: Standing) -> Choice:
-    """The smallest rank that cannot be told from the best setting; of that rank, the lowest loss."""
+    """The smallest rank that cannot be told from the best setting; of that rank, the best score."""
     best = standing.best
     differences = {score.setting: standing.difference(score) for score in standing.scores}
     tied = [score for score in standing.scores if differences[score.setting].low <= 0]
-    winner = min(tied, key=lambda score: (score.setting.rank, score.loss))
+    winner = min(tied, key=lambda score: (score.setting.rank, score.cost))
     rivals: dict[int, Score] = {}  # the best of each other rank
     for score in standing.scores:
         if score.setting.rank != best.setting.rank:
             rivals.setdefault(score.setting.rank, score)
-    nearest = min(rivals.values(), key=lambda score: score.loss, default=None)
+    nearest = min(rivals.values(), key=lambda score: score.cost, default=None)
     separable = all(differences[rival.setting].low > 0 for rival in rivals.values())
     return Choice(
         winner.setting,
@@ -158,39 +168,42 @@ def choose(standing: Standing) -> Choice:
 def _reason(standing: Standing, winner: Score, nearest: Score | None) -> str:
     """A sentence that a person can quote."""
     best = standing.best
-    loss = f"{best.setting.name} has the lowest validation loss, {best.loss:.4f}"
+    measure = standing.measure
+    value = f"{measure.sign * best.cost:.4f}"
+    score = f"{best.setting.name} has the {measure.best} validation {measure.name}, {value}"
     evidence = _evidence(best)
     if winner is not best:
         return (
-            f"{loss}, but {evidence} cannot tell {winner.setting.name} from it (difference "
+            f"{score}, but {evidence} cannot tell {winner.setting.name} from it (difference "
             f"{standing.difference(winner)}), so the smaller rank wins"
         )
     if nearest is None:
-        return f"{loss}, on {evidence}; there is no other rank"
+        return f"{score}, on {evidence}; there is no other rank"
     gap = standing.difference(nearest)
     if gap.low <= 0:
-        return f"{loss}, though {evidence} cannot tell {nearest.setting.name} from it ({gap})"
-    return f"{loss}; the best of another rank, {nearest.setting.name}, is worse by {gap} on {evidence}"
+        return f"{score}, though {evidence} cannot tell {nearest.setting.name} from it ({gap})"
+    return f"{score}; the best of another rank, {nearest.setting.name}, is worse by {gap} on {evidence}"
 
 
 def _power(standing: Standing, other: Score) -> str:
     """What these rows and seeds could have shown, and what it would take to show what is there."""
-    best, value = standing.best, other.loss - standing.best.loss
+    best, value = standing.best, other.cost - standing.best.cost
     by_rows, by_seeds = standing.draws(other)
     rows_only, seeds_only, both = (
         POWER_80 * (interval_of(0, draws).high - interval_of(0, draws).low) / 2
         for draws in (by_rows, by_seeds, by_rows + by_seeds)
     )
     seen = (
-        f"{_evidence(best)} would show a difference of {both:.4f} nats a token four times in five; "
+        f"{_evidence(best)} would show a difference of {both:.4f} {standing.measure.unit} four times in "
+        "five; "
         f"{other.setting.name} and {best.setting.name} differ by {value:.4f}"
     )
     if value <= seeds_only:
         return f"{seen}, which takes more seeds: the luck of a seed alone hides {seeds_only:.4f}"
-    rows = len(best.tokens) * rows_only**2 / (value**2 - seeds_only**2)
+    rows = len(best.weights) * rows_only**2 / (value**2 - seeds_only**2)
     return f"{seen}, which takes about {float(f'{rows:.1g}'):,.0f} rows"
 
 
 def _evidence(score: Score) -> str:
     seeds = len(score.seeds)
-    return f"{len(score.tokens):,} rows and {seeds} seed{'s' if seeds > 1 else ''}"
+    return f"{len(score.weights):,} rows and {seeds} seed{'s' if seeds > 1 else ''}"

@@ -5,10 +5,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trainer.config import RunConfig, public_source
-from trainer.fit.choose.intervals import loss_interval, ratio_interval
+from trainer.fit.choose.intervals import ratio_interval, score_interval
 from trainer.fit.choose.select import Choice, Score, SeedNoise, Standing
 from trainer.fit.run.arm import Run
-from trainer.objective.loss import mean_loss
+from trainer.objective import objective_of
+from trainer.objective.score import mean_score
 
 
 def summarise(
@@ -20,10 +21,11 @@ def summarise(
 ) -> dict[str, Any]:
     """What `results.json` holds. rungs: the runs of each, the last to the sweep's end.
 
-    sources: of each validation row. Losses are nats a token; an arm that stopped early is told as it
-    was when it stopped, and compared with the best of then.
+    sources: of each validation row. Scores are the objective's, as `score` says. An arm that stopped early
+    is given as it was when it stopped, and compared with the best of then.
     """
-    standings = [Standing(runs) for runs in rungs]
+    measure = objective_of(config).SCORE
+    standings = [Standing(runs, measure) for runs in rungs]
     steps = max(run.record["steps"] for run in rungs[-1])
     arms, settings = {}, {}
     for runs, standing in zip(rungs, standings, strict=True):
@@ -36,7 +38,13 @@ def summarise(
     return {
         "model": config.base.id,
         "data": public_source(config.data.source),
-        "metric": "token-weighted validation loss, nats a token",
+        "metric": f"{measure.meaning} on validation rows, {measure.unit}",
+        "score": {
+            "name": measure.name,
+            "unit": measure.unit,
+            "lower_is_better": measure.lower_is_better,
+            "reading": measure.reading,
+        },
         "rows": len(sources),
         "steps": steps,
         "winner": choice.winner.name,
@@ -61,14 +69,14 @@ def _noise(noise: SeedNoise) -> dict[str, Any]:
 def _arm(run: Run, of_steps: int | None, sources: Sequence[str]) -> dict[str, Any]:
     """of_steps: what it would have run, if it was stopped at a rung."""
     record = run.record
-    interval = None if run.diverged else loss_interval(run.validation)
+    interval = None if run.diverged else score_interval(run.validation)
     return {
         "name": run.arm.name,
         "rank": run.arm.setting.rank,
         "learning_rate": run.arm.setting.learning_rate,
         "seed": run.arm.seed,
         "steps": record["steps"],
-        "validation_nll": interval and interval.value,
+        "validation_score": interval and interval.value,
         "ci_low": interval and interval.low,
         "ci_high": interval and interval.high,
         "by_source": {} if run.diverged else _by_source(run, sources),
@@ -89,11 +97,11 @@ def _by_source(run: Run, sources: Sequence[str]) -> dict[str, Any]:
     rows = defaultdict(list)
     for source, row in zip(sources, run.validation, strict=True):
         rows[source].append(row)
-    return {source: {"nll": mean_loss(own), "rows": len(own)} for source, own in sorted(rows.items())}
+    return {source: {"score": mean_score(own), "rows": len(own)} for source, own in sorted(rows.items())}
 
 
 def _setting(standing: Standing, score: Score, runs: Sequence[Run]) -> dict[str, Any]:
-    interval = ratio_interval(score.nll, score.tokens)
+    interval = ratio_interval(standing.measure.sign * score.totals, score.weights)
     gap = standing.difference(score)
     return {
         "name": score.setting.name,
@@ -101,10 +109,10 @@ def _setting(standing: Standing, score: Score, runs: Sequence[Run]) -> dict[str,
         "learning_rate": score.setting.learning_rate,
         "seeds": list(score.seeds),
         "steps": next(run.record["steps"] for run in runs if run.arm.setting == score.setting),
-        "validation_nll": interval.value,
+        "validation_score": interval.value,
         "ci_low": interval.low,
         "ci_high": interval.high,
         "difference_to_best": gap.as_dict(),
-        "seed_spread": float(score.losses.max() - score.losses.min()) if len(score.seeds) > 1 else None,
+        "seed_spread": float(score.costs.max() - score.costs.min()) if len(score.seeds) > 1 else None,
         "tied": gap.low <= 0,
     }

@@ -7,7 +7,7 @@ from typing import Any
 from trainer.base_model import BaseModel
 from trainer.config import RunConfig, fingerprint
 from trainer.files import read_json
-from trainer.objective.loss import RowLoss
+from trainer.objective.score import RowScore
 
 # What does not change the weights that an arm has after a given step.
 NOT_HASHED = {"epochs", "max_steps", "logging_steps", "trackers", "shard_base"}
@@ -44,7 +44,7 @@ class Run:
 
     arm: Arm
     adapter: Path
-    validation: list[RowLoss]
+    validation: list[RowScore]
     diverged: str | None
     record: dict[str, Any]
 
@@ -83,4 +83,4 @@ def read_run(directory: Path, arm: Arm) -> Run | None:
     if record is None:
         return None
     rows = record["validation"]["rows"] if record["validation"] else []
-    return Run(arm, directory / "adapter", [RowLoss(*row) for row in rows], record["diverged"], record)
+    return Run(arm, directory / "adapter", [RowScore(*row) for row in rows], record["diverged"], record)

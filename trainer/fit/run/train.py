@@ -13,8 +13,7 @@ import resource
 import statistics
 import time
 from pathlib import Path
-from types import ModuleType
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 
@@ -22,13 +21,15 @@ from trainer.base_model import BaseModel, load_tokenizer
 from trainer.config import RunConfig
 from trainer.data.prepare import Prepared
 from trainer.device import choose_device
+from trainer.engines import Engine
 from trainer.files import only_writer, write_json
 from trainer.fit.run.arm import Arm, Run, arm_directory, read_run, run_name
 from trainer.fit.run.callbacks import DivergedError, Guard, Log, Patience, Tell, Trunk
 from trainer.fit.run.checkpoint import keep_trunk, remove_checkpoints, starting_point
 from trainer.fit.run.trainer import LoraTrainer, build_trainer, cooldown_steps
 from trainer.fit.run.world import World
-from trainer.objective.loss import mean_loss
+from trainer.objective import objective_of
+from trainer.objective.score import mean_score
 from trainer.progress import Progress
 
 
@@ -59,10 +60,10 @@ def _train(
     settings = config.train
     device = choose_device(settings.device)
     engine = _engine(settings.engine)
-    model = engine.load(base.directory, settings, config.lora, arm, device)
+    model = engine.load(base.directory, settings, config.lora, arm.setting.rank, arm.seed, device)
     with Progress() as progress:
         trainer = build_trainer(
-            model, engine.compute_loss, load_tokenizer(base.directory), prepared.dataset("train"),
+            model, objective_of(config), engine, load_tokenizer(base.directory), prepared.dataset("train"),
             prepared.rows("validation"), settings, arm, steps, device, directory,
             [Log(directory), Tell(arm.name, progress)] if world.first else [], world,
         )  # fmt: skip
@@ -97,15 +98,18 @@ def _run(trainer: LoraTrainer, checkpoint: Path | None, directory: Path, world: 
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         train_s = time.monotonic() - begun
-        losses = trainer.validation_losses()
-        if not math.isfinite(mean_loss(losses)):
-            raise DivergedError(f"the validation loss is {mean_loss(losses)}")
+        scores = trainer.validation_scores()
+        if not math.isfinite(mean_score(scores)):
+            raise DivergedError(f"the validation {trainer.objective.SCORE.name} is {mean_score(scores)}")
         if world.first:
             trainer.model.save_pretrained(directory / "adapter")
-        validation = {"loss": mean_loss(losses), "rows": [[x.nll, x.tokens, x.exact] for x in losses]}
+        validation = {
+            trainer.objective.SCORE.name: mean_score(scores),
+            "rows": [[x.total, x.weight, x.hit] for x in scores],
+        }
     except DivergedError as error:
         train_s, diverged = time.monotonic() - begun, str(error)
-    history, state = trainer.state.log_history, trainer.state
+    history, state, sign = trainer.state.log_history, trainer.state, trainer.objective.SCORE.sign
     rates = [h["tokens_per_second"] for h in history if "tokens_per_second" in h]
     return {
         "steps": state.global_step,
@@ -117,15 +121,16 @@ def _run(trainer: LoraTrainer, checkpoint: Path | None, directory: Path, world: 
         "peak_memory_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
         "peak_gpu_memory_gib": _gpu_memory_gib(),
         "train_curve": [[h["step"], h["loss"]] for h in history if "loss" in h],
-        "validation_curve": [[h["step"], h["eval_loss"]] for h in history if "eval_loss" in h],
+        "validation_curve": [[h["step"], sign * h["eval_loss"]] for h in history if "eval_loss" in h],
         "diverged": diverged,
         "validation": validation,
     }
 
 
-def _engine(name: Literal["plain", "compiled", "unsloth"]) -> ModuleType:
+def _engine(name: Literal["plain", "compiled", "unsloth"]) -> Engine:
     """Imported by need: `unsloth` patches the libraries that the others use."""
-    return importlib.import_module(f"trainer.engines.{name}")
+    engine: Any = importlib.import_module(f"trainer.engines.{name}")
+    return cast(Engine, engine)
 
 
 def _gpu_memory_gib() -> float | None:

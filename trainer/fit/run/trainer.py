@@ -5,7 +5,7 @@ nothing.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +17,20 @@ from trl import SFTConfig, SFTTrainer
 
 from trainer.config import TrainConfig
 from trainer.data.tokenize import IGNORED, TokenRow
+from trainer.engines import Engine
 from trainer.errors import ConfigError
 from trainer.fit.run.arm import Arm
-from trainer.fit.run.packing import collate, pack
 from trainer.fit.run.world import World
-from trainer.objective.loss import RowLoss, batches, mean_loss, row_losses
-
-Loss = Callable[[Any, dict[str, Any], Any], Any]
+from trainer.objective import Objective
+from trainer.objective.forward import batches
+from trainer.objective.score import RowScore, mean_score
 
 
 class LoraTrainer(SFTTrainer):
     """Trains one adapter.
 
-    loss: the engine's, (model, inputs with labels, target tokens) to a scalar. validation: the rows whose
-    token-weighted loss judges the adapter. rows_per_step: packed rows, over all processes of `world`.
-    sharded: whether the base is shared out over them.
+    validation: the rows whose score judges the adapter. rows_per_step: packed rows, over all processes of
+    `world`. sharded: whether the base is shared out over them.
     """
 
     control: TrainerControl
@@ -39,7 +38,8 @@ class LoraTrainer(SFTTrainer):
     def __init__(
         self,
         *,
-        loss: Loss,
+        objective: Objective,
+        engine: Engine,
         validation: Sequence[TokenRow],
         rows_per_step: int,
         world: World,
@@ -47,7 +47,8 @@ class LoraTrainer(SFTTrainer):
         **arguments: Any,
     ) -> None:
         super().__init__(**arguments)
-        self._loss = loss
+        self.objective = objective
+        self._engine = engine
         self._validation = validation
         self._rows_per_step = rows_per_step
         self._world = world
@@ -76,15 +77,17 @@ class LoraTrainer(SFTTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> torch.Tensor:
-        """NLL of one packed row over the step's target tokens; inputs are (1, length).
+        """Return one packed row's part of the step's loss, as the objective has it; inputs are (1, length).
 
-        Times the processes: gradients and logged losses are averaged over them, and a step's are the sum.
+        It is multiplied by the number of processes: gradients and logged losses are averaged over them, and
+        a step's loss is the sum.
         """
         begun, tokens = self._since_log
         self._since_log = begun, tokens + inputs["labels"].numel()
         if num_items_in_batch is None:
             num_items_in_batch = (inputs["labels"] != IGNORED).sum()
-        return torch.as_tensor(self._loss(model, inputs, num_items_in_batch) * self._world.size)
+        loss = self.objective.loss(self._engine, model, inputs, num_items_in_batch)
+        return torch.as_tensor(loss * self._world.size)
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> RandomSampler:
         """An epoch is whole steps: what is left over, other rows each time, waits for another epoch.
@@ -105,24 +108,24 @@ class LoraTrainer(SFTTrainer):
         return 0
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Token-weighted validation loss as `eval_loss`, for choosing the best checkpoint."""
-        metrics = {"eval_loss": mean_loss(self.validation_losses())}
+        """Report the validation score as `eval_loss`, less is better, for choosing the best checkpoint."""
+        metrics = {"eval_loss": self.objective.SCORE.sign * mean_score(self.validation_scores())}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def validation_losses(self) -> list[RowLoss]:
-        """Of every validation row, under the adapter as it is now; each process measures a part."""
+    def validation_scores(self) -> list[RowScore]:
+        """Score every validation row under the adapter as it is now; each process scores a part."""
         model: Any = self.model
         tokenizer: Any = self.processing_class
         base, pad_id = model.get_base_model(), tokenizer.pad_token_id or 0
         part = self._world.share(self._validation)
         passes = len(batches(part))
         most = max(self._world.joined([passes]))
-        losses = row_losses(base, part, pad_id)
+        scores = self.objective.scores(base, part, pad_id)
         for _ in range(most - passes):  # others may still need this process's part of the base
-            row_losses(base, self._validation[:1], pad_id)
-        return self._world.joined(losses)
+            self.objective.scores(base, self._validation[:1], pad_id)
+        return self._world.joined(scores)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
@@ -135,7 +138,8 @@ class LoraTrainer(SFTTrainer):
 
 def build_trainer(
     model: Any,
-    loss: Loss,
+    objective: Objective,
+    engine: Engine,
     tokenizer: PreTrainedTokenizerBase,
     rows: Dataset,
     validation: Sequence[TokenRow],
@@ -149,10 +153,10 @@ def build_trainer(
 ) -> LoraTrainer:
     """A trainer for one arm, ready to train or resume.
 
-    model, loss: from the engine. rows: `input_ids` and `labels`. steps: None for `settings.epochs`.
+    model: from the engine. rows: `input_ids` and `labels`. steps: None for `settings.epochs`.
     Raises: ConfigError if the rows do not make one step.
     """
-    packed = pack(rows, settings.row_tokens)
+    packed = objective.pack(rows, settings.row_tokens)
     steps_an_epoch = len(packed) // settings.rows_per_step
     if not steps_an_epoch:
         raise ConfigError(
@@ -161,7 +165,8 @@ def build_trainer(
         )
     total = steps or max(1, round(settings.epochs * steps_an_epoch))
     trainer = LoraTrainer(
-        loss=loss,
+        objective=objective,
+        engine=engine,
         validation=validation,
         rows_per_step=settings.rows_per_step,
         world=world,
@@ -171,7 +176,7 @@ def build_trainer(
         train_dataset=packed,
         # The Trainer asks for one where there is something to restore; `evaluate` uses `validation`.
         eval_dataset=packed.select(range(1)) if settings.restore_best else None,
-        data_collator=collate,
+        data_collator=objective.collate,
         processing_class=tokenizer,
         callbacks=list(callbacks),
     )

@@ -1,0 +1,47 @@
+"""The score of a row and what it means, shared by every objective and by all that read its results."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """What a figure measures.
+
+    name: `loss`. unit: `nats a token`. meaning: a phrase for card and page. reading: what a better value
+    says, as a sentence, where it is not plain.
+    """
+
+    name: str
+    unit: str
+    meaning: str
+    lower_is_better: bool
+    reading: str = ""
+
+    @property
+    def sign(self) -> int:
+        """1 or -1: times this, a smaller value is a better one."""
+        return 1 if self.lower_is_better else -1
+
+    @property
+    def best(self) -> str:
+        """`lowest` or `highest`, the superlative of a better value."""
+        return "lowest" if self.lower_is_better else "highest"
+
+
+@dataclass(frozen=True, slots=True)
+class RowScore:
+    """The score of one row.
+
+    total: summed over the row's `weight` units, such as NLL over its target tokens. hit: whether the model
+    gets the row right, such as by reproducing the reference.
+    """
+
+    total: float
+    weight: int
+    hit: bool
+
+
+def mean_score(scores: Sequence[RowScore]) -> float:
+    """Return the score of all rows together: the sum of totals over the sum of weights."""
+    return sum(x.total for x in scores) / sum(x.weight for x in scores)

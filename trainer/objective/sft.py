@@ -1,0 +1,98 @@
+"""Objective `sft`: raise the likelihood of reference answers, packed; score rows by their loss.
+
+The loss is the sum of NLL over the sum of target tokens, and never the Trainer's `eval_loss` (a mean
+of batch means, huggingface/transformers#39241). A row is a hit if the model's own greedy answer is
+the reference, token for token and ended: that is so if and only if the reference's every token is
+the most likely one after those before it, so one forward pass shows it, and nothing is generated.
+
+Each packed row's positions start again at 0 and there is no attention mask: transformers and Unsloth
+read that as a border that attention does not cross. TRL packs, but its own switch stays off and the
+collator is ours: Unsloth turns that switch off on a CPU, and puts a padding collator on labelled rows.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch.nn import functional
+
+from trainer.data.tokenize import IGNORED, TokenRow
+from trainer.engines import Engine
+from trainer.objective.forward import batches, target_hidden
+from trainer.objective.score import Measure, RowScore
+
+NAME = "sft"
+METHOD = "LoRA on the answers' tokens"
+SCORE = Measure(
+    "loss",
+    "nats a token",
+    "token-weighted loss",
+    lower_is_better=True,
+    reading="A lower loss is a likelier reference answer.",
+)
+HITS = Measure(
+    "exact_match",
+    "share of answers",
+    "held-out answers reproduced exactly, token for token, by greedy decoding",
+    lower_is_better=False,
+)
+HEAD_ROWS = 256  # target positions through the LM head at once: bounds memory at large vocabularies
+
+
+def pack(rows: Dataset, length: int) -> Dataset:
+    """Pack rows, best fit decreasing, up to `length` tokens.
+
+    rows: `input_ids` and `labels`. Returns those and `seq_lengths`, the lengths of the rows within.
+    """
+    from trl import pack_dataset  # takes seconds to import, and only training needs it
+
+    return pack_dataset(rows.select_columns(["input_ids", "labels"]), length, "bfd")
+
+
+def collate(packed: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Turn one packed row into (1, length) `input_ids`, `labels` and `position_ids`, and what an engine asks.
+
+    target_positions: (targets,), where the next token is a target. seq_lengths: a list. Both are found here
+    because asking a GPU for them would wait for all the work that it was given before.
+    """
+    (row,) = packed
+    labels = torch.tensor(row["labels"])
+    positions = [position for length in row["seq_lengths"] for position in range(length)]
+    return {
+        "input_ids": torch.tensor([row["input_ids"]]),
+        "labels": labels[None],
+        "position_ids": torch.tensor([positions]),
+        "target_positions": (labels[1:] != IGNORED).nonzero()[:, 0],
+        "seq_lengths": list(row["seq_lengths"]),
+    }
+
+
+def loss(engine: Engine, model: Any, inputs: dict[str, Any], counted: Any) -> Any:
+    """Return the NLL of one packed row's targets over `counted`, the target tokens of the whole step."""
+    return engine.compute_loss(model, inputs, counted)
+
+
+@torch.inference_mode()
+def scores(model: Any, rows: Sequence[TokenRow], pad_id: int) -> list[RowScore]:
+    """Score every row under a causal LM (bare or with an adapter), in the rows' order."""
+    found: list[RowScore | None] = [None] * len(rows)
+    model.eval()
+    for indices in batches(rows):
+        for i, score in zip(indices, _batch_scores(model, [rows[i] for i in indices], pad_id), strict=True):
+            found[i] = score
+    return [score for score in found if score is not None]
+
+
+def _batch_scores(model: Any, rows: Sequence[TokenRow], pad_id: int) -> list[RowScore]:
+    hidden, targets, owners = target_hidden(model, rows, pad_id)
+    nll, wrong = [], []
+    for h, t in zip(hidden.split(HEAD_ROWS), targets.split(HEAD_ROWS), strict=True):
+        logits = model.get_output_embeddings()(h).float()
+        nll.append(functional.cross_entropy(logits, t, reduction="none"))
+        wrong.append((logits.argmax(-1) != t).float())
+    zeros = torch.zeros(len(rows), device=owners.device)
+    sums = zeros.index_add(0, owners, torch.cat(nll)).tolist()
+    misses = zeros.index_add(0, owners, torch.cat(wrong)).tolist()
+    counts = torch.bincount(owners, minlength=len(rows)).tolist()
+    return [RowScore(s, n, m == 0) for s, n, m in zip(sums, counts, misses, strict=True)]
