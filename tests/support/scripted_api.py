@@ -1,7 +1,9 @@
 """An OpenAI-style API that fails as it is told, over real HTTP: `python scripted_api.py PORT`.
 
-What goes wrong is in the question ("snap", "limit", "busy", "too long"), or for all in the state that is put
-with POST /state ("starting", "draining", "key"). GET /requests gives the bodies that chats were asked with.
+A question chooses its failure by a word in it ("snap", "limit", "busy", "too long"). POST /state makes every
+request fail: "starting", "draining", "key", or any other text as the reason why the API is not ready. POST
+/answer, /models (a JSON list of names) and /refusal (a message) replace the answer and the model list, and
+refuse every chat. GET /requests returns the bodies of all chats.
 """
 
 import json
@@ -27,26 +29,31 @@ STATES = {
 
 class Api(BaseHTTPRequestHandler):
     state = ""
+    answer = ANSWER
+    models = MODELS
+    refusal = ""
     requests: list[dict[str, Any]] = []  # noqa: RUF012
 
     def do_GET(self) -> None:
         if self.path == "/requests":
             self._json(200, Api.requests)
         elif Api.state == "key" or (Api.state and self.path == "/health/ready"):
-            self._refuse(*STATES[Api.state])
+            self._refuse(*STATES.get(Api.state, (503, Api.state, "x", None)))
         else:
-            self._json(200, {"object": "list", "data": MODELS})
+            self._json(200, {"object": "list", "data": Api.models})
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["content-length"]))
-        if self.path == "/state":
-            Api.state = body.decode()
+        if self.path in ("/state", "/answer", "/refusal", "/models"):
+            self._script(self.path, body.decode())
             return self._json(200, {})
         request = json.loads(body)
         Api.requests.append(request)
         question = request["messages"][-1]["content"]
         if Api.state:
-            self._refuse(*STATES[Api.state])
+            self._refuse(*STATES.get(Api.state, (503, Api.state, "x", None)))
+        elif Api.refusal:
+            self._refuse(422, Api.refusal, "invalid_request_error", None)
         elif "busy" in question:
             self._refuse(429, "Too many requests", "rate_limit_exceeded", 7)
         elif "too long" in question and len(request["messages"]) > 1:
@@ -54,11 +61,23 @@ class Api(BaseHTTPRequestHandler):
         else:
             self._stream(question)
 
+    @staticmethod
+    def _script(path: str, text: str) -> None:
+        match path:
+            case "/state":
+                Api.state = text
+            case "/answer":
+                Api.answer = text
+            case "/refusal":
+                Api.refusal = text
+            case "/models":
+                Api.models = [{"id": name, "max_model_len": 2048} for name in json.loads(text)]
+
     def _stream(self, question: str) -> None:
         self.send_response(200)
         self.send_header("content-type", "text/event-stream")
         self.end_headers()
-        pieces = ANSWER.split(" ")
+        pieces = Api.answer.split(" ")
         for place, piece in enumerate(pieces):
             if "snap" in question and place == 5:
                 return
