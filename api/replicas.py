@@ -1,22 +1,29 @@
-"""`python -m api replicas`: several of this service behind Ray Serve, on whatever nodes a Ray cluster has.
+"""`python -m api replicas`: run several copies of this service behind Ray Serve, on the nodes of a cluster.
 
 Ray Serve places the replicas, hands requests to them, replaces those that fail and changes their number. A
 replica is the whole application with an engine of its own and the settings of its node's environment, so no
 secret passes through Ray. New weights need nothing here: every replica follows `models/current`.
 
 Nothing but that verb imports this module, and Ray is installed from requirements-ray.txt.
+
+What has run, with Ray 2.60 on one machine without a GPU: replicas of the real model, one of them killed, and
+the end of this command on a cluster that it had joined, where another team's application stayed. What has
+not: GPUs, more than one host, autoscaling under load, SIGTERM in the middle of a stream.
 """
 
 import asyncio
+import contextlib
 import math
 import signal
 import socket
+import time
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray import serve
 from ray.serve.config import AutoscalingConfig, AutoscalingContext, AutoscalingPolicy, RequestRouterConfig
+from ray.serve.exceptions import RayServeException
 from starlette.types import ASGIApp
 
 from api.app import create_app
@@ -25,12 +32,13 @@ from api.engine.comparison import read_comparison_models
 from api.engine.engine import Engine
 from api.engine.lifecycle import State
 from api.errors import StartError
-from api.http.log import configure_logging
+from api.http.log import configure_logging, log
 from api.service import build_service
 from api.settings import Settings, read_settings
 
 NAME = "finechat"
 _CONNECT_S = 5.0
+_END_S = 60.0  # for replicas to end once they have drained
 TARGET_LOAD = 0.8  # the share of what it can do at which another replica is wanted
 # Requests with the same X-Session-Id go to the same replica, which has their prompts in its cache.
 _ROUTER = "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
@@ -76,33 +84,64 @@ def desired_replicas(context: AutoscalingContext) -> tuple[int, dict[str, Any]]:
 
 
 def run(settings: Settings, fewest: int, most: int, cpus: float, address: str | None) -> None:
-    """Start them in the cluster at `address`, or in one of this machine's own, and wait for a signal.
+    """Start the replicas, wait for a signal, then drain and delete them.
 
+    address: of the Ray cluster to join, or "auto". None starts a cluster on this machine that ends with them.
     Raises: StartError if the cluster or the replicas cannot be had.
     """
+    configure_logging()
+    _connect(address)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # not before: Ray sets a handler of its own
+    try:
+        _require_room(settings, cpus)
+        _require_free_name()
+        _serve_until_signal(settings, _deployment(settings, fewest, most, cpus))
+    except KeyboardInterrupt:
+        pass
+    finally:
+        ray.shutdown()  # ends a cluster of our own, and only leaves one that was joined
+
+
+def _connect(address: str | None) -> None:
+    """Raises: StartError."""
     try:
         if address and address != "auto":
             host, _, port = address.rpartition(":")
-            socket.create_connection(
-                (host, int(port)), _CONNECT_S
-            ).close()  # Ray itself would try for minutes
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR", include_dashboard=False)
+            socket.create_connection((host, int(port)), _CONNECT_S).close()  # Ray would try for minutes
+        # Without an address Ray would join whatever cluster runs on this machine.
+        ray.init(
+            address=address or "local", log_to_driver=False, logging_level="ERROR", include_dashboard=False
+        )
     except (OSError, RuntimeError, ValueError) as error:
         raise StartError(f"no Ray cluster at {address or 'this machine'}: {_one_line(error)}") from None
-    gpus = ray.cluster_resources().get("GPU", 0)
-    needed = settings.tensor_parallel_size * settings.data_parallel_size if gpus else 0
-    if not any(_holds(node, cpus, needed) for node in ray.nodes()):
-        raise StartError(f"no node of the cluster has the {cpus:g} CPUs and {needed} GPUs of a replica")
-    serve.start(http_options={"host": settings.host, "port": settings.port})
-    deployment = serve.deployment(
+
+
+def _require_room(settings: Settings, cpus: float) -> None:
+    """Raises: StartError unless a node is large enough for a replica."""
+    gpus = _gpus_per_replica(settings)
+    if not any(_fits(node, cpus, gpus) for node in ray.nodes()):
+        raise StartError(f"no node of the cluster has the {cpus:g} CPUs and {gpus} GPUs of a replica")
+
+
+def _require_free_name() -> None:
+    """Refuse to replace somebody else's application. Raises: StartError if one of this name runs."""
+    if NAME in serve.status().applications:
+        raise StartError(
+            f"the cluster already runs an application {NAME}: stop the command that started it, or delete it "
+            "(docs/scale.md)"
+        )
+
+
+def _deployment(settings: Settings, fewest: int, most: int, cpus: float) -> Any:
+    return serve.deployment(
         Replica,
         name=NAME,
         ray_actor_options={
             "num_cpus": cpus,
-            "num_gpus": needed,
+            "num_gpus": _gpus_per_replica(settings),
             "runtime_env": {"env_vars": {"PYTHONPATH": str(_ROOT)}},
         },
-        # What is too much is refused by the replica itself, in OpenAI's words.
+        # A replica refuses by itself what is too much, with OpenAI's error body.
         max_ongoing_requests=2 * settings.max_queue,
         graceful_shutdown_timeout_s=settings.drain_timeout_s,
         health_check_period_s=1,
@@ -112,24 +151,47 @@ def run(settings: Settings, fewest: int, most: int, cpus: float, address: str | 
             min_replicas=fewest, max_replicas=most, policy=AutoscalingPolicy(policy_function=desired_replicas)
         ),
     )
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+def _serve_until_signal(settings: Settings, deployment: Any) -> None:
+    """Deploy, wait, and delete what was deployed; nothing else in the cluster is touched.
+
+    Serve itself stays: on a cluster that was joined, others may use it.
+    """
+    if serve.status().proxies:
+        log.warning("event=serve_runs_already note='its host and port hold, not API_HOST and API_PORT'")
+    serve.start(http_options={"host": settings.host, "port": settings.port})
     try:
         serve.run(deployment.bind(), name=NAME, route_prefix="/")
         signal.pause()
-    except KeyboardInterrupt:
-        pass
-    except RuntimeError as error:
-        raise StartError(f"the replicas did not start: {_why() or _one_line(error)}") from None
+    except (RuntimeError, RayServeException) as error:
+        raise StartError(f"the replicas did not start: {_failure() or _one_line(error)}") from None
     finally:
-        serve.shutdown()
+        _delete(settings.drain_timeout_s)
 
 
-def _holds(node: dict[str, Any], cpus: float, gpus: int) -> bool:
+def _delete(drain_timeout_s: float) -> None:
+    """Delete our application and wait until its replicas have drained."""
+    deadline = time.monotonic() + drain_timeout_s + _END_S
+    while time.monotonic() < deadline:
+        with contextlib.suppress(TimeoutError):  # Ray waits for 60 s
+            serve.delete(NAME)
+            return
+
+
+def _gpus_per_replica(settings: Settings) -> int:
+    """Return 0 where the cluster has no GPU."""
+    if not ray.cluster_resources().get("GPU", 0):
+        return 0
+    return settings.tensor_parallel_size * settings.data_parallel_size
+
+
+def _fits(node: dict[str, Any], cpus: float, gpus: int) -> bool:
     has = node["Resources"]
     return bool(node["Alive"]) and has.get("CPU", 0) >= cpus and has.get("GPU", 0) >= gpus
 
 
-def _why() -> str:
+def _failure() -> str:
     """The failure of a replica that is ours; Ray keeps it at the end of a traceback."""
     application = serve.status().applications.get(NAME)
     deployment = application.deployments.get(NAME) if application else None
