@@ -19,8 +19,8 @@ from api.dialects.responses import route as responses
 from api.errors import ApiError, InternalError, InvalidRequest, MethodNotAllowed, NotFound
 from api.http.gate import Gate
 from api.http.log import RequestLog, log
-from api.ledger.keys import Keys
-from api.ledger.limits import RATE_HEADERS
+from api.ledger.account import RATE_HEADERS
+from api.ledger.ledger import Ledger, open_ledger
 from api.operations import admin, health
 from api.service import Service
 
@@ -36,34 +36,35 @@ def create_app(service: Service, cors_origins: Sequence[str] = ()) -> ASGIApp:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        if service.shared is not None:
-            service.shared.start()
+        service.ledger.start()
         service.lifecycle.start()
         yield
         await service.lifecycle.stop()
         await service.grammars.close()
-        await asyncio.to_thread(service.usage.close)
-        if service.shared is not None:
-            await service.shared.close()
+        await service.ledger.close()
         if service.tracing is not None:
             await asyncio.to_thread(service.tracing.close)
 
     app = FastAPI(title="finechat", lifespan=lifespan, docs_url=None, redoc_url=None, redirect_slashes=False)
     for module in (chat, completions, responses, models, health):
         app.include_router(module.router)
-    _tell_of_keys(app.openapi(), service.keys.needed)
-    return _guarded(app, service, service.keys, health.OPEN_PATHS, cors_origins)
+    _tell_of_keys(app.openapi(), service.ledger.required)
+    return _guarded(app, service, service.ledger, health.OPEN_PATHS, cors_origins)
 
 
 def create_admin_app(service: Service, key: str) -> ASGIApp:
     """What is the operator's alone: every path needs `key`, which is none of the clients'."""
     app = FastAPI(openapi_url=None, redirect_slashes=False)
     app.include_router(admin.router)
-    return _guarded(app, service, Keys(None, key), frozenset())
+    return _guarded(app, service, open_ledger(api_key=key), frozenset())
 
 
 def _guarded(
-    app: FastAPI, service: Service, keys: Keys, open_paths: frozenset[str], cors_origins: Sequence[str] = ()
+    app: FastAPI,
+    service: Service,
+    ledger: Ledger,
+    open_paths: frozenset[str],
+    cors_origins: Sequence[str] = (),
 ) -> ASGIApp:
     app.state.service = service
     app.exception_handler(ApiError)(_api_error)
@@ -71,7 +72,7 @@ def _guarded(
     app.exception_handler(RequestValidationError)(_invalid)
     app.exception_handler(Exception)(_defect)
     routes = frozenset(path for route in app.routes if (path := getattr(route, "path", None)))
-    gate = Gate(app, keys, open_paths)
+    gate = Gate(app, ledger, open_paths)
     entrance = _open_to(cors_origins, gate) if cors_origins else gate
     return RequestLog(entrance, service.metrics, service.tracing, routes)
 

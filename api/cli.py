@@ -1,19 +1,21 @@
 """`python -m api [serve|check|keys|usage]`: every failure to start is one line on stderr and exit code 1."""
 
 import argparse
+import asyncio
 import sys
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
 
 from api.engine.artifact import Artifact, read_artifact
 from api.engine.comparison import ComparisonModels, read_comparison_models
-from api.errors import SettingsError, StartError
-from api.ledger import keys
-from api.ledger.keys import NORMAL, Key, Keys, Limits
-from api.ledger.usage import read_usage
+from api.errors import LimitsUnavailable, SettingsError, StartError
+from api.ledger.keys import NORMAL, Key, Limits
+from api.ledger.ledger import Ledger, open_ledger
 from api.settings import CONFIG, SECRETS, Settings, read_settings, reference
+
+Verb = Callable[[Ledger], Awaitable[None]]
 
 
 def main() -> int:
@@ -30,7 +32,7 @@ def main() -> int:
             artifact = read_artifact(settings.artifacts_dir)
             comparison = read_comparison_models(settings.base_dir, settings.adapters)
             if arguments.verb == "check":
-                _check_keys(settings)
+                _with_ledger(settings, settings.keys_file, None, lambda ledger: ledger.verify())
                 artifact.verify()
                 print(f"ok: {artifact.manifest.name} ({artifact.directory}) can be served")
                 if comparison:
@@ -88,62 +90,60 @@ def _settings_help() -> str:
     )
 
 
-def _required(file: Path | None, variable: str) -> Path:
-    if file is None:
-        raise SettingsError(f"{variable} names no file")
-    return file
+def _with_ledger(settings: Settings, keys_file: Path | None, usage_file: Path | None, do: Verb) -> None:
+    """Call `do` with the ledger of the settings. Raises: SettingsError."""
+    redis_url = settings.redis_url.get_secret_value() if settings.redis_url else None
+    ledger = open_ledger(keys_file=keys_file, usage_file=usage_file, redis_url=redis_url)
+
+    async def run() -> None:
+        try:
+            await do(ledger)
+        except LimitsUnavailable as error:
+            raise SettingsError(f"API_REDIS_URL cannot be used: {error.__cause__}") from None
+        finally:
+            await ledger.close()
+
+    asyncio.run(run())
 
 
 def _keys(settings: Settings, arguments: argparse.Namespace) -> None:
-    """In the file or in Redis: both modules have the same functions."""
-    store: Any
-    place: Path | str
-    if settings.redis_url is None:
-        store, place = keys, _required(settings.keys_file, "API_KEYS_FILE")
-    else:
-        from api.ledger import shared_keys as store
-
-        place = settings.redis_url.get_secret_value()
-    if arguments.action == "create":
+    async def create(ledger: Ledger) -> None:
         try:
             limits = Limits(**{name: getattr(arguments, name) for name in Limits.model_fields})
         except ValidationError as error:
             first = error.errors()[0]
             raise SettingsError(f"--{str(first['loc'][0]).replace('_', '-')}: {first['msg']}") from None
-        print(store.create_key(place, arguments.name, limits, arguments.priority))
-    elif arguments.action == "revoke":
-        store.revoke_key(place, arguments.name)
-    else:
-        for key in store.read_keys(place).keys:
+        print(await ledger.create(arguments.name, limits, arguments.priority))
+
+    async def revoke(ledger: Ledger) -> None:
+        await ledger.revoke(arguments.name)
+
+    async def show(ledger: Ledger) -> None:
+        for key in await ledger.keys():
             known = key.limits.model_dump(exclude_none=True)
-            told = " ".join(f"{name}={value}" for name, value in known.items()) or "no limits"
-            print(f"{key.name}  made {key.created_at}  priority={key.priority} {told}")
+            limits = " ".join(f"{name}={value}" for name, value in known.items()) or "no limits"
+            print(f"{key.name}  made {key.created_at}  priority={key.priority} {limits}")
 
-
-def _check_keys(settings: Settings) -> None:
-    """Raises: SettingsError."""
-    Keys(settings.keys_file, None)
-    if settings.redis_url is not None:
-        from api.ledger import shared_keys
-
-        shared_keys.require_reachable(settings.redis_url.get_secret_value())
+    verb = {"create": create, "revoke": revoke, "list": show}[arguments.action]
+    _with_ledger(settings, settings.keys_file, None, verb)
 
 
 def _usage(settings: Settings, day: str | None) -> None:
-    if settings.redis_url is not None:
-        from api.ledger import shared_keys
-
-        lines = shared_keys.read_usage(settings.redis_url.get_secret_value(), day)
-    else:
-        file = _required(settings.usage_file, "API_USAGE_FILE")
+    file = settings.usage_file
+    if settings.redis_url is None:
+        if file is None:
+            raise SettingsError("API_USAGE_FILE names no file")
         if not file.exists():
             raise SettingsError(f"API_USAGE_FILE {file} does not exist: nothing has been served yet")
-        lines = read_usage(file, day)
-    for line in lines:
-        print(
-            f"{line.day}  {line.key}  requests={line.requests} prompt_tokens={line.prompt_tokens} "
-            f"completion_tokens={line.completion_tokens}"
-        )
+
+    async def show(ledger: Ledger) -> None:
+        for line in await ledger.usage(day):
+            print(
+                f"{line.day}  {line.key}  requests={line.requests} prompt_tokens={line.prompt_tokens} "
+                f"completion_tokens={line.completion_tokens}"
+            )
+
+    _with_ledger(settings, None, file, show)
 
 
 def _replicas(settings: Settings, arguments: argparse.Namespace) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from fastapi import Depends, Request
 
@@ -15,13 +15,8 @@ from api.errors import ModelNotFound
 from api.generation.admission import Admission
 from api.http.metrics import Metrics
 from api.http.tracing import Tracing, start_tracing
-from api.ledger.keys import Keys
-from api.ledger.limits import Accounts
-from api.ledger.usage import Usage
+from api.ledger.ledger import Ledger, open_ledger
 from api.settings import Settings
-
-if TYPE_CHECKING:
-    from api.ledger.shared import Shared
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,10 +24,7 @@ class Service:
     lifecycle: Lifecycle
     admission: Admission
     metrics: Metrics
-    keys: Keys
-    usage: Usage
-    accounts: "Accounts | Shared"
-    shared: "Shared | None"
+    ledger: Ledger
     tracing: Tracing | None
     grammars: Grammars
     request_timeout_s: float
@@ -59,26 +51,18 @@ def build_service(
     lifecycle = Lifecycle(
         artifact, settings.artifacts_dir, make_engine, admission, metrics, settings.drain_timeout_s
     )
-    single = settings.key.get_secret_value() if settings.key else None
-    usage = Usage(settings.usage_file)
-    keys = Keys(settings.keys_file, single)
-    accounts: Accounts | Shared = Accounts(usage)
-    shared: Shared | None = None
-    if settings.redis_url is not None:
-        from api.ledger import shared as replicas
-
-        shared = accounts = replicas.Shared(
-            settings.redis_url.get_secret_value(), lambda: lifecycle.artifact.manifest.id
-        )
-        keys = replicas.SharedKeys(shared, single)
+    ledger = open_ledger(
+        keys_file=settings.keys_file,
+        usage_file=settings.usage_file,
+        redis_url=settings.redis_url.get_secret_value() if settings.redis_url else None,
+        api_key=settings.key.get_secret_value() if settings.key else None,
+        artifact=lambda: lifecycle.artifact.manifest.id,
+    )
     return Service(
         lifecycle,
         admission,
         metrics,
-        keys,
-        usage,
-        accounts,
-        shared,
+        ledger,
         start_tracing(),
         Grammars(),
         settings.request_timeout_s,

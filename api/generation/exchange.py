@@ -106,7 +106,7 @@ class Exchange(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if (key := scope[KEY]) is not None:  # with nothing left, no work is done for it
-            await self._service.accounts.check(key, 1, self._answers())
+            self._service.ledger.check(key, self._answers())
         with self._service.admission.places(self._answers()):
             try:
                 await self._service.lifecycle.supervise(self._in_time(scope, receive, send), receive)
@@ -178,7 +178,7 @@ class Exchange(Response):
         if key is None:
             yield {}
             return
-        reservation = await self._service.accounts.reserve(key, most, self._answers())
+        reservation = await self._service.ledger.admit(key, most, self._answers())
         self._service.metrics.key_requests.labels(key.name).inc()
         ours = False
         try:
@@ -200,7 +200,7 @@ class Exchange(Response):
         key: Key | None,
         schema: AnswerSchema | None,
     ) -> AsyncGenerator[Delta, None]:
-        salt = self._service.keys.cache_salt(key) if key else None
+        salt = self._service.ledger.cache_salt(key) if key else None
         streams = [
             engine.generate(
                 f"{request_id()}.{self.id}-{i}", ids, self._request, limit,

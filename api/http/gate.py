@@ -14,9 +14,9 @@ from api.errors import (
     BodyTooLarge,
     ClientGone,
     HeadersTooLarge,
-    Unauthorised,
 )
-from api.ledger.keys import Key, Keys
+from api.ledger.keys import Key
+from api.ledger.ledger import Ledger, unauthorised
 
 MAX_BODY_BYTES = 2**20
 MAX_HEADER_BYTES = 16 * 2**10
@@ -33,9 +33,9 @@ KEY = "finechat.key"  # where the scope holds the Key of an authorised request
 class Gate:
     """ASGI: lets through what is authorised and small."""
 
-    def __init__(self, app: ASGIApp, keys: Keys, open_paths: frozenset[str]) -> None:
+    def __init__(self, app: ASGIApp, ledger: Ledger, open_paths: frozenset[str]) -> None:
         self._app = app
-        self._keys = keys
+        self._ledger = ledger
         self._open_paths = open_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -55,12 +55,12 @@ class Gate:
         await self._app(scope, receive, send)
 
     async def _authorise(self, scope: Scope) -> Key | None:
-        if not self._keys.needed or scope["path"] in self._open_paths:
+        if not self._ledger.required or scope["path"] in self._open_paths:
             return None
         scheme, _, credential = _header(scope, b"authorization").partition(b" ")
-        key = await self._keys.find(credential.strip()) if scheme.lower() == b"bearer" else None
+        key = await self._ledger.find(credential.strip()) if scheme.lower() == b"bearer" else None
         if key is None:
-            raise Unauthorised("A valid API key is needed: `Authorization: Bearer $API_KEY`.")
+            raise unauthorised()
         return key
 
 

@@ -1,1 +1,1 @@
-"""Keys, their limits, reservations and usage, in this process or in Redis."""
+"""Keys, limits, reservations and usage behind one interface, in this process and its files or in Redis."""

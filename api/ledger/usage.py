@@ -1,8 +1,9 @@
-"""Requests and tokens of every key and day, in SQLite: a thread writes them as each request ends."""
+"""Requests and tokens by key and day, in SQLite. A thread writes them as each request ends."""
 
 import queue
 import sqlite3
 import threading
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -37,31 +38,48 @@ class Line(NamedTuple):
     completion_tokens: int
 
 
-class Usage:
-    """What keys have used. file: None to remember it for as long as the process lives."""
+def today() -> str:
+    """Return the day in UTC, YYYY-MM-DD."""
+    return datetime.now(UTC).date().isoformat()
 
-    def __init__(self, file: Path | None) -> None:
+
+class Usage:
+    """What keys have used. file: None to remember it only as long as the process lives."""
+
+    def __init__(self, file: Path | None, today: Callable[[], str] = today) -> None:
         """Raises: SettingsError if the file cannot be opened or is no database of ours."""
         self.file = file
-        self._today = today()
+        self._now_today = today
+        self._day = today()
         self._tokens: dict[str, int] = {}
-        self._queue: queue.SimpleQueue[tuple[str, str, int, int] | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[tuple[str, str, int, int] | threading.Event | None] = (
+            queue.SimpleQueue()
+        )
         self._thread: threading.Thread | None = None
         if file is not None:
-            for line in read_usage(file, self._today):
+            for line in read_usage(file, self._day):
                 self._tokens[line.key] = line.prompt_tokens + line.completion_tokens
             self._thread = threading.Thread(target=self._write, args=(file,), name="usage", daemon=True)
             self._thread.start()
 
     def tokens_today(self, key: str) -> int:
-        if self._today != (day := today()):
-            self._today, self._tokens = day, {}
+        if self._day != (day := self._now_today()):
+            self._day, self._tokens = day, {}
         return self._tokens.get(key, 0)
 
     def add(self, key: str, prompt_tokens: int, completion_tokens: int) -> None:
         self._tokens[key] = self.tokens_today(key) + prompt_tokens + completion_tokens
         if self._thread is not None:
-            self._queue.put((self._today, key, prompt_tokens, completion_tokens))
+            self._queue.put((self._day, key, prompt_tokens, completion_tokens))
+
+    def read(self, day: str | None = None, key: str | None = None) -> list[Line]:
+        """Return the file's lines, newest day first, with all that was added before; blocks for a moment."""
+        assert self.file is not None
+        if self._thread is not None and self._thread.is_alive():
+            written = threading.Event()
+            self._queue.put(written)
+            written.wait(_BUSY_TIMEOUT_S)
+        return read_usage(self.file, day, key)
 
     def close(self) -> None:
         """Write what is left; blocks for a moment."""
@@ -72,6 +90,9 @@ class Usage:
     def _write(self, file: Path) -> None:
         with _open(file) as database:
             while (row := self._queue.get()) is not None:
+                if isinstance(row, threading.Event):
+                    row.set()
+                    continue
                 try:
                     with database:
                         database.execute(_ADD, row)
@@ -81,15 +102,11 @@ class Usage:
 
 
 def read_usage(file: Path, day: str | None = None, key: str | None = None) -> list[Line]:
-    """Of one day and key or of all, the newest first. Raises: SettingsError."""
+    """Return the lines of `day` and `key`, or of all, newest day first. Raises: SettingsError."""
     with _open(file) as database:
         rows = database.execute(_READ, {"day": day, "key": key}).fetchall()
     database.close()
     return [Line(*row) for row in rows]
-
-
-def today() -> str:
-    return datetime.now(UTC).date().isoformat()
 
 
 def _open(file: Path) -> sqlite3.Connection:

@@ -1,6 +1,5 @@
 """The operator's endpoints: /admin/status, /admin/usage and /admin/reload, on a port of their own."""
 
-import asyncio
 from datetime import date
 from typing import Any
 
@@ -8,8 +7,6 @@ from fastapi import APIRouter
 from pydantic import BaseModel
 
 from api.engine.lifecycle import State
-from api.errors import NotFound
-from api.ledger.usage import read_usage
 from api.service import ServiceOfApp
 
 
@@ -44,15 +41,9 @@ async def status(service: ServiceOfApp) -> Status:
 async def usage(
     service: ServiceOfApp, day: date | None = None, key: str | None = None
 ) -> dict[str, list[dict[str, Any]]]:
-    """Requests and tokens of every day and key, or of those that are asked for, the newest first."""
+    """Return requests and tokens by day and key, newest day first."""
     asked = day.isoformat() if day else None
-    if service.shared is not None:
-        lines = await service.shared.read_usage(asked, key)
-    elif service.usage.file is not None:
-        lines = await asyncio.to_thread(read_usage, service.usage.file, asked, key)
-    else:
-        raise NotFound("Usage is not kept: API_USAGE_FILE names no file.")
-    return {"usage": [line._asdict() for line in lines]}
+    return {"usage": [line._asdict() for line in await service.ledger.usage(asked, key)]}
 
 
 @router.post("/admin/reload")

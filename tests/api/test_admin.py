@@ -14,8 +14,9 @@ from api.engine import lifecycle
 from api.engine.lifecycle import State
 from api.errors import EngineStartError, SettingsError
 from api.http.server import AdminServer, Server, listen
-from api.ledger.keys import Limits, create_key
-from api.ledger.usage import today
+from api.ledger.key_file import create_key
+from api.ledger.keys import Limits
+from api.ledger.usage import Usage, today
 from api.settings import read_settings
 from tests.support.api import (
     KEY,
@@ -139,9 +140,10 @@ async def test_status_tells_what_runs_and_what_waits(make_house: MakeHouse) -> N
 async def test_usage_by_key_and_day(make_house: MakeHouse, tmp_path: Path) -> None:
     usage = tmp_path / "usage.db"
     house = make_house(usage_file=usage)
+    own = Usage(usage)
     for name in ("ann", "bob"):
-        house.service.usage.add(name, 10, 5)
-    house.service.usage.close()
+        own.add(name, 10, 5)
+    own.close()
 
     async def told(admin: httpx.AsyncClient, **filters: str) -> Any:
         return (await admin.get("/admin/usage", params=filters)).json()["usage"]

@@ -14,7 +14,8 @@ from api.errors import Overloaded
 from api.generation import admission as admission_module
 from api.generation.admission import Admission
 from api.http.metrics import Metrics
-from api.ledger.keys import NORMAL, Limits, create_key
+from api.ledger.key_file import create_key
+from api.ledger.keys import NORMAL, Limits
 from tests.support.api import FakeEngine, House, ask, eventually
 
 pytestmark = pytest.mark.anyio

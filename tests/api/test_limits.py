@@ -1,4 +1,4 @@
-"""Limits of a key, and what is kept of its use."""
+"""Limits of a key in the answers of the service, and the file of usage."""
 
 import sqlite3
 from collections.abc import Callable
@@ -8,102 +8,14 @@ from typing import Any
 import httpx
 import pytest
 
-from api.errors import EngineFailed, RateLimited, SettingsError
-from api.ledger import limits as limits_module
-from api.ledger import usage as usage_module
-from api.ledger.keys import Key, Limits, create_key
-from api.ledger.limits import Accounts
+from api.errors import EngineFailed, SettingsError
+from api.ledger.key_file import create_key
+from api.ledger.keys import Limits
 from api.ledger.usage import Usage, read_usage, today
 from tests.support.api import FakeEngine, House, ask, eventually
 
 URL = "/v1/chat/completions"
 MakeHouse = Callable[..., House]
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr(limits_module, "time", clock)
-    return clock
-
-
-def key(**limits: int) -> Key:
-    return Key(name="ann", sha256="0" * 64, created_at="", limits=Limits(**limits))
-
-
-async def refused(accounts: Accounts, key: Key, tokens: int = 1, answers: int = 1) -> RateLimited:
-    with pytest.raises(RateLimited) as refusal:
-        await accounts.reserve(key, tokens, answers)
-    return refusal.value
-
-
-@pytest.mark.anyio
-async def test_requests_come_back_steadily(clock: Clock) -> None:
-    accounts, ann = Accounts(Usage(None)), key(requests_per_minute=2)
-    for _ in range(2):
-        await accounts.reserve(ann, 1, 1)
-    error = await refused(accounts, ann)
-    assert error.headers["retry-after"] == "30"
-    assert error.headers["x-ratelimit-limit-requests"] == "2"
-    assert error.headers["x-ratelimit-remaining-requests"] == "0"
-    assert error.headers["x-ratelimit-reset-requests"] == "60.000s"
-    clock.now += 30
-    await accounts.reserve(ann, 1, 1)
-    await refused(accounts, ann)
-    clock.now += 3600
-    for _ in range(2):
-        await accounts.reserve(ann, 1, 1)
-    await refused(accounts, ann)
-
-
-@pytest.mark.anyio
-async def test_tokens_that_were_not_used_are_given_back(clock: Clock) -> None:
-    accounts, ann = Accounts(Usage(None)), key(tokens_per_minute=100)
-    held = await accounts.reserve(ann, 80, 1)
-    assert (await refused(accounts, ann, 30)).headers["retry-after"] == "6"
-    held.settle(10, 5)
-    assert held.headers()["x-ratelimit-remaining-tokens"] == "85"
-    await accounts.reserve(ann, 85, 1)
-    assert "retry-after" not in (await refused(accounts, ann, 101)).headers, "it would never fit"
-
-
-@pytest.mark.anyio
-async def test_a_day_has_its_budget_and_running_requests_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    usage = Usage(None)
-    accounts, ann = Accounts(usage), key(tokens_per_day=100)
-    held = await accounts.reserve(ann, 90, 1)
-    await refused(accounts, ann, 11)
-    held.settle(40, 0)
-    (await accounts.reserve(ann, 60, 1)).settle(50, 10)
-    assert "for " + today() in (await refused(accounts, ann)).message
-    monkeypatch.setattr(usage_module, "today", lambda: "2100-01-01")
-    await accounts.reserve(ann, 100, 1)
-
-
-@pytest.mark.anyio
-async def test_answers_at_once_and_a_limit_that_is_changed_meanwhile() -> None:
-    accounts = Accounts(Usage(None))
-    held = await accounts.reserve(key(answers_at_once=2), 1, 2)
-    assert (await refused(accounts, key(answers_at_once=2))).headers["retry-after"] == "1"
-    await accounts.reserve(key(answers_at_once=3), 1, 1)
-    held.settle(1, 1)
-    await refused(accounts, key(answers_at_once=1), 1, 2)
-
-
-@pytest.mark.anyio
-async def test_a_refusal_takes_nothing(clock: Clock) -> None:
-    accounts, ann = Accounts(Usage(None)), key(requests_per_minute=5, tokens_per_minute=10)
-    for _ in range(20):
-        await refused(accounts, ann, 11)
-    assert (await accounts.reserve(ann, 10, 1)).headers()["x-ratelimit-remaining-requests"] == "4"
 
 
 def test_usage_outlives_the_process_and_is_added_up(tmp_path: Path) -> None:
@@ -160,7 +72,7 @@ async def test_answers_tell_the_limits_and_usage_is_kept(
     late = await answer_of(house, secret)
     assert (late.status_code, late.json()["error"]["code"]) == (429, "rate_limit_exceeded")
     assert 1 <= int(late.headers["retry-after"]) <= 60
-    house.service.usage.close()
+    await house.service.ledger.close()
     [line] = read_usage(usage)
     assert (line.key, line.requests, line.prompt_tokens, line.completion_tokens) == ("ann", 1, 22, 3)
     async with house.client(headers={"authorization": f"Bearer {secret}"}) as client:
@@ -202,6 +114,6 @@ async def test_what_fails_on_our_side_costs_no_tokens(
     house.engine.fail_before = None
     answer = await answer_of(house, secret, max_tokens=20)
     assert answer.headers["x-ratelimit-remaining-tokens"] == str(1000 - 22 - 20)
-    house.service.usage.close()
+    await house.service.ledger.close()
     [line] = read_usage(usage)
     assert (line.requests, line.prompt_tokens, line.completion_tokens) == (2, 22, 3)

@@ -15,7 +15,8 @@ from api.engine.grammars import Grammars
 from api.engine.prompt import Prompt
 from api.generation.tool_calls import CallParser, assembled
 from api.generation.tools import Tool
-from api.ledger.keys import Limits, create_key
+from api.ledger.key_file import create_key
+from api.ledger.keys import Limits
 from tests.support.api import FakeEngine, House, ask, assert_openai_error, events, post
 
 MakeHouse = Callable[..., House]

@@ -1,4 +1,4 @@
-"""Keys in a file: made, found, read again, revoked, and never kept in the clear."""
+"""The file of keys: read again when it changes, written whole, and never holding a secret."""
 
 import json
 import os
@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 
 from api.errors import SettingsError
-from api.ledger import keys as keys_module
-from api.ledger.keys import Keys, Limits, create_key, read_keys, revoke_key
+from api.ledger import key_file
+from api.ledger.key_file import create_key, read_keys, revoke_key
+from api.ledger.keys import Limits
+from api.ledger.memory import MemoryLedger
 from api.ledger.usage import Usage
 from tests.support.api import House, ask
 
@@ -24,24 +26,22 @@ TWICE = json.dumps({"keys": [{"name": "a", "sha256": c * 64, "created_at": ""} f
 
 @pytest.fixture
 def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(keys_module, "LOOK_EVERY_S", 0.0)
+    monkeypatch.setattr(key_file, "CHECK_EVERY_S", 0.0)
     return tmp_path / "keys" / "keys.json"
 
 
 @pytest.mark.anyio
-async def test_a_key_is_found_by_what_it_is_and_kept_as_a_hash(file: Path) -> None:
+async def test_a_key_is_kept_as_a_hash_that_only_the_owner_can_read(file: Path) -> None:
     secret = create_key(file, "ann", Limits(requests_per_minute=3))
-    found = await Keys(file, None).find(secret.encode())
-    assert found and found.name == "ann" and found.limits.requests_per_minute == 3
-    assert await Keys(file, None).find(secret.encode()[:-1]) is None
+    assert await MemoryLedger(file).find(secret.encode())
     assert secret not in file.read_text()
     assert file.stat().st_mode & 0o777 == 0o600
 
 
 @pytest.mark.anyio
 async def test_a_file_that_changes_is_read_again(file: Path) -> None:
-    keys = Keys(file, "the-one-from-outside")
-    assert keys.needed and await keys.find(b"the-one-from-outside")
+    keys = MemoryLedger(file, api_key="the-one-from-outside")
+    assert keys.required and await keys.find(b"the-one-from-outside")
     secret = create_key(file, "ann", Limits()).encode()
     assert await keys.find(secret)
     revoke_key(file, "ann")
@@ -53,7 +53,7 @@ async def test_a_file_that_breaks_keeps_the_keys_that_were_known(
     file: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     secret = create_key(file, "ann", Limits()).encode()
-    keys = Keys(file, None)
+    keys = MemoryLedger(file)
     file.write_text("{")
     assert await keys.find(secret)
     assert caplog.text.count("keys_unreadable") == 1
@@ -62,8 +62,8 @@ async def test_a_file_that_breaks_keeps_the_keys_that_were_known(
 
 @pytest.mark.anyio
 async def test_a_file_without_keys_lets_nobody_in(file: Path) -> None:
-    keys = Keys(file, None)
-    assert keys.needed and await keys.find(b"") is None and await keys.find(b"x") is None
+    keys = MemoryLedger(file)
+    assert keys.required and await keys.find(b"") is None and await keys.find(b"x") is None
 
 
 @pytest.mark.parametrize(
@@ -81,22 +81,25 @@ def test_a_broken_file_is_told_in_one_line(file: Path, content: str, told: str) 
     file.parent.mkdir()
     file.write_text(content)
     with pytest.raises(SettingsError, match=told) as refusal:
-        Keys(file, None)
+        MemoryLedger(file)
     assert "\n" not in str(refusal.value)
 
 
-@pytest.mark.parametrize("name", ["", "a b", "x" * 65, "ä"])
-def test_a_name_that_could_not_stand_in_a_log_is_refused(file: Path, name: str) -> None:
-    with pytest.raises(SettingsError, match="no name for a key"):
-        create_key(file, name, Limits())
-
-
-def test_names_are_unique_and_the_missing_is_told(file: Path) -> None:
-    create_key(file, "ann", Limits())
-    with pytest.raises(SettingsError, match="a key named 'ann' already"):
-        create_key(file, "ann", Limits())
-    with pytest.raises(SettingsError, match="no key named 'bob'"):
-        revoke_key(file, "bob")
+@pytest.mark.anyio
+async def test_a_key_named_as_api_key_is_refused_next_to_it(
+    file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Such a key could be created once, and both would have one account."""
+    secret = create_key(file, "ann", Limits())
+    ledger = MemoryLedger(file, api_key="the-one-from-outside")
+    file.write_text(file.read_text().replace('"ann"', '"default"'))
+    with pytest.raises(SettingsError, match="'default' is the name of API_KEY") as refusal:
+        MemoryLedger(file, api_key="the-one-from-outside")
+    assert "\n" not in str(refusal.value)
+    assert await ledger.find(secret.encode()), "a running service keeps what it knows"
+    assert caplog.text.count("keys_unreadable") == 1
+    found = await MemoryLedger(file).find(secret.encode())
+    assert found and found.name == "default", "without API_KEY it is a name like any other"
 
 
 def test_keys_made_at_once_are_all_there(file: Path) -> None:
@@ -105,7 +108,7 @@ def test_keys_made_at_once_are_all_there(file: Path) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert {key.name for key in read_keys(file).keys} == {f"k{i}" for i in range(8)}
+    assert {key.name for key in read_keys(file)} == {f"k{i}" for i in range(8)}
     assert [name for name in os.listdir(file.parent) if name.endswith(".json")] == ["keys.json"]
 
 
@@ -155,7 +158,7 @@ def cli(file: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.anyio
 async def test_the_command_line_makes_lists_and_revokes(file: Path) -> None:
     made = cli(file, "keys", "create", "ann", "--requests-per-minute", "60", "--priority", "7")
-    assert made.returncode == 0 and await Keys(file, None).find(made.stdout.strip().encode())
+    assert made.returncode == 0 and await MemoryLedger(file).find(made.stdout.strip().encode())
     listed = cli(file, "keys", "list").stdout
     assert listed.startswith("ann  made ") and "priority=7 requests_per_minute=60" in listed
     for wrong, told in (

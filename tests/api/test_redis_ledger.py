@@ -1,6 +1,7 @@
-"""What replicas share, with a real Redis: as if they were one, also when it is taken away."""
+"""Replicas that share a real Redis: as if they were one, also when it is taken away."""
 
 import asyncio
+import hashlib
 import subprocess
 import sys
 import time
@@ -15,12 +16,10 @@ import pytest
 from redis import Redis
 from redis.exceptions import RedisError
 
-from api.errors import LimitsUnavailable, RateLimited, SettingsError
-from api.ledger import shared as shared_module
-from api.ledger import shared_keys
-from api.ledger.keys import Key, Limits
-from api.ledger.shared import Shared, SharedKeys
-from api.ledger.shared_keys import create_key, read_keys, read_usage, revoke_key
+from api.errors import LimitsUnavailable, RateLimited, Unauthorised
+from api.ledger import redis as redis_ledger
+from api.ledger.keys import NORMAL, Key, Limits
+from api.ledger.redis import KEYS, USAGE, RedisLedger
 from api.ledger.usage import today
 from api.settings import Settings
 from bench.load import ROOT
@@ -32,42 +31,47 @@ pytestmark = [
     pytest.mark.skipif(SERVER is None, reason="no redis-server here; `make setup-tests` brings one"),
 ]
 MakeHouse = Callable[..., House]
+API_KEY = "the-one-from-outside"
 
 
 @pytest.fixture
 def redis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RedisServer]:
     for name, seconds in (("BEAT_S", 0.05), ("LEASE_S", 0.5), ("GRACE_S", 0.2), ("TIMEOUT_S", 0.6)):
-        monkeypatch.setattr(shared_module, name, seconds)
+        monkeypatch.setattr(redis_ledger, name, seconds)
     with redis_server(tmp_path) as server:
         yield server
 
 
 @asynccontextmanager
-async def replica(redis: RedisServer, artifact: str = "a") -> AsyncIterator[Shared]:
-    shared = Shared(redis.url, lambda: artifact)
-    shared.start()
+async def replica(redis: RedisServer, artifact: str = "a") -> AsyncIterator[RedisLedger]:
+    ledger = RedisLedger(redis.url, API_KEY, lambda: artifact)
+    ledger.start()
     try:
-        await eventually(lambda: shared._reachable)
+        await eventually(lambda: ledger._reachable)
         gate = client(redis).hget("finechat:gate", "from")
         await asyncio.sleep(max(0.0, float(gate) - time.time()))
-        yield shared
+        yield ledger
     finally:
-        await shared.close()
+        await ledger.close()
 
 
 @asynccontextmanager
-async def replicas(redis: RedisServer) -> AsyncIterator[tuple[Shared, Shared]]:
+async def replicas(redis: RedisServer) -> AsyncIterator[tuple[RedisLedger, RedisLedger]]:
     async with replica(redis) as one, replica(redis) as other:
         yield one, other
 
 
-def key(name: str = "ann", **limits: int) -> Key:
-    return Key(name=name, sha256="0" * 64, created_at="", limits=Limits(**limits))
+def key(redis: RedisServer, name: str = "ann", **limits: int) -> Key:
+    """Write a key of this name into Redis, or change its limits there."""
+    digest = hashlib.sha256(name.encode()).hexdigest()
+    key = Key(name=name, sha256=digest, created_at="", limits=Limits(**limits))
+    client(redis).hset(KEYS, digest, key.model_dump_json())
+    return key
 
 
-async def refused(shared: Shared, key: Key, tokens: int = 1, answers: int = 1) -> RateLimited:
+async def refused(ledger: RedisLedger, key: Key, tokens: int = 1, answers: int = 1) -> RateLimited:
     with pytest.raises(RateLimited) as refusal:
-        await shared.reserve(key, tokens, answers)
+        await ledger.admit(key, tokens, answers)
     return refusal.value
 
 
@@ -76,14 +80,18 @@ def client(redis: RedisServer) -> Any:
 
 
 def used(redis: RedisServer) -> list[tuple[Any, ...]]:
-    return [tuple(line) for line in read_usage(redis.url)]
+    """What Redis holds for today: name, requests, tokens of prompts and of answers."""
+    counts = client(redis).hgetall(f"{USAGE}{today()}")
+    parts = ("requests", "prompt_tokens", "completion_tokens")
+    names = sorted({field.partition(":")[0] for field in counts})
+    return [(name, *(int(counts[f"{name}:{part}"]) for part in parts)) for name in names]
 
 
 async def test_at_once_from_all_sides_exactly_the_limit_comes_in(redis: RedisServer) -> None:
-    ann = key(requests_per_minute=20)
+    ann = key(redis, requests_per_minute=20)
     async with replicas(redis) as both:
         begun = time.monotonic()
-        asked = (both[number % 2].reserve(ann, 1, 1) for number in range(200))
+        asked = (both[number % 2].admit(ann, 1, 1) for number in range(200))
         results = await asyncio.gather(*asked, return_exceptions=True)
         elapsed_s = time.monotonic() - begun
         refusals = [result for result in results if isinstance(result, RateLimited)]
@@ -94,73 +102,60 @@ async def test_at_once_from_all_sides_exactly_the_limit_comes_in(redis: RedisSer
 
 
 async def test_tokens_that_one_replica_gives_back_are_there_for_the_other(redis: RedisServer) -> None:
-    ann = key(tokens_per_minute=10_000)
+    ann = key(redis, tokens_per_minute=10_000)
     async with replicas(redis) as (one, other):
-        held = await one.reserve(ann, 9000, 1)
+        held = await one.admit(ann, 9000, 1)
         assert int(held.headers()["x-ratelimit-remaining-tokens"]) in range(1000, 1100)
         assert (await refused(other, ann, 5000)).headers["retry-after"]
         assert "retry-after" not in (await refused(other, ann, 10_001)).headers, "it would never fit"
         held.settle(100, 20)
         await eventually(lambda: bool(used(redis)))
-        await other.reserve(ann, 9000, 1)
-        assert used(redis) == [(today(), "ann", 1, 100, 20)]
+        await other.admit(ann, 9000, 1)
+        assert used(redis) == [("ann", 1, 100, 20)]
 
 
 async def test_the_day_and_answers_at_once_are_everyones(redis: RedisServer) -> None:
-    ann, bob = key(tokens_per_day=100), key("bob", answers_at_once=2)
+    ann, bob = key(redis, tokens_per_day=100), key(redis, "bob", answers_at_once=2)
     async with replicas(redis) as (one, other):
-        held = await one.reserve(ann, 90, 1)
+        held = await one.admit(ann, 90, 1)
         await refused(other, ann, 11)
         held.settle(40, 0)
         await eventually(lambda: bool(used(redis)))
-        (await other.reserve(ann, 60, 1)).settle(50, 10)
-        await eventually(lambda: used(redis)[0][2] == 2)
+        (await other.admit(ann, 60, 1)).settle(50, 10)
+        await eventually(lambda: used(redis)[0][1] == 2)
         assert "for " + today() in (await refused(one, ann)).message
-        first = await one.reserve(bob, 1, 2)
+        first = await one.admit(bob, 1, 2)
         await refused(other, bob)
-        await refused(other, key("bob", answers_at_once=3), 1, 2)
-        await other.reserve(key("bob", answers_at_once=3), 1, 1)
         first.settle(1, 1)
         await eventually(lambda: len(used(redis)) == 2)
-        await other.reserve(bob, 1, 1)
-
-
-async def test_a_refusal_or_a_look_takes_nothing(redis: RedisServer) -> None:
-    ann = key(requests_per_minute=5, tokens_per_minute=10)
-    async with replica(redis) as one:
-        for _ in range(20):
-            await refused(one, ann, 11)
-            await one.check(ann, 10, 1)
-        assert (await one.reserve(ann, 10, 1)).headers()["x-ratelimit-remaining-requests"] == "4"
-        with pytest.raises(RateLimited):
-            await one.check(ann, 10, 1)
+        await other.admit(bob, 1, 1)
 
 
 async def test_what_runs_longer_than_a_lease_stays_reserved(redis: RedisServer) -> None:
-    ann = key(answers_at_once=1)
+    ann = key(redis, answers_at_once=1)
     async with replicas(redis) as (one, other):
-        held = await one.reserve(ann, 10, 1)
-        await asyncio.sleep(3 * shared_module.LEASE_S)
+        held = await one.admit(ann, 10, 1)
+        await asyncio.sleep(3 * redis_ledger.LEASE_S)
         await refused(other, ann)
         held.settle(1, 1)
         await eventually(lambda: bool(used(redis)))
-        await other.reserve(ann, 10, 1)
+        await other.admit(ann, 10, 1)
 
 
 async def test_what_a_killed_replica_held_comes_back(redis: RedisServer) -> None:
-    ann = key(answers_at_once=1, tokens_per_minute=10_000)
+    ann = key(redis, answers_at_once=1, tokens_per_minute=10_000)
     async with replicas(redis) as (one, other):
-        await one.reserve(ann, 10_000, 1)
+        await one.admit(ann, 10_000, 1)
         one._closing = True  # it says nothing any more
         await refused(other, ann)
-        await asyncio.sleep(shared_module.LEASE_S + 0.1)
-        await other.reserve(ann, 10_000, 1)
+        await asyncio.sleep(redis_ledger.LEASE_S + 0.1)
+        await other.admit(ann, 10_000, 1)
 
 
 async def test_a_write_whose_answer_is_lost_counts_once(
     redis: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ann = key(tokens_per_minute=10_000)
+    ann = key(redis, tokens_per_minute=10_000)
     async with replica(redis) as one:
         pipeline = one._redis.pipeline
         lost = 3
@@ -180,68 +175,70 @@ async def test_a_write_whose_answer_is_lost_counts_once(
             made.execute = execute_and_lose
             return made
 
-        held = [await one.reserve(ann, 100, 1) for _ in range(5)]
+        held = [await one.admit(ann, 100, 1) for _ in range(5)]
         monkeypatch.setattr(one._redis, "pipeline", losing)
         for reservation in held:
             reservation.settle(10, 3)
         await eventually(lambda: lost == 0 and not one._settled)
-        assert used(redis) == [(today(), "ann", 5, 50, 15)]
+        assert used(redis) == [("ann", 5, 50, 15)]
 
 
 @pytest.mark.parametrize("away", ["killed", "frozen"])
 async def test_without_redis_nobody_comes_in_and_nothing_is_lost(redis: RedisServer, away: str) -> None:
-    ann = key(answers_at_once=3, tokens_per_minute=10_000)
+    ann = key(redis, answers_at_once=3, tokens_per_minute=10_000)
     async with replicas(redis) as (one, other):
-        ended, running = await one.reserve(ann, 100, 1), await other.reserve(ann, 200, 1)
+        ended, running = await one.admit(ann, 100, 1), await other.admit(ann, 200, 1)
         redis.kill() if away == "killed" else redis.freeze()
         try:
             for _ in range(20):
                 begun = time.monotonic()
                 with pytest.raises(LimitsUnavailable):
-                    await one.reserve(ann, 1, 1)
-                assert time.monotonic() - begun < 2 * shared_module.TIMEOUT_S
+                    await one.admit(ann, 1, 1)
+                assert time.monotonic() - begun < 2 * redis_ledger.TIMEOUT_S
                 await asyncio.sleep(0.02)
             ended.settle(60, 7)
-            await asyncio.sleep(2 * shared_module.LEASE_S)
+            await asyncio.sleep(2 * redis_ledger.LEASE_S)
             with pytest.raises(LimitsUnavailable):
-                await other.reserve(ann, 1, 1)
+                await other.admit(ann, 1, 1)
         finally:
             redis.start() if away == "killed" else redis.thaw()
         await eventually(lambda: bool(used(redis)))
         with pytest.raises(LimitsUnavailable):  # until everyone has said what runs
-            await other.reserve(ann, 1, 1)
-        await asyncio.sleep(shared_module.GRACE_S + 4 * shared_module.BEAT_S)
+            await other.admit(ann, 1, 1)
+        await asyncio.sleep(redis_ledger.GRACE_S + 4 * redis_ledger.BEAT_S)
         await refused(one, ann, 1, 3)
-        await one.reserve(ann, 1, 2)
+        await one.admit(ann, 1, 2)
         running.settle(5, 5)
-        await eventually(lambda: used(redis) == [(today(), "ann", 2, 65, 12)])
+        await eventually(lambda: used(redis) == [("ann", 2, 65, 12)])
 
 
 async def test_a_redis_that_has_forgotten_is_told_what_runs_before_anyone_comes_in(
     redis: RedisServer,
 ) -> None:
-    ann = key(answers_at_once=1, tokens_per_minute=1000)
+    ann = key(redis, answers_at_once=1, tokens_per_minute=1000)
     async with replicas(redis) as (one, other):
-        held = await one.reserve(ann, 900, 1)
+        held = await one.admit(ann, 900, 1)
         client(redis).flushall()
+        key(redis, answers_at_once=1, tokens_per_minute=1000)
         for _ in range(5):
             with pytest.raises((LimitsUnavailable, RateLimited)):
-                await other.reserve(ann, 1, 1)
+                await other.admit(ann, 1, 1)
             await asyncio.sleep(0.05)
-        await asyncio.sleep(shared_module.GRACE_S + shared_module.BEAT_S)
+        await asyncio.sleep(redis_ledger.GRACE_S + redis_ledger.BEAT_S)
         await refused(other, ann)
-        await refused(other, key(tokens_per_minute=1000), 500)
+        await refused(other, key(redis, tokens_per_minute=1000), 500)
+        key(redis, answers_at_once=1, tokens_per_minute=1000)
         held.settle(100, 1)
         await eventually(lambda: bool(used(redis)))
-        await other.reserve(ann, 800, 1)
+        await other.admit(ann, 800, 1)
 
 
 async def test_what_cannot_be_written_before_the_end_is_logged(
     redis: RedisServer, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shared_module, "CLOSE_S", 0.2)
+    monkeypatch.setattr(redis_ledger, "CLOSE_S", 0.2)
     async with replica(redis) as one:
-        held = await one.reserve(key(answers_at_once=1), 10, 1)
+        held = await one.admit(key(redis, answers_at_once=1), 10, 1)
         redis.kill()
         held.settle(4, 2)
     assert "event=usage_lost key=ann" in caplog.text and "prompt_tokens=4 completion_tokens=2" in caplog.text
@@ -257,39 +254,57 @@ async def test_replicas_that_serve_different_artifacts_are_told_once(
     assert caplog.text.count("replicas_differ") == 2, "once by each"
 
 
-async def test_keys_are_known_to_all_at_once_and_unknown_when_revoked(redis: RedisServer) -> None:
-    async with replica(redis) as one:
-        keys = SharedKeys(one, "the-one-from-outside")
-        assert keys.needed and await keys.find(b"x") is None
-        secret = create_key(redis.url, "ann", Limits(requests_per_minute=3))
-        found = await keys.find(secret.encode())
+async def test_keys_are_known_to_all_at_once_and_open_nothing_when_revoked(redis: RedisServer) -> None:
+    async with replicas(redis) as (one, other):
+        assert one.required and await one.find(b"x") is None
+        secret = (await other.create("ann", Limits(requests_per_minute=3), NORMAL)).encode()
+        found = await one.find(secret)
         assert found and (found.name, found.limits.requests_per_minute) == ("ann", 3)
-        assert secret not in str(client(redis).hgetall(shared_keys.KEYS))
-        with pytest.raises(SettingsError, match="already"):
-            create_key(redis.url, "ann", Limits())
-        assert [key.name for key in read_keys(redis.url).keys] == ["ann"]
-        revoke_key(redis.url, "ann")
-        assert await keys.find(secret.encode()) is None
-        with pytest.raises(SettingsError, match="no key named"):
-            revoke_key(redis.url, "ann")
+        assert secret.decode() not in str(client(redis).hgetall(KEYS))
+        await other.revoke("ann")
+        with pytest.raises(Unauthorised):
+            await one.admit(found, 1, 1)
+        assert await one.find(secret) is None
+
+
+async def test_without_redis_only_api_key_is_known_and_is_counted_later(redis: RedisServer) -> None:
+    async with replica(redis) as one:
+        secret = (await one.create("ann", Limits(), NORMAL)).encode()
+        ann = await one.find(secret)
+        assert ann is not None
         redis.kill()
         with pytest.raises(LimitsUnavailable):
-            await keys.find(secret.encode())
-        outside = await keys.find(b"the-one-from-outside")
+            await one.admit(ann, 1, 1)
+        for credential in (secret, b"unknown"):
+            with pytest.raises(LimitsUnavailable):
+                await one.find(credential)
+        outside = await one.find(API_KEY.encode())
         assert outside
-        (await one.reserve(outside, 10, 1)).settle(3, 1)  # it has no limits: nothing to decide
+        (await one.admit(outside, 10, 1)).settle(3, 1)
         redis.start()
-        await eventually(lambda: used(redis) == [(today(), "default", 1, 3, 1)])
+        await eventually(lambda: used(redis) == [("default", 1, 3, 1)])
+
+
+async def test_a_key_named_as_api_key_opens_nothing_next_to_it(
+    redis: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Such a key could be created once, and both would have one account."""
+    key(redis, "default")
+    async with replica(redis) as one:
+        assert await one.find(b"default") is None and await one.find(b"default") is None
+    assert caplog.text.count("event=key_ignored key=default") == 1
 
 
 async def test_running_streams_end_well_and_new_requests_are_told(
     make_house: MakeHouse, redis: RedisServer
 ) -> None:
-    secret = create_key(redis.url, "ann", Limits(tokens_per_minute=1000))
+    made = RedisLedger(redis.url)
+    secret = await made.create("ann", Limits(tokens_per_minute=1000), NORMAL)
+    await made.close()
     house = make_house(FakeEngine(hold_before=1), redis_url=redis.url)
     headers = {"authorization": f"Bearer {secret}"}
     async with house.serving() as url, httpx.AsyncClient(base_url=url, headers=headers) as client:
-        await asyncio.sleep(shared_module.GRACE_S)
+        await asyncio.sleep(redis_ledger.GRACE_S)
         async with client.stream("POST", URL, json=ask(stream=True, max_tokens=20)) as running:
             assert running.headers["x-ratelimit-limit-tokens"] == "1000"
             redis.kill()
@@ -300,10 +315,10 @@ async def test_running_streams_end_well_and_new_requests_are_told(
             house.engine.release.set()
             assert (await running.aread()).rstrip().endswith(b"[DONE]")
         redis.start()
-        await eventually(lambda: used(redis) == [(today(), "ann", 1, 22, 3)])
-        await asyncio.sleep(shared_module.GRACE_S + 2 * shared_module.BEAT_S)
+        await eventually(lambda: used(redis) == [("ann", 1, 22, 3)])
+        await asyncio.sleep(redis_ledger.GRACE_S + 2 * redis_ledger.BEAT_S)
         assert (await client.post(URL, json=ask(max_tokens=20))).status_code == 200
-    assert used(redis) == [(today(), "ann", 2, 44, 6)], "also what ended just before the service"
+    assert used(redis) == [("ann", 2, 44, 6)], "also what ended just before the service"
 
 
 @pytest.mark.parametrize(
