@@ -32,7 +32,7 @@ class Clock:
 
 
 class Backend(ABC):
-    """Where a ledger keeps what it knows. A test opens one ledger, or several processes' one after another."""
+    """Where a ledger keeps what it knows. A test opens one ledger, or those of several processes in turn."""
 
     def __init__(self) -> None:
         self.clock = Clock()
@@ -60,7 +60,9 @@ class Backend(ABC):
             seconds -= step
             await self.catch_up(ledger)
 
-    async def close(self) -> None: ...
+    @abstractmethod
+    async def close(self) -> None:
+        """Forget everything."""
 
 
 class MemoryBackend(Backend):
@@ -84,6 +86,10 @@ class MemoryBackend(Backend):
                 key["limits"] = limits.model_dump()
         self._keys.write_text(json.dumps(stored, indent=2))
         await self.catch_up(ledger)
+
+    async def close(self) -> None:
+        for file in (self._keys, self._usage):
+            file.unlink(missing_ok=True)
 
 
 class RedisBackend(Backend):
