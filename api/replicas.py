@@ -24,7 +24,7 @@ import ray
 from ray import serve
 from ray.serve.config import AutoscalingConfig, AutoscalingContext, AutoscalingPolicy, RequestRouterConfig
 from ray.serve.exceptions import RayServeException
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.app import create_app
 from api.engine.artifact import read_artifact
@@ -32,12 +32,14 @@ from api.engine.comparison import read_comparison_models
 from api.engine.engine import Engine
 from api.engine.lifecycle import State
 from api.errors import StartError
+from api.http.gate import SECURITY_HEADERS
 from api.http.log import configure_logging, log
 from api.service import build_service
 from api.settings import Settings, read_settings
 
 NAME = "finechat"
 _CONNECT_S = 5.0
+_KEEP_ALIVE_S = 5  # as uvicorn's in http/server.py; Ray's own default is 90
 _END_S = 60.0  # for replicas to end once they have drained
 TARGET_LOAD = 0.8  # the share of what it can do at which another replica is wanted
 # Requests with the same X-Session-Id go to the same replica, which has their prompts in its cache.
@@ -63,7 +65,7 @@ class Replica:
         await self.check_health()
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
-        return create_app(self._service, self._settings.cors_origins)
+        return _behind_proxy(create_app(self._service, self._settings.cors_origins))
 
     async def check_health(self) -> None:
         """Raises: StartError, upon which Ray replaces this replica."""
@@ -74,6 +76,27 @@ class Replica:
         admission = self._service.admission
         answers = (admission.running + admission.waiting) / self._settings.max_num_seqs
         return {"load": max(answers, admission.waiting_tokens / self._settings.max_queue_tokens)}
+
+
+def _behind_proxy(app: ASGIApp) -> ASGIApp:
+    """Answer with the headers that our own HTTP server adds elsewhere.
+
+    Ray's proxy adds none of them, but it echoes a request's id itself, so ours is left out.
+    """
+    fixed = [(name.encode(), value.encode()) for name, value in SECURITY_HEADERS.items()]
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        ids = {pair for pair in scope.get("headers", ()) if pair[0] == b"x-request-id"}
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                own = [pair for pair in message["headers"] if tuple(pair) not in ids]
+                message["headers"] = [*fixed, *own]
+            await send(message)
+
+        await app(scope, receive, send_with_headers)
+
+    return answer
 
 
 def desired_replicas(context: AutoscalingContext) -> tuple[int, dict[str, Any]]:
@@ -160,7 +183,9 @@ def _serve_until_signal(settings: Settings, deployment: Any) -> None:
     """
     if serve.status().proxies:
         log.warning("event=serve_runs_already note='its host and port hold, not API_HOST and API_PORT'")
-    serve.start(http_options={"host": settings.host, "port": settings.port})
+    serve.start(
+        http_options={"host": settings.host, "port": settings.port, "keep_alive_timeout_s": _KEEP_ALIVE_S}
+    )
     try:
         serve.run(deployment.bind(), name=NAME, route_prefix="/")
         signal.pause()

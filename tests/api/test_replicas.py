@@ -3,17 +3,21 @@
 import importlib
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import httpx
 import pytest
+import uvicorn
 
 from api.errors import StartError
 from api.http import log
+from api.http.gate import SECURITY_HEADERS
 from api.settings import Settings
+from tests.support.api import House
 
 MODULES = ("ray", "ray.serve", "ray.serve.config", "ray.serve.exceptions")
 FINECHAT = "finechat"
@@ -140,6 +144,30 @@ def test_without_an_address_it_joins_no_cluster_that_happens_to_run_here(
 ) -> None:
     run(artifacts, address=None)
     assert cluster.calls[0] == ("init", "local"), "None would join the machine's cluster, or RAY_ADDRESS"
+
+
+@pytest.mark.anyio
+async def test_an_answer_behind_rays_proxy_has_our_headers_and_one_request_id(
+    cluster: Cluster, artifacts: Path, make_house: Callable[..., House]
+) -> None:
+    """Our own HTTP server adds the headers elsewhere; Ray's proxy adds the id that it gave the request."""
+    house = make_house()
+    replica = object.__new__(importlib.import_module("api.replicas").Replica)
+    replica._service, replica._settings = house.service, house.settings
+    app = replica.__serve_build_asgi_app__()
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://ray") as client:
+        for path in ("/health/live", "/no/such/path"):
+            answer = await client.get(path, headers={"x-request-id": "rays-own"})
+            assert SECURITY_HEADERS.items() <= answer.headers.items()
+            assert "x-request-id" not in answer.headers
+        told = await client.get("/health/live", headers={"x-request-id": "not sane"})
+        assert "x-request-id" in told.headers, "the log has another than the client's"
+
+
+def test_idle_connections_of_rays_proxy_are_closed_as_ours_are(cluster: Cluster, artifacts: Path) -> None:
+    run(artifacts)
+    [options] = [call[1] for call in cluster.calls if call[0] == "start"]
+    assert options["keep_alive_timeout_s"] == uvicorn.Config("").timeout_keep_alive == 5
 
 
 def test_replicas_that_drain_longer_than_ray_waits_are_waited_for(cluster: Cluster, artifacts: Path) -> None:
