@@ -21,11 +21,21 @@ def main() -> None:
     except SettingsError as error:
         sys.exit(f"frontend: {error}")
     _log_in_utc()
+    warn_of_a_space_without_proxies(settings)
     # Read once, when Gradio is imported: nothing is reported to or fetched from anywhere.
     os.environ.update(GRADIO_ANALYTICS_ENABLED="False", HF_HUB_OFFLINE="1")
     from server import serve
 
     serve(settings, listener)
+
+
+def warn_of_a_space_without_proxies(settings: Settings) -> None:
+    """Log what to set on a Space: all its visitors come from the addresses of its proxies."""
+    if settings.space_id and not settings.trusted_proxies:
+        logging.getLogger("frontend").warning(
+            "all visitors of this Space share the limits of one visitor; set the variable "
+            "FRONTEND_TRUSTED_PROXIES to the network of its proxies, 10.0.0.0/8, to tell visitors apart"
+        )
 
 
 def _listen(settings: Settings) -> socket.socket:

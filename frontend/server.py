@@ -40,15 +40,21 @@ def build_app(settings: Settings) -> ASGIApp:
     return AllowList(app)
 
 
-def serve(settings: Settings, listener: socket.socket) -> None:
-    """Blocks until SIGINT or SIGTERM; open streams get two seconds to end."""
-    config = uvicorn.Config(
-        build_app(settings),
+def server_config(settings: Settings, app: ASGIApp) -> uvicorn.Config:
+    """Return how to serve `app`. Only a configured proxy may name a visitor's address instead of its own."""
+    return uvicorn.Config(
+        app,
         log_config=None,
         access_log=False,
         timeout_graceful_shutdown=2,
+        proxy_headers=bool(settings.trusted_proxies),
         forwarded_allow_ips=settings.trusted_proxies,
     )
+
+
+def serve(settings: Settings, listener: socket.socket) -> None:
+    """Blocks until SIGINT or SIGTERM; open streams get two seconds to end."""
+    config = server_config(settings, build_app(settings))
     print(f"The chat page is at http://{settings.host}:{settings.port}", flush=True)
     with suppress(KeyboardInterrupt):
         uvicorn.Server(config).run(sockets=[listener])

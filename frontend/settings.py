@@ -2,6 +2,7 @@
 
 import json
 import os
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Self
 
@@ -55,7 +56,7 @@ class Settings(BaseSettings):
     examples: the variable names a JSON file, a list of `{"title": ..., "prompt": ...}`
     context_tokens: for an API that does not tell; the meter needs it
     votes: the file that votes are appended to; without it nobody is asked to vote
-    trusted_proxies: addresses and networks whose X-Forwarded-For says who a visitor is
+    trusted_proxies: addresses and networks whose X-Forwarded-For names the visitor; without it nobody's does
     space_id: set by Hugging Face on a Space
     """
 
@@ -78,7 +79,7 @@ class Settings(BaseSettings):
     votes: Path | None = None
     visitor_answers: int = Field(default=4, ge=2)
     visitor_messages_per_minute: int = Field(default=30, ge=1)
-    trusted_proxies: Text = "127.0.0.1"
+    trusted_proxies: str = ""
     history_secret: SecretStr = SecretStr("finechat")
     space_id: str = Field(default="", validation_alias="SPACE_ID")
 
@@ -88,6 +89,20 @@ class Settings(BaseSettings):
         if path and not path.startswith("/"):
             raise ValueError("begins with a slash, such as /chat")
         return path.rstrip("/")
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _are_addresses(cls, proxies: str) -> str:
+        """Refuse a name, which uvicorn would ignore in silence, and whatever trusts everybody."""
+        parts = [part.strip() for part in proxies.split(",") if part.strip()]
+        for part in parts:
+            try:
+                network = ip_network(part)
+            except ValueError:
+                raise ValueError(f"{part!r} is not an address or network such as 10.1.0.0/16") from None
+            if not network.prefixlen:
+                raise ValueError(f"{part} is everybody, so visitors could choose their address")
+        return ",".join(parts)
 
     @field_validator("votes")
     @classmethod

@@ -44,10 +44,13 @@ print(json.dumps({
 REDIS = "redis://redis:6379/0"
 PAGE_SETTINGS = """
 import json
-from gate import EXACT
+from middleware import EXACT
 from settings import load_settings
 settings = load_settings()
-print(json.dumps({"port": settings.port, "api": str(settings.api_url), "paths": sorted(EXACT)}))
+print(json.dumps({
+    "port": settings.port, "api": str(settings.api_url), "paths": sorted(EXACT),
+    "proxies": settings.trusted_proxies,
+}))
 """
 
 
@@ -156,6 +159,13 @@ def test_the_page_starts_with_its_settings_and_finds_the_api(objects: Objects, a
     service = objects["Service", "api"]
     [port] = service["spec"]["ports"]
     assert settings["api"] == f"http://{service['metadata']['name']}:{port['port']}/"
+
+
+def test_the_page_trusts_the_proxy_that_a_value_names_and_no_other(chart: Chart, ask: Ask) -> None:
+    usual = ask("frontend", PAGE_SETTINGS, _told(chart.render(), "page"))
+    assert usual["proxies"] == ""
+    objects = chart.render("--set", "page.env.FRONTEND_TRUSTED_PROXIES=10.244.0.0/16")
+    assert ask("frontend", PAGE_SETTINGS, _told(objects, "page"))["proxies"] == "10.244.0.0/16"
 
 
 def test_a_service_of_kubernetes_cannot_become_a_setting(objects: Objects, ask: Ask) -> None:
