@@ -39,12 +39,25 @@ class Entry(Message):
 Conversation = list[Entry]
 
 
+class Ballot(TypedDict):
+    """The right to one vote on the last two answers of a chat; `votes` issues and checks it.
+
+    settings: the system prompt and the sampling that both answers were asked with, as JSON
+    """
+
+    id: str
+    answered_at: str
+    settings: str
+    signature: str
+
+
 class Chat(TypedDict):
     """One chat of the side list.
 
     entries: the conversation. rival: the other model's where two are compared, with the same questions
     start: how many questions, with their answers, are shown but no longer sent
     at: when the last question was asked, seconds since 1970
+    ballot: where the last two answers may be voted on
     """
 
     id: str
@@ -52,6 +65,7 @@ class Chat(TypedDict):
     rival: Conversation
     start: int
     at: float
+    ballot: NotRequired[Ballot]
 
 
 def new_chat(entries: Conversation | None = None) -> Chat:
@@ -64,14 +78,29 @@ def restore(kept: object) -> Chat:
     match kept:
         case {"id": str(id_), "entries": list(entries), **rest}:
             start, at = rest.get("start"), rest.get("at")
-            return Chat(
+            chat = Chat(
                 id=id_,
                 entries=restore_entries(entries),
                 rival=restore_entries(rest.get("rival")),
                 start=start if isinstance(start, int) and start >= 0 else 0,
                 at=at if isinstance(at, int | float) else 0.0,
             )
+            if ballot := _restore_ballot(rest.get("ballot")):
+                chat["ballot"] = ballot
+            return chat
     return new_chat()
+
+
+def _restore_ballot(kept: object) -> Ballot | None:
+    match kept:
+        case {
+            "id": str(id_),
+            "answered_at": str(answered_at),
+            "settings": str(settings),
+            "signature": str(signature),
+        }:
+            return Ballot(id=id_, answered_at=answered_at, settings=settings, signature=signature)
+    return None
 
 
 def restore_entries(kept: object) -> Conversation:

@@ -3,6 +3,7 @@
     FrontendError
     ├── SettingsError      the environment does not describe a page; says which variable to set
     ├── TooMany            this visitor has asked for more than one may
+    ├── VoteRefused        a vote was not stored
     └── ApiError
         ├── Unreachable    nothing answered at the address, or nothing in time
         ├── Refused        the API answered with an error status
@@ -11,6 +12,8 @@
 
 The messages here are for a log. What a reader is told is in `texts`.
 """
+
+from typing import Literal
 
 
 class FrontendError(Exception):
@@ -30,6 +33,18 @@ class TooMany(FrontendError):
     def __init__(self, what: str, retry_after_s: int | None = None) -> None:
         super().__init__(what)
         self.retry_after_s = retry_after_s
+
+
+class VoteRefused(FrontendError):
+    """A vote was not stored.
+
+    reason: unknown (it belongs to no answers that this page gave), repeated, full (no room for more votes) or
+    failed (it could not be written)
+    """
+
+    def __init__(self, reason: Literal["unknown", "repeated", "full", "failed"]) -> None:
+        super().__init__(reason)
+        self.reason = reason
 
 
 class ApiError(FrontendError):

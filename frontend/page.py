@@ -4,7 +4,7 @@ In: settings and the API. Out: Blocks that are not yet served. What the events d
 (a turn) and `chat_events` (chats as wholes); what happens in the browser alone is in page.js.
 """
 
-from functools import partial
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import gradio as gr
@@ -16,6 +16,7 @@ from client import Api
 from layout import Parts
 from settings import Settings
 from turn_events import TurnEvents
+from updates import Update
 from visitors import Visitors
 
 MAX_CHATS = 100  # at once; the API decides below that who must wait
@@ -73,9 +74,16 @@ def _wire_turns(parts: Parts, turn_events: TurnEvents) -> None:
     parts.stop.click(turn_events.stop, None, None, **AT_ONCE)
     for box in parts.boxes:
         box.undo(turn_events.undo, {parts.kept, parts.comparing, parts.listed}, parts.of_turn, **AT_ONCE)
-    judged = {parts.kept, parts.model, parts.rival_model, *parts.knobs}
     for verdict, button in zip(votes.VERDICTS, parts.verdicts, strict=True):
-        button.click(partial(turn_events.vote, verdict), judged, parts.of_vote, **AT_ONCE)
+        button.click(_vote_handler(turn_events, verdict), {parts.kept}, parts.of_vote, **AT_ONCE)
+
+
+def _vote_handler(turn_events: TurnEvents, verdict: str) -> Callable[..., Awaitable[Update]]:
+    # A function of its own, because Gradio finds no `gr.Request` in the signature of a partial.
+    async def vote(got: Update, request: gr.Request) -> Update:
+        return await turn_events.vote(verdict, got, request)
+
+    return vote
 
 
 def _wire_chats(parts: Parts, chat_events: ChatEvents, turn_events: TurnEvents) -> None:

@@ -21,6 +21,7 @@ from pydantic import (
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from errors import SettingsError
+from votes import VoteFile
 
 PREFIX = "FRONTEND_"
 SPACE_PORTS = (80, 443, 8080)
@@ -109,9 +110,9 @@ class Settings(BaseSettings):
     def _can_be_written(cls, votes: Path | None) -> Path | None:
         if votes:
             try:
-                votes.open("a").close()
+                VoteFile(votes)
             except OSError as error:
-                raise ValueError(f"cannot be written: {error.strerror}") from error
+                raise ValueError(f"cannot be written, or its key beside it: {error.strerror}") from error
         return votes
 
     @model_validator(mode="after")

@@ -1,7 +1,7 @@
 """What the page says: failures told kindly, and the remark under an answer. Plain text out."""
 
 from client import Answer
-from errors import ApiError, CutShort, Malformed, Refused, TooMany, Unreachable
+from errors import ApiError, CutShort, Malformed, Refused, TooMany, Unreachable, VoteRefused
 
 NO_ANSWER_YET = "This question has no answer yet."
 TOO_LONG = (
@@ -17,6 +17,15 @@ CUT_OFF = "Not finished"
 STOPPED = "Stopped"
 BUILT_WITH_LLAMA = "Built with Llama"
 VOTED = "Thank you, your vote is kept."
+VOTE_REFUSED = {
+    "unknown": (
+        "This vote was not stored: it does not belong to answers that this page has just given. Ask again, "
+        "then vote on the new answers."
+    ),
+    "repeated": "You have voted on these answers already.",
+    "full": "This vote was not stored: the server has no room for more votes.",
+    "failed": "This vote could not be stored. Try again in a moment.",
+}
 ASK_TO_VOTE = "Which answer is better? A vote is stored on the server with the conversation."
 STOPPED_EARLY = "Stopped before the answer began."
 KEPT = "Your message is kept."
@@ -63,6 +72,13 @@ def visitor_notice(refused: TooMany) -> str:
     if refused.retry_after_s is None:
         return f"You have an answer under way already. Wait for it or stop it. {KEPT}"
     return f"That is a lot of messages in one minute. {_wait(refused.retry_after_s)} {KEPT}"
+
+
+def vote_notice(refused: TooMany | VoteRefused) -> str:
+    """Say why a vote was not stored."""
+    if isinstance(refused, VoteRefused):
+        return VOTE_REFUSED[refused.reason]
+    return f"That is a lot of votes in one minute. {_wait(refused.retry_after_s)}"
 
 
 def explain(failure: ApiError) -> str:

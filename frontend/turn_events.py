@@ -1,6 +1,8 @@
 """What each event of a turn does; every handler returns the new values of the components it changes."""
 
 import asyncio
+import html
+import logging
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -11,14 +13,16 @@ import conversations
 import history
 import texts
 import turn
-import votes
 from client import Api, Sampling
 from conversations import SIDES, Chat, Conversation
-from errors import TooMany
+from errors import TooMany, VoteRefused
 from layout import Parts
 from settings import Settings
 from updates import Update, chat_list_update, chat_update, meter_update, send_or_stop_update, vote_update
 from visitors import Visitors
+from votes import VoteFile
+
+logger = logging.getLogger(__name__)
 
 SAVE_EVERY_S = 2.0
 STOPS_WITHIN_S = 5.0  # what takes longer was left behind by a browser that is gone
@@ -32,6 +36,7 @@ class TurnEvents:
         self._parts = parts
         self._settings = settings
         self._visitors = visitors
+        self._votes = VoteFile(settings.votes) if settings.votes else None
         self._stops: dict[str, asyncio.Event] = {}  # of the sessions with an answer under way
 
     def ask(self, got: Update) -> Update:
@@ -91,6 +96,7 @@ class TurnEvents:
 
     def _begin(self, open_chat: Chat) -> Update:
         parts = self._parts
+        open_chat.pop("ballot", None)
         begun = (
             chat_update(parts, open_chat)
             | send_or_stop_update(parts, streaming=True)
@@ -112,7 +118,7 @@ class TurnEvents:
         session = str(request.session_hash)
         stop = self._stops[session] = asyncio.Event()
         try:
-            with self._visitors.admitted(request.client.host if request.client else "", len(sides)):
+            with self._visitors.admitted(_address(request), len(sides)):
                 async with aclosing(self._streamed(open_chat, sides, got, stop)) as updates:
                     async for update in updates:
                         yield update
@@ -129,8 +135,8 @@ class TurnEvents:
     def close(self, got: Update) -> Update:
         """After an answer: Send again, and a vote where two were given."""
         open_chat = self._chat(got)
-        wanted = bool(self._settings.votes) and all(_is_whole(open_chat[side]) for side in SIDES)
-        return send_or_stop_update(self._parts, streaming=False) | vote_update(self._parts, wanted=wanted)
+        votable = vote_update(self._parts, wanted="ballot" in open_chat)
+        return send_or_stop_update(self._parts, streaming=False) | votable
 
     async def _streamed(
         self,
@@ -141,6 +147,7 @@ class TurnEvents:
     ) -> AsyncGenerator[Update, None]:
         parts, names = self._parts, {"entries": got[self._parts.model], "rival": got[self._parts.rival_model]}
         streams, coming, saved_at = [], set(sides), time.monotonic()
+        votable = sides == list(SIDES) and not any(conversations.is_answered(open_chat[s]) for s in sides)
         shown = {
             box: conversations.for_chatbot(open_chat[side], start=open_chat["start"])
             for side, box in zip(SIDES, parts.boxes, strict=True)
@@ -163,6 +170,8 @@ class TurnEvents:
                 update = dict(shown)
                 if latest.over:
                     coming.discard(side)
+                if votable and not coming:
+                    self._issue_ballot(open_chat, got)
                 if latest.over or time.monotonic() - saved_at > SAVE_EVERY_S:
                     saved_at = time.monotonic()
                     update[parts.kept] = open_chat | {
@@ -171,6 +180,13 @@ class TurnEvents:
                 yield update
         if coming:
             yield self._stopped(open_chat, coming)
+
+    def _issue_ballot(self, open_chat: Chat, got: Update) -> None:
+        """Allow a vote on two answers that have just come from the API, each whole and from its beginning."""
+        if self._votes and all(_is_whole(open_chat[side]) for side in SIDES):
+            prompt, sampling = got[self._parts.knobs[0]] or "", self._sampling(got).body()
+            if ballot := self._votes.ballot(open_chat, prompt, sampling):
+                open_chat["ballot"] = ballot
 
     def _stopped(self, open_chat: Chat, coming: set[conversations.Side]) -> Update:
         for side in coming:
@@ -196,23 +212,23 @@ class TurnEvents:
             asked = conversations.reopen(open_chat[side])
             text = asked[-1]["content"] if asked else text
             open_chat[side] = asked[:-1]
-        return {self._parts.chat_input: text} | chat_update(self._parts, open_chat)
+        open_chat.pop("ballot", None)
+        hidden = vote_update(self._parts, wanted=False)
+        return {self._parts.chat_input: text} | chat_update(self._parts, open_chat) | hidden
 
-    def vote(self, verdict: str, got: Update) -> Update:
-        """Which of two answers is better; see `votes.VERDICTS`."""
-        parts, open_chat = self._parts, self._chat(got)
-        sides = [conversations.from_question(open_chat[side], open_chat["start"]) for side in SIDES]
-        cast = {
-            "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "models": [side[-1].get("model", "") for side in sides],
-            "prompts": [conversations.for_model(side[:-1], got[parts.knobs[0]]) for side in sides],
-            "answers": [side[-1]["content"] for side in sides],
-            "sampling": self._sampling(got).body(),
-            "verdict": verdict,
-        }
-        assert self._settings.votes
-        votes.append(self._settings.votes, cast)
+    async def vote(self, verdict: str, got: Update, request: gr.Request) -> Update:
+        """Store which of two answers is better; see `votes.VERDICTS`."""
+        parts, address = self._parts, _address(request)
         hidden = {button: gr.update(visible=False) for button in parts.verdicts}
+        try:
+            self._visitors.count_vote(address)
+            if not self._votes:
+                raise VoteRefused("unknown")
+            await asyncio.to_thread(self._votes.cast, self._chat(got), verdict, address)
+        except (TooMany, VoteRefused) as refused:
+            logger.warning("vote refused reason=%s", str(refused).replace(" ", "_"))
+            notice = {parts.vote_said: html.escape(texts.vote_notice(refused))}
+            return notice | hidden if str(refused) in ("unknown", "repeated") else notice
         return {parts.vote_said: texts.VOTED} | hidden
 
     def _chat(self, got: Update) -> Chat:
@@ -230,6 +246,10 @@ class TurnEvents:
             seed=None if seed is None else int(seed),
             stop=tuple(line.replace("\\n", "\n") for line in str(stop or "").splitlines() if line)[:4],
         )
+
+
+def _address(request: gr.Request) -> str:
+    return request.client.host if request.client else ""
 
 
 def _is_whole(conversation: Conversation) -> bool:

@@ -1,4 +1,4 @@
-"""How much one visitor may ask for, so that none starves the others. A visitor is an address."""
+"""Limits on what one visitor may do, so that none starves the others. A visitor is an IP address."""
 
 import math
 import time
@@ -12,40 +12,57 @@ WINDOW_S = 60.0
 
 
 class Visitors:
-    """Answers under way and messages in the last minute, by visitor.
+    """Concurrent answers of each visitor, and messages and votes in the last minute.
 
-    streams: answers at once (two where models are compared). messages: in `WINDOW_S`
+    streams: concurrent answers (a comparison takes two). messages: in `WINDOW_S`; as many votes
     """
 
     def __init__(self, streams: int, messages: int) -> None:
         self._streams = streams
-        self._messages = messages
-        self._under_way: Counter[str] = Counter()
-        self._recent: dict[str, deque[float]] = {}
+        self._running: Counter[str] = Counter()
+        self._messages = _Rate(messages, "messages a minute")
+        self._votes = _Rate(messages, "votes a minute")
 
     @contextmanager
     def admitted(self, visitor: str, streams: int) -> Iterator[None]:
-        """Holds places for `streams` answers to one message.
+        """Hold places for `streams` answers to one message.
 
         Raises: TooMany
         """
-        self._admit(visitor, streams)
-        self._under_way[visitor] += streams
+        if self._running[visitor] + streams > self._streams:
+            raise TooMany("concurrent answers")
+        self._messages.count(visitor)
+        self._running[visitor] += streams
         try:
             yield
         finally:
-            self._under_way[visitor] -= streams
-            if not self._under_way[visitor]:
-                del self._under_way[visitor]
+            self._running[visitor] -= streams
+            if not self._running[visitor]:
+                del self._running[visitor]
 
-    def _admit(self, visitor: str, streams: int) -> None:
+    def count_vote(self, visitor: str) -> None:
+        """Count a vote, whether or not it is stored.
+
+        Raises: TooMany
+        """
+        self._votes.count(visitor)
+
+
+class _Rate:
+    """At most `limit` events of a visitor in `WINDOW_S`."""
+
+    def __init__(self, limit: int, what: str) -> None:
+        self._limit = limit
+        self._what = what
+        self._recent: dict[str, deque[float]] = {}
+
+    def count(self, visitor: str) -> None:
+        """Raises: TooMany with the seconds until the next event may come."""
         now = time.monotonic()
         self._forget(now)
-        if self._under_way[visitor] + streams > self._streams:
-            raise TooMany("answers at once")
         recent = self._recent.setdefault(visitor, deque())
-        if len(recent) >= self._messages:
-            raise TooMany("messages a minute", math.ceil(recent[0] + WINDOW_S - now))
+        if len(recent) >= self._limit:
+            raise TooMany(self._what, math.ceil(recent[0] + WINDOW_S - now))
         recent.append(now)
 
     def _forget(self, now: float) -> None:

@@ -1,8 +1,10 @@
+from typing import Any
+
 import pytest
 
 import texts
 from client import Answer
-from errors import ApiError, CutShort, Malformed, Refused, TooMany, Unreachable
+from errors import ApiError, CutShort, Malformed, Refused, TooMany, Unreachable, VoteRefused
 
 FAILURES = [
     (Unreachable("ConnectError"), ["does not answer", "starting"]),
@@ -48,6 +50,16 @@ def test_every_choice_that_is_offered_has_a_label() -> None:
 def test_a_visitor_who_asks_for_too_much_is_told_how_long_to_wait(wait_s: int | None, part: str) -> None:
     said = texts.visitor_notice(TooMany("x", wait_s))
     assert part in said and "kept" in said
+
+
+@pytest.mark.parametrize("reason", ["unknown", "repeated", "full", "failed"])
+def test_every_refusal_of_a_vote_is_a_sentence(reason: Any) -> None:
+    said = texts.vote_notice(VoteRefused(reason))
+    assert said.endswith(".") and reason not in said
+
+
+def test_a_visitor_who_votes_too_often_reads_how_long_to_wait() -> None:
+    assert "in 12 seconds" in texts.vote_notice(TooMany("x", 12))
 
 
 def test_remark_tells_length_speed_and_wait() -> None:

@@ -1,34 +1,78 @@
 import json
+import resource
 import subprocess
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
+import gradio as gr
+import httpx
+import pytest
+
+import layout
+import votes
+from client import Api
+from conversations import SIDES, Chat, ask, new_chat, reply
+from errors import VoteRefused
+from server import build_app
+from settings import load_settings
 from tests.support import ROOT
-from votes import append
+from tests.support.fake_api import DONE, FakeApi, delta, running
+from turn_events import TurnEvents
+from updates import Update
+from visitors import Visitors
+from votes import VoteFile
 
 PROMPT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi\u2028"}]
+SAMPLING = {"temperature": 1, "max_tokens": 64}
+VISITOR = SimpleNamespace(session_hash="s", client=SimpleNamespace(host="192.0.2.7"))
 
 
-def vote(verdict: str, **other: Any) -> dict[str, Any]:
-    return {
-        "models": ["base", "tuned"],
-        "prompts": [PROMPT, PROMPT],
-        "answers": ["a", "b"],
-        "verdict": verdict,
-        **other,
-    }
+def compared(question: str = "Hi\u2028", left: str = "a", right: str = "b") -> Chat:
+    chat = new_chat(reply(ask([], question), left, model="base"))
+    chat["rival"] = reply(ask([], question), right, model="tuned")
+    return chat
+
+
+def with_ballot(file: VoteFile, chat: Chat) -> Chat:
+    ballot = file.ballot(chat, "Be brief.", SAMPLING)
+    assert ballot
+    chat["ballot"] = ballot
+    return chat
+
+
+def cast(path: Path, verdict: str, chat: Chat | None = None, visitor: str = "192.0.2.7") -> None:
+    file = VoteFile(path)
+    file.cast(with_ballot(file, chat or compared()), verdict, visitor)
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().split("\n") if line]
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
-    command = [sys.executable, str(ROOT / "frontend" / "votes.py"), str(path)]
+    command = [sys.executable, str(ROOT / "frontend/votes.py"), str(path)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return [json.loads(line) for line in done.stdout.split("\n") if line]
 
 
-def test_a_vote_becomes_a_preference_row(tmp_path: Path) -> None:
-    append(tmp_path / "votes.jsonl", vote("right"))
-    assert rows(tmp_path / "votes.jsonl") == [
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "votes.jsonl"
+
+
+def test_a_vote_tells_who_answered_what_and_becomes_a_preference_row(path: Path) -> None:
+    cast(path, "right")
+    [vote] = lines(path)
+    assert vote.keys() == {
+        "id", "answered_at", "models", "prompts", "answers", "sampling", "at", "visitor", "verdict"
+    }  # fmt: skip
+    assert vote["sampling"] == SAMPLING
+    assert "192.0.2.7" not in path.read_text()
+    assert rows(path) == [
         {
             "conversations": [
                 {"from": "system", "value": "Be brief."},
@@ -44,9 +88,263 @@ def test_a_vote_becomes_a_preference_row(tmp_path: Path) -> None:
     ]
 
 
-def test_only_a_preference_for_one_answer_to_the_same_prompt_is_a_row(tmp_path: Path) -> None:
-    file = tmp_path / "votes.jsonl"
-    for cast in (vote("tie"), vote("neither"), vote("left", prompts=[PROMPT, PROMPT[1:]]), vote("left")):
-        append(file, cast)
-    assert [row["chosen_model"] for row in rows(file)] == ["base"]
-    assert len(file.read_text().splitlines()) >= 4, "every vote is kept"
+def test_one_visitors_votes_can_be_told_from_anothers(path: Path) -> None:
+    for visitor in ("192.0.2.7", "192.0.2.8", "192.0.2.7"):
+        cast(path, "left", visitor=visitor)
+    first, second, third = (vote["visitor"] for vote in lines(path))
+    assert first == third != second
+
+
+def test_only_a_preference_for_one_answer_to_the_same_prompt_is_a_row(path: Path) -> None:
+    later = compared()
+    for side in SIDES:
+        later[side] = reply(ask(later[side], "And?"), "c", model=side)
+    for verdict, chat in (("tie", None), ("neither", None), ("left", later), ("left", None)):
+        cast(path, verdict, chat)
+    assert [row["chosen_model"] for row in rows(path)] == ["base"]
+    assert len(lines(path)) == 4, "every vote is kept"
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [
+        {},
+        {"entries": reply(ask([], "Hi\u2028"), "x", model="base")},
+        {
+            "entries": reply(ask([], "Ho"), "a", model="base"),
+            "rival": reply(ask([], "Ho"), "b", model="tuned"),
+        },
+        {"entries": compared()["rival"], "rival": compared()["entries"]},
+        {"entries": reply(ask([], "Hi\u2028"), "a", model="x")},
+        {"entries": []},
+        {"start": 7},
+    ],
+)
+def test_a_vote_on_anything_but_the_signed_answers_is_refused(path: Path, forged: Any) -> None:
+    file = VoteFile(path)
+    chat = with_ballot(file, compared())
+    if not forged:
+        del chat["ballot"]
+    with pytest.raises(VoteRefused, match="unknown"):
+        file.cast(chat | forged, "left", "192.0.2.7")
+    assert path.read_bytes() == b""
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [
+        {"settings": json.dumps({"system_prompt": "Be long.", "sampling": SAMPLING})},
+        {"settings": json.dumps({"system_prompt": "Be brief.", "sampling": {}})},
+        {"settings": "{"},
+        {"settings": "[]"},
+        {"settings": '{"system_prompt": 1, "sampling": 1}'},
+        {"id": "0" * 16},
+        {"answered_at": "2001-01-01T00:00:00Z"},
+        {"signature": ""},
+        {"signature": "é"},
+        {"signature": "\ud800"},
+    ],
+)
+def test_a_ballot_that_was_changed_is_refused(path: Path, forged: Any) -> None:
+    file = VoteFile(path)
+    chat = with_ballot(file, compared())
+    chat["ballot"] |= forged
+    with pytest.raises(VoteRefused, match="unknown"):
+        file.cast(chat, "left", "192.0.2.7")
+    assert path.read_bytes() == b""
+
+
+def test_a_ballot_of_another_page_is_refused(path: Path, tmp_path: Path) -> None:
+    with pytest.raises(VoteRefused, match="unknown"):
+        VoteFile(path).cast(with_ballot(VoteFile(tmp_path / "other.jsonl"), compared()), "left", "x")
+
+
+def test_a_vote_counts_once_in_all_processes_and_after_a_restart(path: Path) -> None:
+    one, other = VoteFile(path), VoteFile(path)
+    chat = with_ballot(one, compared())
+    other.cast(chat, "left", "192.0.2.7")
+    for file in (one, other, VoteFile(path)):
+        with pytest.raises(VoteRefused, match="repeated"):
+            file.cast(chat, "right", "192.0.2.8")
+    assert [vote["verdict"] for vote in lines(path)] == ["left"]
+
+
+def test_votes_go_on_in_a_new_file_when_the_operator_has_moved_the_old_one(path: Path) -> None:
+    file = VoteFile(path)
+    chat = with_ballot(file, compared())
+    file.cast(chat, "left", "192.0.2.7")
+    path.rename(path.with_name("old.jsonl"))
+    file.cast(with_ballot(file, compared()), "right", "192.0.2.7")
+    with pytest.raises(VoteRefused, match="repeated"):
+        file.cast(chat, "left", "192.0.2.7")
+    assert [vote["verdict"] for vote in lines(path)] == ["right"]
+
+
+def test_the_key_is_for_its_owner_only_and_lasts(path: Path) -> None:
+    chat = with_ballot(VoteFile(path), compared())
+    [key] = path.parent.glob("*.key")
+    assert key.stat().st_mode & 0o777 == 0o600
+    VoteFile(path).cast(chat, "left", "192.0.2.7")
+
+
+def test_a_comparison_that_is_too_long_gets_no_ballot(path: Path) -> None:
+    assert VoteFile(path).ballot(compared("x" * votes.MAX_VOTE_BYTES), "", {}) is None
+
+
+def test_a_full_file_takes_no_more_votes(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cast(path, "left")
+    before = path.read_bytes()
+    monkeypatch.setattr(votes, "MAX_FILE_BYTES", len(before) + 100)
+    with pytest.raises(VoteRefused, match="full"):
+        cast(path, "left")
+    assert path.read_bytes() == before
+
+
+def test_a_vote_that_the_disk_cannot_hold_leaves_nothing(path: Path) -> None:
+    cast(path, "left")
+    before = path.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 10, limits[1]))
+    try:
+        with pytest.raises(VoteRefused, match="failed"):
+            cast(path, "left")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == before
+
+
+def test_a_line_that_was_cut_off_spoils_no_other_vote(path: Path) -> None:
+    cast(path, "left")
+    path.write_bytes(path.read_bytes() + b'[]\n{}\n{"id": "cut o')
+    cast(path, "right")
+    command = [sys.executable, str(ROOT / "frontend/votes.py"), str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.count("\n") == 2
+    assert done.stderr.endswith("skipped: 3\n")
+
+
+def test_half_a_surrogate_pair_is_stored_as_json_escapes_it(path: Path) -> None:
+    cast(path, "left", compared(left="\ud83d"))
+    assert lines(path)[0]["answers"] == ["\ud83d", "b"]
+    assert rows(path)[0]["chosen"] == [{"role": "assistant", "content": "\ud83d"}]
+
+
+class Page(NamedTuple):
+    """The handlers of a page that asks for votes, and the inputs that its browser would send."""
+
+    events: TurnEvents
+    parts: layout.Parts
+    inputs: Update
+
+    async def answer(self, chat: Chat) -> Chat:
+        """The chat as the browser keeps it after the answer."""
+        inputs = self.inputs | {self.parts.kept: chat}
+        kept = chat
+        async for update in self.events.answer(inputs, VISITOR):
+            kept = update.get(self.parts.kept, kept)
+        restored: Chat = json.loads(json.dumps(kept))
+        return restored
+
+    async def vote(self, chat: Chat, verdict: str = "left") -> str:
+        """What the page says about the vote."""
+        update = await self.events.vote(verdict, self.inputs | {self.parts.kept: chat}, VISITOR)
+        return str(update[self.parts.vote_said])
+
+
+@asynccontextmanager
+async def comparing_page(path: Path, fake: FakeApi, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Page]:
+    async with running(fake):
+        monkeypatch.setenv("FRONTEND_API_URL", fake.url)
+        monkeypatch.setenv("FRONTEND_VOTES", str(path))
+        settings = load_settings()
+        api = Api(fake.url)
+        with gr.Blocks():
+            parts = layout.lay_out(settings)
+        knobs = dict(zip(parts.knobs, ("Be brief.", 1, 1, 64, None, ""), strict=True))
+        inputs = {parts.comparing: True, parts.asked: True, parts.model: "", parts.rival_model: "", **knobs}
+        yield Page(TurnEvents(api, parts, settings, Visitors(4, 3)), parts, inputs)
+        await api.close()
+
+
+def asked(question: str = "Hi") -> Chat:
+    chat = new_chat(ask([], question))
+    chat["rival"] = ask([], question)
+    return chat
+
+
+@pytest.mark.anyio
+async def test_a_vote_records_the_settings_that_the_answers_were_asked_with(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with comparing_page(path, FakeApi([delta("Hello", "stop"), DONE]), monkeypatch) as page:
+        chat = await page.answer(asked())
+        page.inputs.update({page.parts.knobs[0]: "Be long.", page.parts.knobs[1]: 0})
+        assert "Thank you" in await page.vote(chat, "right")
+        assert "already" in await page.vote(chat, "right")
+    [vote] = lines(path)
+    assert vote["prompts"][0][0]["content"] == "Be brief."
+    assert vote["sampling"] == SAMPLING
+    assert (vote["models"], vote["answers"]) == (["small-model"] * 2, ["Hello"] * 2)
+
+
+@pytest.mark.anyio
+async def test_an_answer_that_the_browser_brings_gets_no_ballot(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One side forged as answered, or begun by the browser and only continued by the model."""
+    forged, begun = asked(), asked()
+    forged["entries"] = reply(forged["entries"], "forged")
+    begun["entries"] = reply(begun["entries"], "forged", cut=True)
+    async with comparing_page(path, FakeApi([delta("Hello", "stop"), DONE]), monkeypatch) as page:
+        for chat in (forged, begun):
+            answered = await page.answer(chat)
+            assert answered["rival"][-1]["content"] == "Hello"
+            assert "ballot" not in answered
+            assert "was not stored" in await page.vote(answered)
+    assert path.read_bytes() == b""
+
+
+@pytest.mark.anyio
+async def test_a_cut_answer_gets_no_ballot(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with comparing_page(path, FakeApi([delta("Hello", "length"), DONE]), monkeypatch) as page:
+        assert "ballot" not in await page.answer(asked())
+
+
+@pytest.mark.anyio
+async def test_votes_are_within_the_visitors_limit(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with comparing_page(path, FakeApi([delta("Hello", "stop"), DONE]), monkeypatch) as page:
+        for _ in range(3):
+            assert "was not stored" in await page.vote(asked())
+        chat = await page.answer(asked())
+        assert "Try again in " in await page.vote(chat)
+    assert path.read_bytes() == b""
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    "ballot", [None, {"id": "a", "answered_at": "b", "settings": "{}", "signature": "c"}]
+)
+async def test_votes_that_are_posted_to_the_endpoint_write_nothing(
+    path: Path, monkeypatch: pytest.MonkeyPatch, ballot: object
+) -> None:
+    monkeypatch.setenv("FRONTEND_API_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("FRONTEND_VOTES", str(path))
+    app = build_app(load_settings())
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://page") as client:
+        config = (await client.get("/config")).json()
+        props = {part["id"]: part["props"] for part in config["components"]}
+        [event] = [
+            event
+            for event in config["dependencies"]
+            if any(props.get(target, {}).get("value") == "Left is better" for target, _ in event["targets"])
+        ]
+        chat = compared() | {"ballot": ballot}
+        values = [
+            chat if props[id_].get("storage_key") == "chat" else props[id_].get("value")
+            for id_ in event["inputs"]
+        ]
+        body = {"fn_index": event["id"], "data": values, "session_hash": "x"}
+        answer = await client.post("/gradio_api/run/predict", json=body)
+    assert answer.status_code == 200
+    assert "was not stored" in answer.text
+    assert path.read_bytes() == b""
