@@ -18,6 +18,7 @@ from api.ledger.key_file import create_key
 from api.ledger.keys import Limits
 from api.ledger.usage import Usage, today
 from api.settings import read_settings
+from tests.support import PATIENCE_S
 from tests.support.api import (
     KEY,
     URL,
@@ -107,7 +108,7 @@ async def test_both_ports_are_served_and_end_together(make_house: MakeHouse) -> 
         assert (await client.get(f"{public}/admin/status")).status_code == 404
         assert (await client.get(f"{operator}/admin/status")).json()["state"] == "ready"
     server.should_exit = True
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         await running
     for listener in listeners:
         with pytest.raises(OSError), socket.create_connection(listener.getsockname()):

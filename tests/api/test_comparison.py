@@ -209,7 +209,7 @@ def test_check_names_the_comparison_models_and_what_is_wrong_with_them(
     def check() -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "api", "check"]
         root = Path(__file__).parents[2]
-        return subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, timeout=30)
+        return subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, timeout=120)
 
     good = check()
     assert (good.returncode, good.stderr) == (0, "")

@@ -9,7 +9,9 @@ import pytest
 
 from api.engine.engine import Delta
 from api.http import connection
+from tests.support import PATIENCE_S
 from tests.support.api import URL, FakeEngine, House, ask, assert_openai_error, eventually, streamed_request
+from tests.support.pace import CpuMeter
 
 pytestmark = pytest.mark.anyio
 MakeHouse = Callable[..., House]
@@ -20,7 +22,7 @@ async def test_who_sends_no_request_is_cut_off(
     make_house: MakeHouse, monkeypatch: pytest.MonkeyPatch, sent: bytes
 ) -> None:
     monkeypatch.setattr(connection, "HEAD_TIMEOUT_S", 0.3)
-    async with make_house().serving() as url, asyncio.timeout(10):
+    async with make_house().serving() as url, asyncio.timeout(PATIENCE_S):
         reader, writer = await asyncio.open_connection("127.0.0.1", httpx.URL(url).port)
         writer.write(sent)
         with pytest.raises(ConnectionError):
@@ -35,7 +37,7 @@ async def test_who_does_not_send_the_body_of_an_answered_request_is_cut_off(
     make_house: MakeHouse, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connection, "LINGER_TIMEOUT_S", 0.3)
-    async with make_house(key="k" * 20).serving() as url, asyncio.timeout(10):
+    async with make_house(key="k" * 20).serving() as url, asyncio.timeout(PATIENCE_S):
         reader, writer = await asyncio.open_connection("127.0.0.1", httpx.URL(url).port)
         writer.write(f"POST {URL} HTTP/1.1\r\nhost: x\r\ncontent-length: 900000\r\n\r\n".encode())
         assert b" 401 " in await reader.readline()
@@ -119,17 +121,17 @@ async def test_a_megabyte_of_mistakes_is_refused_quickly(
     house = make_house()
     await house.load()
     async with house.client() as client:
-        begun = time.process_time()
-        assert_openai_error(await client.post(URL, json=ask(**bomb)), 400, None)
-        assert time.process_time() - begun < 1, "it holds up everyone for so long"
+        with CpuMeter() as meter:
+            assert_openai_error(await client.post(URL, json=ask(**bomb)), 400, None)
+    assert meter.units < 100, "it holds up everyone for so long"
 
 
 async def test_an_answer_is_sent_at_once_on_a_connection_that_stays(make_house: MakeHouse) -> None:
     """And not after the 40 ms in which clients confirm what came before."""
     async with make_house().serving() as url, httpx.AsyncClient(base_url=url) as client:
         times = []
-        for _ in range(20):
+        for _ in range(60):
             begun = time.perf_counter()
             await client.get("/health/live")
             times.append(time.perf_counter() - begun)
-    assert sorted(times)[3] < 0.03
+    assert min(times[20:]) < 0.03, "no answer at all was sent at once"

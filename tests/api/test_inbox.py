@@ -9,6 +9,7 @@ import pytest
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from api.http.connection import Connection
+from tests.support import PATIENCE_S
 from tests.support.api import URL, House, ask, streamed_request
 
 pytestmark = pytest.mark.anyio
@@ -42,7 +43,7 @@ async def connections(url: str, count: int) -> list[tuple[asyncio.StreamReader, 
 async def test_the_first_of_many_is_begun_before_the_others_are_read(
     make_house: MakeHouse, steps: list[str]
 ) -> None:
-    async with make_house().serving() as url, asyncio.timeout(10):
+    async with make_house().serving() as url, asyncio.timeout(PATIENCE_S):
         clients = await connections(url, 40)
         steps.clear()
         for _, writer in clients:
@@ -61,7 +62,7 @@ async def test_bodies_in_many_pieces_arrive_whole(make_house: MakeHouse) -> None
     head = f"POST {URL} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
     request = f"{head}content-length: {len(body)}\r\n\r\n".encode() + body
     house = make_house()
-    async with house.serving() as url, asyncio.timeout(20):
+    async with house.serving() as url, asyncio.timeout(PATIENCE_S):
         clients = await connections(url, 10)
         for start in range(0, len(request), 30_000):
             for _, writer in clients:
@@ -76,7 +77,7 @@ async def test_bodies_in_many_pieces_arrive_whole(make_house: MakeHouse) -> None
 async def test_who_hangs_up_before_being_read_is_forgotten_and_the_next_served(
     make_house: MakeHouse, steps: list[str]
 ) -> None:
-    async with make_house().serving() as url, asyncio.timeout(10):
+    async with make_house().serving() as url, asyncio.timeout(PATIENCE_S):
         clients = await connections(url, 20)
         steps.clear()
         for number, (_, writer) in enumerate(clients):
@@ -90,7 +91,7 @@ async def test_who_hangs_up_before_being_read_is_forgotten_and_the_next_served(
 
 
 async def test_two_requests_behind_each_other_are_answered_in_order(make_house: MakeHouse) -> None:
-    async with make_house().serving() as url, asyncio.timeout(10):
+    async with make_house().serving() as url, asyncio.timeout(PATIENCE_S):
         clients = await connections(url, 10)
         for _, writer in clients:
             writer.write(LIVE + streamed_request())

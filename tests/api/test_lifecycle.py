@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from api.engine.engine import Delta
 from api.engine.lifecycle import State
 from api.errors import EngineFailed, EngineStartError, StartError
 from api.http.server import Server, listen
+from tests.support import PATIENCE_S
 from tests.support.api import (
     URL,
     FakeEngine,
@@ -90,7 +90,7 @@ async def test_an_engine_that_stays_dead_ends_the_server(
     await eventually(lambda: house.service.lifecycle.state is State.READY)
     house.engine.start_error = EngineStartError("no memory")
     house.engine.is_dead = True
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         await running
     assert "no memory" in str(house.service.lifecycle.failure)
     assert house.engine.starts == 4
@@ -141,14 +141,13 @@ async def test_stream_that_outlasts_the_drain_is_told_so(make_house: MakeHouse) 
     house = make_house(FakeEngine(hold_before=1), drain_timeout_s=0.2)
     async with house.serving() as url, httpx.AsyncClient(base_url=url) as client:
         async with client.stream("POST", URL, json=ask(stream=True)) as running:
-            begun = time.monotonic()
             os.kill(os.getpid(), signal.SIGINT)
-            await running.aread()
+            async with asyncio.timeout(PATIENCE_S):
+                await running.aread()
     first, error = events(running)
     assert first["choices"][0]["delta"]["content"] == "Hello"
     assert error["error"]["code"] == "not_ready"
     assert house.engine.aborted == 1
-    assert time.monotonic() - begun < 2
 
 
 async def test_waiting_request_that_outlasts_the_drain_gets_a_503(make_house: MakeHouse) -> None:

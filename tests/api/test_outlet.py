@@ -87,7 +87,7 @@ async def test_chunks_that_come_sooner_than_they_can_be_written_share_a_write(
         apart = await read_stream(url)
         assert max(writes) < 5
         writes.clear()
-        monkeypatch.setattr(outlet, "REST_S", 0.01)
+        monkeypatch.setattr(outlet, "REST_S", 0.5)
         together = await read_stream(url)
         assert max(writes) > 20
     assert _without_ids(apart) == _without_ids(together)

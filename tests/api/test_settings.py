@@ -133,7 +133,7 @@ def test_every_setting_is_told_in_help_and_docs() -> None:
     root = Path(__file__).parents[2]
     docs = (root / "docs" / "operations.md").read_text(encoding="utf-8")
     help = subprocess.run(
-        [sys.executable, "-m", "api", "--help"], cwd=root, capture_output=True, text=True, timeout=30
+        [sys.executable, "-m", "api", "--help"], cwd=root, capture_output=True, text=True, timeout=120
     ).stdout
     assert {name for name, _, _ in reference()} >= {"ARTIFACTS_DIR", "API_PORT", "API_CONFIG"}
     for name, default, text in reference():
@@ -149,7 +149,7 @@ def run_check(artifacts: Path, **environment: str) -> subprocess.CompletedProces
         cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=120,
     )
 
 

@@ -14,6 +14,7 @@ import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from api.errors import EngineFailed
+from tests.support import PATIENCE_S
 from tests.support.api import KEY, URL, FakeEngine, House, ask
 
 pytestmark = pytest.mark.anyio
@@ -140,7 +141,7 @@ async def test_a_collector_that_is_gone_delays_neither_answers_nor_the_end(
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "3")  # else it would go on after the tests
     house = make_house()
     await house.load()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         await traced(house, stream=True)
 
 

@@ -6,6 +6,7 @@ import pytest
 from client import Answer, Api, Model, Sampling
 from conversations import Message
 from errors import ApiError, CutShort, Malformed, Refused, Unreachable
+from tests.support import PATIENCE_S
 from tests.support.fake_api import DONE, FakeApi, delta, event, running
 
 pytestmark = pytest.mark.anyio
@@ -78,7 +79,7 @@ async def test_cancelling_before_the_first_token_closes_the_request() -> None:
         while not fake.requests:
             await asyncio.sleep(0.01)
         task.cancel()
-        await asyncio.wait_for(fake.client_left.wait(), 2)
+        await asyncio.wait_for(fake.client_left.wait(), PATIENCE_S)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import pytest
 import texts
 from client import Api, Sampling
 from conversations import Conversation
+from tests.support import PATIENCE_S
 from tests.support.fake_api import DONE, FakeApi, delta, running
 from turn import Question, Turn, answer, together
 
@@ -78,12 +79,16 @@ async def test_two_models_stream_together_and_are_both_closed() -> None:
     async with running(FakeApi([delta("one")], hang=True)) as one, running(FakeApi(hang=True)) as other:
         turns = together(asyncio.Event(), answer(one.api(), "", HI), answer(other.api(), "", HI))
         assert (await anext(turns))[0] == 0
-        await asyncio.sleep(0.1)
+        while not other.requests:
+            await asyncio.sleep(0.01)
         await turns.aclose()
-        await asyncio.wait_for(asyncio.gather(one.client_left.wait(), other.client_left.wait()), 2)
+        left = asyncio.gather(one.client_left.wait(), other.client_left.wait())
+        await asyncio.wait_for(left, PATIENCE_S)
 
 
-async def test_a_stop_ends_a_silent_stream_at_once() -> None:
+async def test_a_stop_ends_a_silent_stream_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It does not wait for the next sign of life."""
+    monkeypatch.setattr("turn.HEARTBEAT_S", 3600.0)
     stop = asyncio.Event()
 
     async def stop_once_asked() -> None:
@@ -95,14 +100,15 @@ async def test_a_stop_ends_a_silent_stream_at_once() -> None:
         stopping = asyncio.create_task(stop_once_asked())
         turns = together(stop, answer(fake.api(), "", HI))
         assert [turn async for _, turn in turns if turn.over] == []
-        await asyncio.wait_for(fake.client_left.wait(), 0.5)
+        await asyncio.wait_for(fake.client_left.wait(), PATIENCE_S)
         await stopping
 
 
-async def test_the_slower_of_two_does_not_hold_the_other() -> None:
+async def test_the_slower_of_two_does_not_hold_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("turn.HEARTBEAT_S", 3600.0)
     async with running(FakeApi([delta("one", "stop"), DONE])) as one, running(FakeApi(hang=True)) as other:
         turns = together(asyncio.Event(), answer(other.api(), "", HI), answer(one.api(), "", HI))
-        while not (arrived := await asyncio.wait_for(anext(turns), 0.9))[1].over:
+        while not (arrived := await asyncio.wait_for(anext(turns), PATIENCE_S))[1].over:
             pass
         assert arrived[0] == 1
         await turns.aclose()
@@ -132,7 +138,7 @@ async def test_silence_gives_turns_so_that_a_closed_page_is_noticed(
         turns = answer(fake.api(), "", HI)
         assert [await anext(turns) for _ in range(3)] == [Turn(QUESTION)] * 3
         await turns.aclose()
-        await asyncio.wait_for(fake.client_left.wait(), 2)
+        await asyncio.wait_for(fake.client_left.wait(), PATIENCE_S)
 
 
 async def test_empty_answer_is_told() -> None:

@@ -20,10 +20,10 @@ from api.engine.served import PROBE
 from api.http.server import Server, listen
 from api.service import Service
 from api.settings import Settings
+from tests.support import PATIENCE_S
 
 URL = "/v1/chat/completions"
 MODEL = "tiny-docs"
-LOAD_TIMEOUT_S = 60.0  # the first load imports transformers, on a busy machine for many seconds
 KEY = "test-key-0123456789abcdef"
 
 
@@ -197,7 +197,7 @@ class House:
 
     async def load(self) -> None:
         self.service.lifecycle.start()
-        await eventually(lambda: self.service.lifecycle.state is not State.STARTING, LOAD_TIMEOUT_S)
+        await eventually(lambda: self.service.lifecycle.state is not State.STARTING)
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[str]:
@@ -206,14 +206,14 @@ class House:
         listener = listen("127.0.0.1", 0)
         running = asyncio.create_task(server.serve([listener]))
         try:
-            await eventually(lambda: self.service.lifecycle.state is State.READY, LOAD_TIMEOUT_S)
+            await eventually(lambda: self.service.lifecycle.state is State.READY)
             yield f"http://127.0.0.1:{listener.getsockname()[1]}"
         finally:
             server.should_exit = True
             await running
 
 
-async def eventually(holds: Callable[[], bool], timeout_s: float = 10) -> None:
+async def eventually(holds: Callable[[], bool], timeout_s: float = PATIENCE_S) -> None:
     async with asyncio.timeout(timeout_s):
         while not holds():
             await asyncio.sleep(0.01)

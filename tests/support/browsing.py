@@ -18,13 +18,14 @@ from typing import Any
 from playwright.sync_api import Locator, Page, ViewportSize, expect
 
 from bench.load import free_port
-from tests.support import ROOT
+from tests.support import PATIENCE_S, ROOT
 
 CHROMIUM = "/usr/bin/chromium"
 CHROMIUM_FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking",
                   "--disable-component-update", "--disable-sync", "--no-first-run"]  # fmt: skip
 PHONE = ViewportSize(width=390, height=844)
 DESKTOP = ViewportSize(width=1280, height=860)
+expect.set_options(timeout=PATIENCE_S * 1000)
 
 
 @contextmanager
@@ -34,7 +35,7 @@ def running(command: list[str], url: str, log: Path, **settings: str) -> Iterato
     with log.open("ab") as output:
         process = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
     try:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + PATIENCE_S
         while not _answers(url):
             assert process.poll() is None, log.read_text()[-2000:]
             assert time.monotonic() < deadline, f"{url} does not answer"
@@ -129,17 +130,17 @@ class Visit:
             ),
         )
         self.page.goto(url)
-        expect(self.page.locator("#model input")).not_to_have_value("", timeout=20_000)
+        expect(self.page.locator("#model input")).not_to_have_value("")
 
     def say(self, text: str) -> None:
-        expect(self.page.locator("#send")).to_be_visible(timeout=10_000)
+        expect(self.page.locator("#send")).to_be_visible()
         self.page.locator("#chat-input textarea").fill(text)
         self.page.locator("#chat-input textarea").press("Enter")
 
     def answered(self, count: int, box: str = "#chatbot") -> Locator:
         """Waits for the end of so many answers; the last one."""
-        expect(self.page.locator(f"{box} .note")).to_have_count(count, timeout=60_000)
-        expect(self.page.locator("#send")).to_be_visible(timeout=10_000)
+        expect(self.page.locator(f"{box} .note")).to_have_count(count)
+        expect(self.page.locator("#send")).to_be_visible()
         return self.page.locator(f"{box} .bot-row:not(:has(.note, .notice)) [data-testid=bot]").last
 
     def choose(self, label: str) -> None:

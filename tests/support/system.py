@@ -8,15 +8,16 @@ import signal
 import subprocess
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import openai
 
-from bench.load import Answer, Service, ask, free_port
-from tests.support import ROOT
+from bench.load import Answer, Service, ask, cmdline, descendants, free_port
+from tests.support import PATIENCE_S, ROOT
 
 PROFILE = ROOT / "tests" / "system" / "profile.yaml"
 SCREENSHOTS = ROOT / ".venv" / "reports"
@@ -48,13 +49,11 @@ class Up:
             time.sleep(0.2)
         self.ready_after_s = time.monotonic() - begun
 
-    def stop(self) -> float:
-        """SIGTERM as a supervisor sends it; seconds until `make up` is gone."""
-        begun = time.monotonic()
+    def stop(self) -> None:
+        """Send SIGTERM, as a supervisor does, and wait until `make up` is gone."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
-            self.process.wait(30)
-        return time.monotonic() - begun
+            self.process.wait(PATIENCE_S)
 
 
 def start(folder: Path, artifacts: Path, **settings: str) -> Up:
@@ -76,6 +75,11 @@ def start(folder: Path, artifacts: Path, **settings: str) -> Up:
     return Up(process, log, artifacts, f"http://127.0.0.1:{api_port}", f"http://127.0.0.1:{page_port}")
 
 
+def engine_of(up: Up) -> list[int]:
+    """Return vLLM's processes below `make up`."""
+    return [pid for pid in descendants(up.process.pid) if cmdline(pid).startswith(b"VLLM::")]
+
+
 def metric(up: Up, name: str) -> float:
     for line in get(f"{up.api_url}/metrics")[1].splitlines():
         if line.startswith(f"{name} "):
@@ -83,7 +87,7 @@ def metric(up: Up, name: str) -> float:
     raise AssertionError(f"no metric {name}")
 
 
-def wait_until(happened: Callable[[], bool], timeout_s: float) -> None:
+def wait_until(happened: Callable[[], bool], timeout_s: float = PATIENCE_S) -> None:
     deadline = time.monotonic() + timeout_s
     while not happened():
         assert time.monotonic() < deadline, f"not within {timeout_s} s"
@@ -103,7 +107,8 @@ def chat(service: Service, **fields: Any) -> bytes:
 
 
 def post(service: Service, **fields: Any) -> Answer:
-    return asyncio.run(ask(service.port, chat(service, **fields), BEARER))
+    asked = ask(service.port, chat(service, **fields), BEARER)
+    return asyncio.run(asyncio.wait_for(asked, PATIENCE_S))
 
 
 def manifest_of(artifacts: Path) -> Any:
@@ -111,4 +116,17 @@ def manifest_of(artifacts: Path) -> Any:
 
 
 def client(up: Up, key: str = "none") -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{up.api_url}/v1", api_key=key, max_retries=0)
+    return openai.OpenAI(base_url=f"{up.api_url}/v1", api_key=key, max_retries=0, timeout=2 * PATIENCE_S)
+
+
+@contextmanager
+def frozen(pids: list[int]) -> Iterator[None]:
+    """Stop these processes until the block ends: whatever they work at is not finished within it."""
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)

@@ -5,6 +5,10 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from tests.support import ROOT
+
+PAUSING = ROOT / "tests" / "support" / "pausing_trainer.py"
+
 
 def rows(count: int) -> list[dict[str, Any]]:
     """Rows whose answer can be copied from the prompt, each its own group."""

@@ -29,9 +29,15 @@ from bench.load import (
     memory_mib,
     open_files,
 )
-from tests.support.system import BEARER, KEY, chat, post
+from tests.support import PATIENCE_S
+from tests.support.pace import cpu_s_of_fixed_work
+from tests.support.system import BEARER, KEY, chat, post, wait_until
 
 pytestmark = pytest.mark.usefixtures("unharmed")
+
+
+SLOWED = 10
+"""Times an answer may take longer with bad clients around: noise on a busy machine, not a wait for them."""
 
 
 async def latencies(service: Service, count: int = 8) -> float:
@@ -63,12 +69,11 @@ BOMBS = {
 def test_what_does_not_end_is_cut_short(service: Service, name: str) -> None:
     start, more = BOMBS[name]
     before, begun = memory_mib(service.pid), time.monotonic()
-    with socket.create_connection(("127.0.0.1", service.port), 10) as client:
-        with contextlib.suppress(ConnectionError):
+    with socket.create_connection(("127.0.0.1", service.port), PATIENCE_S) as client:
+        with pytest.raises(ConnectionError):  # or it went on reading
             client.sendall(start)
-            while time.monotonic() - begun < 10:
+            while time.monotonic() - begun < PATIENCE_S:
                 client.sendall(more)
-    assert time.monotonic() - begun < 5, "it went on reading"
     assert memory_mib(service.pid) < before + 32
 
 
@@ -88,9 +93,10 @@ def test_what_does_not_end_is_cut_short(service: Service, name: str) -> None:
     ids=["brackets", "digits", "depth", "mistakes", "bytes", "surrogate", "nan", "gzip", "nothing"],
 )
 def test_a_bad_body_is_refused_at_once(service: Service, body: bytes, status: int) -> None:
+    before = cpu_s(service.pid)
     answer = asyncio.run(ask(service.port, body, BEARER))
     assert (answer.status, answer.json["error"]["type"]) == (status, "invalid_request_error")
-    assert answer.seconds < 2
+    assert (cpu_s(service.pid) - before) / cpu_s_of_fixed_work() < 100
 
 
 @pytest.mark.parametrize("text", ["a ", "<|im_end|>", "\u0301"], ids=["words", "control tokens", "marks"])
@@ -103,16 +109,16 @@ def test_a_text_that_is_too_long_holds_up_nobody(service: Service, text: str) ->
         answer = await ask(service.port, body, BEARER)
         assert (answer.status, answer.code) == (400, "context_length_exceeded")
 
-    async def look() -> float:
-        worst = 0.0
+    async def count_others() -> int:
+        answered = 0
         sending = asyncio.create_task(send())
         while not sending.done():
             async with Connection.to(service.port) as connection:
-                worst = max(worst, (await connection.ask("GET", "/health/live")).seconds)
+                answered += (await connection.ask("GET", "/health/live")).status == 200
         await sending
-        return worst
+        return answered
 
-    assert asyncio.run(look()) < 1
+    assert asyncio.run(count_others()) > 5, "others are answered meanwhile"
 
 
 # Clients that are slow, half there, or gone
@@ -121,23 +127,24 @@ def test_a_text_that_is_too_long_holds_up_nobody(service: Service, text: str) ->
 def test_half_open_connections_do_not_keep_others_out_and_are_closed(service: Service) -> None:
     begun = [b"", b"POST ", b"GET /health/live HTTP/1.1\r\nhost: x\r\n"]
 
-    before = open_files(service.pid)
+    before, alone_s = open_files(service.pid), asyncio.run(latencies(service))
     with contextlib.ExitStack() as clients:
         for number in range(1000):
             client = clients.enter_context(socket.create_connection(("127.0.0.1", service.port)))
             client.sendall(begun[number % 3])
         opened = time.monotonic()
         while open_files(service.pid) < before + 900:
-            assert time.monotonic() - opened < 5, "they are not let in"
+            assert time.monotonic() - opened < PATIENCE_S, "they are not let in"
             time.sleep(0.05)
-        assert asyncio.run(latencies(service)) < 2
+        assert asyncio.run(latencies(service)) < SLOWED * alone_s
         while open_files(service.pid) > before + 10:
-            assert time.monotonic() - opened < 15, "they stay open"  # HEAD_TIMEOUT_S is 10
+            assert time.monotonic() - opened < PATIENCE_S, "they stay open"  # HEAD_TIMEOUT_S is 10
             time.sleep(0.2)
 
 
 def test_who_reads_a_byte_a_second_slows_nobody_down(service: Service) -> None:
     """Nor holds a place: the answer is given to the system, and its reader is no concern of the engine's."""
+    alone_s = asyncio.run(latencies(service))
     body = chat(service, max_tokens=40, stream=True)
     head = f"POST {CHAT} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {KEY}\r\n"
     head += f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
@@ -149,13 +156,13 @@ def test_who_reads_a_byte_a_second_slows_nobody_down(service: Service) -> None:
             client.connect(("127.0.0.1", service.port))
             client.sendall(head.encode() + body)
             slow.append(client)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 2 * PATIENCE_S
         while service.metric("finechat_requests_in_progress", BEARER):
             assert time.monotonic() < deadline, "the answers wait for their readers"
             for client in slow:
                 client.recv(1)
             time.sleep(1)
-        assert asyncio.run(latencies(service)) < 2
+        assert asyncio.run(latencies(service)) < SLOWED * alone_s
 
 
 def test_a_thousand_clients_that_vanish_leave_nothing_behind(
@@ -182,11 +189,8 @@ def test_a_thousand_clients_that_vanish_leave_nothing_behind(
     begun = time.monotonic()
     asyncio.run(run())
     took = time.monotonic() - begun
-    deadline = time.monotonic() + 10
-    while service.metric("finechat_requests_in_progress", BEARER):
-        assert time.monotonic() < deadline, "something still runs"
-        time.sleep(0.1)
-    assert _idle_second(service, time.monotonic() + 10), "the engine works for nobody"
+    wait_until(lambda: not service.metric("finechat_requests_in_progress", BEARER))
+    assert _idle_second(service, time.monotonic() + PATIENCE_S), "the engine works for nobody"
     after = memory_mib(service.pid)
     with capsys.disabled():
         print(
@@ -226,16 +230,15 @@ def test_a_killed_engine_under_load_is_told_to_everyone(service: Service) -> Non
     async def one() -> Answer:
         return await ask(service.port, body, BEARER)
 
-    async def run() -> tuple[list[Answer], float]:
+    async def run() -> list[Answer]:
         before = first_tokens(service)
         asked = [asyncio.create_task(one()) for _ in range(60)]
         await eight_have_had_tokens(service, before)
         os.kill(service.engine_core(), signal.SIGKILL)
-        killed = time.monotonic()
-        return await asyncio.gather(*asked), time.monotonic() - killed
+        async with asyncio.timeout(PATIENCE_S):  # or some are not told
+            return await asyncio.gather(*asked)
 
-    answers, seconds = asyncio.run(run())
-    assert seconds < 3, "some were not told"
+    answers = asyncio.run(run())
     streams = [answer for answer in answers if answer.status == 200]
     assert len(streams) == 8
     for answer in streams:
@@ -245,10 +248,7 @@ def test_a_killed_engine_under_load_is_told_to_everyone(service: Service) -> Non
             assert (answer.status, answer.code, bool(answer.headers["retry-after"])) == (
                 503, "engine_failed", True,
             )  # fmt: skip
-    begun = time.monotonic()
-    while not service.is_ready():
-        assert time.monotonic() - begun < 120, "not restarted"
-        time.sleep(0.2)
+    wait_until(service.is_ready, 3 * PATIENCE_S)
 
 
 def first_tokens(service: Service) -> float:
@@ -269,7 +269,7 @@ def test_a_killed_service_leaves_no_process_and_no_lost_account(service: Service
     counted = _usage(database)
 
     async def run() -> list[Any]:
-        body = chat(service, max_tokens=1500, stream=True)
+        body = chat(service, max_tokens=1500, stream=True, logit_bias={"2": -100})
         before = first_tokens(service)
         asked = [asyncio.create_task(ask(service.port, body, BEARER)) for _ in range(20)]
         await eight_have_had_tokens(service, before)
@@ -277,7 +277,7 @@ def test_a_killed_service_leaves_no_process_and_no_lost_account(service: Service
         os.kill(service.pid, signal.SIGKILL)
         assert service.process
         service.process.wait()
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + PATIENCE_S
         while any(os.path.exists(f"/proc/{pid}") for pid in own):
             assert time.monotonic() < deadline, "processes outlived the service"
             await asyncio.sleep(0.05)

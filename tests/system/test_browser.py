@@ -21,7 +21,7 @@ from tests.support.browsing import (
     prefix_proxy,
     scripted_api,
 )
-from tests.support.system import SCREENSHOTS, Up, metric, wait_until
+from tests.support.system import SCREENSHOTS, Up, engine_of, frozen, metric, wait_until
 
 # The focused element's name, and whether it or something closely around it has a ring.
 FOCUS = """() => {
@@ -59,8 +59,6 @@ def set_state(api: str, state: str) -> None:
 def test_a_person_chats_with_the_real_model(first_up: Up, visit: Visit) -> None:
     visit.open(first_up.page_url)
     page = visit.page
-    paint_ms = page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")
-    assert paint_ms < 2000
     page.locator("#chatbot .example").first.click()
     expect(visit.answered(1)).not_to_be_empty()
     expect(page.locator("#chatbot .note")).to_contain_text("tokens/s · first after")
@@ -74,18 +72,19 @@ def test_stop_ends_the_engines_work_and_the_answer_can_be_gone_on_with(first_up:
     visit.open(first_up.page_url)
     visit.say("Tell me a very long story.")
     answer = visit.page.locator("#chatbot .bot-row [data-testid=bot]").first
-    expect(answer).to_contain_text(" ", timeout=20_000)
-    visit.page.locator("#chat-input textarea").fill("Not yet")
-    visit.page.locator("#chat-input textarea").press("Enter")
-    expect(visit.page.locator("#chatbot .user-row")).to_have_count(1)
-    visit.page.locator("#stop").click()
-    wait_until(lambda: metric(first_up, "finechat_active_streams") == 0, 5)
-    expect(visit.page.locator("#chatbot .note")).to_have_text("Stopped")
-    begun = answer.inner_text()
-    visit.choose("Continue")
-    expect(visit.page.locator("#stop")).to_be_visible()
-    visit.page.locator("#stop").click()
-    expect(visit.page.locator("#send")).to_be_visible()
+    expect(answer).to_contain_text(" ")
+    with frozen(engine_of(first_up)):  # so that no answer is whole before it is stopped
+        visit.page.locator("#chat-input textarea").fill("Not yet")
+        visit.page.locator("#chat-input textarea").press("Enter")
+        expect(visit.page.locator("#chatbot .user-row")).to_have_count(1)
+        visit.page.locator("#stop").click()
+        wait_until(lambda: metric(first_up, "finechat_active_streams") == 0)
+        expect(visit.page.locator("#chatbot .note")).to_have_text("Stopped")
+        begun = answer.inner_text()
+        visit.choose("Continue")
+        expect(visit.page.locator("#stop")).to_be_visible()
+        visit.page.locator("#stop").click()
+        expect(visit.page.locator("#send")).to_be_visible()
     assert answer.inner_text().startswith(begun)
 
 
@@ -107,7 +106,7 @@ def test_chats_survive_a_reload_and_a_restart_of_the_page(visit: Visit, scripted
         assert "second chat" not in stored, "veiled in the browser's storage"
     with page_process(log, scripted, port):
         titles.nth(1).click()
-        expect(page.locator("#chatbot .user-row")).to_have_text(["The first chat"], timeout=15_000)
+        expect(page.locator("#chatbot .user-row")).to_have_text(["The first chat"])
         visit.say("Still there?")
         visit.answered(2)
         page.reload()
@@ -254,7 +253,7 @@ def test_what_goes_wrong_is_told_and_can_be_mended(visit: Visit, page_url: str, 
     visit.say("And with a wrong key?")
     expect(visit.notice).to_contain_text("refused this page's key")
     set_state(scripted, "starting")
-    expect(page.locator("#banner")).to_contain_text("The engine is loading the weights", timeout=10_000)
+    expect(page.locator("#banner")).to_contain_text("The engine is loading the weights")
     page.screenshot(path=SCREENSHOTS / "starting.png")
     set_state(scripted, "")
     expect(page.locator("#banner")).not_to_be_visible(timeout=10_000)
@@ -266,7 +265,7 @@ def test_an_api_that_goes_down_and_comes_back_needs_no_reload(visit: Visit, log:
     port = free_port()
     with page_process(log, f"http://127.0.0.1:{port}") as url:
         visit.page.goto(url)
-        expect(visit.page.locator("#banner")).to_contain_text("The API does not answer", timeout=15_000)
+        expect(visit.page.locator("#banner")).to_contain_text("The API does not answer")
         visit.say("Are you there?")
         expect(visit.notice).to_contain_text(
             "does not answer. It may be down or still starting. Your message"

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.support.trainer import PAUSING
 from trainer.cli import main
 
 ROOT = Path(__file__).parents[2]
@@ -71,7 +72,7 @@ def test_processes_that_were_killed_leave_a_run_that_one_goes_on_with(
     more = ("--rank", "2", "--set", "train.max_steps=24", "--set", "train.restore_best=false")
     trainer(*line("arm", shared_rows, alone, *more))
     both = subprocess.Popen(
-        [sys.executable, *TORCHRUN, *line("arm", shared_rows, killed, *more, *base)],
+        [sys.executable, *TWO, str(PAUSING), *line("arm", shared_rows, killed, *more, *base)],
         cwd=ROOT,
         env=ENVIRONMENT,
     )
