@@ -29,12 +29,20 @@ def whole_directory(path: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)
         raise
-    for file in scratch.rglob("*"):
+    sync_files(scratch)
+    shutil.rmtree(path, ignore_errors=True)
+    scratch.rename(path)
+
+
+def sync_files(directory: Path) -> dict[Path, int]:
+    """Wait until every file below a directory is on the disk, and return their sizes in bytes."""
+    sizes = {}
+    for file in directory.rglob("*"):
         if file.is_file():
             with file.open("rb") as opened:
                 os.fsync(opened.fileno())
-    shutil.rmtree(path, ignore_errors=True)
-    scratch.rename(path)
+                sizes[file] = os.fstat(opened.fileno()).st_size
+    return sizes
 
 
 def write_json(path: Path, value: Any) -> None:

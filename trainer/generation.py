@@ -1,13 +1,17 @@
 """Batched generation with transformers, for evaluation and for the base model's own answers.
 
-Not for serving: that is vLLM's job, in the other service.
+Answers come from the model's bare distribution: the penalties, temperature and cuts that a base suggests
+in its generation config are left out, so that figures are those of the model and not of a sampler.
+Serving is vLLM's job, in the other service.
 """
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers import GenerationConfig
 
 BATCH_ROWS = 64
 
@@ -21,9 +25,24 @@ class Answer:
 
 
 def stop_ids(model: Any) -> list[int]:
-    """Tokens that end an answer, from the model's generation config."""
+    """Return the tokens that end an answer, from the model's generation config."""
     eos = model.generation_config.eos_token_id
     return list(eos) if isinstance(eos, list) else [eos]
+
+
+@contextlib.contextmanager
+def bare_distribution(model: Any) -> Iterator[None]:
+    """Leave only stop and pad tokens in the model's generation config while the block lasts.
+
+    transformers takes every value that a caller does not set from there (repetition_penalty, min_p, ...).
+    """
+    suggested = model.generation_config
+    ends = {name: getattr(suggested, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    model.generation_config = GenerationConfig(**{f"{name}_token_id": ids for name, ids in ends.items()})
+    try:
+        yield
+    finally:
+        model.generation_config = suggested
 
 
 @torch.inference_mode()
@@ -34,11 +53,11 @@ def generate(
     max_new_tokens: int,
     sample_seed: int | None = None,
 ) -> list[Answer]:
-    """Answer every prompt: greedily, or sampled at temperature 1 from the whole vocabulary."""
+    """Answer every prompt from the bare distribution: greedily, or sampled at temperature 1."""
     sampling: dict[str, Any] = {"do_sample": False}
     if sample_seed is not None:
         torch.manual_seed(sample_seed)
-        sampling = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
+        sampling = {"do_sample": True, "top_k": 0}  # transformers' own default is 50
     stops = stop_ids(model)
     device = next(model.parameters()).device
     answers: list[Answer | None] = [None] * len(prompts)
@@ -51,20 +70,21 @@ def generate(
         for row, i in enumerate(indices):
             ids[row, width - len(prompts[i]) :] = torch.tensor(prompts[i])
             mask[row, width - len(prompts[i]) :] = 1
-        out = model.generate(
-            input_ids=ids.to(device),
-            attention_mask=mask.to(device),
-            max_new_tokens=max_new_tokens,
-            pad_token_id=pad_id,
-            **sampling,
-        )
+        with bare_distribution(model):
+            out = model.generate(
+                input_ids=ids.to(device),
+                attention_mask=mask.to(device),
+                max_new_tokens=max_new_tokens,
+                pad_token_id=pad_id,
+                **sampling,
+            )
         for i, tokens in zip(indices, out[:, width:].tolist(), strict=True):
             answers[i] = _cut(tokens, stops)
     return [answer for answer in answers if answer is not None]
 
 
 def _cut(tokens: list[int], stops: list[int]) -> Answer:
-    """Cut the padding after the first stop token."""
+    """Cut off the padding after the first stop token."""
     for i, token in enumerate(tokens):
         if token in stops:
             return Answer(tokens[: i + 1], stopped=True)

@@ -18,6 +18,7 @@ from trainer.errors import ArmError
 from trainer.files import only_writer, read_json, whole_directory, write_json
 from trainer.fit.run.adapter import check_adapter
 from trainer.fit.run.arm import Arm, Run, Setting, arm_directory, read_run, run_name
+from trainer.fit.run.checkpoint import step_of
 from trainer.fit.run.cluster import Cluster
 from trainer.fit.run.processes import run_arms as run_here
 from trainer.fit.run.sweep import Sweep
@@ -105,7 +106,7 @@ class Pipeline:
             run = read_run(directory, arm)
             assert run
             if run.diverged:
-                kept = max(directory.glob("checkpoint-*"), key=_number, default=None)
+                kept = max(directory.glob("checkpoint-*"), key=step_of, default=None)
                 raise ArmError(
                     f"{arm.name} diverged: {run.diverged}. Lower the learning rate or lengthen "
                     f"train.warmup_steps; the last good checkpoint is {kept or 'none: it was too early'}"
@@ -205,7 +206,3 @@ class Pipeline:
                 before, after = metric["base"]["value"], metric["tuned"]["value"]
                 say(f"  {metric['name']}: {before:.3f} → {after:.3f} ({metric['unit']}, n = {metric['n']})")
         return shippable(summary, identifier, self._ship_despite, kept.with_suffix(".html"))
-
-
-def _number(checkpoint: Path) -> int:
-    return int(checkpoint.name.rpartition("-")[2])

@@ -28,7 +28,7 @@ from tests.support.api import URL, FakeEngine, House, ask, assert_openai_error, 
 
 pytestmark = [
     pytest.mark.anyio,
-    pytest.mark.skipif(SERVER is None, reason="no redis-server here; `make setup-tests` brings one"),
+    pytest.mark.skipif(SERVER is None, reason="no redis-server here; `make test` brings one"),
 ]
 MakeHouse = Callable[..., House]
 API_KEY = "the-one-from-outside"

@@ -63,7 +63,7 @@ def test_a_killed_node_costs_a_sweep_the_steps_since_a_checkpoint(
     shared, alone = tmp_path / "shared", tmp_path / "alone"
     line = [sys.executable, "-m", "trainer", *sweep(three_arms, shared, "--address", nodes.address)]
     running = subprocess.Popen(line, cwd=ROOT)
-    while len({file.parts[-4] for file in shared.glob("runs/*/*/checkpoint-*/trainer_state.json")}) < 3:
+    while len({file.parts[-4] for file in shared.glob("runs/*/*/checkpoint-*/files.json")}) < 3:
         assert running.poll() is None, "ended before all three were training"
         time.sleep(0.05)
     nodes.remove_node(next(iter(nodes.worker_nodes)), allow_graceful=False)

@@ -135,7 +135,7 @@ def test_killed_unsloth_training_resumes_with_identical_losses(tmp_path: Path, e
     overrides = ("train.engine=unsloth", "train.max_steps=40")
     process = subprocess.Popen(command(engine_config, tmp_path / "killed", *overrides))
     deadline = time.monotonic() + 300
-    while not list((tmp_path / "killed").glob("runs/*/*/checkpoint-*/trainer_state.json")):
+    while not list((tmp_path / "killed").glob("runs/*/*/checkpoint-*/files.json")):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
     os.kill(process.pid, signal.SIGKILL)

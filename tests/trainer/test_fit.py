@@ -1,3 +1,4 @@
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from trainer.config import LoraConfig, TrainConfig
 from trainer.data.tokenize import IGNORED, TokenRow
 from trainer.engines import plain
 from trainer.fit.run.arm import Arm, Setting
-from trainer.fit.run.checkpoint import starting_point
+from trainer.fit.run.checkpoint import keep_trunk, seal, starting_point
 from trainer.fit.run.trainer import build_trainer
 from trainer.fit.run.world import World
 from trainer.generation import generate
@@ -61,6 +62,22 @@ def test_a_row_is_exact_if_and_only_if_greedy_generation_gives_it(
     assert not any(loss.hit for loss in sft.scores(tiny_model, greedy, pad_id=0))
 
 
+@pytest.mark.parametrize("sample_seed", [None, 3])
+def test_answers_come_from_the_bare_distribution_whatever_the_base_suggests(
+    tiny_model: LlamaForCausalLM, sample_seed: int | None
+) -> None:
+    prompts = [row.input_ids[:4] for row in ROWS]
+    bare = generate(tiny_model, prompts, 0, 12, sample_seed)
+    suggesting = copy.deepcopy(tiny_model)
+    suggested = {
+        "repetition_penalty": 9.0, "no_repeat_ngram_size": 1, "do_sample": True, "temperature": 0.1,
+        "top_k": 1, "top_p": 0.1, "min_p": 0.9, "typical_p": 0.1, "suppress_tokens": [5],
+    }  # fmt: skip
+    suggesting.generation_config.update(**suggested)
+    assert generate(suggesting, prompts, 0, 12, sample_seed) == bare
+    assert suggesting.generation_config.repetition_penalty == 9.0
+
+
 def test_packed_training_loss_equals_unpacked_rows(
     tmp_path: Path,
     base_directory: Path,
@@ -99,23 +116,42 @@ def test_packed_training_loss_equals_unpacked_rows(
     assert logged == [pytest.approx(wanted, rel=1e-4)]
 
 
-def test_resume_skips_a_checkpoint_that_was_cut_off(tmp_path: Path) -> None:
+@pytest.mark.parametrize("file", ["trainer_state.json", "optimizer.pt", "files.json"])
+@pytest.mark.parametrize("left", [0, 5, None])
+def test_resume_skips_a_checkpoint_of_which_any_file_was_cut_or_is_missing(
+    tmp_path: Path, file: str, left: int | None
+) -> None:
     run = tmp_path / "steps-20"
-    for name, whole in (("checkpoint-9", True), ("checkpoint-10", True), ("checkpoint-20", False)):
-        checkpoint(run / name, whole)
-    assert starting_point(run, total=20, cooldown_start=16) == run / "checkpoint-10"
+    for step in (9, 10, 15):
+        checkpoint(run / f"checkpoint-{step}")
+    assert starting_point(run, total=20, cooldown_start=16) == run / "checkpoint-15"
     assert starting_point(run, total=10, cooldown_start=8) == run / "checkpoint-9"
+    newest = run / "checkpoint-15" / file
+    whole = newest.read_bytes()
+    newest.unlink()
+    if left is not None:
+        newest.write_bytes(whole[:left])
+    assert starting_point(run, total=20, cooldown_start=16) == run / "checkpoint-10"
 
 
 def test_a_new_run_begins_from_the_furthest_trunk_before_its_own_cooldown(tmp_path: Path) -> None:
     run = tmp_path / "steps-40"
     assert starting_point(run, total=40, cooldown_start=32) is None
     for steps, trunk in ((20, 16), (10, 8), (80, 64)):
-        checkpoint(tmp_path / f"steps-{steps}" / f"trunk-{trunk}", True)
+        checkpoint(tmp_path / f"steps-{steps}" / f"trunk-{trunk}")
     assert starting_point(run, total=40, cooldown_start=32) == tmp_path / "steps-20" / "trunk-16"
 
 
-def checkpoint(directory: Path, whole: bool) -> None:
+def test_a_trunk_is_whole_though_its_state_is_not_that_of_its_checkpoint(tmp_path: Path) -> None:
+    run = tmp_path / "steps-20"
+    checkpoint(run / "checkpoint-16")
+    keep_trunk(run / "checkpoint-16")
+    (run / "checkpoint-16" / "files.json").unlink()
+    assert starting_point(run, total=20, cooldown_start=16) == run / "trunk-16"
+
+
+def checkpoint(directory: Path) -> None:
     directory.mkdir(parents=True)
-    if whole:
-        (directory / "trainer_state.json").write_text("{}")
+    (directory / "trainer_state.json").write_text('{"global_step": 9}')
+    (directory / "optimizer.pt").write_bytes(b"moments")
+    seal(directory)

@@ -191,3 +191,20 @@ def test_adapter_that_does_not_fit_the_base_is_refused_before_training(
     assert main(arguments) == 1
     assert told in capsys.readouterr().err
     assert not (tmp_path / "a" / "runs").exists()
+
+
+def test_a_logit_that_is_no_number_fails_the_merge_check(
+    tmp_path: Path, base: BaseModel, adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, calls = stage._logits, list[int]()
+
+    def spoilt(*arguments: Any) -> Any:
+        calls.append(len(calls))
+        logits = own(*arguments).clone()
+        if len(calls) == 2:  # those of the merged model in fp32
+            logits[0, 7] = float("nan")
+        return logits
+
+    monkeypatch.setattr(stage, "_logits", spoilt)
+    with pytest.raises(GateError, match=r"not base \+ adapter: fp32 .*nan"):
+        merged(base, adapter, tmp_path)

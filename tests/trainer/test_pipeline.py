@@ -84,7 +84,7 @@ def test_killed_training_resumes_with_identical_losses(tmp_path: Path, config_fi
     process = subprocess.Popen(
         [sys.executable, str(PAUSING), *command("arm", config_file, killed, *more)[3:]], cwd=ROOT
     )
-    while not list(killed.glob("runs/*/*/checkpoint-*/trainer_state.json")):
+    while not list(killed.glob("runs/*/*/checkpoint-*/files.json")):
         assert process.poll() is None, "ended before its first checkpoint"
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)

@@ -76,7 +76,7 @@ def test_processes_that_were_killed_leave_a_run_that_one_goes_on_with(
         cwd=ROOT,
         env=ENVIRONMENT,
     )
-    while not list(killed.glob("runs/*/*/checkpoint-*/trainer_state.json")):
+    while not list(killed.glob("runs/*/*/checkpoint-*/files.json")):
         assert both.poll() is None, "ended before its first checkpoint"
         time.sleep(0.01)
     workers = Path(f"/proc/{both.pid}/task/{both.pid}/children").read_text().split()

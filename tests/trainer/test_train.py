@@ -1,11 +1,13 @@
 """One arm on the tiny model, in this process: what a run is, whatever its length and its end."""
 
 import json
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from trainer import base_model
@@ -13,7 +15,7 @@ from trainer.config import RunConfig, load
 from trainer.data.prepare import prepare
 from trainer.fit.run import train as train_module
 from trainer.fit.run.arm import Arm, Run, Setting, arm_directory
-from trainer.fit.run.callbacks import DivergedError, Guard, read_log
+from trainer.fit.run.callbacks import DivergedError, StopDiverged, read_log
 from trainer.fit.run.train import train
 from trainer.fit.run.trainer import LoraTrainer
 
@@ -83,7 +85,52 @@ def test_a_loss_far_above_its_start_is_a_divergence() -> None:
         for loss in (2.0, 2.0, 2.0, 2.0, 2.0, 1.5, 1.5, 5.5, 6.0, 7.0, 8.0, 10.0):
             state.global_step += 1
             state.log_history.append({"step": state.global_step, "loss": loss})
-            Guard().on_log(None, state, None, logs={"loss": loss, "grad_norm": 1.0})
+            StopDiverged().on_log(None, state, None, logs={"loss": loss, "grad_norm": 1.0})
+
+
+@pytest.fixture
+def scaler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give runs on a CPU the loss scaler that float16 has on a GPU."""
+    own = LoraTrainer.create_accelerator_and_postprocess
+
+    def with_scaler(self: LoraTrainer) -> None:
+        own(self)
+        monkeypatch.setattr(self.accelerator.state, "_mixed_precision", "fp16")
+        self.accelerator.native_amp, self.accelerator.scaler = True, torch.amp.GradScaler("cpu")
+
+    monkeypatch.setattr(LoraTrainer, "create_accelerator_and_postprocess", with_scaler)
+
+
+def overflowing_gradient(before: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the gradient, not the loss, infinite in the first steps, as a scale that is too large does."""
+    own = LoraTrainer.compute_loss
+
+    def overflowing(self: LoraTrainer, *args: Any, **kwargs: Any) -> Any:
+        loss = own(self, *args, **kwargs)
+        if self.state.global_step < before:
+            loss.register_hook(lambda gradient: gradient * math.inf)
+        return loss
+
+    monkeypatch.setattr(LoraTrainer, "compute_loss", overflowing)
+
+
+@pytest.mark.usefixtures("scaler")
+def test_steps_that_the_loss_scaler_skips_are_no_divergence(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overflowing_gradient(2, monkeypatch)
+    run = trained(config, tmp_path, 4)
+    (log,) = tmp_path.glob("runs/*/*/log.jsonl")
+    assert [math.isfinite(line["grad_norm"]) for line in read_log(log)] == [False, False, True, True]
+    assert run.diverged is None and len(run.validation) == 6 and run.record["steps"] == 4
+
+
+@pytest.mark.usefixtures("scaler")
+def test_steps_that_are_skipped_at_every_scale_are_a_divergence(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overflowing_gradient(100, monkeypatch)
+    assert trained(config, tmp_path, 40).diverged == "grad_norm is nan at step 17"
 
 
 @pytest.fixture

@@ -29,6 +29,7 @@ from trainer.config import BenchmarkConfig
 from trainer.errors import MissingError
 from trainer.files import sha256_file
 from trainer.fit.choose.intervals import ratio_interval
+from trainer.generation import bare_distribution
 from trainer.judge.tasks import PUNKT_PACKAGE, TASKS, sentence_splitter
 from trainer.progress import say
 
@@ -94,7 +95,8 @@ class _Harness:
                 batch_size=TASKS[name].rows_at_once,
                 softmax_dtype="float32",  # in bfloat16 two choices are often equally likely
             )  # fmt: skip
-            found[name] = self._run(name, lm, chat=True)
+            with bare_distribution(model):
+                found[name] = self._run(name, lm, chat=True)
         return found
 
     def _run(self, name: str, lm: Any, chat: bool) -> Any:

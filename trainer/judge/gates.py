@@ -13,8 +13,10 @@ OVERRIDE = "--ship-despite-failed-gates"
 
 
 def failed_gates(evaluation: Mapping[str, Any]) -> list[str]:
-    """`name: detail` of every gate that failed."""
-    return [f"{gate['name']}: {gate['detail']}" for gate in evaluation["gates"] if not gate["passed"]]
+    """Return `name: detail` of every gate that did not pass. Raises: GateError if there are no gates."""
+    if not evaluation["gates"]:
+        raise GateError("the evaluation has no gates, so nothing shows that the model may be shipped")
+    return [f"{gate['name']}: {gate['detail']}" for gate in evaluation["gates"] if gate["passed"] is not True]
 
 
 def shippable(

@@ -1,4 +1,4 @@
-"""What happens beside the steps of a run: its log on disk, its progress, its guard, its trunk."""
+"""What a run does between its steps: write its log, show progress, stop if it diverged, seal checkpoints."""
 
 import json
 import math
@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from trainer.fit.run.checkpoint import keep_trunk
+from trainer.fit.run.checkpoint import keep_trunk, seal
 from trainer.progress import Progress
 
 LOG = "log.jsonl"
@@ -30,7 +30,7 @@ class Log(TrainerCallback):
         self._begun = time.monotonic()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Forget what a killed run logged after the checkpoint that this one goes on from."""
+        """Forget what a killed run logged after the checkpoint that this one continues from."""
         kept = [line for line in read_log(self._path) if line["step"] <= state.global_step]
         self._path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
 
@@ -44,7 +44,7 @@ class Log(TrainerCallback):
 
 
 def last_step(path: Path) -> dict[str, Any] | None:
-    """The newest training step of a log, from its last few lines, or None."""
+    """Return the newest training step of a log, from its last few lines, or None."""
     try:
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - TAIL_BYTES))
@@ -56,7 +56,7 @@ def last_step(path: Path) -> dict[str, Any] | None:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a log; a line that is being written, or was cut off, is left out."""
+    """Return the whole lines of a log, without one that is being written or was cut off."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -64,7 +64,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
 
-class Tell(TrainerCallback):
+class ShowProgress(TrainerCallback):
     """Shows the progress of one run."""
 
     def __init__(self, name: str, progress: Progress) -> None:
@@ -76,15 +76,24 @@ class Tell(TrainerCallback):
             self._progress.update(self._name, state.global_step, state.max_steps, float(logs["loss"]))
 
 
-class Guard(TrainerCallback):
-    """Ends a run that diverged before anything of it is saved: its last checkpoint stays good."""
+class StopDiverged(TrainerCallback):
+    """Ends a run that diverged before anything of it is saved: its last checkpoint stays good.
+
+    In float16 the loss is scaled up. A step whose scaled gradient is not finite is skipped, and the scale
+    halved; that is how the scale is found. So it is a divergence only once no scale is left to give up.
+    """
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if control.should_save:
             control.should_log = True
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        for name in ("loss", "grad_norm", "eval_loss"):
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: Any = None, optimizer: Any = None, **kwargs: Any
+    ) -> None:
+        # accelerate's step_was_skipped does not see it where the optimizer is fused.
+        scaler = getattr(optimizer, "scaler", None)
+        may_skip = scaler is not None and scaler.get_scale() >= 1
+        for name in ("loss", "eval_loss") if may_skip else ("loss", "grad_norm", "eval_loss"):
             if not math.isfinite(logs.get(name, 0)):
                 raise DivergedError(f"{name} is {logs[name]} at step {state.global_step}")
         losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
@@ -108,16 +117,20 @@ class Patience(TrainerCallback):
             control.should_save = True
 
 
-class Trunk(TrainerCallback):
-    """Keeps the checkpoint at which the cooldown begins."""
+class Checkpoints(TrainerCallback):
+    """Seals every checkpoint, and keeps the one at which the cooldown begins as the arm's trunk."""
 
-    def __init__(self, step: int) -> None:
-        self._step = step
+    def __init__(self, cooldown_start: int) -> None:
+        self._cooldown_start = cooldown_start
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step == self._step:
+        if state.global_step == self._cooldown_start:
             control.should_save = True
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step == self._step and state.is_world_process_zero:
-            keep_trunk(Path(args.output_dir) / f"checkpoint-{self._step}")
+        if not state.is_world_process_zero:
+            return
+        checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        seal(checkpoint)
+        if state.global_step == self._cooldown_start:
+            keep_trunk(checkpoint)

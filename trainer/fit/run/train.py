@@ -24,7 +24,7 @@ from trainer.device import choose_device
 from trainer.engines import Engine
 from trainer.files import only_writer, write_json
 from trainer.fit.run.arm import Arm, Run, arm_directory, read_run, run_name
-from trainer.fit.run.callbacks import DivergedError, Guard, Log, Patience, Tell, Trunk
+from trainer.fit.run.callbacks import Checkpoints, DivergedError, Log, Patience, ShowProgress, StopDiverged
 from trainer.fit.run.checkpoint import keep_trunk, remove_checkpoints, starting_point
 from trainer.fit.run.trainer import LoraTrainer, build_trainer, cooldown_steps
 from trainer.fit.run.world import World
@@ -65,15 +65,15 @@ def _train(
         trainer = build_trainer(
             model, objective_of(config), engine, load_tokenizer(base.directory), prepared.dataset("train"),
             prepared.rows("validation"), settings, arm, steps, device, directory,
-            [Log(directory), Tell(arm.name, progress)] if world.first else [], world,
+            [Log(directory), ShowProgress(arm.name, progress)] if world.first else [], world,
         )  # fmt: skip
         total = trainer.args.max_steps
         cooldown_start = total - cooldown_steps(settings, total)
         checkpoint = world.agree(lambda: starting_point(directory, total, cooldown_start))
         if world.first and checkpoint and checkpoint.name == f"checkpoint-{cooldown_start}":
             keep_trunk(checkpoint)  # a kill may have come between the two
-        trainer.add_callback(Trunk(cooldown_start))
-        trainer.add_callback(Guard())  # after all that ask for a checkpoint
+        trainer.add_callback(Checkpoints(cooldown_start))
+        trainer.add_callback(StopDiverged())  # after all that ask for a checkpoint
         if settings.patience:
             trainer.add_callback(Patience(settings.patience))
         if world.first and checkpoint:
