@@ -12,7 +12,7 @@ from bench.redis_server import SERVER, RedisServer, redis_server
 from tests.support.ledgers import API_KEY, Backend, MemoryBackend, RedisBackend
 
 pytestmark = pytest.mark.anyio
-needs_redis = pytest.mark.skipif(SERVER is None, reason="no redis-server here; `make setup-tests` brings one")
+needs_redis = pytest.mark.skipif(SERVER is None, reason="no redis-server here; `make test` brings one")
 
 
 @pytest.fixture(scope="module")
