@@ -11,15 +11,15 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from transformers import Trainer
+from trainer.fit.run.callbacks import Checkpoints
 
-save_checkpoint = Trainer._save_checkpoint
+seal_checkpoint = Checkpoints.on_save
 
 
-def save_and_sleep(self: Any, *arguments: Any, **named: Any) -> None:
-    save_checkpoint(self, *arguments, **named)
+def seal_and_sleep(self: Any, *arguments: Any, **named: Any) -> None:
+    seal_checkpoint(self, *arguments, **named)
     signal.pause()
 
 
-Trainer._save_checkpoint = save_and_sleep
+Checkpoints.on_save = seal_and_sleep  # type: ignore[method-assign]
 runpy.run_module("trainer", run_name="__main__", alter_sys=True)
