@@ -1,7 +1,6 @@
-"""The two ASGI applications: request log → gate → routes, with every failure in OpenAI's body."""
+"""The two ASGI applications: request log → access control → routes, with an error body for every failure."""
 
 import asyncio
-import re
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -15,23 +14,24 @@ from starlette.types import ASGIApp
 from api.dialects import models
 from api.dialects.chat import route as chat
 from api.dialects.completions import route as completions
+from api.dialects.invalid import invalid_request
+from api.dialects.openai_errors import ErrorBody, error_body
 from api.dialects.responses import route as responses
 from api.errors import ApiError, InternalError, InvalidRequest, MethodNotAllowed, NotFound
-from api.http.gate import Gate
-from api.http.log import RequestLog, log
+from api.http.access import AccessControl
+from api.http.request_log import RequestLog
+from api.http.state import RequestState
 from api.ledger.account import RATE_HEADERS
 from api.ledger.ledger import Ledger, open_ledger
 from api.operations import admin, health
 from api.service import Service
-
-# What pydantic puts into a location between a field of several types and the part that is wrong.
-_UNION_TAG = re.compile(r"(constrained-)?(str|float)|(list|literal)\[.*\]|[A-Z][A-Za-z]+")
+from api.telemetry.log import log
 
 
 def create_app(service: Service, cors_origins: Sequence[str] = ()) -> ASGIApp:
-    """The whole service as one ASGI application; its lifespan loads and ends the engine.
+    """Return the whole service as one ASGI application; its lifespan loads and ends the engine.
 
-    cors_origins: whose pages may call it from a browser.
+    cors_origins: sites whose pages may call it from a browser.
     """
 
     @asynccontextmanager
@@ -46,20 +46,21 @@ def create_app(service: Service, cors_origins: Sequence[str] = ()) -> ASGIApp:
             await asyncio.to_thread(service.tracing.close)
 
     app = FastAPI(title="finechat", lifespan=lifespan, docs_url=None, redoc_url=None, redirect_slashes=False)
-    for module in (chat, completions, responses, models, health):
+    for module in (chat, completions, responses, models):
         app.include_router(module.router)
-    _tell_of_keys(app.openapi(), service.ledger.required)
-    return _guarded(app, service, service.ledger, health.OPEN_PATHS, cors_origins)
+    app.include_router(health.router, responses={"4XX": {"model": ErrorBody}})
+    _describe_keys(app.openapi(), service.ledger.required)
+    return _wrapped(app, service, service.ledger, health.OPEN_PATHS, cors_origins)
 
 
 def create_admin_app(service: Service, key: str) -> ASGIApp:
-    """What is the operator's alone: every path needs `key`, which is none of the clients'."""
+    """Return the operator's application: every path needs `key`, which no client has."""
     app = FastAPI(openapi_url=None, redirect_slashes=False)
     app.include_router(admin.router)
-    return _guarded(app, service, open_ledger(api_key=key), frozenset())
+    return _wrapped(app, service, open_ledger(api_key=key), frozenset())
 
 
-def _guarded(
+def _wrapped(
     app: FastAPI,
     service: Service,
     ledger: Ledger,
@@ -72,13 +73,14 @@ def _guarded(
     app.exception_handler(RequestValidationError)(_invalid)
     app.exception_handler(Exception)(_defect)
     routes = frozenset(path for route in app.routes if (path := getattr(route, "path", None)))
-    gate = Gate(app, ledger, open_paths)
-    entrance = _open_to(cors_origins, gate) if cors_origins else gate
-    return RequestLog(entrance, service.metrics, service.tracing, routes)
+    inside: ASGIApp = AccessControl(app, ledger, open_paths)
+    if cors_origins:
+        inside = _open_to(cors_origins, inside)
+    return RequestLog(inside, service.metrics, service.tracing, routes, error_body)
 
 
 def _open_to(origins: Sequence[str], app: ASGIApp) -> ASGIApp:
-    """Outside of the gate, because a browser asks for leave without a key."""
+    """Allow browsers, outside of the access control: a preflight request has no key."""
     return CORSMiddleware(
         app,
         allow_origins=origins,
@@ -88,46 +90,34 @@ def _open_to(origins: Sequence[str], app: ASGIApp) -> ASGIApp:
     )
 
 
-def _tell_of_keys(document: dict[str, Any], needed: bool) -> None:
-    """Into the OpenAPI document, which FastAPI keeps: the gate is none of its own devices."""
+def _describe_keys(document: dict[str, Any], needed: bool) -> None:
+    """Add the keys to the OpenAPI document: FastAPI does not know of the access control."""
     document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
     document["security"] = [{"key": []}] if needed else [{"key": []}, {}]
     for path in health.OPEN_PATHS:
         document["paths"][path]["get"]["security"] = []
 
 
-async def _api_error(_: Request, error: ApiError) -> Response:
-    return error.response()
+async def _api_error(request: Request, error: ApiError) -> Response:
+    return RequestState.of(request.scope).refuse(error)
 
 
 async def _http_error(request: Request, error: HTTPException) -> Response:
-    """Starlette's own: no such path, wrong method, or a body that is not JSON at all."""
+    """Answer Starlette's own errors: no such path, wrong method, or a body that is not JSON at all."""
+    state = RequestState.of(request.scope)
     if error.status_code == 404:
-        return NotFound("There is no such path.").response()
+        return state.refuse(NotFound("There is no such path."))
     if error.status_code == 405:
-        response = MethodNotAllowed(f"{request.method} is not possible here.").response()
+        response = state.refuse(MethodNotAllowed(f"{request.method} is not possible here."))
         response.headers.update(error.headers or {})
         return response
-    return InvalidRequest("The body is not valid JSON.").response()
+    return state.refuse(InvalidRequest("The body is not valid JSON."))
 
 
-async def _invalid(_: Request, error: RequestValidationError) -> Response:
-    """One thing wrong with a request, with the name of its field.
-
-    The deepest: where a field may have several types, that is wrong in the one that fits best.
-    """
-    first = max(error.errors(), key=lambda wrong: len(wrong["loc"]))
-    if first["type"] == "json_invalid":
-        return InvalidRequest("The body is not valid JSON.").response()
-    names = (str(part) for part in first["loc"][1:] if not _UNION_TAG.fullmatch(str(part)))
-    field = ".".join(names)
-    if first["type"] == "extra_forbidden":
-        message = f"{field!r} is not a field of this API."
-    else:
-        message = f"{field or 'The body'}: {first['msg']}."
-    return InvalidRequest(message[:500], param=field[:200] or None).response()
+async def _invalid(request: Request, error: RequestValidationError) -> Response:
+    return RequestState.of(request.scope).refuse(invalid_request(error))
 
 
-async def _defect(_: Request, error: Exception) -> Response:
+async def _defect(request: Request, error: Exception) -> Response:
     log.error("event=defect", exc_info=error)
-    return InternalError("Internal error.").response()
+    return RequestState.of(request.scope).refuse(InternalError("Internal error."))

@@ -171,9 +171,9 @@ def serve(settings: Settings, artifact: Artifact, comparison: ComparisonModels |
     from api.engine import fork_server
     from api.engine.engine import Engine, set_engine_environment
     from api.engine.processes import kill_all_engines
-    from api.http.log import configure_logging, log
     from api.http.server import AdminServer, Server, listen
     from api.service import build_service
+    from api.telemetry.log import configure_logging, log
 
     configure_logging()
     service = build_service(settings, artifact, lambda new: Engine(settings, new, comparison), comparison)

@@ -1,12 +1,12 @@
-"""Every failure that a person or a client is told about.
+"""Every failure that is reported to a person or a client. A dialect writes an ApiError in its own words.
 
 StartError                     the service cannot start: one line, exit code 1
 ├── SettingsError              an environment variable is wrong or unsafe
 ├── ArtifactError              the artifact is missing, incomplete or altered
 ├── AdapterError               the base or an adapter cannot be served beside it
 └── EngineStartError           the port is taken, or vLLM did not come up
-ClientGone                     the client hung up: nobody is left to tell
-ApiError                       an HTTP answer in OpenAI's error body
+ClientGone                     the client hung up, so nobody is left to answer
+ApiError                       an HTTP answer with an error body
 ├── InvalidRequest        400  a field is unknown, missing or out of range
 │   └── ContextLengthExceeded  prompt and answer do not fit the model
 ├── Unauthorised          401
@@ -18,7 +18,8 @@ ApiError                       an HTTP answer in OpenAI's error body
 ├── SwapRefused           409  the new weights are not served, and why
 ├── BodyTooLarge          413
 ├── NotJson               415
-├── RateLimited           429  the key has used what it may have
+├── RateLimited           429  the key has used up one of its limits
+├── HeadersTooLarge       431
 ├── InternalError         500  a defect of ours; details are in the log only
 └── Unavailable           503  with Retry-After
     ├── NotReady               starting, draining or failed
@@ -28,11 +29,6 @@ ApiError                       an HTTP answer in OpenAI's error body
 """
 
 import math
-
-import orjson
-from pydantic import BaseModel
-from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
 
 
 class StartError(Exception):
@@ -59,29 +55,9 @@ class ClientGone(Exception):
     pass
 
 
-class ErrorDetail(BaseModel):
-    message: str
-    type: str
-    param: str | None
-    code: str | None
-
-
-class ErrorBody(BaseModel):
-    error: ErrorDetail
-
-
-REASON = "finechat.reason"  # where the scope holds why a client was refused, for log and metrics
-
-
-class _ErrorResponse(Response):
-    reason = ""
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        scope[REASON] = self.reason
-        await super().__call__(scope, receive, send)
-
-
 class ApiError(Exception):
+    """A request fails. type, code, param: as OpenAI uses them. headers: of the answer."""
+
     status = 500
     type = "server_error"
     code: str | None = None
@@ -92,27 +68,10 @@ class ApiError(Exception):
         self.message = message
         self.param = param
 
-    def body(self) -> bytes:
-        """OpenAI's error body as JSON."""
-        detail = {
-            "message": self.message,
-            "type": self.type,
-            "param": self.param,
-            "code": self.code,
-        }
-        return orjson.dumps({"error": detail})
-
     @property
     def reason(self) -> str:
-        """One word; OpenAI gives most errors of a request's fields no code."""
+        """Return one word for log and metrics; most errors of a request's fields have no code."""
         return self.code or "invalid_request"
-
-    def response(self) -> Response:
-        response = _ErrorResponse(
-            self.body(), self.status, headers=self.headers, media_type="application/json"
-        )
-        response.reason = self.reason
-        return response
 
 
 class InvalidRequest(ApiError):
@@ -192,7 +151,7 @@ class RateLimited(ApiError):
     code = "rate_limit_exceeded"
 
     def __init__(self, message: str, retry_after_s: float | None) -> None:
-        """retry_after_s: None if waiting a while does not help."""
+        """retry_after_s: None if waiting does not help."""
         super().__init__(message)
         if retry_after_s is not None:
             self.headers = {"retry-after": str(math.ceil(retry_after_s) or 1)}

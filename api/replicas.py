@@ -32,10 +32,10 @@ from api.engine.comparison import read_comparison_models
 from api.engine.engine import Engine
 from api.engine.lifecycle import State
 from api.errors import StartError
-from api.http.gate import SECURITY_HEADERS
-from api.http.log import configure_logging, log
+from api.http.access import SECURITY_HEADERS
 from api.service import build_service
 from api.settings import Settings, read_settings
+from api.telemetry.log import configure_logging, log
 
 NAME = "finechat"
 _CONNECT_S = 5.0

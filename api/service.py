@@ -1,4 +1,4 @@
-"""What the routes share: the parts of one running service, put together once."""
+"""The parts of one running service, put together once; routes get them by `ServiceOfApp`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,10 +13,11 @@ from api.engine.grammars import Grammars
 from api.engine.lifecycle import Lifecycle
 from api.errors import ModelNotFound
 from api.generation.admission import Admission
-from api.http.metrics import Metrics
-from api.http.tracing import Tracing, start_tracing
+from api.generation.runner import Runner
 from api.ledger.ledger import Ledger, open_ledger
 from api.settings import Settings
+from api.telemetry.metrics import Metrics
+from api.telemetry.tracing import Tracing, start_tracing
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,16 +28,16 @@ class Service:
     ledger: Ledger
     tracing: Tracing | None
     grammars: Grammars
-    request_timeout_s: float
+    runner: Runner
     max_model_len: int
     comparison: ComparisonModels | None
 
     def require_model(self, name: str) -> None:
-        """Raises: ModelNotFound unless `name` is that of a model that is served."""
+        """Raises: ModelNotFound unless the service serves a model with this name."""
         served = [self.lifecycle.artifact.name, *(self.comparison.names if self.comparison else [])]
         if name not in served:
-            told = ", ".join(map(repr, served))
-            raise ModelNotFound(f"This service has no such model; it serves {told}.", param="model")
+            names = ", ".join(map(repr, served))
+            raise ModelNotFound(f"This service has no such model; it serves {names}.", param="model")
 
 
 def build_service(
@@ -49,7 +50,7 @@ def build_service(
     metrics = Metrics()
     admission = Admission(settings.max_queue, settings.max_num_seqs, settings.max_queue_tokens, metrics)
     lifecycle = Lifecycle(
-        artifact, settings.artifacts_dir, make_engine, admission, metrics, settings.drain_timeout_s
+        artifact, settings.artifacts_dir, make_engine, admission.wait_idle, metrics, settings.drain_timeout_s
     )
     ledger = open_ledger(
         keys_file=settings.keys_file,
@@ -58,21 +59,23 @@ def build_service(
         api_key=settings.key.get_secret_value() if settings.key else None,
         artifact=lambda: lifecycle.artifact.manifest.id,
     )
+    grammars = Grammars()
+    runner = Runner(lifecycle, admission, grammars, ledger, metrics, settings.request_timeout_s)
     return Service(
         lifecycle,
         admission,
         metrics,
         ledger,
         start_tracing(),
-        Grammars(),
-        settings.request_timeout_s,
+        grammars,
+        runner,
         settings.max_model_len,
         comparison,
     )
 
 
 async def _service_of(request: Request) -> Service:
-    """Async, or FastAPI would call it in a thread."""
+    """Return the service. It is async because FastAPI would run a plain function in a thread."""
     service: Service = request.app.state.service
     return service
 

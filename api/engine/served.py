@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from api.dialects.chat.schema import ChatMessage
 from api.engine.artifact import Artifact
 from api.engine.engine import Engine
+from api.engine.messages import Message
 from api.engine.prompt import Prompt
+from api.engine.sampling import Sampling
 from api.errors import ApiError, EngineStartError, StartError
-from api.generation.schema import Sampling
 
 PROBE = "probe"  # the request id of the token that proves that the engine works
 PROBE_TIMEOUT_S = 60.0
@@ -69,7 +69,7 @@ async def load(artifact: Artifact, engine: Engine) -> ServedModel:
 
 async def _probe(engine: Engine, prompt: Prompt) -> None:
     """Raises: EngineStartError unless the engine generates a token under every name."""
-    ids = prompt.encode([ChatMessage(role="user", content="Hi")])
+    ids = prompt.encode([Message("user", "Hi")])
     for model in engine.models:
         try:
             async with asyncio.timeout(PROBE_TIMEOUT_S):

@@ -1,7 +1,8 @@
-"""Tools, calls and their results as a chat template takes them, or as text for a template that knows none.
+"""Messages and tools as a chat template takes them, or as text for a template that knows no tools.
 
-Llama 3's template lays them out itself. For any other they are written in Hermes' form, which most open
-models that call functions know: a part of the system message, and tags around calls and results.
+Llama 3's template lays out tools, calls and results itself. For any other template they are written in
+Hermes' form, which most open models that call functions know: a part of the system message, and tags around
+calls and results.
 """
 
 import json
@@ -10,9 +11,8 @@ from typing import Any
 
 import orjson
 
-from api.dialects.chat.schema import ChatMessage
-from api.generation.json_schema import is_deep
-from api.generation.tools import Tool, ToolCall
+from api.engine.json_schema import is_deep
+from api.engine.messages import Call, Message, Tool
 
 _LLAMA = '"parameters": '  # how its template writes a call
 
@@ -28,12 +28,13 @@ To call one, answer with its name and arguments as a JSON object within tags, an
 
 
 def knows_tools(template: str) -> bool:
+    """Return whether a chat template lays out tools itself."""
     return _LLAMA in template and "tools" in template
 
 
-def template_input(messages: Sequence[ChatMessage], tools: Sequence[Tool], known: bool) -> dict[str, Any]:
-    """`messages` and `tools` for the template. known: it knows what tools are."""
-    offered = [tool.model_dump(exclude_none=True, exclude={"function": {"strict"}}) for tool in tools]
+def template_input(messages: Sequence[Message], tools: Sequence[Tool], known: bool) -> dict[str, Any]:
+    """Return `messages` and `tools` for the template. known: the template lays out tools itself."""
+    offered = [_offered(tool) for tool in tools]
     if known:
         return {"messages": [_native(message) for message in messages], "tools": offered or None}
     turns = _plain(messages)
@@ -43,15 +44,25 @@ def template_input(messages: Sequence[ChatMessage], tools: Sequence[Tool], known
     return {"messages": turns, "tools": None}
 
 
-def _native(message: ChatMessage) -> dict[str, Any]:
-    turn: dict[str, Any] = {"role": _role(message), "content": message.text()}
-    if message.tool_calls:
-        turn["tool_calls"] = [{"type": "function", "function": _called(call)} for call in message.tool_calls]
+def _offered(tool: Tool) -> dict[str, Any]:
+    """Return the tool in OpenAI's form, which chat templates expect."""
+    function: dict[str, Any] = {"name": tool.name}
+    if tool.description is not None:
+        function["description"] = tool.description
+    if tool.parameters is not None:
+        function["parameters"] = tool.parameters
+    return {"type": "function", "function": function}
+
+
+def _native(message: Message) -> dict[str, Any]:
+    turn: dict[str, Any] = {"role": message.role, "content": message.text}
+    if message.calls:
+        turn["tool_calls"] = [{"type": "function", "function": _called(call)} for call in message.calls]
     return turn
 
 
-def _plain(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
-    """Results that follow each other are one turn of the user: templates may insist on alternation."""
+def _plain(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """Write consecutive results as one turn of the user, because templates may insist on alternation."""
     turns: list[dict[str, Any]] = []
     results: list[str] | None = None
     for message in messages:
@@ -59,15 +70,15 @@ def _plain(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
             results = None
             calls = [
                 f"<tool_call>\n{json.dumps(_called(call), ensure_ascii=False)}\n</tool_call>"
-                for call in message.tool_calls or ()
+                for call in message.calls
             ]
-            text = message.text()
-            turns.append({"role": _role(message), "content": "\n".join([text, *calls] if text else calls)})
+            content = "\n".join([message.text, *calls] if message.text else calls)
+            turns.append({"role": message.role, "content": content})
             continue
         if results is None:
             results = []
             turns.append({"role": "user", "content": ""})
-        results.append(f"<tool_response>\n{message.text()}\n</tool_response>")
+        results.append(f"<tool_response>\n{message.text}\n</tool_response>")
         turns[-1]["content"] = "\n".join(results)
     return turns
 
@@ -79,17 +90,12 @@ def _add_to_system(turns: list[dict[str, Any]], text: str) -> None:
         turns.insert(0, {"role": "system", "content": text})
 
 
-def _called(call: ToolCall) -> dict[str, Any]:
-    """Arguments as an object, or as the text they are if a model has made them of no JSON."""
-    arguments: Any = call.function.arguments
+def _called(call: Call) -> dict[str, Any]:
+    """Return a call with its arguments as an object, or as plain text if they are no JSON."""
+    arguments: Any = call.arguments
     try:
         parsed = orjson.loads(arguments)
         arguments = arguments if is_deep(parsed) else parsed
     except orjson.JSONDecodeError:
         pass
-    return {"name": call.function.name, "arguments": arguments}
-
-
-def _role(message: ChatMessage) -> str:
-    """OpenAI's newer name of the system role is unknown to chat templates."""
-    return "system" if message.role == "developer" else message.role
+    return {"name": call.name, "arguments": arguments}

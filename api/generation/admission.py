@@ -1,12 +1,12 @@
-"""Who may run now: a place for every answer in progress, and turns in the engine, fair between keys.
+"""Admission: a place for every answer in progress, and turns in the engine, fair between keys.
 
-A place is had at once or refused: a full house answers before it has done any work. Whoever has a place
-then waits for a turn. The next turn goes to the highest class that waits; in it to the key with the fewest
-answers running, and among equals to the one whose last turn is longest ago, so that one key's burst does not
-delay another's single request. Within a key: first come, first served.
+A request gets its places at once or is refused: an overloaded service answers before it has done any work.
+Then it waits for a turn. The next turn goes to the highest class that waits; within the class to the key
+with the fewest answers running, and among equals to the key whose last turn is longest ago, so that one key's
+burst does not delay another's single request. Within a key the order is first come, first served.
 
-A class is the key's priority at first, and one more for every AGE_S of waiting. So nobody starves: what
-comes later begins lower than what has waited long enough, whatever its priority.
+The class begins as the key's priority and grows by one for every AGE_S of waiting. So no request starves: a
+later one begins below one that has waited long enough, whatever its priority.
 """
 
 import asyncio
@@ -17,9 +17,9 @@ from collections import Counter, deque
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 
-from api.errors import Overloaded
-from api.http.metrics import Metrics
+from api.errors import InvalidRequest, Overloaded
 from api.ledger.keys import NORMAL
+from api.telemetry.metrics import Metrics
 
 AGE_S = 5.0
 
@@ -36,7 +36,7 @@ class _Waiter:
 
 
 class Admission:
-    """limit: answers in progress. running: of them, in the engine. queued_tokens: of requests that wait."""
+    """limit: answers in progress. running: those in the engine. queued_tokens: of waiting requests."""
 
     def __init__(self, limit: int, running: int, queued_tokens: int, metrics: Metrics) -> None:
         self._limit = limit
@@ -54,25 +54,31 @@ class Admission:
 
     @property
     def running(self) -> int:
-        """Answers that have a turn in the engine."""
+        """Return the number of answers that have a turn in the engine."""
         return self._running.total()
 
     @property
     def waiting(self) -> int:
-        """Answers that wait for one."""
+        """Return the number of answers that wait for a turn."""
         return self._in_progress - self.running
 
     @property
     def waiting_tokens(self) -> int:
-        """What the requests that wait can cost at most."""
+        """Return how many tokens the waiting requests can cost at most."""
         return self._waiting_tokens
 
     @contextlib.contextmanager
-    def places(self, answers: int) -> Iterator[None]:
-        """Places for a request that wants so many answers.
+    def places(self, answers: int, field: str = "n") -> Iterator[None]:
+        """Hold a place for each answer of a request. field: the one that asks for so many.
 
-        Raises: Overloaded at once when they are not free.
+        Raises: InvalidRequest if there are never so many places, Overloaded if they are not free now.
         """
+        if answers > self._limit:
+            raise InvalidRequest(
+                f"The request asks for {answers} answers, and this service has places for {self._limit} "
+                "at most. Ask for fewer.",
+                param=field,
+            )
         if self._in_progress + answers > self._limit:
             raise Overloaded("Too many requests are in progress. Try again in a moment.")
         self._in_progress += answers
@@ -88,9 +94,9 @@ class Admission:
 
     @contextlib.asynccontextmanager
     async def turn(self, key: str, answers: int, tokens: int, priority: int = NORMAL) -> AsyncIterator[None]:
-        """Wait for room in the engine. tokens: what the request can cost at most.
+        """Wait for room in the engine, then hold it. tokens: what the request can cost at most.
 
-        Raises: Overloaded at once when too many tokens wait already; one request may always wait.
+        Raises: Overloaded at once if too many tokens wait already; one request may always wait.
         """
         waiter = _Waiter(next(self._numbers), key, min(answers, self._capacity), tokens, priority)
         await self._wait(waiter)
@@ -100,7 +106,7 @@ class Admission:
             self._release(waiter)
 
     async def wait_idle(self, timeout_s: float) -> bool:
-        """Whether all requests ended in time."""
+        """Wait until no request is in progress, and return whether that was in time."""
         try:
             async with asyncio.timeout(timeout_s):
                 await self._idle.wait()
@@ -119,8 +125,8 @@ class Admission:
         except asyncio.CancelledError:
             if waiter.turn.cancelled():
                 self._leave_queue(waiter)
-                self._give_turns()  # it may have been what the others waited behind
-            else:  # it had its turn in the same moment
+                self._give_turns()  # the others may have waited behind it
+            else:  # it got its turn in the same moment
                 self._release(waiter)
             raise
 
@@ -139,7 +145,7 @@ class Admission:
             waiter.turn.set_result(None)
 
     def _claim(self, key: str) -> tuple[int, int, int, int]:
-        """The smaller, the sooner: a high class, few answers running, no turn for long, then a long wait."""
+        """Return a key's rank; the lowest is next."""
         first = self._waiting[key][0]
         climbed = int((time.perf_counter() - first.begun) / AGE_S)
         return -first.priority - climbed, self._running[key], self._last_turn.get(key, -1), first.number

@@ -1,56 +1,57 @@
-"""What an answer may or must be: which functions it may call, and the one JSON Schema that it must obey."""
+"""What an answer may or must be: the functions it may call, and the one JSON Schema it must obey."""
 
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import orjson
 
+from api.engine.json_schema import enforceable, require_bounded
+from api.engine.messages import Tool
 from api.errors import InvalidRequest
-from api.generation.json_schema import enforceable, require_bounded
-from api.generation.tools import Tool
 
-_FORMAT = "the.format"  # among the functions' names, none of which has a point
+_FORMAT = "the.format"  # beside the functions' names, which have no point
 
 
 class AnswerSchema(NamedTuple):
-    """text: JSON. param: the field of the request to blame for it."""
+    """text: JSON. param: the field of the request that it comes from."""
 
     text: str
     param: str
 
 
 class Offer:
-    """The functions that an answer may call: none, any, or one that it must."""
+    """The functions that an answer may call: none, any, or one that it has to call."""
 
     def __init__(
         self,
-        tools: Sequence[Tool] | None,
-        choice: Literal["none", "auto", "required"] | None,
-        only: str | None,
-        parallel: bool | None,
+        tools: Sequence[Tool] = (),
+        choice: Literal["none", "auto", "required"] | None = None,
+        only: str | None = None,
+        parallel: bool | None = None,
     ) -> None:
         """choice: None for auto. only: the function that must be called.
 
         Raises: InvalidRequest.
         """
-        _require_sound(tools or ())
-        names = {tool.function.name for tool in tools or ()}
+        _require_sound(tools)
+        names = {tool.name for tool in tools}
         if only is not None and only not in names:
             raise InvalidRequest(f"tool_choice: there is no function {only!r} in tools.", param="tool_choice")
         if choice == "required" and not names:
             raise InvalidRequest("tool_choice: there are no tools to choose from.", param="tool_choice")
-        self.tools = () if choice == "none" and only is None else tuple(tools or ())
-        self.names = [only] if only is not None else [tool.function.name for tool in self.tools]
+        self.tools = () if choice == "none" and only is None else tuple(tools)
+        self.names = [only] if only is not None else [tool.name for tool in self.tools]
         self.parallel = parallel is not False
         self._required = choice == "required" or only is not None
 
     def answer_schema(
         self, format: dict[str, Any] | None, format_param: str, arguments_key: str
     ) -> AnswerSchema | None:
-        """None: the answer may be any text. arguments_key: how the model spells it.
+        """Return the schema of the answer, or None if it may be any text.
 
-        A required call is one call, whatever the format; where the answer may be a call or of the format, it
-        is one of the two. Raises: InvalidRequest if a schema cannot be enforced.
+        A required call is one call, whatever the format. If the answer may be a call or in the format, it is
+        one of the two. arguments_key: the model's own name for a call's arguments.
+        Raises: InvalidRequest if a schema cannot be enforced.
         """
         if self._required:
             return _dumped(self._calls(arguments_key), "tools")
@@ -64,13 +65,13 @@ class Offer:
         return _dumped(either, format_param)
 
     def _calls(self, arguments_key: str) -> dict[str, Any]:
-        """One call of any function that may be called, as tool_calls.py reads it."""
+        """Return the schema of one call of any function that may be called, as tool_calls.py reads it."""
         calls, definitions = [], {}
         for tool in self.tools:
-            name = tool.function.name
+            name = tool.name
             if name not in self.names:
                 continue
-            parameters = {"type": "object", **(tool.function.parameters or {})}
+            parameters = {"type": "object", **(tool.parameters or {})}
             definitions[name] = enforceable(parameters, "tools", f"#/$defs/{name}")
             properties = {"name": {"const": name}, arguments_key: {"$ref": f"#/$defs/{name}"}}
             required = list(properties)
@@ -88,15 +89,14 @@ class Offer:
 def _require_sound(tools: Sequence[Tool]) -> None:
     names: set[str] = set()
     for tool in tools:
-        function = tool.function
-        if function.name in names:
-            raise InvalidRequest(f"tools: there are two functions {function.name!r}.", param="tools")
-        names.add(function.name)
-        parameters = function.parameters or {}
+        if tool.name in names:
+            raise InvalidRequest(f"tools: there are two functions {tool.name!r}.", param="tools")
+        names.add(tool.name)
+        parameters = tool.parameters or {}
         require_bounded(parameters, "tools")
         if parameters.get("type", "object") != "object":
             raise InvalidRequest(
-                f"tools: the parameters of {function.name!r} must be a schema of type 'object'.",
+                f"tools: the parameters of {tool.name!r} must be a schema of type 'object'.",
                 param="tools",
             )
 

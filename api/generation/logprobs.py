@@ -1,36 +1,38 @@
-"""Logprobs of generated tokens, from the engine's ids to OpenAI's words for them."""
+"""Logprobs of generated tokens, with the text that each token stands for."""
 
-import itertools
-from collections.abc import Sequence
+from dataclasses import dataclass
 
-from api.dialects.completions.schema import CompletionLogprobs
 from api.engine.engine import Delta
 from api.engine.prompt import Prompt
-from api.generation.schema import TokenLogprob, TopLogprob
 
 LOWEST = -9999.0  # JSON has no minus infinity
 
 
+@dataclass(frozen=True, slots=True)
+class TopLogprob:
+    """token: its text, with U+FFFD where its bytes alone are none. logprob: natural."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob(TopLogprob):
+    """A token of an answer, with the alternatives that were asked for, the most likely first."""
+
+    top_logprobs: list[TopLogprob]
+
+
 def token_logprobs(delta: Delta, prompt: Prompt) -> list[TokenLogprob]:
-    """For every token of the delta; none if the request asked for none."""
+    """Return an entry for every token of the delta; none if the request asked for none."""
     found = []
-    for own, *alternatives in delta.logprobs or ():
-        top = [_one(id, logprob, prompt) for id, logprob in alternatives]
-        found.append(TokenLogprob(**_one(*own, prompt).model_dump(), top_logprobs=top))
+    for (own, logprob), *alternatives in delta.logprobs or ():
+        top = [TopLogprob(*_text(id, value, prompt)) for id, value in alternatives]
+        found.append(TokenLogprob(*_text(own, logprob, prompt), top_logprobs=top))
     return found
 
 
-def completion_logprobs(entries: Sequence[TokenLogprob], offset: int) -> CompletionLogprobs:
-    """As /v1/completions has them. offset: characters of the tokens before these."""
-    tokens = [entry.token for entry in entries]
-    return CompletionLogprobs(
-        tokens=tokens,
-        token_logprobs=[entry.logprob for entry in entries],
-        top_logprobs=[{top.token: top.logprob for top in entry.top_logprobs} for entry in entries],
-        text_offset=list(itertools.accumulate(map(len, tokens[:-1]), initial=offset)),
-    )
-
-
-def _one(id: int, logprob: float, prompt: Prompt) -> TopLogprob:
+def _text(id: int, logprob: float, prompt: Prompt) -> tuple[str, float, list[int]]:
     data = prompt.token_bytes(id)
-    return TopLogprob(token=data.decode(errors="replace"), logprob=max(logprob, LOWEST), bytes=list(data))
+    return data.decode(errors="replace"), max(logprob, LOWEST), list(data)

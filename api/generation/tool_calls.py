@@ -1,18 +1,15 @@
 """Calls of functions in what a model writes, found while it writes.
 
-Two spellings, both read whatever the template: Llama 3's, where the answer is the call, and Hermes' tags:
+Two spellings are read, whatever the template: Llama 3's, where the answer is the call, and Hermes' tags:
     {"name": "f", "parameters": {...}}
     <tool_call>{"name": "f", "arguments": {...}}</tool_call>
-Text that is no call of a known function stays text. What follows the first call is not passed on, except
-further calls in tags: small models go on to invent the result.
+Text that is no call of a known function stays text. What follows the first call is dropped, except further
+calls in tags: small models continue with an invented result.
 """
 
 import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-
-from api.dialects.chat.schema import ChatFinishReason
-from api.generation.tools import MadeCall, ToolCall
 
 OPEN = "<tool_call>"
 MAX_HEAD_CHARS = 512  # with the white space in it
@@ -20,7 +17,7 @@ MAX_HEAD_CHARS = 512  # with the white space in it
 
 @dataclass(slots=True)
 class Piece:
-    """Of an answer: of its text, or of the call with this number. id and name: with a call's first piece."""
+    """A piece of an answer's text, or of the call with this number. id and name: on a call's first piece."""
 
     text: str
     call: int | None = None
@@ -30,7 +27,7 @@ class Piece:
 
 @dataclass(slots=True)
 class CallParser:
-    """One answer. names: of the functions that may be called; parallel: more than once.
+    """Reads one answer. names: functions that may be called; parallel: more than one call may be made.
 
     Text is held back only while it can still be the head of a call: up to `{"name": "f", "arguments": {`.
     """
@@ -53,6 +50,7 @@ class CallParser:
         }
 
     def feed(self, text: str) -> list[Piece]:
+        """Return the pieces that are certain once `text` has come."""
         self._held += text
         found: list[Piece] = []
         while self._step(found):
@@ -60,18 +58,14 @@ class CallParser:
         return found
 
     def end(self) -> list[Piece]:
-        """What was held back and has become no call."""
+        """Return what was held back and has become no call, at the end of the answer."""
         rest, self._held = self._held, ""
         if self._state == "head" and self._in_tag:
             rest = OPEN + rest
         return [Piece(rest)] if rest and not self.calls else []
 
-    def reason(self, reason: ChatFinishReason) -> ChatFinishReason:
-        """Why the answer ended, said by the engine, as a client is to hear it."""
-        return "tool_calls" if self.calls and reason == "stop" else reason
-
     def _step(self, found: list[Piece]) -> bool:
-        """Reads on in what is held; whether there may be more to read in it."""
+        """Read on in what is held; return whether there may be more to read in it."""
         if self._state == "head":
             return self._head(found)
         if self._state == "text":
@@ -85,7 +79,7 @@ class CallParser:
         squeezed = "".join(self._held[:MAX_HEAD_CHARS].split())
         for head, name in self._heads.items():
             if squeezed.startswith(head):
-                self._held = "{" + _behind(self._held, len(head))
+                self._held = "{" + _after(self._held, len(head))
                 self._json = _Object()
                 self._state = "arguments"
                 found.append(Piece("", self.calls, f"call_{secrets.token_hex(12)}", name))
@@ -95,7 +89,7 @@ class CallParser:
             return False
         if self._in_tag:
             self._in_tag = False
-            self._tell(OPEN, found)
+            self._pass_on(OPEN, found)
         self._state = "text"
         return True
 
@@ -103,11 +97,11 @@ class CallParser:
         before, tag, after = self._held.partition(OPEN)
         if tag:
             self._held, self._state, self._in_tag = after, "head", True
-            self._tell(before, found)
+            self._pass_on(before, found)
             return True
         kept = next((n for n in range(len(OPEN) - 1, 0, -1) if before.endswith(OPEN[:n])), 0)
         self._held = before[len(before) - kept :]
-        self._tell(before[: len(before) - kept], found)
+        self._pass_on(before[: len(before) - kept], found)
         return False
 
     def _arguments(self, found: list[Piece]) -> bool:
@@ -121,36 +115,21 @@ class CallParser:
         self._state, self._in_tag = "text" if more else "done", False
         return True
 
-    def _tell(self, text: str, found: list[Piece]) -> None:
+    def _pass_on(self, text: str, found: list[Piece]) -> None:
         if text and not self.calls:
             found.append(Piece(text))
 
 
-def assembled(pieces: Iterable[Piece]) -> tuple[str, list[ToolCall]]:
-    """An answer's text and its calls."""
-    text, heads, arguments = "", [], []
-    for piece in pieces:
-        if piece.call is None:
-            text += piece.text
-        elif piece.id is not None and piece.name is not None:
-            heads.append((piece.id, piece.name))
-            arguments.append(piece.text)
-        else:
-            arguments[piece.call] += piece.text
-    made = zip(heads, arguments, strict=True)
-    return text, [ToolCall(id=id, function=MadeCall(name=name, arguments=a)) for (id, name), a in made]
-
-
 @dataclass(slots=True)
 class _Object:
-    """How deep inside a JSON object a text has come."""
+    """How deep a text is inside a JSON object."""
 
     depth: int = 0
     _in_string: bool = False
     _escaped: bool = False
 
     def end(self, text: str) -> int:
-        """Where in the text the object ends, or the text does; goes on from the one before."""
+        """Return where in `text` the object ends, or the length of `text`. Continues the text before."""
         for position, character in enumerate(text):
             if self._escaped:
                 self._escaped = False
@@ -168,8 +147,8 @@ class _Object:
         return len(text)
 
 
-def _behind(text: str, count: int) -> str:
-    """The text behind its first `count` characters that are no white space."""
+def _after(text: str, count: int) -> str:
+    """Return the text after its first `count` characters that are not white space."""
     for position, character in enumerate(text):
         count -= not character.isspace()
         if count == 0:

@@ -1,7 +1,7 @@
-"""One client's connection: cut when it keeps the server waiting.
+"""One client's connection, closed when the client keeps the server waiting.
 
-uvicorn waits for ever for the first request, for the rest of a head, for a body whose answer is sent, and
-for a client to read the end of an answer. A few thousand such connections use up the process's files.
+uvicorn waits for ever for the first request, for the rest of a head, for a body whose answer has been sent,
+and for a client to read the end of an answer. A few thousand such connections use up the process's files.
 """
 
 import asyncio
@@ -12,8 +12,8 @@ import h11
 from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from api.http.inbox import Inbox
-from api.http.outlet import Outbox, Outlet
+from api.http.read_queue import ReadQueue
+from api.http.write_queue import ChunkWriter, WriteQueue
 
 HEAD_TIMEOUT_S = 10.0
 LINGER_TIMEOUT_S = 2.0  # for the rest of a body that is not wanted any more
@@ -21,25 +21,28 @@ READ_TIMEOUT_S = 30.0  # for what is left of an answer, or for most of the 64 Ki
 
 
 class Connection(H11Protocol):
-    """Between requests, and before the first, time runs; while one is answered, its own limits hold."""
+    """Close a client that sends no request, keeps sending after the answer, or stops reading.
 
-    _cut: asyncio.TimerHandle | None = None
+    It uses one timer a connection and none a chunk. While a request is answered, its own limits hold.
+    """
 
-    def __init__(self, *, inbox: Inbox, outbox: Outbox, **options: Any) -> None:
-        """inbox, outbox: of the server; options: uvicorn's."""
+    _closing: asyncio.TimerHandle | None = None
+
+    def __init__(self, *, reads: ReadQueue, writes: WriteQueue, **options: Any) -> None:
+        """reads, writes: the server's; options: uvicorn's."""
         super().__init__(**options)
         self.app = self._answer
-        self._inbox = inbox
-        self._outbox = outbox
+        self._reads = reads
+        self._writes = writes
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        outlet = Outlet(scope, send, self.transport, self.flow, self._outbox)
-        await self.config.loaded_app(scope, receive, outlet.send)
+        writer = ChunkWriter(scope, send, self.transport, self.flow, self._writes)
+        await self.config.loaded_app(scope, receive, writer.send)
 
     def data_received(self, data: bytes) -> None:
         self._unset_keepalive_if_required()
-        if not self._inbox.take(partial(self._read, data)):
-            self.transport.pause_reading()  # so of each connection one read waits
+        if not self._reads.take(partial(self._read, data)):
+            self.transport.pause_reading()  # so at most one read of each connection waits
 
     def _read(self, data: bytes) -> None:
         if self.transport.is_closing():
@@ -50,7 +53,7 @@ class Connection(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._cut_in(HEAD_TIMEOUT_S)
+        self._close_in(HEAD_TIMEOUT_S)
 
     def handle_events(self) -> None:
         super().handle_events()
@@ -59,7 +62,7 @@ class Connection(H11Protocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._cut_in(READ_TIMEOUT_S)
+        self._close_in(READ_TIMEOUT_S)
 
     def resume_writing(self) -> None:
         super().resume_writing()
@@ -67,19 +70,19 @@ class Connection(H11Protocol):
             self._stop_waiting()
 
     def on_response_complete(self) -> None:
-        """Closing at once on a client that still sends would lose it the answer."""
-        self._cut_in(LINGER_TIMEOUT_S if self.conn.their_state is h11.SEND_BODY else READ_TIMEOUT_S)
+        """Wait for a client that still sends: closing at once would cost it the answer."""
+        self._close_in(LINGER_TIMEOUT_S if self.conn.their_state is h11.SEND_BODY else READ_TIMEOUT_S)
         super().on_response_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_waiting()
         super().connection_lost(exc)
 
-    def _cut_in(self, seconds: float) -> None:
+    def _close_in(self, seconds: float) -> None:
         self._stop_waiting()
-        self._cut = self.loop.call_later(seconds, self.transport.abort)
+        self._closing = self.loop.call_later(seconds, self.transport.abort)
 
     def _stop_waiting(self) -> None:
-        if self._cut is not None:
-            self._cut.cancel()
-            self._cut = None
+        if self._closing is not None:
+            self._closing.cancel()
+            self._closing = None

@@ -16,10 +16,10 @@ from starlette.types import ASGIApp
 from api.engine.lifecycle import Lifecycle
 from api.engine.processes import kill_all_engines
 from api.errors import EngineStartError
+from api.http.access import MAX_HEADER_BYTES, SECURITY_HEADERS
 from api.http.connection import Connection
-from api.http.gate import MAX_HEADER_BYTES, SECURITY_HEADERS
-from api.http.inbox import Inbox
-from api.http.outlet import Outbox
+from api.http.read_queue import ReadQueue
+from api.http.write_queue import WriteQueue
 
 _BACKLOG = 2048
 _CLOSE_TIMEOUT_S = 1
@@ -91,7 +91,7 @@ def _config(app: ASGIApp, lifespan: Literal["on", "off"]) -> uvicorn.Config:
         app,
         loop="uvloop",
         http=partial(  # type: ignore[arg-type]  # uvicorn only calls it
-            Connection, inbox=Inbox(), outbox=Outbox()
+            Connection, reads=ReadQueue(), writes=WriteQueue()
         ),
         h11_max_incomplete_event_size=MAX_HEADER_BYTES,
         ws="none",

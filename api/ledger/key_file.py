@@ -11,8 +11,8 @@ from pathlib import Path
 from pydantic import Field, ValidationError, field_validator
 
 from api.errors import SettingsError
-from api.http.log import log
 from api.ledger.keys import NORMAL, Key, Limits, _Strict, new_key, no_such_key, require_free
+from api.telemetry.log import log
 
 CHECK_EVERY_S = 1.0
 

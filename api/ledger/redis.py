@@ -28,12 +28,12 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from api.errors import LimitsUnavailable, RateLimited, SettingsError
-from api.http.log import log
 from api.ledger.account import Account
 from api.ledger.keys import API_KEY_NAME, NORMAL, Key, Limits, new_key, no_such_key, require_free
 from api.ledger.ledger import Ledger, Reservation, unauthorised
 from api.ledger.redis_keys import KnownKeys
 from api.ledger.usage import Line, today
+from api.telemetry.log import log
 
 BEAT_S = 1.0
 LEASE_S = 10.0

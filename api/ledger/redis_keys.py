@@ -5,8 +5,8 @@ from collections.abc import Awaitable, Callable, Iterable
 from itertools import islice
 
 from api.errors import LimitsUnavailable
-from api.http.log import log
 from api.ledger.keys import Key
+from api.telemetry.log import log
 
 _BATCH = 100
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from api.errors import SettingsError
-from api.http.log import log
+from api.telemetry.log import log
 
 _TABLE = """
 CREATE TABLE IF NOT EXISTS usage (

@@ -8,7 +8,6 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel
 
 from api.engine.lifecycle import State
-from api.errors import ErrorBody
 from api.service import Service, ServiceOfApp
 
 
@@ -20,7 +19,7 @@ class Health(BaseModel):
 OPEN_PATHS = frozenset({"/health/live", "/health/ready"})
 """They need no key: who asks them sends none."""
 
-router = APIRouter(responses={"4XX": {"model": ErrorBody}})
+router = APIRouter()
 
 
 @router.get("/health/live", responses={503: {"model": Health}})

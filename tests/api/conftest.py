@@ -12,9 +12,9 @@ from transformers import PreTrainedTokenizerFast
 from api.app import create_app
 from api.engine.artifact import read_artifact
 from api.engine.comparison import read_comparison_models
-from api.http.tracing import ENDPOINTS
 from api.service import build_service
 from api.settings import Settings, reference
+from api.telemetry.tracing import ENDPOINTS
 from tests.support.api import FakeEngine, House, example_manifest
 
 CHATML = (

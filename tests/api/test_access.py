@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from api.errors import EngineFailed
-from api.http import gate as security
+from api.http import access
 from tests.support.api import KEY, URL, FakeEngine, House, ask, assert_openai_error, eventually
 
 pytestmark = pytest.mark.anyio
@@ -83,13 +83,13 @@ async def test_large_body_is_refused_declared_or_not(make_house: MakeHouse) -> N
 
     headers = {"content-type": "application/json"}
     async with make_house().client(headers=headers) as client:
-        declared = await client.post(URL, content=b" " * (security.MAX_BODY_BYTES + 1))
+        declared = await client.post(URL, content=b" " * (access.MAX_BODY_BYTES + 1))
         assert_openai_error(declared, 413, "request_too_large")
         assert_openai_error(await client.post(URL, content=endless()), 413, "request_too_large")
 
 
 async def test_slow_body_is_given_up(make_house: MakeHouse, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(security, "BODY_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(access, "BODY_TIMEOUT_S", 0.05)
     house = make_house(FakeEngine())
 
     async def stalling() -> AsyncIterator[bytes]:
@@ -176,10 +176,11 @@ async def test_rejections_are_counted_by_their_reason(
     async with house.client(headers=BEARER) as client:
         with caplog.at_level(logging.INFO, logger="api"):
             await client.get("/v1/models", headers={"authorization": ""})
-            await client.post(URL, json=ask(n=5))
+            with house.service.admission.places(1):
+                await client.post(URL, json=ask(n=4))
             await client.post(URL, json=ask(n=0))
             await client.post(URL, json=ask(stream=True))
-            await client.post(URL, content=b"x" * (security.MAX_BODY_BYTES + 1))
+            await client.post(URL, content=b"x" * (access.MAX_BODY_BYTES + 1))
             house.engine.fail_before = None
             house.engine.hold_before = 0
             await client.post(URL, json=ask(), headers={"x-request-timeout": "0.05"})
@@ -250,7 +251,7 @@ async def test_every_answer_has_the_security_headers_once(make_house: MakeHouse)
         ]
     assert [answer.status_code for answer in answers] == [200, 401, 405, 200, 200, 400]
     for answer in answers:
-        for name, value in security.SECURITY_HEADERS.items():
+        for name, value in access.SECURITY_HEADERS.items():
             assert answer.headers.get_list(name) == [value]
 
 

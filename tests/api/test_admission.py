@@ -13,9 +13,9 @@ from api.engine.engine import Delta
 from api.errors import Overloaded
 from api.generation import admission as admission_module
 from api.generation.admission import Admission
-from api.http.metrics import Metrics
 from api.ledger.key_file import create_key
 from api.ledger.keys import NORMAL, Limits
+from api.telemetry.metrics import Metrics
 from tests.support.api import FakeEngine, House, ask, eventually
 
 pytestmark = pytest.mark.anyio

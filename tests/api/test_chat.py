@@ -9,8 +9,8 @@ from transformers import PreTrainedTokenizerFast
 
 from api.dialects.chat.schema import ChatCompletion, ChatCompletionChunk, ChatRequest
 from api.engine.engine import Delta, sampling_arguments
+from api.engine.sampling import Sampling
 from api.errors import EngineFailed
-from api.generation.schema import Sampling
 from tests.support.api import MODEL, FakeEngine, House, ask, assert_openai_error, events, post
 
 pytestmark = pytest.mark.anyio
@@ -48,6 +48,15 @@ async def test_stream_names_the_role_with_the_first_text_and_ends_with_done(
     assert usage["usage"]["completion_tokens"] == 3
     assert done == "[DONE]"
     assert {first["id"], second["id"], finish["id"], usage["id"]} == {first["id"]}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_usage_counts_the_cached_tokens_of_the_prompt(make_house: MakeHouse, stream: bool) -> None:
+    engine = FakeEngine([Delta("Hi", 1, None, cached_tokens=16), Delta("", 1, "stop")])
+    options = {"stream_options": {"include_usage": True}} if stream else {}
+    answer = await post(make_house(engine), json=ask(stream=stream, **options))
+    usage = events(answer)[-2]["usage"] if stream else answer.json()["usage"]
+    assert usage["prompt_tokens_details"] == {"cached_tokens": 16}
 
 
 async def test_stream_without_usage_has_no_usage_field(make_house: MakeHouse) -> None:

@@ -116,10 +116,28 @@ async def test_bad_field_is_refused_by_its_name(
     assert house.engine.calls == []
 
 
-async def test_more_answers_than_there_are_places_are_refused(make_house: MakeHouse) -> None:
+@pytest.mark.parametrize(
+    ("fields", "param"), [({"prompt": ["a", "b"], "n": 2}, "n"), ({"prompt": ["a"] * 4}, "prompt")]
+)
+async def test_more_answers_than_there_can_ever_be_places_for_are_the_clients_error(
+    make_house: MakeHouse, fields: dict[str, Any], param: str
+) -> None:
+    """503 would tell the client to try again, for ever."""
     house = make_house(max_queue=3)
-    assert (await post(house, prompt=["a", "b"], n=2)).json()["error"]["code"] == "overloaded"
+    refused = await post(house, **fields)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, param)
+    assert "4 answers" in refused.json()["error"]["message"] and "3" in refused.json()["error"]["message"]
+    assert house.engine.calls == []
     assert (await post(house, prompt=["a", "b", "c"])).status_code == 200
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_usage_counts_the_cached_tokens_of_all_prompts(make_house: MakeHouse, stream: bool) -> None:
+    engine = FakeEngine([Delta("a", 1, None, cached_tokens=2), Delta("b", 1, "stop")])
+    options = {"stream_options": {"include_usage": True}} if stream else {}
+    answer = await post(make_house(engine), prompt=["abc", "abd"], stream=stream, **options)
+    usage = events(answer)[-1]["usage"] if stream else answer.json()["usage"]
+    assert (usage["prompt_tokens"], usage["prompt_tokens_details"]) == (6, {"cached_tokens": 4})
 
 
 async def test_one_prompt_that_fails_ends_all() -> None:

@@ -11,8 +11,8 @@ import torch
 from api.engine.artifact import read_artifact
 from api.engine.engine import Engine
 from api.engine.presets import hardware_arguments
+from api.engine.sampling import Sampling
 from api.errors import EngineFailed, EngineStartError
-from api.generation.schema import Sampling
 from api.settings import Settings
 
 

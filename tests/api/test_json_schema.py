@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
+from api.engine.json_schema import enforceable, require_bounded
 from api.errors import InvalidRequest
-from api.generation.json_schema import enforceable, require_bounded
 
 
 def nested(levels: int) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from api.http.metrics import FastHistogram, Metrics
+from api.telemetry.metrics import FastHistogram, Metrics
 from tests.support.api import House
 
 DOCS = Path(__file__).parents[2] / "docs"

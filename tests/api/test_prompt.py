@@ -4,6 +4,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from api.dialects.chat.schema import ChatMessage
+from api.engine.messages import Message
 from api.engine.prompt import Prompt
 from api.errors import InvalidRequest
 
@@ -13,8 +14,8 @@ def prompt(tokenizer: PreTrainedTokenizerFast) -> Prompt:
     return Prompt(tokenizer)
 
 
-def user(content: str) -> ChatMessage:
-    return ChatMessage(role="user", content=content)
+def user(content: str) -> Message:
+    return Message("user", content)
 
 
 def test_prompt_equals_what_transformers_makes(prompt: Prompt, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -55,13 +56,13 @@ def test_there_is_exactly_one_bos(prompt: Prompt, tokenizer: PreTrainedTokenizer
     assert prompt.encode([user("Hi")]).count(tokenizer.bos_token_id) == 1
 
 
-def test_developer_is_a_system_message_and_parts_are_joined(prompt: Prompt) -> None:
+def test_developer_is_a_system_message_and_parts_are_joined() -> None:
     new = ChatMessage.model_validate(
         {"role": "developer", "content": [{"type": "text", "text": t} for t in ("a", "b")]}
     )
-    assert prompt.encode([new]) == prompt.encode([ChatMessage(role="system", content="ab")])
+    assert new.message() == Message("system", "ab")
 
 
 def test_refusal_of_the_template_is_the_clients_error(prompt: Prompt) -> None:
     with pytest.raises(InvalidRequest, match="an assistant cannot begin"):
-        prompt.encode([ChatMessage(role="assistant", content="x")])
+        prompt.encode([Message("assistant", "x")])

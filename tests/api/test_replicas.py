@@ -14,9 +14,9 @@ import pytest
 import uvicorn
 
 from api.errors import StartError
-from api.http import log
-from api.http.gate import SECURITY_HEADERS
+from api.http.access import SECURITY_HEADERS
 from api.settings import Settings
+from api.telemetry import log
 from tests.support.api import House
 
 MODULES = ("ray", "ray.serve", "ray.serve.config", "ray.serve.exceptions")

@@ -108,6 +108,14 @@ async def test_a_stream_ends_with_what_the_whole_answer_is(
         )
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_usage_counts_the_cached_tokens_of_the_prompt(make_house: MakeHouse, stream: bool) -> None:
+    engine = FakeEngine([Delta("Hi", 1, None, cached_tokens=16), Delta("", 1, "stop")])
+    answer = await post(make_house(engine), wants(stream=stream))
+    usage = (events(answer)[-1]["response"] if stream else answer.json())["usage"]
+    assert usage["input_tokens_details"] == {"cached_tokens": 16, "cache_write_tokens": 0}
+
+
 async def test_calls_are_items_of_their_own(make_house: MakeHouse) -> None:
     found = events(await post(make_house(says(f"See: {CALL}")), wants(tools=[TOOL], stream=True)))
     text, call = found[-1]["response"]["output"]
@@ -157,9 +165,9 @@ def test_items_are_the_conversation_that_chat_has() -> None:
         )
     )
     system, user, said, called, result = request.messages()
-    assert (system.role, system.text(), user.text(), said.text()) == ("system", "Be kind.", "Hi", "Hm")
-    assert [call.id for call in called.tool_calls or ()] == ["a", "b"]
-    assert (result.role, result.tool_call_id, result.text()) == ("tool", "b", "3")
+    assert (system.role, system.text, user.text, said.text) == ("system", "Be kind.", "Hi", "Hm")
+    assert [call.id for call in called.calls] == ["a", "b"]
+    assert (result.role, result.call_id, result.text) == ("tool", "b", "3")
 
 
 @pytest.mark.parametrize(

@@ -4,22 +4,29 @@ import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from api.dialects.chat.schema import ChatCompletion, ChatCompletionChunk, ChatMessage
+from api.dialects.chat.schema import ChatCompletion, ChatCompletionChunk, ChatRequest
 from api.engine.engine import Delta
 from api.engine.grammars import Grammars
+from api.engine.messages import Tool
 from api.engine.prompt import Prompt
-from api.generation.tool_calls import CallParser, assembled
-from api.generation.tools import Tool
+from api.engine.sampling import Sampling
+from api.generation.answer_schema import Offer
+from api.generation.answers import Answers
+from api.generation.events import Collected
+from api.generation.request import FieldNames, GenerationRequest
+from api.generation.tool_calls import CallParser
 from api.ledger.key_file import create_key
 from api.ledger.keys import Limits
+from api.telemetry.metrics import Metrics, Tally
 from tests.support.api import FakeEngine, House, ask, assert_openai_error, events, post
 
 MakeHouse = Callable[..., House]
+METRICS = Metrics()
 LLAMA = '{"name": "weather", "parameters": {"city": "Paris", "deep": {"a": "}\\"{"}}}'
 HERMES = 'Let me see.\n<tool_call>\n{"name": "weather", "arguments": {"city": "Paris"}}\n</tool_call>'
 CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
@@ -34,10 +41,22 @@ def function(name: str, parameters: dict[str, Any]) -> dict[str, Any]:
 
 
 def read(*pieces: str, parallel: bool = True) -> tuple[str, list[tuple[str, str]]]:
-    parser = CallParser(["weather", "now"], parallel)
-    found = [piece for text in pieces for piece in parser.feed(text)]
-    text, calls = assembled([*found, *parser.end()])
-    return text, [(call.function.name, call.function.arguments) for call in calls]
+    request = GenerationRequest(
+        model="m",
+        prompts=["x"],
+        sampling=Sampling(),
+        max_tokens=None,
+        stream=False,
+        fields=FieldNames("prompt", "max_tokens"),
+        offer=Offer([Tool("weather"), Tool("now")], parallel=parallel),
+    )
+    collected, unused_prompt = Collected(1), cast(Prompt, None)
+    answers = Answers(collected, request, unused_prompt, Tally("", 1, 1, False, METRICS))
+    for text in pieces:
+        answers.read(Delta(text, 1, None))
+    answers.read(Delta("", 0, "stop"))
+    [answer] = collected.answers
+    return answer.text, [(call.name, call.arguments) for call in answer.calls]
 
 
 @pytest.mark.parametrize(
@@ -246,9 +265,14 @@ LLAMA_TEMPLATE = (
 
 
 def rendered(tokenizer: PreTrainedTokenizerFast, messages: list[dict[str, Any]]) -> str:
-    tools = [Tool.model_validate(tool) for tool in TOOLS]
-    ids = Prompt(tokenizer).encode([ChatMessage.model_validate(message) for message in messages], tools)
-    return str(tokenizer.decode(ids))
+    return str(tokenizer.decode(encoded(tokenizer, messages, TOOLS)))
+
+
+def encoded(tokenizer: PreTrainedTokenizerFast, messages: Any, tools: Any) -> list[int]:
+    request = ChatRequest.model_validate(ask(messages=messages, tools=tools))
+    return Prompt(tokenizer).encode(
+        [message.message() for message in request.messages], request.offer().tools
+    )
 
 
 def test_a_template_without_tools_gets_them_as_text(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -298,13 +322,7 @@ def test_control_tokens_in_tools_and_calls_stay_text(
     else:
         tools[1]["function"]["description"] = attack
 
-    def ids(messages: Any, tools: Any) -> list[int]:
-        return Prompt(used).encode(
-            [ChatMessage.model_validate(message) for message in messages],
-            [Tool.model_validate(tool) for tool in tools],
-        )
-
     end = used.convert_tokens_to_ids(attack)
-    found = ids(messages, tools)
-    assert found.count(end) == ids(CALLED, TOOLS).count(end)
+    found = encoded(used, messages, tools)
+    assert found.count(end) == encoded(used, CALLED, TOOLS).count(end)
     assert attack in used.decode([id for id in found if id != end])

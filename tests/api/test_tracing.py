@@ -148,7 +148,7 @@ async def test_a_collector_that_is_gone_delays_neither_answers_nor_the_end(
 def test_without_an_endpoint_nothing_is_imported() -> None:
     program = (
         "import sys; from api import app; from api.http import server; "
-        "from api.http.tracing import start_tracing; "
+        "from api.telemetry.tracing import start_tracing; "
         "assert start_tracing() is None; print([m for m in sys.modules if m.startswith('opentelemetry')])"
     )
     run = subprocess.run(

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from api.dialects.chat.schema import ChatRequest
 from api.dialects.completions.schema import CompletionRequest
-from api.generation.schema import INT64_MAX
+from api.dialects.fields import INT64_MAX
 from tests.support.api import MODEL, House, ask
 
 REQUESTS: dict[str, type[BaseModel]] = {

@@ -21,9 +21,11 @@ ALL_THAT_MAY_BE_LEFT_OUT = (
     "--set-json", 'api.egress=[{"ports": [{"port": 4318}]}]',
 )  # fmt: skip
 ENDS_WITHIN_S = 25  # from the drained API to its last process; measured: 10 s
-METRICS = (
-    "import json, api.http.metrics as m; print(json.dumps([x.name for x in m.Metrics().registry.collect()]))"
-)
+METRICS = """
+import json
+from api.telemetry.metrics import Metrics
+print(json.dumps([metric.name for metric in Metrics().registry.collect()]))
+"""
 ROUTES = """
 import json
 from api.operations import health

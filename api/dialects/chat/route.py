@@ -1,31 +1,30 @@
 """POST /v1/chat/completions."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
 
-from api.dialects.chat.frames import CallFrames, ChatFrames
+from api.dialects.chat.frames import ChatFrames
 from api.dialects.chat.schema import (
     AssistantMessage,
     ChatCompletion,
-    ChatFinishReason,
     ChatRequest,
     Choice,
     ChoiceLogprobs,
+    ToolCall,
 )
-from api.dialects.strict import StrictRoute, answers_with
-from api.engine.prompt import Prompt
-from api.errors import InvalidRequest
-from api.generation.answer_schema import AnswerSchema, Offer
-from api.generation.exchange import Answer, Exchange, Timeout
-from api.generation.schema import Usage
-from api.generation.tool_calls import CallParser, assembled
-from api.generation.tools import NamedToolChoice
-from api.service import Service, ServiceOfApp
+from api.dialects.chunks import Usage, head
+from api.dialects.json_route import JsonRoute, answers_with
+from api.generation import events
+from api.generation.events import Answer, Identity
+from api.generation.request import Conversation, FieldNames, GenerationRequest
+from api.generation.runner import Timeout
+from api.service import ServiceOfApp
 
-router = APIRouter(route_class=StrictRoute)
+_FIELDS = FieldNames("messages", "max_tokens", "response_format")
+
+router = APIRouter(route_class=JsonRoute)
 
 
 @router.post("/v1/chat/completions", response_class=JSONResponse, responses=answers_with(ChatCompletion))
@@ -34,64 +33,39 @@ async def create_chat_completion(
 ) -> Response:
     service.lifecycle.require_ready()
     service.require_model(request.model)
-    return _Chat(request, service, timeout)
+    return service.runner.respond(_generation(request), _Chat(request), timeout)
 
 
-class _Chat(Exchange):
+def _generation(request: ChatRequest) -> GenerationRequest:
+    return GenerationRequest(
+        model=request.model,
+        prompts=[Conversation([message.message() for message in request.messages])],
+        sampling=request.sampling(),
+        max_tokens=request.max_completion_tokens or request.max_tokens,
+        stream=bool(request.stream),
+        fields=_FIELDS,
+        logprobs=(request.top_logprobs or 0) if request.logprobs else None,
+        offer=request.offer(),
+        format=request.response_format.schema_wanted() if request.response_format else None,
+    )
+
+
+class _Chat:
     id_prefix = "chatcmpl-"
-    prompt_field = "messages"
 
-    def __init__(self, request: ChatRequest, service: Service, timeout_s: float | None) -> None:
-        super().__init__(request, service, timeout_s)
-        self._chat = request
-        choice = request.tool_choice
-        only = choice.function.name if isinstance(choice, NamedToolChoice) else None
-        any_of = None if isinstance(choice, NamedToolChoice) else choice
-        self._offer = Offer(request.tools, any_of, only, request.parallel_tool_calls)
+    def __init__(self, request: ChatRequest) -> None:
+        self._request = request
 
-    def prompts(self) -> int:
-        return 1
+    def frames(self, identity: Identity, answers: int) -> ChatFrames:
+        return ChatFrames(identity, answers, include_usage=self._request.wants_usage())
 
-    def encode(self, prompt: Prompt) -> list[list[int]]:
-        return [prompt.encode(self._chat.messages, self._offer.tools)]
-
-    def answer_schema(self, prompt: Prompt) -> AnswerSchema | None:
-        format = self._chat.response_format
-        wanted = format.schema_wanted() if format else None
-        schema = self._offer.answer_schema(wanted, "response_format", prompt.arguments_key)
-        if schema and self._chat.stop_token_ids:
-            raise InvalidRequest(
-                f"stop_token_ids: they could end an answer before it obeys {schema.param}.",
-                param="stop_token_ids",
-            )
-        return schema
-
-    def token_limit(self) -> int | None:
-        return self._chat.max_completion_tokens or self._chat.max_tokens
-
-    def logprobs_wanted(self) -> int | None:
-        return (self._chat.top_logprobs or 0) if self._chat.logprobs else None
-
-    def frames(self, head: dict[str, Any], answers: int) -> ChatFrames:
-        if self._offer.tools:
-            parsers = [self._parser() for _ in range(answers)]
-            return CallFrames(head, parsers, include_usage=self._chat.wants_usage())
-        return ChatFrames(head, answers, include_usage=self._chat.wants_usage())
-
-    def whole(self, head: dict[str, Any], answers: Sequence[Answer], usage: Usage) -> ChatCompletion:
+    def body(self, identity: Identity, answers: Sequence[Answer], usage: events.Usage) -> bytes:
         choices = [self._choice(index, answer) for index, answer in enumerate(answers)]
-        return ChatCompletion(**head, choices=choices, usage=usage)
+        body = ChatCompletion(**head(identity), choices=choices, usage=Usage.of(usage))
+        return body.model_dump_json().encode()
 
     def _choice(self, index: int, answer: Answer) -> Choice:
-        message = AssistantMessage(content=answer.text)
-        reason: ChatFinishReason = answer.finish_reason
-        if self._offer.tools:
-            parser = self._parser()
-            text, calls = assembled([*parser.feed(answer.text), *parser.end()])
-            message = AssistantMessage(content=text or (None if calls else ""), tool_calls=calls or None)
-            reason = parser.reason(reason)
-        logprobs = ChoiceLogprobs(content=answer.logprobs) if self._chat.logprobs else None
-        return Choice(index=index, message=message, logprobs=logprobs, finish_reason=reason)
-
-    def _parser(self) -> CallParser:
-        return CallParser(self._offer.names, self._offer.parallel)
+        calls = [ToolCall.of(call) for call in answer.calls] or None
+        message = AssistantMessage(content=answer.text or (None if calls else ""), tool_calls=calls)
+        logprobs = ChoiceLogprobs(content=answer.logprobs) if self._request.logprobs else None
+        return Choice(index=index, message=message, logprobs=logprobs, finish_reason=answer.finish_reason)

@@ -5,22 +5,24 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
-from api.generation.schema import (
+from api.dialects.chunks import Usage
+from api.dialects.fields import (
     INT64_MAX,
     MAX_CHOICES,
-    FinishReason,
-    GenerationRequest,
+    MAX_MESSAGES,
+    MAX_TOOLS,
+    CallId,
+    CompletionFields,
+    FunctionName,
     Strict,
-    TokenLogprob,
-    Usage,
 )
-from api.generation.tools import CallId, Name, ToolCall, ToolCallDelta, ToolChoice, Tools
+from api.engine import messages as neutral
+from api.generation.answer_schema import Offer
+from api.generation.events import FinishReason
+from api.generation.logprobs import TokenLogprob
 
-MAX_MESSAGES = 2048
 MAX_CALLS = 128  # of one message
 MAX_PARTS = 1024  # likewise
-
-ChatFinishReason = FinishReason | Literal["tool_calls"]
 
 
 class TextPart(Strict):
@@ -29,6 +31,28 @@ class TextPart(Strict):
 
 
 Parts = Annotated[list[TextPart], Field(max_length=MAX_PARTS, fail_fast=True)]
+
+
+class MadeCall(Strict):
+    name: FunctionName
+    arguments: str
+
+
+class ToolCall(Strict):
+    """arguments: JSON as the model wrote it; in a call that was not required it may be invalid."""
+
+    id: CallId
+    type: Literal["function"] = "function"
+    function: MadeCall
+
+    @classmethod
+    def of(cls, call: neutral.Call) -> "ToolCall":
+        """Return the call in OpenAI's words."""
+        return cls(id=call.id, function=MadeCall(name=call.name, arguments=call.arguments))
+
+    def call(self) -> neutral.Call:
+        """Return the call as prompts take it."""
+        return neutral.Call(self.id, self.function.name, self.function.arguments)
 
 
 class ChatMessage(Strict):
@@ -52,14 +76,20 @@ class ChatMessage(Strict):
             raise ValueError("tool_call_id belongs to a message of role tool, and is needed there")
         return self
 
-    def text(self) -> str:
+    def message(self) -> neutral.Message:
+        """Return the message as prompts take it: chat templates do not know the role `developer`."""
+        role = "system" if self.role == "developer" else self.role
+        calls = tuple(call.call() for call in self.tool_calls or ())
+        return neutral.Message(role, self._text(), calls, self.tool_call_id)
+
+    def _text(self) -> str:
         if isinstance(self.content, list):
             return "".join(part.text for part in self.content)
         return self.content or ""
 
 
 class JsonSchema(Strict):
-    name: Name
+    name: FunctionName
     description: str | None = Field(None, description="Accepted, not used.")
     schema_: dict[str, Any] | None = Field(None, alias="schema", description="Without it any JSON object.")
     strict: bool | None = Field(None, description="Accepted, not used: the answer obeys the schema anyway.")
@@ -70,19 +100,45 @@ class ResponseFormat(Strict):
     json_schema: JsonSchema | None = None
 
     @model_validator(mode="after")
-    def _schema_of_what(self) -> "ResponseFormat":
+    def _schema_of_the_type(self) -> "ResponseFormat":
         if (self.json_schema is not None) != (self.type == "json_schema"):
             raise ValueError("json_schema belongs to the type json_schema, and is needed there")
         return self
 
     def schema_wanted(self) -> dict[str, Any] | None:
-        """What the answer must obey; None: it may be any text."""
+        """Return the schema that the answer must obey, or None if it may be any text."""
         if self.type == "text":
             return None
         return (self.json_schema and self.json_schema.schema_) or {"type": "object"}
 
 
-class ChatRequest(GenerationRequest):
+class Function(Strict):
+    """parameters: a JSON Schema; without it the function takes no arguments."""
+
+    name: FunctionName
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = Field(
+        None,
+        description="A required call obeys `parameters` anyway; in one that is not, this changes nothing.",
+    )
+
+
+class Tool(Strict):
+    type: Literal["function"]
+    function: Function
+
+
+class NamedFunction(Strict):
+    name: FunctionName
+
+
+class NamedToolChoice(Strict):
+    type: Literal["function"]
+    function: NamedFunction
+
+
+class ChatRequest(CompletionFields):
     messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)
     max_completion_tokens: int | None = Field(None, ge=1, le=INT64_MAX)
     max_tokens: int | None = Field(
@@ -91,29 +147,47 @@ class ChatRequest(GenerationRequest):
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20, description="Needs logprobs.")
     response_format: ResponseFormat | None = None
-    tools: Tools | None = None
-    tool_choice: ToolChoice | None = Field(None, description="Without it auto, if there are tools.")
+    tools: Annotated[list[Tool], Field(min_length=1, max_length=MAX_TOOLS)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedToolChoice | None = Field(
+        None, description="Without it auto, if there are tools."
+    )
     parallel_tool_calls: bool | None = None
 
     @model_validator(mode="after")
-    def _top_of_what(self) -> "ChatRequest":
+    def _top_logprobs_need_logprobs(self) -> "ChatRequest":
         if self.top_logprobs is not None and not self.logprobs:
             raise ValueError("top_logprobs needs logprobs to be true")
         return self
 
     @model_validator(mode="after")
-    def _results_of_what(self) -> "ChatRequest":
-        require_answered(self.messages, "messages")
+    def _results_need_calls(self) -> "ChatRequest":
+        made = [[call.id for call in message.tool_calls or ()] for message in self.messages]
+        require_calls(made, [message.tool_call_id for message in self.messages], "messages")
         return self
 
+    def offer(self) -> Offer:
+        """Return the functions that an answer may call. Raises: InvalidRequest."""
+        tools = [
+            neutral.Tool(tool.function.name, tool.function.description, tool.function.parameters)
+            for tool in self.tools or ()
+        ]
+        choice = self.tool_choice
+        if isinstance(choice, NamedToolChoice):
+            return Offer(tools, None, choice.function.name, self.parallel_tool_calls)
+        return Offer(tools, choice, None, self.parallel_tool_calls)
 
-def require_answered(messages: Sequence[ChatMessage], field: str) -> None:
-    """Raises: ValueError if a result belongs to no call before it."""
-    made: set[str] = set()
-    for message in messages:
-        made |= {call.id for call in message.tool_calls or ()}
-        if message.tool_call_id is not None and message.tool_call_id not in made:
-            raise ValueError(f"{field}: a result belongs to no call before it ({message.tool_call_id})")
+
+def require_calls(made: Sequence[Sequence[str]], results: Sequence[str | None], field: str) -> None:
+    """Check that every result belongs to a call before it.
+
+    made: the ids of the calls of each message; results: the id of the call that a message answers.
+    Raises: ValueError.
+    """
+    known: set[str] = set()
+    for calls, result in zip(made, results, strict=True):
+        known.update(calls)
+        if result is not None and result not in known:
+            raise ValueError(f"{field}: a result belongs to no call before it ({result})")
 
 
 class AssistantMessage(BaseModel):
@@ -131,7 +205,7 @@ class Choice(BaseModel):
     index: int = Field(ge=0, lt=MAX_CHOICES)
     message: AssistantMessage
     logprobs: ChoiceLogprobs | None = None
-    finish_reason: ChatFinishReason
+    finish_reason: FinishReason
 
 
 class ChatCompletion(BaseModel):
@@ -144,6 +218,20 @@ class ChatCompletion(BaseModel):
     usage: Usage
 
 
+class FunctionDelta(BaseModel):
+    name: str | None = None
+    arguments: str
+
+
+class ToolCallDelta(BaseModel):
+    """A call's first delta has id, type and name; the others have pieces of its arguments."""
+
+    index: int
+    id: str | None = None
+    type: Literal["function"] | None = None
+    function: FunctionDelta
+
+
 class Delta(BaseModel):
     role: Literal["assistant"] | None = None
     content: str | None = None
@@ -154,11 +242,11 @@ class ChunkChoice(BaseModel):
     index: int = Field(0, ge=0, lt=MAX_CHOICES)
     delta: Delta
     logprobs: ChoiceLogprobs | None = None
-    finish_reason: ChatFinishReason | None = None
+    finish_reason: FinishReason | None = None
 
 
 class ChatCompletionChunk(BaseModel):
-    """One event of a stream; sse.py writes it without building it."""
+    """One event of a stream; frames.py writes it without building it."""
 
     id: str
     object: Literal["chat.completion.chunk"] = "chat.completion.chunk"

@@ -1,24 +1,29 @@
-"""POST /v1/completions: a text goes on, or several do; no template is in the way."""
+"""POST /v1/completions: continue a text, or several; no chat template is used."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
 
-from api.dialects.chat.frames import CompletionFrames
-from api.dialects.completions.schema import Completion, CompletionChoice, CompletionRequest
-from api.dialects.strict import StrictRoute, answers_with
-from api.engine.prompt import Prompt
-from api.errors import InvalidRequest
-from api.generation.exchange import Answer, Exchange, Timeout
-from api.generation.logprobs import completion_logprobs
-from api.generation.schema import Usage
-from api.service import Service, ServiceOfApp
+from api.dialects.chunks import Usage, head
+from api.dialects.completions.frames import CompletionFrames
+from api.dialects.completions.schema import (
+    Completion,
+    CompletionChoice,
+    CompletionRequest,
+    completion_logprobs,
+)
+from api.dialects.json_route import JsonRoute, answers_with
+from api.generation import events
+from api.generation.events import Answer, Identity
+from api.generation.request import FieldNames, GenerationRequest
+from api.generation.runner import Timeout
+from api.service import ServiceOfApp
 
 DEFAULT_MAX_TOKENS = 16  # OpenAI's
+_FIELDS = FieldNames("prompt", "max_tokens")
 
-router = APIRouter(route_class=StrictRoute)
+router = APIRouter(route_class=JsonRoute)
 
 
 @router.post("/v1/completions", response_class=JSONResponse, responses=answers_with(Completion))
@@ -27,45 +32,40 @@ async def create_completion(
 ) -> Response:
     service.lifecycle.require_ready()
     service.require_model(request.model)
-    return _Completion(request, service, timeout)
+    return service.runner.respond(_generation(request), _Completion(request), timeout)
 
 
-class _Completion(Exchange):
+def _generation(request: CompletionRequest) -> GenerationRequest:
+    return GenerationRequest(
+        model=request.model,
+        prompts=request.prompts(),
+        sampling=request.sampling(),
+        max_tokens=request.max_tokens or DEFAULT_MAX_TOKENS,
+        stream=bool(request.stream),
+        fields=_FIELDS,
+        logprobs=request.logprobs,
+    )
+
+
+class _Completion:
     id_prefix = "cmpl-"
-    prompt_field = "prompt"
 
-    def __init__(self, request: CompletionRequest, service: Service, timeout_s: float | None) -> None:
-        super().__init__(request, service, timeout_s)
-        self._completion = request
+    def __init__(self, request: CompletionRequest) -> None:
+        self._request = request
 
-    def prompts(self) -> int:
-        return len(self._completion.prompts())
+    def frames(self, identity: Identity, answers: int) -> CompletionFrames:
+        return CompletionFrames(identity, answers, include_usage=self._request.wants_usage())
 
-    def encode(self, prompt: Prompt) -> list[list[int]]:
-        given = self._completion.prompts()
-        found = [prompt.encode_text(text) if isinstance(text, str) else text for text in given]
-        if not all(found):
-            raise InvalidRequest("A prompt must have at least one token.", param="prompt")
-        return found
-
-    def token_limit(self) -> int | None:
-        return self._completion.max_tokens or DEFAULT_MAX_TOKENS
-
-    def logprobs_wanted(self) -> int | None:
-        return self._completion.logprobs
-
-    def frames(self, head: dict[str, Any], answers: int) -> CompletionFrames:
-        return CompletionFrames(head, answers, include_usage=self._completion.wants_usage())
-
-    def whole(self, head: dict[str, Any], answers: Sequence[Answer], usage: Usage) -> Completion:
-        wanted = self._completion.logprobs is not None
+    def body(self, identity: Identity, answers: Sequence[Answer], usage: events.Usage) -> bytes:
+        wanted = self._request.logprobs is not None
         choices = [
             CompletionChoice(
                 index=index,
                 text=answer.text,
                 logprobs=completion_logprobs(answer.logprobs, 0) if wanted else None,
-                finish_reason=answer.finish_reason,
+                finish_reason="length" if answer.finish_reason == "length" else "stop",
             )
             for index, answer in enumerate(answers)
         ]
-        return Completion(**head, choices=choices, usage=usage)
+        body = Completion(**head(identity), choices=choices, usage=Usage.of(usage))
+        return body.model_dump_json().encode()

@@ -1,17 +1,20 @@
 """/v1/completions: its requests and its answers."""
 
+import itertools
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
-from api.generation.schema import INT64_MAX, FinishReason, GenerationRequest, TokenId, Usage
+from api.dialects.chunks import Usage
+from api.dialects.fields import INT64_MAX, CompletionFields, TokenId
+from api.generation.logprobs import TokenLogprob
 
 MAX_TOP_LOGPROBS = 5
 TokenIds = Annotated[list[TokenId], Field(min_length=1, fail_fast=True)]
 
 
-class CompletionRequest(GenerationRequest):
+class CompletionRequest(CompletionFields):
     prompt: (
         str
         | TokenIds
@@ -22,15 +25,11 @@ class CompletionRequest(GenerationRequest):
     logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
     echo: Literal[False] | None = None
 
-    def prompts(self) -> list[str] | list[list[int]]:
-        """One or several, each a text or token ids."""
+    def prompts(self) -> list[str | list[int]]:
+        """Return one prompt or several, each a text or token ids."""
         prompt: Any = self.prompt
         single = isinstance(prompt, str) or isinstance(prompt[0], int)
         return [prompt] if single else prompt
-
-    def token_ids(self) -> list[tuple[str, Sequence[int]]]:
-        given = [("prompt", prompt) for prompt in self.prompts() if not isinstance(prompt, str)]
-        return [*super().token_ids(), *given]
 
 
 class CompletionLogprobs(BaseModel):
@@ -42,15 +41,26 @@ class CompletionLogprobs(BaseModel):
     text_offset: list[int]
 
 
+def completion_logprobs(entries: Sequence[TokenLogprob], offset: int) -> CompletionLogprobs:
+    """Return the entries as lists. offset: characters of the tokens before these."""
+    tokens = [entry.token for entry in entries]
+    return CompletionLogprobs(
+        tokens=tokens,
+        token_logprobs=[entry.logprob for entry in entries],
+        top_logprobs=[{top.token: top.logprob for top in entry.top_logprobs} for entry in entries],
+        text_offset=list(itertools.accumulate(map(len, tokens[:-1]), initial=offset)),
+    )
+
+
 class CompletionChoice(BaseModel):
     index: int
     text: str
     logprobs: CompletionLogprobs | None = None
-    finish_reason: FinishReason | None = None
+    finish_reason: Literal["stop", "length"] | None = None
 
 
 class Completion(BaseModel):
-    """The whole answer; an event of a stream too, where `usage` comes last and alone."""
+    """The whole answer, or an event of a stream, where `usage` comes last and alone."""
 
     id: str
     object: Literal["text_completion"] = "text_completion"

@@ -1,6 +1,6 @@
 """The events of a stream of /v1/responses. Its output is a list of items: a message, calls, or both.
 
-A piece of text costs one JSON string escape, as in sse.py; all other events are rare.
+A piece of text costs one JSON string escape; all other events are rare.
 """
 
 import uuid
@@ -9,90 +9,46 @@ from typing import Any
 
 import orjson
 
-from api.dialects.chat.schema import ChatFinishReason
 from api.dialects.responses.schema import ItemStatus, ResponseBody, ResponseUsage
+from api.engine.messages import Call
 from api.errors import ApiError
-from api.generation.schema import TokenLogprob, Usage
-from api.generation.tool_calls import CallParser, Piece
+from api.generation.events import FinishReason, Usage
+from api.generation.logprobs import TokenLogprob
 
 
 class ResponseFrames:
-    """For one answer: text..., finish, end; or failed."""
+    """Events of one answer."""
 
-    def __init__(self, response: ResponseBody, parser: CallParser | None) -> None:
-        """response: as it is before anything was generated. parser: None where nothing can be called."""
-        self.response = response.model_dump()  # at the end: the whole answer
-        self._parser = parser
-        self._numbers = 0
-        self._item: dict[str, Any] | None = None  # that is being written
+    def __init__(self, response: ResponseBody) -> None:
+        """response: as it is before anything was generated; at the end it is the whole answer."""
+        self._response = response.model_dump()
+        self._numbers = 0  # of events that have been made
+        self._item: dict[str, Any] = {}  # the one that is open
         self._written: list[str] = []  # its text or arguments
-        self._delta = b""  # what stands before a piece of it
-        self._status: ItemStatus = "completed"
+        self._delta = b""  # the beginning of an event with a piece of it
+        self._reason: FinishReason = "stop"
 
-    def first(self, text: str, index: int = 0, logprobs: Sequence[TokenLogprob] = ()) -> bytes:
-        begun = [
-            self._event(f"response.{name}", response=self.response) for name in ("created", "in_progress")
-        ]
-        return b"".join(begun) + self.text(text)
+    def start(self, usage: Usage) -> bytes:
+        begun = ("response.created", "response.in_progress")
+        return b"".join([self._event(name, response=self._response) for name in begun])
 
-    def text(self, text: str, index: int = 0, logprobs: Sequence[TokenLogprob] = ()) -> bytes:
-        if self._parser is None:
-            return self._piece(Piece(text)) if text else b""
-        return b"".join(map(self._piece, self._parser.feed(text)))
-
-    def finish(
-        self, reason: ChatFinishReason, index: int = 0, logprobs: Sequence[TokenLogprob] = ()
+    def text(
+        self, index: int, text: str, logprobs: Sequence[TokenLogprob] = (), first: bool = False
     ) -> bytes:
-        self._status = "incomplete" if reason == "length" else "completed"
-        frames = b"".join(map(self._piece, self._parser.end() if self._parser else ()))
-        if self._item is None and not self.response["output"]:
-            frames += self._piece(Piece(""))
-        return frames + self._close(self._status)
+        return self._open(message_item("")) + self._piece(text) if first else self._piece(text)
 
-    def end(self, usage: Usage) -> bytes:
-        details = {"reason": "max_output_tokens"} if self._status == "incomplete" else None
-        self.response |= {"status": self._status, "incomplete_details": details, "usage": _usage(usage)}
-        return self._event(f"response.{self._status}", response=self.response)
+    def call(
+        self, index: int, number: int, call: Call, logprobs: Sequence[TokenLogprob], first: bool
+    ) -> bytes:
+        return self._open(call_item(call)) + self._piece(call.arguments)
 
-    def failed(self, error: ApiError) -> bytes:
-        told = {"code": "server_error", "message": error.message}
-        self.response |= {"status": "failed", "error": told}
-        return self._close("incomplete") + self._event("response.failed", response=self.response)
+    def arguments(self, index: int, number: int, text: str, logprobs: Sequence[TokenLogprob]) -> bytes:
+        return self._piece(text)
 
-    def _piece(self, piece: Piece) -> bytes:
-        """Of the open item, or of a new one."""
-        frames = b""
-        if self._item is None or piece.name is not None:
-            frames = self._close("completed") + self._open(piece)
-        if not piece.text:
-            return frames
-        self._written.append(piece.text)
-        frames += self._delta + orjson.dumps(piece.text) + b',"sequence_number":%d}\n\n' % self._numbers
-        self._numbers += 1
-        return frames
-
-    def _open(self, piece: Piece) -> bytes:
-        output = self.response["output"]
-        item = _message() if piece.name is None else _function_call(piece)
-        added = {**item, "content": []} if piece.name is None else item
-        frames = self._event("response.output_item.added", output_index=len(output), item=added)
-        where: dict[str, Any] = {"item_id": item["id"], "output_index": len(output)}
-        if piece.name is None:
-            where["content_index"] = 0
-            frames += self._event("response.content_part.added", **where, part=item["content"][0])
-            self._delta = _opened("response.output_text.delta", **where, logprobs=[])
-        else:
-            self._delta = _opened("response.function_call_arguments.delta", **where)
-        self._item, self._written = item, []
-        return frames
-
-    def _close(self, status: ItemStatus) -> bytes:
-        """The open item's last events, if there is one."""
-        item, self._item = self._item, None
-        if item is None:
-            return b""
-        written, item["status"] = "".join(self._written), status
-        where: dict[str, Any] = {"item_id": item["id"], "output_index": len(self.response["output"])}
+    def part_end(self, index: int, whole: bool) -> bytes:
+        item, written = self._item, "".join(self._written)
+        item["status"] = "completed" if whole else "incomplete"
+        where: dict[str, Any] = {"item_id": item["id"], "output_index": len(self._response["output"])}
         if item["type"] == "message":
             part = item["content"][0]
             part["text"] = written
@@ -104,9 +60,45 @@ class ResponseFrames:
             frames = self._event(
                 "response.function_call_arguments.done", **where, name=item["name"], arguments=written
             )
-        number = len(self.response["output"])
-        self.response["output"].append(item)
+        number = len(self._response["output"])
+        self._response["output"].append(item)
         return frames + self._event("response.output_item.done", output_index=number, item=item)
+
+    def finish(self, index: int, reason: FinishReason, logprobs: Sequence[TokenLogprob]) -> bytes:
+        self._reason = reason
+        return b""
+
+    def end(self, usage: Usage) -> bytes:
+        self._response |= ended(self._reason, usage)
+        return self._event(f"response.{self._response['status']}", response=self._response)
+
+    def error(self, error: ApiError) -> bytes:
+        failure = {"code": "server_error", "message": error.message}
+        self._response |= {"status": "failed", "error": failure}
+        return self._event("response.failed", response=self._response)
+
+    def _piece(self, text: str) -> bytes:
+        """Return the event of a piece of the open item."""
+        if not text:
+            return b""
+        self._written.append(text)
+        frame = self._delta + orjson.dumps(text) + b',"sequence_number":%d}\n\n' % self._numbers
+        self._numbers += 1
+        return frame
+
+    def _open(self, item: dict[str, Any]) -> bytes:
+        self._item, self._written = item, []
+        number, is_message = len(self._response["output"]), item["type"] == "message"
+        added = {**item, "content": []} if is_message else item
+        frames = self._event("response.output_item.added", output_index=number, item=added)
+        where: dict[str, Any] = {"item_id": item["id"], "output_index": number}
+        if is_message:
+            where["content_index"] = 0
+            frames += self._event("response.content_part.added", **where, part=item["content"][0])
+            self._delta = _beginning("response.output_text.delta", **where, logprobs=[])
+        else:
+            self._delta = _beginning("response.function_call_arguments.delta", **where)
+        return frames
 
     def _event(self, type: str, **fields: Any) -> bytes:
         body = orjson.dumps({"type": type, **fields, "sequence_number": self._numbers})
@@ -114,38 +106,42 @@ class ResponseFrames:
         return b"event: %b\ndata: %b\n\n" % (type.encode(), body)
 
 
-def _opened(type: str, **fields: Any) -> bytes:
-    """A delta's event up to its text."""
+def _beginning(type: str, **fields: Any) -> bytes:
+    """Return a delta's event up to its text."""
     return (
         b"event: %b\ndata: %b" % (type.encode(), orjson.dumps({"type": type, **fields})[:-1]) + b',"delta":'
     )
 
 
-def _message() -> dict[str, Any]:
-    content = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
+def message_item(text: str, status: ItemStatus = "in_progress") -> dict[str, Any]:
+    """Return an item of the output that holds text."""
+    content = {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
     return {
         "id": f"msg_{uuid.uuid4().hex}",
         "type": "message",
-        "status": "in_progress",
+        "status": status,
         "role": "assistant",
         "content": [content],
     }
 
 
-def _function_call(piece: Piece) -> dict[str, Any]:
+def call_item(call: Call, status: ItemStatus = "in_progress") -> dict[str, Any]:
+    """Return an item of the output that is a call of a function."""
     return {
         "id": f"fc_{uuid.uuid4().hex}",
         "type": "function_call",
-        "status": "in_progress",
-        "call_id": piece.id,
-        "name": piece.name,
-        "arguments": "",
+        "status": status,
+        "call_id": call.id,
+        "name": call.name,
+        "arguments": call.arguments,
     }
 
 
-def _usage(usage: Usage) -> dict[str, Any]:
-    return ResponseUsage(
-        input_tokens=usage.prompt_tokens,
-        output_tokens=usage.completion_tokens,
-        total_tokens=usage.total_tokens,
-    ).model_dump()
+def ended(reason: FinishReason, usage: Usage) -> dict[str, Any]:
+    """Return the fields of a response that is over."""
+    cut = reason == "length"
+    return {
+        "status": "incomplete" if cut else "completed",
+        "incomplete_details": {"reason": "max_output_tokens"} if cut else None,
+        "usage": ResponseUsage.of(usage).model_dump(),
+    }

@@ -6,17 +6,18 @@ from typing import Any
 from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
 
-from api.dialects.responses.frames import ResponseFrames
-from api.dialects.responses.schema import FunctionChoice, ResponseBody, ResponseRequest, TextSettings
-from api.dialects.strict import StrictRoute, answers_with
-from api.engine.prompt import Prompt
-from api.generation.answer_schema import AnswerSchema, Offer
-from api.generation.exchange import Answer, Exchange, Timeout
-from api.generation.schema import Usage
-from api.generation.tool_calls import CallParser
-from api.service import Service, ServiceOfApp
+from api.dialects.json_route import JsonRoute, answers_with
+from api.dialects.responses.frames import ResponseFrames, call_item, ended, message_item
+from api.dialects.responses.schema import ItemStatus, ResponseBody, ResponseRequest, TextSettings
+from api.engine.sampling import Sampling
+from api.generation.events import Answer, Identity, Usage
+from api.generation.request import Conversation, FieldNames, GenerationRequest
+from api.generation.runner import Timeout
+from api.service import ServiceOfApp
 
-router = APIRouter(route_class=StrictRoute)
+_FIELDS = FieldNames("input", "max_output_tokens", "text.format")
+
+router = APIRouter(route_class=JsonRoute)
 
 
 @router.post("/v1/responses", response_class=JSONResponse, responses=answers_with(ResponseBody))
@@ -25,55 +26,48 @@ async def create_response(
 ) -> Response:
     service.lifecycle.require_ready()
     service.require_model(request.model)
-    return _Response(request, service, timeout)
+    return service.runner.respond(_generation(request), _Response(request), timeout)
 
 
-class _Response(Exchange):
+def _generation(request: ResponseRequest) -> GenerationRequest:
+    return GenerationRequest(
+        model=request.model,
+        prompts=[Conversation(request.messages())],
+        sampling=Sampling(temperature=request.temperature, top_p=request.top_p),
+        max_tokens=request.max_output_tokens,
+        stream=bool(request.stream),
+        fields=_FIELDS,
+        offer=request.offer(),
+        format=request.text.format.schema_wanted() if request.text else None,
+    )
+
+
+class _Response:
     id_prefix = "resp_"
-    prompt_field = "input"
-    limit_field = "max_output_tokens"
 
-    def __init__(self, request: ResponseRequest, service: Service, timeout_s: float | None) -> None:
-        super().__init__(request.generation(), service, timeout_s)
-        self._asked = request
-        choice = request.tool_choice
-        only = choice.name if isinstance(choice, FunctionChoice) else None
-        any_of = None if isinstance(choice, FunctionChoice) else choice
-        self._offer = Offer(request.functions(), any_of, only, request.parallel_tool_calls)
+    def __init__(self, request: ResponseRequest) -> None:
+        self._request = request
 
-    def prompts(self) -> int:
-        return 1
+    def frames(self, identity: Identity, answers: int) -> ResponseFrames:
+        return ResponseFrames(self._body(identity))
 
-    def encode(self, prompt: Prompt) -> list[list[int]]:
-        return [prompt.encode(self._asked.messages(), self._offer.tools)]
+    def body(self, identity: Identity, answers: Sequence[Answer], usage: Usage) -> bytes:
+        """Return what a stream of the same answer would end with."""
+        [answer] = answers
+        last: ItemStatus = "incomplete" if answer.finish_reason == "length" else "completed"
+        said = answer.text or not answer.calls
+        items: list[dict[str, Any]] = [message_item(answer.text, "completed")] if said else []
+        items += [call_item(call, "completed") for call in answer.calls]
+        items[-1]["status"] = last
+        whole = self._body(identity).model_dump() | {"output": items} | ended(answer.finish_reason, usage)
+        return ResponseBody(**whole).model_dump_json().encode()
 
-    def answer_schema(self, prompt: Prompt) -> AnswerSchema | None:
-        format = self._asked.text.format.schema_wanted() if self._asked.text else None
-        return self._offer.answer_schema(format, "text.format", prompt.arguments_key)
-
-    def token_limit(self) -> int | None:
-        return self._asked.max_output_tokens
-
-    def logprobs_wanted(self) -> int | None:
-        return None
-
-    def frames(self, head: dict[str, Any], answers: int) -> ResponseFrames:
-        parser = CallParser(self._offer.names, self._offer.parallel) if self._offer.tools else None
-        return ResponseFrames(self._body(), parser)
-
-    def whole(self, head: dict[str, Any], answers: Sequence[Answer], usage: Usage) -> ResponseBody:
-        """What a stream of it ends with."""
-        frames = self.frames(head, 1)
-        frames.first(answers[0].text)
-        frames.finish(answers[0].finish_reason)
-        frames.end(usage)
-        return ResponseBody(**frames.response)
-
-    def _body(self) -> ResponseBody:
-        asked = self._asked
+    def _body(self, identity: Identity) -> ResponseBody:
+        """Return the response as it is before anything was generated."""
+        asked = self._request
         return ResponseBody(
-            id=self.id,
-            created_at=self.created,
+            id=identity.id,
+            created_at=identity.created,
             status="in_progress",
             instructions=asked.instructions,
             max_output_tokens=asked.max_output_tokens,

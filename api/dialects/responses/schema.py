@@ -5,9 +5,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-from api.dialects.chat.schema import MAX_MESSAGES, ChatMessage, require_answered
-from api.generation.schema import INT64_MAX, GenerationRequest, Strict
-from api.generation.tools import MAX_TOOLS, CallId, Function, MadeCall, Name, Tool, ToolCall
+from api.dialects.chat.schema import require_calls
+from api.dialects.fields import INT64_MAX, MAX_MESSAGES, MAX_TOOLS, CallId, FunctionName, Strict
+from api.engine.messages import Call, Message, Tool
+from api.generation.answer_schema import Offer
+from api.generation.events import Usage
 
 Role = Literal["user", "assistant", "system", "developer"]
 ItemId = Annotated[str, StringConstraints(max_length=128)]
@@ -17,7 +19,7 @@ MetadataText = Annotated[str, StringConstraints(max_length=512)]
 
 
 class InputText(Strict):
-    """annotations and logprobs: clients send answers back with all that they have; not used."""
+    """annotations and logprobs are not used; clients send answers back with all their fields."""
 
     type: Literal["input_text", "output_text"]
     text: str
@@ -26,7 +28,7 @@ class InputText(Strict):
 
 
 class InputItem(Strict):
-    """A message, a call that was made, or what it gave."""
+    """A message, a call that was made, or its result."""
 
     type: Literal["message", "function_call", "function_call_output"] = "message"
     id: ItemId | None = Field(None, description="Accepted, not used, as is status.")
@@ -34,7 +36,7 @@ class InputItem(Strict):
     role: Role | None = Field(None, description="Of a message, as is content.")
     content: str | list[InputText] | None = None
     call_id: CallId | None = Field(None, description="Of a call and of its output.")
-    name: Name | None = Field(None, description="Of a call, as is arguments.")
+    name: FunctionName | None = Field(None, description="Of a call, as is arguments.")
     arguments: str | None = None
     output: str | list[InputText] | None = Field(None, description="Of a call's output.")
 
@@ -55,19 +57,19 @@ class TextFormat(Strict):
     model_config = ConfigDict(serialize_by_alias=True)
 
     type: Literal["text", "json_object", "json_schema"]
-    name: Name | None = Field(None, description="Of a json_schema, as are the other fields.")
+    name: FunctionName | None = Field(None, description="Of a json_schema, as are the other fields.")
     description: str | None = Field(None, description="Accepted, not used.")
     schema_: dict[str, Any] | None = Field(None, alias="schema")
     strict: bool | None = Field(None, description="Accepted, not used: the answer obeys the schema anyway.")
 
     @model_validator(mode="after")
-    def _schema_of_what(self) -> "TextFormat":
+    def _schema_of_the_type(self) -> "TextFormat":
         if len({self.type == "json_schema", self.name is not None, self.schema_ is not None}) > 1:
             raise ValueError("name and schema belong to the type json_schema, and are needed there")
         return self
 
     def schema_wanted(self) -> dict[str, Any] | None:
-        """What the answer must obey; None: it may be any text."""
+        """Return the schema that the answer must obey, or None if it may be any text."""
         return None if self.type == "text" else self.schema_ or {"type": "object"}
 
 
@@ -76,10 +78,10 @@ class TextSettings(Strict):
 
 
 class FunctionTool(Strict):
-    """As chat's, without a level between."""
+    """Like chat's tools, but without the nested `function`."""
 
     type: Literal["function"]
-    name: Name
+    name: FunctionName
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
@@ -87,7 +89,7 @@ class FunctionTool(Strict):
 
 class FunctionChoice(Strict):
     type: Literal["function"]
-    name: Name
+    name: FunctionName
 
 
 class ResponseRequest(Strict):
@@ -111,43 +113,43 @@ class ResponseRequest(Strict):
     user: str | None = Field(None, max_length=256, description="Accepted, not used, not logged.")
 
     @model_validator(mode="after")
-    def _results_of_what(self) -> "ResponseRequest":
-        require_answered(self.messages(), "input")
+    def _results_need_calls(self) -> "ResponseRequest":
+        items = () if isinstance(self.input, str) else self.input
+        made = [[item.call_id or ""] if item.type == "function_call" else [] for item in items]
+        results = [item.call_id if item.type == "function_call_output" else None for item in items]
+        require_calls(made, results, "input")
         return self
 
-    def messages(self) -> list[ChatMessage]:
-        """The conversation as chat has it."""
-        turns = [ChatMessage(role="system", content=self.instructions)] if self.instructions else []
+    def messages(self) -> list[Message]:
+        """Return the conversation as prompts take it."""
+        turns = [Message("system", self.instructions)] if self.instructions else []
         if isinstance(self.input, str):
-            return [*turns, ChatMessage(role="user", content=self.input)]
-        calls: list[ToolCall] = []
+            return [*turns, Message("user", self.input)]
+        calls: list[Call] = []
         for item in self.input:
             if item.type == "function_call":
-                made = MadeCall(name=item.name or "", arguments=item.arguments or "")
-                calls.append(ToolCall(id=item.call_id or "", function=made))
+                calls.append(Call(item.call_id or "", item.name or "", item.arguments or ""))
                 continue
             if calls:
-                turns.append(ChatMessage(role="assistant", tool_calls=calls))
+                turns.append(Message("assistant", "", tuple(calls)))
                 calls = []
-            turns.append(_turn(item))
-        return [*turns, ChatMessage(role="assistant", tool_calls=calls)] if calls else turns
+            turns.append(_message(item))
+        return [*turns, Message("assistant", "", tuple(calls))] if calls else turns
 
-    def functions(self) -> list[Tool]:
-        return [
-            Tool(type="function", function=Function(**tool.model_dump(exclude={"type"})))
-            for tool in self.tools or ()
-        ]
-
-    def generation(self) -> GenerationRequest:
-        return GenerationRequest(
-            model=self.model, stream=self.stream, temperature=self.temperature, top_p=self.top_p
-        )
+    def offer(self) -> Offer:
+        """Return the functions that an answer may call. Raises: InvalidRequest."""
+        tools = [Tool(tool.name, tool.description, tool.parameters) for tool in self.tools or ()]
+        choice = self.tool_choice
+        if isinstance(choice, FunctionChoice):
+            return Offer(tools, None, choice.name, self.parallel_tool_calls)
+        return Offer(tools, choice, None, self.parallel_tool_calls)
 
 
-def _turn(item: InputItem) -> ChatMessage:
+def _message(item: InputItem) -> Message:
     if item.type == "function_call_output":
-        return ChatMessage(role="tool", tool_call_id=item.call_id, content=_joined(item.output))
-    return ChatMessage(role=item.role or "user", content=_joined(item.content))
+        return Message("tool", _joined(item.output), call_id=item.call_id)
+    role = item.role or "user"
+    return Message("system" if role == "developer" else role, _joined(item.content))
 
 
 def _joined(content: str | Sequence[InputText] | None) -> str:
@@ -199,7 +201,10 @@ class OutputTokensDetails(BaseModel):
 
 
 class ResponseUsage(BaseModel):
-    """The details are there because clients insist on them; nothing is counted in them."""
+    """cached_tokens: tokens of the prompt that were in the engine's cache and not computed again.
+
+    The other details are always 0: clients insist on them.
+    """
 
     input_tokens: int
     input_tokens_details: InputTokensDetails = InputTokensDetails()
@@ -207,9 +212,19 @@ class ResponseUsage(BaseModel):
     output_tokens_details: OutputTokensDetails = OutputTokensDetails()
     total_tokens: int
 
+    @classmethod
+    def of(cls, usage: Usage) -> "ResponseUsage":
+        """Return the usage in the words of this dialect."""
+        return cls(
+            input_tokens=usage.prompt_tokens,
+            input_tokens_details=InputTokensDetails(cached_tokens=usage.cached_tokens),
+            output_tokens=usage.completion_tokens,
+            total_tokens=usage.prompt_tokens + usage.completion_tokens,
+        )
+
 
 class ResponseBody(BaseModel):
-    """What was asked for comes back beside the output."""
+    """The answer; it repeats what was asked for."""
 
     id: str
     object: Literal["response"] = "response"

@@ -1,8 +1,8 @@
 """OpenTelemetry spans of the requests, over OTLP/HTTP to where OTEL_EXPORTER_OTLP_ENDPOINT says.
 
-Without that variable nothing is imported. Spans are made when a request has ended, out of the moments that
-its Tally kept, so the streaming path does not know of them: a server span below the client's `traceparent`,
-and in it `queue`, `prefill` (to the first token) and `decode`, or `generate` where nothing was streamed.
+Without that variable nothing is imported. Spans are made when a request has ended, from the moments that its
+Tally kept, so the streaming path does not know of them. A server span continues the client's `traceparent`;
+in it are `queue`, `prefill` (to the first token) and `decode`, or `generate` where nothing was streamed.
 The other OTEL_* variables (headers, sampler, service name, attributes) are read by OpenTelemetry itself.
 """
 
@@ -13,8 +13,7 @@ from typing import Any
 
 from starlette.types import Scope
 
-from api.errors import REASON
-from api.http.metrics import TALLY, Tally
+from api.telemetry.metrics import Tally
 
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 _METHODS = ("GET", "HEAD", "POST", "OPTIONS", "PUT", "PATCH", "DELETE")
@@ -35,8 +34,20 @@ class Tracing:
         self._tracer = self._provider.get_tracer("finechat")
         self._propagator = TraceContextTextMapPropagator()
 
-    def record(self, scope: Scope, route: str, status: int, request_id: str, begun: float) -> None:
-        """The spans of a request that has just ended. begun: of perf_counter; status: 0 without an answer."""
+    def record(
+        self,
+        scope: Scope,
+        route: str,
+        status: int,
+        request_id: str,
+        begun: float,
+        refusal: str | None,
+        tally: Tally | None,
+    ) -> None:
+        """Make the spans of a request that has just ended.
+
+        status: 0 without an answer; begun: of perf_counter; refusal: the reason of the error it was sent.
+        """
         from opentelemetry.trace import SpanKind, StatusCode, set_span_in_context
 
         now, now_ns = time.perf_counter(), time.time_ns()
@@ -44,13 +55,12 @@ class Tracing:
         def at(moment: float) -> int:
             return now_ns - int((now - moment) * 1e9)
 
-        tally: Tally | None = scope.get(TALLY)
         carrier = {str(name, "latin-1"): str(value, "latin-1") for name, value in scope["headers"]}
         span = self._tracer.start_span(
             f"{_method(scope)} {route}",
             self._propagator.extract(carrier),
             SpanKind.SERVER,
-            _attributes(scope, route, status, request_id, tally),
+            _attributes(_method(scope), route, status, request_id, refusal, tally),
             start_time=at(begun),
         )
         if status >= 500:
@@ -61,7 +71,7 @@ class Tracing:
         span.end(now_ns)
 
     def close(self) -> None:
-        """Send what is left; blocks for a moment, also if the collector does not answer."""
+        """Send what is left. Blocks for a moment, even if the collector does not answer."""
         closing = threading.Thread(target=self._provider.shutdown, name="tracing-close", daemon=True)
         closing.start()
         closing.join(_CLOSE_TIMEOUT_S)
@@ -72,21 +82,21 @@ def start_tracing() -> Tracing | None:
 
 
 def _method(scope: Scope) -> str:
-    """A client can make up any."""
+    """Return the method, or `_OTHER` for one that the client made up."""
     return scope["method"] if scope["method"] in _METHODS else "_OTHER"
 
 
 def _attributes(
-    scope: Scope, route: str, status: int, request_id: str, tally: Tally | None
+    method: str, route: str, status: int, request_id: str, refusal: str | None, tally: Tally | None
 ) -> dict[str, Any]:
-    """By OpenTelemetry's conventions where it has one."""
-    told = {
-        "http.request.method": _method(scope),
+    """Name the attributes by OpenTelemetry's conventions where it has one."""
+    attributes = {
+        "http.request.method": method,
         "http.route": route,
         "http.response.status_code": status or None,
-        "error.type": scope.get(REASON),
+        "error.type": refusal,
         "finechat.request_id": request_id,
         "gen_ai.usage.input_tokens": tally and tally.prompt_tokens,
         "gen_ai.usage.output_tokens": tally and tally.completion_tokens,
     }
-    return {name: value for name, value in told.items() if value is not None}
+    return {name: value for name, value in attributes.items() if value is not None}

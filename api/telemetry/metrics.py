@@ -1,6 +1,6 @@
-"""Prometheus numbers of the service, and the tally of one request, which counts into them.
+"""Prometheus metrics of the service, and the tally of one request, which counts into them.
 
-Nothing of a prompt, a completion or a key is in a name or a label; keys are told by their names.
+No name or label holds a prompt, a completion or a key; keys appear by their names.
 """
 
 import time
@@ -15,11 +15,10 @@ from prometheus_client.registry import Collector
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _TOKEN_SECONDS = (0.002, 0.004, 0.006, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.25, 0.5, 1.0, 2.5)
-TALLY = "finechat.tally"  # where the scope holds the Tally of a request that was rendered
 
 
 class FastCounter(Collector):
-    """For what happens with every token: prometheus_client's own, with its locks, takes ten times as long."""
+    """A counter for every token: prometheus_client's own, with its locks, takes ten times as long."""
 
     def __init__(self, name: str, documentation: str) -> None:
         self._name = name
@@ -34,7 +33,7 @@ class FastCounter(Collector):
 
 
 class FastHistogram(Collector):
-    """As FastCounter; both are for the event loop's thread only."""
+    """A histogram for every token. Like FastCounter it is for the event loop's thread only."""
 
     def __init__(self, name: str, documentation: str, bounds: Sequence[float]) -> None:
         self._name = name
@@ -48,14 +47,14 @@ class FastHistogram(Collector):
         self._sum += value
 
     def collect(self) -> Iterator[Metric]:
-        """As prometheus_client wants it: bounds with what lies below each."""
+        """Yield cumulative counts, one for each upper bound."""
         bounds = [*map(str, self._bounds), "+Inf"]
         buckets = list(zip(bounds, accumulate(self._counts), strict=True))
         yield HistogramMetricFamily(self._name, self._documentation, buckets, self._sum)
 
 
 class Metrics:
-    """The numbers of one service, in a registry of their own."""
+    """All metrics of one service, in a registry of their own."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -92,16 +91,17 @@ class Metrics:
 
 
 class Tally:
-    """The tokens and moments of one request, counted into the metrics as they come, aborted or not.
+    """Count the tokens and moments of one request, aborted or not, also into the metrics.
 
-    Moments are perf_counter's, None until they have come. begun: its prompt is rendered; turn: it has a turn
-    in the engine; first: its first delta has come, in a stream the first token.
+    Moments are perf_counter's, and None before they come. begun: the prompt is rendered; turn: the request
+    has a turn in the engine; first: the first delta has come, in a stream the first token.
     """
 
     def __init__(self, key: str, prompt_tokens: int, answers: int, stream: bool, metrics: Metrics) -> None:
-        """key: the name of the key that asks, or nothing."""
+        """key: the name of the client's key, or empty."""
         self.key = key
         self.prompt_tokens = prompt_tokens
+        self.cached_tokens = 0
         self.completion_tokens = 0
         self.begun = time.perf_counter()
         self.turn: float | None = None
@@ -116,11 +116,12 @@ class Tally:
         self._metrics.prompt_tokens.inc(self.prompt_tokens)
 
     def add(self, tokens: int, index: int, cached_tokens: int) -> None:
-        """index: of the answer that has got them."""
+        """Count `tokens` of the answer `index`."""
         now = time.perf_counter()
         self.completion_tokens += tokens
         self._metrics.completion_tokens.inc(tokens)
         if cached_tokens:
+            self.cached_tokens += cached_tokens
             self._metrics.cached_tokens.inc(cached_tokens)
         if self._stream:
             if last := self._last[index]:
@@ -132,7 +133,7 @@ class Tally:
                 self._metrics.ttft.observe(now - self.begun)
 
     def phases(self, now: float) -> list[tuple[str, float, float]]:
-        """Name, first and last moment of what has been gone through until now."""
+        """Return name, begin and end of every phase until now."""
         if self.turn is None:
             return [("queue", self.begun, now)]
         queue = ("queue", self.begun, self.turn)
@@ -140,8 +141,8 @@ class Tally:
             return [queue, ("generate" if not self._stream else "prefill", self.turn, now)]
         return [queue, ("prefill", self.turn, self.first), ("decode", self.first, now)]
 
-    def told(self) -> str:
-        """For the log."""
+    def log_fields(self) -> str:
+        """Return what a log line says of it, with a leading space."""
         queue = "-" if self.turn is None else f"{self.turn - self.begun:.3f}"
         ttft = "-" if self.first is None or not self._stream else f"{self.first - self.begun:.3f}"
         return (

@@ -1,4 +1,4 @@
-"""What the POST routes share: bodies are JSON and say so, and what the OpenAPI document tells of answers."""
+"""What the POST routes of all dialects share: their bodies are JSON, and are counted before validation."""
 
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -8,39 +8,42 @@ from fastapi import Request, Response
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
 
-from api.errors import ErrorBody, InvalidRequest, NotJson
+from api.dialects.openai_errors import ErrorBody
+from api.errors import InvalidRequest, NotJson
 
 MAX_VALUES = 2**15
 
 
-class _StrictRequest(Request):
+class _JsonRequest(Request):
     async def json(self) -> Any:
-        """By orjson, which refuses what json lets through: NaN and lone surrogates."""
-        told = orjson.loads(await self.body())
-        _require_few_values(told)
-        return told
+        """Parse with orjson, which refuses NaN and lone surrogates, unlike the json module."""
+        body = orjson.loads(await self.body())
+        _require_few_values(body)
+        return body
 
 
-class StrictRoute(APIRoute):
+class JsonRoute(APIRoute):
+    """A route whose requests must say that they are JSON. Raises: NotJson, InvalidRequest."""
+
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
 
-        async def strict(request: Request) -> Response:
+        async def handle_json(request: Request) -> Response:
             media_type = request.headers.get("content-type", "").partition(";")[0].strip()
             if media_type.lower() != "application/json":
                 raise NotJson("The body must be JSON, sent as `Content-Type: application/json`.")
-            return await handle(_StrictRequest(request.scope, request.receive))
+            return await handle(_JsonRequest(request.scope, request.receive))
 
-        return strict
+        return handle_json
 
 
-def _require_few_values(told: Any) -> None:
-    """A validator takes seconds for a megabyte of small values that are all wrong, and holds up everyone.
+def _require_few_values(body: Any) -> None:
+    """Bound the work of validation: a megabyte of small wrong values would hold the event loop for seconds.
 
-    Integers in lists are not counted: token ids are many, and are refused at the first that is wrong.
+    Integers in lists are not counted: token ids are many, and validation stops at the first wrong one.
     Raises: InvalidRequest.
     """
-    found, pending = 0, [told]
+    found, pending = 0, [body]
     while pending:
         part = pending.pop()
         if isinstance(part, dict):
@@ -56,7 +59,7 @@ def _require_few_values(told: Any) -> None:
 
 
 def answers_with(body: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
-    """What the OpenAPI document says of an endpoint's answers."""
+    """Return what the OpenAPI document says of the answers of an endpoint."""
     return {
         200: {
             "description": "The answer, or with `stream` its chunks as server-sent events.",

@@ -5,17 +5,18 @@ from typing import Any
 
 import pytest
 
-from api.dialects.chat import frames as sse
+from api.dialects.chat.frames import ChatFrames
 from api.dialects.chat.schema import ChatCompletionChunk, ChunkChoice, Delta
+from api.dialects.chunks import DONE
 from api.errors import EngineFailed
-from api.generation.schema import Usage
+from api.generation.events import Identity, Usage
 
 TEXTS = ["", "plain", 'quo"te \\ back', "new\nline\r\t\x00\x1f", "\u2028 é 🙂", "data: [DONE]\n\n"]
-IDENTITY: dict[str, Any] = {"id": "chatcmpl-1", "created": 7, "model": "m", "system_fingerprint": "f"}
+IDENTITY = Identity("chatcmpl-1", 7, "m", "f")
 
 
-def frames(include_usage: bool) -> sse.ChatFrames:
-    return sse.ChatFrames(IDENTITY, 1, include_usage=include_usage)
+def frames(include_usage: bool) -> ChatFrames:
+    return ChatFrames(IDENTITY, 1, include_usage=include_usage)
 
 
 def parsed(frame: bytes) -> Any:
@@ -25,7 +26,9 @@ def parsed(frame: bytes) -> Any:
 
 
 def chunk(choice: ChunkChoice, *, include_usage: bool) -> dict[str, Any]:
-    built = ChatCompletionChunk(**IDENTITY, choices=[choice])
+    built = ChatCompletionChunk(
+        id="chatcmpl-1", created=7, model="m", system_fingerprint="f", choices=[choice]
+    )
     made = built.model_dump(exclude=set() if include_usage else {"usage"})
     for name, value in choice.delta.model_dump().items():
         if value is None:
@@ -37,10 +40,10 @@ def chunk(choice: ChunkChoice, *, include_usage: bool) -> dict[str, Any]:
 @pytest.mark.parametrize("text", TEXTS)
 def test_text_frames_equal_the_pydantic_chunks(text: str, include_usage: bool) -> None:
     written = frames(include_usage)
-    assert parsed(written.first(text)) == chunk(
+    assert parsed(written.text(0, text, first=True)) == chunk(
         ChunkChoice(delta=Delta(role="assistant", content=text)), include_usage=include_usage
     )
-    assert parsed(written.text(text)) == chunk(
+    assert parsed(written.text(0, text)) == chunk(
         ChunkChoice(delta=Delta(content=text)), include_usage=include_usage
     )
 
@@ -48,19 +51,25 @@ def test_text_frames_equal_the_pydantic_chunks(text: str, include_usage: bool) -
 @pytest.mark.parametrize("include_usage", [False, True])
 def test_finish_frame_equals_the_pydantic_chunk(include_usage: bool) -> None:
     expected = chunk(ChunkChoice(delta=Delta(), finish_reason="length"), include_usage=include_usage)
-    assert parsed(frames(include_usage).finish("length")) == expected
+    assert parsed(frames(include_usage).finish(0, "length")) == expected
 
 
 def test_usage_frame_has_no_choice() -> None:
-    usage = Usage(prompt_tokens=1, completion_tokens=2, total_tokens=3)
-    told, done = frames(True).end(usage).split(b"\n\n", 1)
-    made = parsed(told + b"\n\n")
-    assert done == sse.DONE == frames(False).end(usage)
-    assert (made["choices"], made["usage"]) == ([], usage.model_dump())
+    usage = Usage(prompt_tokens=3, cached_tokens=2, completion_tokens=1)
+    last, done = frames(True).end(usage).split(b"\n\n", 1)
+    made = parsed(last + b"\n\n")
+    assert done == DONE == frames(False).end(usage)
+    assert made["choices"] == []
+    assert made["usage"] == {
+        "prompt_tokens": 3,
+        "completion_tokens": 1,
+        "total_tokens": 4,
+        "prompt_tokens_details": {"cached_tokens": 2},
+    }
 
 
 def test_error_frame_is_openais_error_body() -> None:
-    assert parsed(frames(False).failed(EngineFailed("gone")))["error"] == {
+    assert parsed(frames(False).error(EngineFailed("gone")))["error"] == {
         "message": "gone",
         "type": "server_error",
         "param": None,

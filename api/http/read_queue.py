@@ -1,9 +1,9 @@
-"""The beginning of a request's way: one read in each turn of the event loop.
+"""Reads of all connections: one in each turn of the event loop.
 
-The loop hands over everything that sockets have before it goes on with anything. Of 256 requests that come at
-once, each would be parsed, then each validated, then each encoded, and the engine would stand idle until the
-last was as far as the first. In turns the first is in the engine when a few more are read; and tokens of
-answers that run wait for one request, not for 256.
+The loop passes on everything that sockets have received before it runs anything else. If 256 requests arrived
+at once, each would be parsed, then each validated, then each encoded, and the engine would be idle until the
+last was as far as the first. One read a turn brings the first request to the engine while the next few are
+read, and the tokens of running answers wait for one request instead of 256.
 """
 
 import asyncio
@@ -11,15 +11,15 @@ from collections import deque
 from collections.abc import Callable
 
 
-class Inbox:
-    """What all connections of one server have received."""
+class ReadQueue:
+    """What all connections of one server have received and not yet read."""
 
     def __init__(self) -> None:
         self._waiting: deque[Callable[[], None]] = deque()
         self._free = True  # nothing has been read in this turn
 
     def take(self, read: Callable[[], None]) -> bool:
-        """Call `read`, at once or in a later turn. True: at once."""
+        """Call `read` now or in a later turn, and return whether it was now."""
         if not self._free:
             self._waiting.append(read)
             return False

@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from api.engine.engine import Delta
-from api.http import outlet
+from api.http import write_queue
 from tests.support.api import URL, FakeEngine, House, ask, eventually, streamed_request
 
 pytestmark = pytest.mark.anyio
@@ -53,14 +53,14 @@ async def read_stream(url: str, version: str = "1.1") -> bytes:
 def writes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many chunks each write took along."""
     counted: list[int] = []
-    write = outlet.Outlet.write
+    write = write_queue.ChunkWriter.write
 
-    def counting(self: outlet.Outlet) -> None:
+    def counting(self: write_queue.ChunkWriter) -> None:
         if self._chunks:
             counted.append(len(self._chunks))
         write(self)
 
-    monkeypatch.setattr(outlet.Outlet, "write", counting)
+    monkeypatch.setattr(write_queue.ChunkWriter, "write", counting)
     return counted
 
 
@@ -83,11 +83,11 @@ async def test_chunks_that_come_sooner_than_they_can_be_written_share_a_write(
     """And every token keeps its own event and chunk, byte for byte."""
     house = make_house(YieldingEngine(DELTAS))
     async with house.serving() as url:
-        monkeypatch.setattr(outlet, "REST_S", 0.0)
+        monkeypatch.setattr(write_queue, "PAUSE_S", 0.0)
         apart = await read_stream(url)
         assert max(writes) < 5
         writes.clear()
-        monkeypatch.setattr(outlet, "REST_S", 0.5)
+        monkeypatch.setattr(write_queue, "PAUSE_S", 0.5)
         together = await read_stream(url)
         assert max(writes) > 20
     assert _without_ids(apart) == _without_ids(together)

@@ -1,6 +1,6 @@
-"""The gate in front of every route: the key, and limits on bytes, before anything is parsed.
+"""Checks in front of every route: the key, and limits on bytes, before anything is parsed.
 
-Deny by default: a path that is not said to be open needs the key, whether a route exists or not.
+Access is denied by default: a path that is not listed as open needs the key, whether a route exists or not.
 The decision reads scope["path"], which routing reads too, never a URL rebuilt from headers.
 """
 
@@ -15,23 +15,23 @@ from api.errors import (
     ClientGone,
     HeadersTooLarge,
 )
+from api.http.state import RequestState
 from api.ledger.keys import Key
 from api.ledger.ledger import Ledger, unauthorised
 
 MAX_BODY_BYTES = 2**20
 MAX_HEADER_BYTES = 16 * 2**10
 BODY_TIMEOUT_S = 10.0
-# Of every answer: it is what it says it is, it is nobody else's, and it is no page.
+# On every answer: its type is what it says, it is not for caches, and it is not a page.
 SECURITY_HEADERS = {
     "x-content-type-options": "nosniff",
     "cache-control": "no-store",
     "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
 }
-KEY = "finechat.key"  # where the scope holds the Key of an authorised request
 
 
-class Gate:
-    """ASGI: lets through what is authorised and small."""
+class AccessControl:
+    """ASGI: pass on only requests that are authorised and small."""
 
     def __init__(self, app: ASGIApp, ledger: Ledger, open_paths: frozenset[str]) -> None:
         self._app = app
@@ -42,15 +42,16 @@ class Gate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        state = RequestState.of(scope)
         try:
-            scope[KEY] = await self._authorise(scope)
+            state.key = await self._authorise(scope)
             _check_headers(scope)
             if scope["method"] == "POST":
                 receive = _replay(await _read_body(scope, receive), receive)
         except ClientGone:
             return
         except ApiError as error:
-            await error.response()(scope, receive, send)
+            await state.refuse(error)(scope, receive, send)
             return
         await self._app(scope, receive, send)
 
@@ -65,7 +66,7 @@ class Gate:
 
 
 def _check_headers(scope: Scope) -> None:
-    """h11 bounds what it buffers, but lets through a head that arrives in one piece.
+    """Limit the head: h11 bounds what it buffers, but passes a head that arrives in one piece.
 
     Raises: HeadersTooLarge.
     """
@@ -97,7 +98,7 @@ async def _read_body(scope: Scope, receive: Receive) -> bytes:
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
-    """The body that was read, once; then what the connection says."""
+    """Return a `receive` that gives the body once, then what the connection sends."""
     pending: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def replayed() -> Message:

@@ -1,31 +1,36 @@
-"""What chat and text completions share: an allow list of fields, their bounds, and the answers' common parts.
+"""Request fields that several dialects have, with their bounds.
 
-A field that is not listed is refused, never passed on. The bounds keep what reaches the engine small;
-limits on bytes are in access/security.py.
+Fields are an allow list: one that is not listed is refused, never passed on. The bounds keep what reaches the
+engine small; http/access.py limits bytes.
 """
 
-from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
+from api.engine.sampling import Sampling
+
 MAX_CHOICES = 8
 MAX_BIASES = 300
+MAX_MESSAGES = 2048
+MAX_TOOLS = 128
 INT64_MAX = 2**63 - 1
-
-FinishReason = Literal["stop", "length"]
 
 StopText = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 TokenIdText = Annotated[str, StringConstraints(pattern=r"^(0|[1-9][0-9]{0,8})$")]
+FunctionName = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+CallId = Annotated[str, StringConstraints(min_length=1, max_length=128)]
 Biases = Annotated[
     dict[TokenIdText, Annotated[float, Field(ge=-100, le=100)]],
-    # The pattern says what its keys' values are; this, that there are no other keys.
+    # The pattern describes the keys that are allowed; this says that there are no other keys.
     Field(max_length=MAX_BIASES, json_schema_extra={"additionalProperties": False}),
 ]
 
 
 class Strict(BaseModel):
+    """A part of a request: unknown fields and other types are refused, not converted."""
+
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
@@ -33,8 +38,8 @@ class StreamOptions(Strict):
     include_usage: bool = False
 
 
-class Sampling(Strict):
-    """What shapes the choice of a token; a silent field takes the model's own default."""
+class SamplingFields(Strict):
+    """How a token is chosen and an answer ends; a field that is left out takes the model's own default."""
 
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
@@ -51,40 +56,33 @@ class Sampling(Strict):
     )
     n: int | None = Field(None, ge=1, le=MAX_CHOICES, description="Answers to one prompt.")
 
-    def choices(self) -> int:
-        return self.n or 1
+    def sampling(self) -> Sampling:
+        """Return these fields as the engine takes them."""
+        biases = self.logit_bias
+        return Sampling(
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=self.top_k,
+            min_p=self.min_p,
+            frequency_penalty=self.frequency_penalty,
+            presence_penalty=self.presence_penalty,
+            repetition_penalty=self.repetition_penalty,
+            seed=self.seed,
+            stop=self.stop,
+            stop_token_ids=self.stop_token_ids,
+            logit_bias=None if biases is None else {int(id): bias for id, bias in biases.items()},
+            n=self.n,
+        )
 
-    def token_ids(self) -> list[tuple[str, Sequence[int]]]:
-        """Every list of token ids in the request, with its field."""
-        return [
-            ("stop_token_ids", self.stop_token_ids or ()),
-            ("logit_bias", [int(id) for id in self.logit_bias or ()]),
-        ]
 
+class CompletionFields(SamplingFields):
+    """What chat and text completions share."""
 
-class GenerationRequest(Sampling):
     model: str = Field(max_length=256)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = Field(None, max_length=256, description="Accepted, not used, not logged.")
 
     def wants_usage(self) -> bool:
+        """Return whether a stream ends with a chunk of the usage."""
         return self.stream_options is not None and self.stream_options.include_usage
-
-
-class Usage(BaseModel):
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
-
-
-class TopLogprob(BaseModel):
-    """token: its text, with U+FFFD where its bytes alone are none. logprob: natural."""
-
-    token: str
-    logprob: float
-    bytes: list[int]
-
-
-class TokenLogprob(TopLogprob):
-    top_logprobs: list[TopLogprob]

@@ -1,0 +1,74 @@
+"""What the streams of chat and text completions share: chunks from templates that are made once a stream.
+
+A piece of text costs one JSON string escape instead of building and dumping pydantic objects; tests/api hold
+each chunk against its schema.
+"""
+
+from typing import Any
+
+import orjson
+from pydantic import BaseModel
+
+from api.dialects.openai_errors import error_event
+from api.errors import ApiError
+from api.generation import events
+from api.generation.events import Identity
+
+DONE = b"data: [DONE]\n\n"
+
+
+class PromptTokensDetails(BaseModel):
+    cached_tokens: int = 0
+
+
+class Usage(BaseModel):
+    """cached_tokens: tokens of the prompt that were in the engine's cache and not computed again."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails = PromptTokensDetails()
+
+    @classmethod
+    def of(cls, usage: events.Usage) -> "Usage":
+        """Return the usage in OpenAI's words."""
+        return cls(
+            prompt_tokens=usage.prompt_tokens,
+            completion_tokens=usage.completion_tokens,
+            total_tokens=usage.prompt_tokens + usage.completion_tokens,
+            prompt_tokens_details=PromptTokensDetails(cached_tokens=usage.cached_tokens),
+        )
+
+
+def head(identity: Identity) -> dict[str, Any]:
+    """Return the fields that all chunks and the whole answer have in common."""
+    return {
+        "id": identity.id,
+        "created": identity.created,
+        "model": identity.model,
+        "system_fingerprint": identity.fingerprint,
+    }
+
+
+class Chunks:
+    """What the chunks of both dialects have around their choice."""
+
+    def __init__(self, identity: Identity, object: str, include_usage: bool) -> None:
+        self._include_usage = include_usage
+        self._head = b"data: " + orjson.dumps({**head(identity), "object": object})[:-1] + b',"choices":['
+        # OpenAI: with include_usage every chunk has the field, null until the last.
+        self._tail = (b'],"usage":null}' if include_usage else b"]}") + b"\n\n"
+
+    def start(self, usage: events.Usage) -> bytes:
+        return b""
+
+    def part_end(self, index: int, whole: bool) -> bytes:
+        return b""
+
+    def end(self, usage: events.Usage) -> bytes:
+        if not self._include_usage:
+            return DONE
+        return self._head + b'],"usage":' + Usage.of(usage).model_dump_json().encode() + b"}\n\n" + DONE
+
+    def error(self, error: ApiError) -> bytes:
+        return error_event(error)

@@ -1,0 +1,123 @@
+"""The answers of one request as far as they have come: makes events from what the engine generates.
+
+All bookkeeping of streamed and of whole answers is here: what has begun, what is open, which logprobs wait
+for an event, and the calls of functions in the text.
+"""
+
+from dataclasses import dataclass, field
+
+from api.engine.engine import Delta
+from api.engine.messages import Call
+from api.engine.prompt import Prompt
+from api.engine.sampling import EngineFinishReason
+from api.errors import ApiError
+from api.generation.events import Events, Usage
+from api.generation.logprobs import TokenLogprob, token_logprobs
+from api.generation.request import GenerationRequest
+from api.generation.tool_calls import CallParser, Piece
+from api.telemetry.metrics import Tally
+
+
+@dataclass(slots=True)
+class _Progress:
+    """One answer. open: a text or a call has begun and not ended. logprobs: those that no event has had."""
+
+    index: int
+    parser: CallParser | None
+    first: bool = True
+    open: bool = False
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+
+
+class Answers:
+    """Turn deltas into events. running: the number of answers that have not ended."""
+
+    def __init__(self, events: Events, request: GenerationRequest, prompt: Prompt, tally: Tally) -> None:
+        """prompt: gives the text of tokens. tally: counts them."""
+        offer = request.offer
+        self.running = request.answers
+        self._events = events
+        self._text = events.text
+        self._prompt = prompt
+        self._tally = tally
+        self._started = False
+        self._progress = [
+            _Progress(index, CallParser(offer.names, offer.parallel) if offer.tools else None)
+            for index in range(request.answers)
+        ]
+        # Answers whose next delta is nothing but a piece of text, unless it is the last.
+        self._may_be_plain = not offer.tools and request.logprobs is None
+        self._plain = [False] * request.answers
+
+    def read(self, delta: Delta) -> bytes:
+        """Pass the events of a delta on, and return what a stream sends for them; often nothing."""
+        index = delta.index
+        self._tally.add(delta.tokens, index, delta.cached_tokens)
+        if self._plain[index] and delta.finish_reason is None:  # nearly every token
+            return self._text(index, delta.text) if delta.text else b""
+        return self._read(delta)
+
+    def fail(self, error: ApiError) -> bytes:
+        """Return the last events of a stream that fails."""
+        frames = b""
+        for progress in self._progress:
+            if progress.open:
+                frames += self._events.part_end(progress.index, False)
+        return frames + self._events.error(error)
+
+    def _read(self, delta: Delta) -> bytes:
+        progress, reason = self._progress[delta.index], delta.finish_reason
+        progress.logprobs += token_logprobs(delta, self._prompt)
+        pieces = self._pieces(progress, delta)
+        frames = b""
+        if pieces and not self._started:
+            self._started = True
+            frames = self._events.start(self.usage())
+        for piece in pieces:
+            frames += self._piece(progress, piece)
+        if reason is not None:
+            frames += self._finish(progress, reason)
+        return frames
+
+    def _pieces(self, progress: _Progress, delta: Delta) -> list[Piece]:
+        parser = progress.parser
+        if parser is None:
+            pieces = [Piece(delta.text)] if delta.text else []
+        else:
+            pieces = parser.feed(delta.text)
+        if delta.finish_reason is not None:
+            if parser is not None:
+                pieces += parser.end()
+            if progress.first and not pieces:
+                pieces = [Piece("")]
+        return pieces
+
+    def _piece(self, progress: _Progress, piece: Piece) -> bytes:
+        events, index, first = self._events, progress.index, progress.first
+        logprobs, progress.logprobs = progress.logprobs, []
+        progress.first = False
+        if piece.call is None:
+            self._plain[index], progress.open = self._may_be_plain, True
+            return events.text(index, piece.text, logprobs, first)
+        if piece.id is None or piece.name is None:
+            return events.arguments(index, piece.call, piece.text, logprobs)
+        ended = events.part_end(index, True) if progress.open else b""
+        progress.open = True
+        return ended + events.call(index, piece.call, Call(piece.id, piece.name, piece.text), logprobs, first)
+
+    def _finish(self, progress: _Progress, reason: EngineFinishReason) -> bytes:
+        events, parser = self._events, progress.parser
+        frames = events.part_end(progress.index, reason != "length")
+        progress.open = False
+        called = parser is not None and parser.calls and reason == "stop"
+        frames += events.finish(progress.index, "tool_calls" if called else reason, progress.logprobs)
+        progress.logprobs = []
+        self.running -= 1
+        if not self.running:
+            frames += events.end(self.usage())
+        return frames
+
+    def usage(self) -> Usage:
+        """Return the tokens that have been counted until now."""
+        tally = self._tally
+        return Usage(tally.prompt_tokens, tally.cached_tokens, tally.completion_tokens)

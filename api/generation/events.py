@@ -1,0 +1,144 @@
+"""What happens to the answers of a request, as events that a dialect turns into a stream or a body.
+
+`Answers` makes the events from what the engine generates. An event is a method call and costs no object,
+because a stream has one for every token.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from api.engine.messages import Call
+from api.errors import ApiError
+from api.generation.logprobs import TokenLogprob
+
+FinishReason = Literal["stop", "length", "tool_calls"]
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of a request until now. cached_tokens: those of the prompt that were not computed again."""
+
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What all parts of one answer repeat. fingerprint: the id of the artifact that generates it."""
+
+    id: str
+    created: int
+    model: str
+    fingerprint: str
+
+
+class Events(Protocol):
+    """Receive the events of all answers to one request, and return what a stream sends for each.
+
+    The first event is `start`. Every answer then has any number of `text`, and any number of calls: a `call`
+    and its `arguments`. `part_end` follows the last piece of a text or a call, and `finish` ends the answer.
+    The last event of all is `end`, or `error`, which may come at any time.
+
+    index: which answer it belongs to. logprobs: of the tokens that have come since the answer's event before.
+    first: nothing of this answer has come before. An answer without text or calls has one empty text.
+    """
+
+    def start(self, usage: Usage) -> bytes:
+        """The stream begins. usage: of the prompt."""
+
+    def text(
+        self, index: int, text: str, logprobs: Sequence[TokenLogprob] = (), first: bool = False
+    ) -> bytes:
+        """A piece of an answer's text."""
+
+    def call(
+        self, index: int, number: int, call: Call, logprobs: Sequence[TokenLogprob], first: bool
+    ) -> bytes:
+        """A call of a function begins; its arguments follow. number: from 0, in its answer."""
+
+    def arguments(self, index: int, number: int, text: str, logprobs: Sequence[TokenLogprob]) -> bytes:
+        """A piece of the arguments of call `number`."""
+
+    def part_end(self, index: int, whole: bool) -> bytes:
+        """The open text or call ends. whole: it was not cut by the token limit or an error."""
+
+    def finish(self, index: int, reason: FinishReason, logprobs: Sequence[TokenLogprob]) -> bytes:
+        """An answer has ended."""
+
+    def end(self, usage: Usage) -> bytes:
+        """All answers have ended."""
+
+    def error(self, error: ApiError) -> bytes:
+        """The stream fails."""
+
+
+@dataclass(slots=True)
+class Answer:
+    """One whole answer."""
+
+    text: str = ""
+    calls: list[Call] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    finish_reason: FinishReason = "stop"
+
+
+class Collected:
+    """Events as whole answers, for a dialect to write as one body."""
+
+    def __init__(self, answers: int) -> None:
+        self.answers = [Answer() for _ in range(answers)]
+
+    def start(self, usage: Usage) -> bytes:
+        return b""
+
+    def text(
+        self, index: int, text: str, logprobs: Sequence[TokenLogprob] = (), first: bool = False
+    ) -> bytes:
+        answer = self.answers[index]
+        answer.text += text
+        answer.logprobs += logprobs
+        return b""
+
+    def call(
+        self, index: int, number: int, call: Call, logprobs: Sequence[TokenLogprob], first: bool
+    ) -> bytes:
+        answer = self.answers[index]
+        answer.calls.append(call)
+        answer.logprobs += logprobs
+        return b""
+
+    def arguments(self, index: int, number: int, text: str, logprobs: Sequence[TokenLogprob]) -> bytes:
+        answer = self.answers[index]
+        call = answer.calls[number]
+        answer.calls[number] = Call(call.id, call.name, call.arguments + text)
+        answer.logprobs += logprobs
+        return b""
+
+    def part_end(self, index: int, whole: bool) -> bytes:
+        return b""
+
+    def finish(self, index: int, reason: FinishReason, logprobs: Sequence[TokenLogprob]) -> bytes:
+        answer = self.answers[index]
+        answer.finish_reason = reason
+        answer.logprobs += logprobs
+        return b""
+
+    def end(self, usage: Usage) -> bytes:
+        return b""
+
+    def error(self, error: ApiError) -> bytes:
+        return b""
+
+
+class Dialect(Protocol):
+    """How one API writes the answers to one request."""
+
+    id_prefix: str
+
+    def frames(self, identity: Identity, answers: int) -> Events:
+        """Return what turns events into the bytes of a stream."""
+
+    def body(self, identity: Identity, answers: Sequence[Answer], usage: Usage) -> bytes:
+        """Return the JSON of whole answers."""

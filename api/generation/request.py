@@ -1,0 +1,94 @@
+"""What a dialect asks for, in no dialect's words: prompts, how to answer them, and what an answer may be."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from api.engine.context import require_known_tokens
+from api.engine.messages import Message
+from api.engine.prompt import Prompt
+from api.engine.sampling import Sampling
+from api.errors import InvalidRequest
+from api.generation.answer_schema import AnswerSchema, Offer
+
+
+class FieldNames(NamedTuple):
+    """The dialect's names for the fields that an error may blame."""
+
+    prompt: str
+    max_tokens: str
+    format: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """Messages, oldest first, that the model's chat template renders."""
+
+    messages: Sequence[Message]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationRequest:
+    """One request. Every prompt gets as many answers as `sampling` says.
+
+    prompts: conversations, texts without a template, or token ids. max_tokens: None for as many as fit.
+    logprobs: alternatives to return with each token's own logprob; None for no logprobs at all.
+    offer: functions that an answer may call. format: a JSON Schema that it must obey if it calls none.
+    """
+
+    model: str
+    prompts: Sequence[Conversation | str | list[int]]
+    sampling: Sampling
+    max_tokens: int | None
+    stream: bool
+    fields: FieldNames
+    logprobs: int | None = None
+    offer: Offer = field(default_factory=Offer)
+    format: dict[str, Any] | None = None
+
+    @property
+    def answers(self) -> int:
+        """Return the number of answers to all prompts together."""
+        return len(self.prompts) * self.sampling.choices
+
+    @property
+    def answers_field(self) -> str:
+        """Return the field that asks for more than one answer."""
+        return "n" if self.sampling.choices > 1 else self.fields.prompt
+
+    def require_known_tokens(self, vocab_size: int) -> None:
+        """Raises: InvalidRequest if the request has a token id that the model does not have."""
+        require_known_tokens("stop_token_ids", self.sampling.stop_token_ids or (), vocab_size)
+        require_known_tokens("logit_bias", self.sampling.logit_bias or (), vocab_size)
+        for prompt in self.prompts:
+            if isinstance(prompt, list):
+                require_known_tokens(self.fields.prompt, prompt, vocab_size)
+
+    def encode(self, prompt: Prompt) -> list[list[int]]:
+        """Return the token ids of every prompt. Takes milliseconds for a long one.
+
+        Raises: InvalidRequest if the template refuses a conversation, or a prompt has no token.
+        """
+        encoded = []
+        for given in self.prompts:
+            if isinstance(given, Conversation):
+                ids = prompt.encode(given.messages, self.offer.tools)
+            else:
+                ids = prompt.encode_text(given) if isinstance(given, str) else given
+            if not ids:
+                raise InvalidRequest("A prompt must have at least one token.", param=self.fields.prompt)
+            encoded.append(ids)
+        return encoded
+
+    def answer_schema(self, prompt: Prompt) -> AnswerSchema | None:
+        """Return the schema that an answer must obey, or None if it may be any text.
+
+        Raises: InvalidRequest if it cannot be enforced.
+        """
+        schema = self.offer.answer_schema(self.format, self.fields.format, prompt.arguments_key)
+        if schema and self.sampling.stop_token_ids:
+            raise InvalidRequest(
+                f"stop_token_ids: they could end an answer before it obeys {schema.param}.",
+                param="stop_token_ids",
+            )
+        return schema

@@ -1,0 +1,232 @@
+"""The life of a generation request, the same for every dialect.
+
+The request is authorised and validated. Here it is admitted, rendered, generated and sent, whole or as a
+stream; then it is accounted. Admission comes before rendering, so that an overloaded service spends no time
+on prompts that it will not answer.
+"""
+
+import asyncio
+import contextlib
+import time
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Header, Response
+from pydantic import Field
+from pydantic.json_schema import SkipJsonSchema
+from starlette.types import Receive, Scope, Send
+
+from api.engine.context import token_budget
+from api.engine.engine import Delta, Engine
+from api.engine.grammars import Grammars
+from api.engine.lifecycle import Lifecycle
+from api.engine.prompt import Prompt
+from api.engine.served import ServedModel
+from api.errors import ApiError, ClientGone, DeadlineExceeded
+from api.generation.admission import Admission
+from api.generation.answer_schema import AnswerSchema
+from api.generation.answers import Answers
+from api.generation.events import Collected, Dialect, Identity
+from api.generation.merged import merged
+from api.generation.request import GenerationRequest
+from api.http.state import RequestState
+from api.ledger.keys import NORMAL, Key
+from api.ledger.ledger import Ledger
+from api.telemetry.log import current_request_id
+from api.telemetry.metrics import Metrics, Tally
+
+_STREAM_HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"x-accel-buffering", b"no"),
+]
+
+# A header, because OpenAI's clients set headers and refuse fields they do not know.
+Timeout = Annotated[
+    Annotated[float, Field(ge=0.001, le=86_400)] | SkipJsonSchema[None],
+    Header(alias="x-request-timeout", description="Seconds."),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Runner:
+    """The parts of the service that a generation needs. timeout_s: the longest that one may take."""
+
+    lifecycle: Lifecycle
+    admission: Admission
+    grammars: Grammars
+    ledger: Ledger
+    metrics: Metrics
+    timeout_s: float
+
+    def respond(self, request: GenerationRequest, dialect: Dialect, timeout_s: float | None) -> Response:
+        """Return a response that generates the answers when it is sent.
+
+        timeout_s: how long the client allows; `self.timeout_s` holds as well.
+        """
+        timeout_s = self.timeout_s if timeout_s is None else min(timeout_s, self.timeout_s)
+        return Generation(self, request, dialect, timeout_s)
+
+
+class Generation(Response):
+    """One request and its answers. It is raw ASGI, so that a chunk goes straight to the server."""
+
+    def __init__(
+        self, runner: Runner, request: GenerationRequest, dialect: Dialect, timeout_s: float
+    ) -> None:
+        super().__init__()
+        self._runner = runner
+        self._request = request
+        self._dialect = dialect
+        self._timeout_s = timeout_s
+        self._id = f"{dialect.id_prefix}{uuid.uuid4().hex}"
+        self._created = int(time.time())
+        self._streaming: Answers | None = None  # once the stream has begun
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        runner, request, state = self._runner, self._request, RequestState.of(scope)
+        if state.key is not None:  # no work is done for a key that has nothing left
+            runner.ledger.check(state.key, request.answers)
+        with runner.admission.places(request.answers, request.answers_field):
+            try:
+                await runner.lifecycle.supervise(self._in_time(state, scope, receive, send), receive)
+            except ClientGone:
+                runner.metrics.aborted.inc()
+            except ApiError as error:
+                if self._streaming is None:
+                    raise
+                state.refusal = error.reason
+                last = self._streaming.fail(error)
+                await state.send({"type": "http.response.body", "body": last, "more_body": False})
+
+    async def _in_time(self, state: RequestState, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                served = self._runner.lifecycle.require_ready()
+                with served.in_use():
+                    await self._run(served, state, scope, receive, send)
+        except TimeoutError:
+            raise DeadlineExceeded(f"The answer was not complete after {self._timeout_s:g} s.") from None
+
+    async def _run(
+        self, served: ServedModel, state: RequestState, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        runner, request, key = self._runner, self._request, state.key
+        prompts, schema = await self._render(served)
+        limits = self._limits(prompts, served.engine.max_model_len)
+        tally = state.tally = Tally(
+            key.name if key else "",
+            sum(map(len, prompts)),
+            request.answers,
+            request.stream,
+            runner.metrics,
+        )
+        most = tally.prompt_tokens + sum(limits) * request.sampling.choices
+        async with contextlib.AsyncExitStack() as held:
+            headers = await held.enter_async_context(self._reserved(key, most, tally))
+            if schema is not None:
+                await runner.grammars.require(schema.text, served.artifact, schema.param)
+            priority = key.priority if key else NORMAL
+            turn = runner.admission.turn(tally.key, request.answers, most, priority)
+            await held.enter_async_context(turn)
+            tally.take_turn()
+            identity = Identity(self._id, self._created, request.model, served.artifact.manifest.id)
+            deltas = self._generate(served.engine, prompts, limits, key, schema)
+            async with aclosing(deltas):
+                if request.stream:
+                    events = self._dialect.frames(identity, request.answers)
+                    answers = Answers(events, request, served.prompt, tally)
+                    with runner.metrics.active_streams.track_inprogress():
+                        await self._stream(deltas, answers, headers, send, state.send)
+                else:
+                    body = await self._collect(deltas, identity, served.prompt, tally)
+                    await Response(body, 200, headers, "application/json")(scope, receive, send)
+
+    async def _render(self, served: ServedModel) -> tuple[list[list[int]], AnswerSchema | None]:
+        """Return the token ids of every prompt, and the schema that an answer must obey."""
+        request, prompt = self._request, served.prompt
+        request.require_known_tokens(served.engine.vocab_size)
+        # A long prompt and many schemas take milliseconds: not on the event loop.
+        return await asyncio.to_thread(lambda: (request.encode(prompt), request.answer_schema(prompt)))
+
+    def _limits(self, prompts: list[list[int]], context: int) -> list[int]:
+        """Return how many tokens each answer to each prompt may have."""
+        asked, fields = self._request.max_tokens, self._request.fields
+        return [token_budget(len(ids), asked, context, fields.prompt, fields.max_tokens) for ids in prompts]
+
+    @contextlib.asynccontextmanager
+    async def _reserved(self, key: Key | None, most: int, tally: Tally) -> AsyncIterator[dict[str, str]]:
+        """Reserve the most that the request can cost its key; yield the rate-limit headers of the answer.
+
+        A request that had no turn or failed on our side costs no tokens; one that its client left costs the
+        tokens that it had by then. Raises: RateLimited before anything is generated.
+        """
+        if key is None:
+            yield {}
+            return
+        reservation = await self._runner.ledger.admit(key, most, self._request.answers)
+        self._runner.metrics.key_requests.labels(key.name).inc()
+        ours = False
+        try:
+            yield reservation.headers()
+        except Exception as error:
+            ours = not isinstance(error, ClientGone)
+            raise
+        finally:
+            charged = tally.turn is not None and not ours
+            used = (tally.prompt_tokens, tally.completion_tokens) if charged else (0, 0)
+            reservation.settle(*used)
+            self._runner.metrics.key_tokens.labels(key.name).inc(sum(used))
+
+    def _generate(
+        self,
+        engine: Engine,
+        prompts: list[list[int]],
+        limits: list[int],
+        key: Key | None,
+        schema: AnswerSchema | None,
+    ) -> AsyncGenerator[Delta, None]:
+        request = self._request
+        salt = self._runner.ledger.cache_salt(key) if key else None
+        streams = [
+            engine.generate(
+                f"{current_request_id.get()}.{self._id}-{i}", ids, request.sampling, limit,
+                stream=request.stream, model=request.model, logprobs=request.logprobs, cache_salt=salt,
+                json_schema=schema.text if schema else None,
+            )
+            for i, (ids, limit) in enumerate(zip(prompts, limits, strict=True))
+        ]  # fmt: skip
+        return streams[0] if len(streams) == 1 else merged(streams, request.sampling.choices)
+
+    async def _stream(
+        self,
+        deltas: AsyncIterator[Delta],
+        answers: Answers,
+        headers: dict[str, str],
+        send: Send,
+        send_body: Send,
+    ) -> None:
+        """Send events as they come. Headers wait for the first: until then a failure is an HTTP status.
+
+        send_body: the server's own `send`.
+        """
+        async for delta in deltas:
+            if body := answers.read(delta):
+                if self._streaming is None:
+                    own = [(name.encode(), value.encode()) for name, value in headers.items()]
+                    start = {"type": "http.response.start", "status": 200}
+                    await send({**start, "headers": [*_STREAM_HEADERS, *own]})
+                    self._streaming = answers
+                more = answers.running > 0
+                await send_body({"type": "http.response.body", "body": body, "more_body": more})
+
+    async def _collect(
+        self, deltas: AsyncIterator[Delta], identity: Identity, prompt: Prompt, tally: Tally
+    ) -> bytes:
+        collected = Collected(self._request.answers)
+        answers = Answers(collected, self._request, prompt, tally)
+        async for delta in deltas:
+            answers.read(delta)
+        return self._dialect.body(identity, collected.answers, answers.usage())

@@ -1,0 +1,46 @@
+"""What is known of a request while it is served, for the layers around its route."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from starlette.responses import Response
+from starlette.types import Scope, Send
+
+from api.errors import ApiError
+from api.ledger.keys import Key
+from api.telemetry.metrics import Tally
+
+_STATE = "finechat"
+
+
+@dataclass(slots=True)
+class RequestState:
+    """One request's state. `RequestLog` creates it, the layers inside fill it in.
+
+    send: the server's own; chunks of a stream go through it past all layers, which change only the start of
+    an answer. error_body: writes an error in the client's dialect. key: None where none is needed. tally:
+    None until the prompt is rendered. refusal: the reason of the error that the client was sent.
+    """
+
+    send: Send
+    error_body: Callable[[ApiError], bytes]
+    key: Key | None = None
+    tally: Tally | None = None
+    refusal: str | None = None
+
+    @classmethod
+    def of(cls, scope: Scope) -> "RequestState":
+        """Return the state of the request that `scope` belongs to."""
+        state: RequestState = scope[_STATE]
+        return state
+
+    def attach(self, scope: Scope) -> None:
+        """Make `of` find this state."""
+        scope[_STATE] = self
+
+    def refuse(self, error: ApiError) -> Response:
+        """Note why the request is refused, and return the response that says so."""
+        self.refusal = error.reason
+        return Response(
+            self.error_body(error), error.status, headers=error.headers, media_type="application/json"
+        )
