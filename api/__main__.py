@@ -1,4 +1,4 @@
-"""`python -m api`: nothing runs on import, because vLLM's worker processes import this package."""
+"""Run `python -m api`. Nothing runs on import, because vLLM's worker processes import this package."""
 
 import os
 import sys
@@ -9,6 +9,6 @@ if __name__ == "__main__":
     code = main()
     sys.stdout.flush()
     sys.stderr.flush()
-    # Not sys.exit: taking the interpreter and torch apart costs a second or more of every stop, and
-    # crashes if a start that was interrupted is still importing. Nothing is left to clean up.
+    # Not sys.exit: finalising the interpreter and torch takes a second or more, and it crashes while a
+    # start that was interrupted is still importing. Nothing is left to clean up.
     os._exit(code)

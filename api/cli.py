@@ -1,4 +1,4 @@
-"""`python -m api [serve|check|keys|usage]`: every failure to start is one line on stderr and exit code 1."""
+"""Run the API's commands. A command that cannot start prints one line on stderr and exits with code 1."""
 
 import argparse
 import asyncio
@@ -56,38 +56,36 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", metavar="VERB")
     verbs.add_parser("serve", help="serve until a signal (the default)")
     replicas = verbs.add_parser(
-        "replicas", help="serve by several processes behind Ray Serve (docs/scale.md)"
+        "replicas", help="serve with several processes behind Ray Serve (docs/scale.md)"
     )
-    replicas.add_argument("--replicas", type=int, default=1, metavar="N", help="as many, at least (1)")
-    replicas.add_argument("--most", type=int, metavar="N", help="as many under load; without it no more")
-    replicas.add_argument("--cpus", type=float, default=1, metavar="N", help="that each is given (1)")
-    replicas.add_argument("--address", help="of a Ray cluster, or auto; without it one on this machine alone")
+    replicas.add_argument(
+        "--replicas", type=int, default=1, metavar="N", help="minimum number of replicas (1)"
+    )
+    replicas.add_argument("--most", type=int, metavar="N", help="maximum under load (the minimum)")
+    replicas.add_argument("--cpus", type=float, default=1, metavar="N", help="CPUs of each replica (1)")
+    replicas.add_argument("--address", help="Ray cluster to join, or auto (none: start one on this machine)")
     verbs.add_parser("check", help="check the settings and the artifact without an engine")
-    of_keys = verbs.add_parser(
-        "keys", help="make, list and revoke the keys of API_KEYS_FILE or API_REDIS_URL"
-    )
+    of_keys = verbs.add_parser("keys", help="create, list and revoke keys in API_KEYS_FILE or API_REDIS_URL")
     actions = of_keys.add_subparsers(dest="action", metavar="ACTION", required=True)
-    create = actions.add_parser("create", help="make a key and print it, this once")
+    create = actions.add_parser("create", help="create a key and print it; it is not shown again")
     create.add_argument("name")
-    told = Key.model_fields["priority"].description
-    create.add_argument("--priority", type=int, choices=range(10), default=NORMAL, metavar="N", help=told)
+    priority = Key.model_fields["priority"].description
+    create.add_argument("--priority", type=int, choices=range(10), default=NORMAL, metavar="N", help=priority)
     for name, field in Limits.model_fields.items():
         create.add_argument(f"--{name.replace('_', '-')}", type=int, metavar="N", help=field.description)
-    actions.add_parser("list", help="names and limits")
-    actions.add_parser("revoke", help="from then on it opens nothing").add_argument("name")
+    actions.add_parser("list", help="print names and limits")
+    actions.add_parser("revoke", help="make a key invalid").add_argument("name")
     usage = verbs.add_parser(
-        "usage", help="requests and tokens by key and day, from API_USAGE_FILE or API_REDIS_URL"
+        "usage", help="print requests and tokens by key and day, from API_USAGE_FILE or API_REDIS_URL"
     )
-    usage.add_argument("--day", help="YYYY-MM-DD, in UTC; without it all days")
+    usage.add_argument("--day", help="YYYY-MM-DD in UTC (all days)")
     return parser
 
 
 def _settings_help() -> str:
     lines = [f"  {name} ({default})\n      {text}" for name, default, text in reference()]
-    head = f"settings (default); the first of environment, {CONFIG} and {SECRETS} that has one decides:"
-    return "\n".join(
-        [head, *lines, "vLLM's and OpenTelemetry's own variables (VLLM_*, OTEL_*) hold as well."]
-    )
+    head = f"settings (default); the first of environment, {CONFIG} and {SECRETS} that has a setting decides:"
+    return "\n".join([head, *lines, "vLLM's and OpenTelemetry's own variables (VLLM_*, OTEL_*) also apply."])
 
 
 def _with_ledger(settings: Settings, keys_file: Path | None, usage_file: Path | None, do: Verb) -> None:
@@ -151,7 +149,9 @@ def _replicas(settings: Settings, arguments: argparse.Namespace) -> None:
     if not 1 <= fewest <= most:
         raise SettingsError(f"--replicas {fewest} must be from 1 to --most {most}")
     if most > 1 and settings.redis_url is None:
-        raise SettingsError("several replicas need API_REDIS_URL: limits and usage would be each one's own")
+        raise SettingsError(
+            "several replicas need API_REDIS_URL: otherwise each would count limits and usage by itself"
+        )
     read_artifact(settings.artifacts_dir).verify()
     try:
         from api.replicas import run
@@ -163,7 +163,7 @@ def _replicas(settings: Settings, arguments: argparse.Namespace) -> None:
 
 
 def serve(settings: Settings, artifact: Artifact, comparison: ComparisonModels | None) -> None:
-    """Serve until a signal; HTTP is open at once, the model is loaded behind it.
+    """Serve until a signal. HTTP is open at once, while the model loads.
 
     Raises: StartError if the port is taken or the engine does not start.
     """

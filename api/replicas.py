@@ -41,15 +41,15 @@ NAME = "finechat"
 _CONNECT_S = 5.0
 _KEEP_ALIVE_S = 5  # as uvicorn's in http/server.py; Ray's own default is 90
 _END_S = 60.0  # for replicas to end once they have drained
-TARGET_LOAD = 0.8  # the share of what it can do at which another replica is wanted
-# Requests with the same X-Session-Id go to the same replica, which has their prompts in its cache.
+TARGET_LOAD = 0.8  # share of a replica's capacity above which another replica is added
+# Ray sends requests with the same X-Session-Id to the same replica, which has their prompts in its cache.
 _ROUTER = "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
 _ROOT = Path(__file__).parent.parent
 
 
 @serve.ingress()
 class Replica:
-    """One of them. A failed start is told by its exception, as Ray shows it."""
+    """One replica. If it does not start, its exception says why, and Ray shows it."""
 
     async def __init__(self) -> None:  # type: ignore[misc]  # Ray Serve awaits it
         configure_logging()
@@ -60,7 +60,7 @@ class Replica:
             settings, artifact, lambda new: Engine(settings, new, comparison), comparison
         )
         self._service.lifecycle.start()
-        while self._service.lifecycle.state is State.STARTING:  # until then Ray sends it no request
+        while self._service.lifecycle.state is State.STARTING:  # Ray sends no request before this returns
             await asyncio.sleep(0.1)
         await self.check_health()
 
@@ -68,11 +68,12 @@ class Replica:
         return _behind_proxy(create_app(self._service, self._settings.cors_origins))
 
     async def check_health(self) -> None:
-        """Raises: StartError, upon which Ray replaces this replica."""
+        """Report whether the replica works. Raises: StartError if not; Ray then replaces it."""
         if failure := self._service.lifecycle.failure:
             raise failure
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
+        """Return how full this replica is: by answers or by waiting tokens, whichever is more."""
         admission = self._service.admission
         answers = (admission.running + admission.waiting) / self._settings.max_num_seqs
         return {"load": max(answers, admission.waiting_tokens / self._settings.max_queue_tokens)}
@@ -100,7 +101,7 @@ def _behind_proxy(app: ASGIApp) -> ASGIApp:
 
 
 def desired_replicas(context: AutoscalingContext) -> tuple[int, dict[str, Any]]:
-    """How many replicas the load wants, by answers or by tokens that wait, whichever is more."""
+    """Return how many replicas keep the mean load below TARGET_LOAD."""
     load = sum((context.aggregated_metrics or {}).get("load", {}).values())
     fewest, most = context.capacity_adjusted_min_replicas, context.capacity_adjusted_max_replicas
     return min(most, max(fewest, math.ceil(load / TARGET_LOAD))), {}
@@ -126,7 +127,7 @@ def run(settings: Settings, fewest: int, most: int, cpus: float, address: str | 
 
 
 def _connect(address: str | None) -> None:
-    """Raises: StartError."""
+    """Join the cluster, or start one on this machine. Raises: StartError."""
     try:
         if address and address != "auto":
             host, _, port = address.rpartition(":")
@@ -140,7 +141,7 @@ def _connect(address: str | None) -> None:
 
 
 def _require_room(settings: Settings, cpus: float) -> None:
-    """Raises: StartError unless a node is large enough for a replica."""
+    """Check that a node is large enough for a replica. Raises: StartError."""
     gpus = _gpus_per_replica(settings)
     if not any(_fits(node, cpus, gpus) for node in ray.nodes()):
         raise StartError(f"no node of the cluster has the {cpus:g} CPUs and {gpus} GPUs of a replica")
@@ -217,11 +218,12 @@ def _fits(node: dict[str, Any], cpus: float, gpus: int) -> bool:
 
 
 def _failure() -> str:
-    """The failure of a replica that is ours; Ray keeps it at the end of a traceback."""
+    """Return the message of our own error, which Ray keeps at the end of a traceback; "" without one."""
     application = serve.status().applications.get(NAME)
     deployment = application.deployments.get(NAME) if application else None
-    told = [line for line in deployment.message.splitlines() if "api.errors." in line] if deployment else []
-    return told[-1].partition("api.errors.")[2] if told else ""
+    lines = deployment.message.splitlines() if deployment else []
+    errors = [line for line in lines if "api.errors." in line]
+    return errors[-1].partition("api.errors.")[2] if errors else ""
 
 
 def _one_line(error: Exception) -> str:

@@ -1,8 +1,9 @@
-"""Settings from the environment, a file and a directory of secrets; refused with one line if wrong or unsafe.
+"""Read the settings from the environment, a file and a directory of secrets.
 
-The first of these that has a setting decides: the variable API_<NAME>; `<name>` in the YAML file that
-API_CONFIG names; the file API_<NAME> in the directory that API_SECRETS_DIR names, as Docker mounts secrets;
-the default. The engine's own variables (VLLM_*) are defaulted in engine/engine.py, OTEL_* are tracing.py's.
+The first place that has a setting decides: the variable API_<NAME>; `<name>` in the YAML file that API_CONFIG
+names; the file API_<NAME> in the directory that API_SECRETS_DIR names, as Docker mounts secrets; the default.
+Wrong and unsafe settings are refused with one line. engine/engine.py sets defaults for the engine's own
+variables (VLLM_*), and tracing.py reads OTEL_*.
 """
 
 import ipaddress
@@ -38,8 +39,8 @@ MIN_OPEN_KEY_CHARS = 16
 MAX_ADAPTERS = 16
 CONFIG, SECRETS = "API_CONFIG", "API_SECRETS_DIR"
 _PLACES = {
-    CONFIG: "YAML file of settings, by their names without API_ in small letters",
-    SECRETS: "directory of secrets: a file for each, named as the variable",
+    CONFIG: "a YAML file of settings; names are in lower case and without API_",
+    SECRETS: "a directory of secrets, one file each with the variable's name",
 }
 _REDIS_URL = re.compile(r"(rediss?|unix)://.")
 _ORIGIN = re.compile(r"https?://[a-z0-9.\-\[\]:]+")
@@ -52,7 +53,7 @@ def _usable_key(key: SecretStr) -> SecretStr:
     return key
 
 
-def _split(origins: Any) -> Any:
+def _parse_origins(origins: Any) -> Any:
     return [part.strip() for part in origins.split(",")] if isinstance(origins, str) else origins
 
 
@@ -62,14 +63,14 @@ def _origin(text: str) -> str:
     return text
 
 
-def _by_name(text: Any) -> Any:
-    """`NAME=DIRECTORY,NAME=DIRECTORY` as a dictionary."""
+def _parse_adapters(text: Any) -> Any:
+    """Parse `NAME=DIRECTORY,NAME=DIRECTORY` into a dictionary."""
     if not isinstance(text, str):
         return text
     pairs = [part.strip().partition("=") for part in text.split(",") if part.strip()]
     named = {name: directory for name, _, directory in pairs}
     if len(named) < len(pairs) or not all(named.values()):
-        raise ValueError("must be NAME=DIRECTORY,NAME=DIRECTORY,… with every name once")
+        raise ValueError("must be NAME=DIRECTORY,NAME=DIRECTORY,…, with each name once")
     return named
 
 
@@ -81,16 +82,18 @@ def _redis_url(url: SecretStr) -> SecretStr:
 
 Preset = Literal["auto", "latency", "throughput"]
 Key = Annotated[SecretStr, AfterValidator(_usable_key)]
-RedisUrl = Annotated[SecretStr, AfterValidator(_redis_url)]  # it may hold a password
+RedisUrl = Annotated[SecretStr, AfterValidator(_redis_url)]  # secret, because it may hold a password
 AdapterName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Adapters = Annotated[
-    dict[AdapterName, Path], NoDecode, BeforeValidator(_by_name), Field(max_length=MAX_ADAPTERS)
+    dict[AdapterName, Path], NoDecode, BeforeValidator(_parse_adapters), Field(max_length=MAX_ADAPTERS)
 ]
-Origins = Annotated[tuple[Annotated[str, AfterValidator(_origin)], ...], NoDecode, BeforeValidator(_split)]
+Origins = Annotated[
+    tuple[Annotated[str, AfterValidator(_origin)], ...], NoDecode, BeforeValidator(_parse_origins)
+]
 
 
 class Settings(BaseSettings):
-    """Every option of the service; the descriptions are what `--help` and docs/operations.md tell."""
+    """Every option of the service. `--help` and docs/operations.md print the descriptions."""
 
     model_config = SettingsConfigDict(
         env_prefix="API_",
@@ -103,75 +106,84 @@ class Settings(BaseSettings):
     artifacts_dir: Path = Field(
         Path("artifacts"),
         validation_alias="ARTIFACTS_DIR",
-        description="models/current in it names what is served",
+        description="directory of artifacts; its models/current names the one to serve",
     )
     base_dir: Path | None = Field(
-        None, description="the base model, to be served beside the merged one as base"
+        None, description="the base model, served as `base` for comparison with the merged model"
     )
     adapters: Adapters = Field(
-        {}, description="NAME=DIRECTORY,NAME=DIRECTORY: adapters of that base, each under its name"
+        {}, description="NAME=DIRECTORY,NAME=DIRECTORY: adapters of that base, served under their names"
     )
     host: str = Field(
         "127.0.0.1",
-        description="address to listen on; another than the loopback needs a key or a file of keys",
+        description="address to listen on; any but the loopback needs a key or a file of keys",
     )
-    port: int = Field(8000, ge=1, le=65535, description="its port")
+    port: int = Field(8000, ge=1, le=65535, description="port to listen on")
     key: Key | None = Field(
         None,
-        description="one key without limits, named default; 16 characters or more where others can reach it",
+        description="one key without limits, named default; 16 characters or more if others can reach it",
     )
-    keys_file: Path | None = Field(None, description="keys of people and programs, each with its limits")
+    keys_file: Path | None = Field(
+        None, description="file of keys for people and programs, with their limits"
+    )
     usage_file: Path | None = Field(
-        None, description="SQLite file for what keys have used; without it daily budgets forget at a restart"
+        None, description="SQLite file for the keys' usage; without it a restart resets daily budgets"
     )
     redis_url: RedisUrl | None = Field(
         None,
-        description="redis://HOST:PORT/0 that replicas share: keys, limits and usage are there, in no file",
+        description="redis://HOST:PORT/0 that replicas share; it holds keys, limits and usage, not files",
     )
     admin_port: int | None = Field(
         None,
         ge=1,
         le=65535,
-        description="port of the operator's endpoints, on the loopback only; off without it",
+        description="port of the operator's endpoints, on the loopback only; without it they are off",
     )
     admin_key: Key | None = Field(
-        None, description="the key of that port; 16 characters or more, and no client's"
+        None, description="key of that port; at least 16 characters, and different from API_KEY"
     )
     cors_origins: Origins = Field(
-        (), description="origins whose pages may call the API from a browser, separated by commas"
+        (), description="origins whose web pages may call the API, separated by commas"
     )
-    max_model_len: int = Field(2048, ge=16, le=1_000_000, description="tokens of prompt and answer together")
-    max_num_seqs: int = Field(64, ge=1, le=4096, description="answers that the engine works on at once")
+    max_model_len: int = Field(
+        2048, ge=16, le=1_000_000, description="longest prompt and answer together, in tokens"
+    )
+    max_num_seqs: int = Field(64, ge=1, le=4096, description="answers that the engine generates at once")
     max_queue: int = Field(
         256,
         ge=1,
         le=100_000,
-        description="answers in progress, running or waiting; more are refused with 503",
+        description="answers running or waiting; further ones are refused with 503",
     )
     max_queue_tokens: int = Field(
         500_000,
         ge=1,
         le=10**9,
-        description="tokens that waiting requests can cost at most; more are refused with 503",
+        description="tokens that all waiting requests may cost; further requests are refused with 503",
     )
     request_timeout_s: float = Field(
-        600.0, gt=0, le=86_400, description="the longest a request may take; a client can ask for less"
+        600.0,
+        gt=0,
+        le=86_400,
+        description="longest time for a request, in seconds; a client can ask for less",
     )
     preset: Preset = Field(
         "auto",
-        description="the engine's settings on a GPU: auto; latency or throughput, which round weights to FP8",
+        description="engine settings on a GPU: auto, or latency and throughput, which round weights to FP8",
     )
-    tensor_parallel_size: int = Field(1, ge=1, le=64, description="GPUs that share each layer of an engine")
+    tensor_parallel_size: int = Field(1, ge=1, le=64, description="GPUs over which each layer is split")
     data_parallel_size: int = Field(
         1, ge=1, le=64, description="copies of the model in one engine, each on API_TENSOR_PARALLEL_SIZE GPUs"
     )
     kv_cache_gib: float = Field(
-        1.0, gt=0, le=1024, description="memory for the cache of keys and values, on a CPU"
+        1.0, gt=0, le=1024, description="memory for the key-value cache on a CPU, in GiB"
     )
     gpu_memory_share: float = Field(
-        0.9, gt=0, le=1, description="share of a GPU's memory for weights and cache of one engine"
+        0.9, gt=0, le=1, description="share of a GPU's memory for weights and cache"
     )
-    drain_timeout_s: float = Field(5.0, ge=0, le=3600, description="how long streams may go on after SIGTERM")
+    drain_timeout_s: float = Field(
+        5.0, ge=0, le=3600, description="how long streams may continue after SIGTERM, in seconds"
+    )
 
     @classmethod
     def settings_customise_sources(
@@ -207,7 +219,7 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _open_only_with_a_strong_key(self) -> "Settings":
-        known = self.keys_file or self.redis_url  # keys that are made are strong
+        known = self.keys_file or self.redis_url  # generated keys are strong
         weak = _is_weak(self.key) and (self.key is not None or known is None)
         if weak and not is_loopback(self.host):
             raise ValueError(
@@ -222,14 +234,14 @@ class Settings(BaseSettings):
         if self.admin_port is None:
             return self
         if self.admin_port == self.port:
-            raise ValueError(f"API_ADMIN_PORT={self.admin_port} must be another than API_PORT")
+            raise ValueError(f"API_ADMIN_PORT={self.admin_port} must differ from API_PORT")
         if _is_weak(self.admin_key):
             raise ValueError(
                 f"API_ADMIN_PORT={self.admin_port} needs API_ADMIN_KEY with at least {MIN_OPEN_KEY_CHARS} "
                 "characters (`openssl rand -hex 24` makes one)"
             )
         if self.admin_key == self.key:
-            raise ValueError("API_ADMIN_KEY must be another than API_KEY, which clients know")
+            raise ValueError("API_ADMIN_KEY must differ from API_KEY, which clients know")
         return self
 
 
@@ -245,9 +257,9 @@ def is_loopback(host: str) -> bool:
 
 
 def read_settings() -> Settings:
-    """The settings of this process.
+    """Return the settings of this process.
 
-    Raises: SettingsError, one line naming the variable; a key is never part of it.
+    Raises: SettingsError with one line that names the variable and never contains a key.
     """
     try:
         return Settings()
@@ -256,39 +268,39 @@ def read_settings() -> Settings:
 
 
 def reference() -> list[tuple[str, str, str]]:
-    """Every variable with its default and what it is for."""
+    """Return every variable with its default and its description."""
     settings = [
-        (_variable(name), _told(field), field.description or "")
+        (_variable(name), _default(field), field.description or "")
         for name, field in Settings.model_fields.items()
     ]
     return [*settings, *((name, "none", text) for name, text in _PLACES.items())]
 
 
-def _told(field: FieldInfo) -> str:
+def _default(field: FieldInfo) -> str:
     return "none" if field.default in (None, (), {}) else str(field.default)
 
 
 def _variable(name: str) -> str:
-    """Of a field, by its name or its alias."""
+    """Return the variable of a field, given the field's name or alias."""
     return "ARTIFACTS_DIR" if name.upper() == "ARTIFACTS_DIR" else f"API_{name.upper()}"
 
 
 def _config() -> dict[str, Any]:
-    """What the file of settings says. Raises: SettingsError."""
+    """Return the contents of the settings file. Raises: SettingsError."""
     file = os.environ.get(CONFIG)
     if not file:
         return {}
     try:
-        told = yaml.safe_load(Path(file).read_bytes())
+        content = yaml.safe_load(Path(file).read_bytes())
     except (OSError, yaml.YAMLError) as error:
         raise SettingsError(f"{CONFIG}={file} cannot be read: {' '.join(str(error).split())}") from None
-    if not isinstance(told, dict | None) or not all(isinstance(name, str) for name in told or {}):
+    if not isinstance(content, dict | None) or not all(isinstance(name, str) for name in content or {}):
         raise SettingsError(f"{CONFIG}={file} must hold lines of the form `port: 8000`")
-    return told or {}
+    return content or {}
 
 
 def _secrets() -> str | None:
-    """Raises: SettingsError."""
+    """Return the directory of secrets. Raises: SettingsError if it is not a directory."""
     directory = os.environ.get(SECRETS) or None
     if directory and not Path(directory).is_dir():
         raise SettingsError(f"{SECRETS}={directory} is not a directory")
@@ -299,14 +311,14 @@ def _line(detail: ErrorDetails) -> str:
     message = str(detail["msg"]).removeprefix("Value error, ")
     if not detail["loc"]:
         return message
-    told = str(detail["loc"][0])
-    variable = _variable(told)
+    name = str(detail["loc"][0])
+    variable = _variable(name)
     if detail["type"] == "extra_forbidden":
-        return f"{CONFIG} {os.environ[CONFIG]}: {told} is no setting"
-    secret = told.lower().endswith(("key", "redis_url"))
+        return f"{CONFIG} {os.environ[CONFIG]}: {name} is not a setting"
+    secret = name.lower().endswith(("key", "redis_url"))
     seen = "" if secret or len(detail["loc"]) > 1 else f"={detail['input']}"
     if os.environ.get(variable):
         return f"{variable}{seen}: {message}"
-    if told in _config():
-        return f"{CONFIG} {os.environ[CONFIG]}: {told}{seen}: {message}"
+    if name in _config():
+        return f"{CONFIG} {os.environ[CONFIG]}: {name}{seen}: {message}"
     return f"{SECRETS} {os.environ.get(SECRETS)}: {variable}{seen}: {message}"

@@ -1,1 +1,1 @@
-"""The model side: the artifact that is served, its prompt, the engine and its life."""
+"""The model: its artifact, its prompts, its engine, and the state of the service."""

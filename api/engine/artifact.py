@@ -1,7 +1,7 @@
-"""Reader of contract 1: `$ARTIFACTS_DIR/models/current` → a directory that is as its manifest says.
+"""Read contract 1: `$ARTIFACTS_DIR/models/current` and the directory that it names.
 
-The writer is the trainer; the two share docs/artifact.schema.json and nothing else. This end models
-what decides whether the directory may be served, and takes the rest of the manifest as it is.
+The trainer writes it; the two sides share docs/artifact.schema.json and nothing else. This side models the
+parts of the manifest that decide whether the directory may be served, and takes the rest as it is.
 """
 
 import hashlib
@@ -72,9 +72,9 @@ class Evaluation(_Part):
     @model_validator(mode="after")
     def _failed_only_by_override(self) -> "Evaluation":
         if self.passed != all(gate.passed for gate in self.gates):
-            raise ValueError("`passed` is not what the gates say")
+            raise ValueError("`passed` contradicts the gates")
         if self.passed == (self.override is not None):
-            raise ValueError("a model may have failed its gates by `override` only, and the other way round")
+            raise ValueError("`override` must be set if the gates failed, and only then")
         return self
 
 
@@ -124,16 +124,16 @@ class Artifact:
         return self.manifest.name
 
     def context_tokens(self, limit: int) -> int:
-        """How many tokens it can read and write together, at most `limit`."""
+        """Return how many tokens prompt and answer may have together, at most `limit`."""
         return min(limit, self.max_positions or limit)
 
     @property
     def failed_gates(self) -> list[str]:
-        """Names of the gates that a person overrode to ship this model."""
+        """Return the names of the gates that a person overrode to ship this model."""
         return [gate.name for gate in self.manifest.evaluation.gates if not gate.passed]
 
     def verify(self) -> None:
-        """Hold every file against its size and SHA-256; reads all of them.
+        """Compare every file with its size and SHA-256 in the manifest. This reads all files.
 
         Raises: ArtifactError naming the first file that is missing, altered, a link or unlisted.
         """
@@ -163,7 +163,7 @@ class Artifact:
 
 
 def _sha256(path: Path) -> str:
-    """In large pieces: while others import, each piece waits for the interpreter."""
+    """Hash in large pieces, because each piece waits for the interpreter while another thread imports."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while piece := file.read(_PIECE_BYTES):
@@ -172,7 +172,7 @@ def _sha256(path: Path) -> str:
 
 
 def read_artifact(artifacts_dir: Path) -> Artifact:
-    """The artifact that `models/current` names; its files are not hashed yet (see `verify`).
+    """Return the artifact that `models/current` names. `verify` hashes its files later.
 
     Raises: ArtifactError saying what is wrong and which command makes a good one.
     """
@@ -192,7 +192,7 @@ def read_artifact(artifacts_dir: Path) -> Artifact:
 
 
 def current_id(artifacts_dir: Path) -> str | None:
-    """The name that `models/current` points to, whether it is there or not; None without such a link."""
+    """Return the name that `models/current` points to, even if it does not exist; None without a link."""
     try:
         return (artifacts_dir / "models" / "current").readlink().name
     except OSError:
@@ -202,12 +202,12 @@ def current_id(artifacts_dir: Path) -> str | None:
 def _current(models: Path) -> Path:
     link = models / "current"
     if not link.exists():
-        state = f"points to {link.readlink()}, which is not there" if link.is_symlink() else "is missing"
+        state = f"points to {link.readlink()}, which does not exist" if link.is_symlink() else "is missing"
         raise ArtifactError(f"{link} {state}; {NEXT_COMMAND}")
     directory = link.resolve()
     if not link.is_symlink() or directory.parent != models.resolve() or not directory.is_dir():
         raise ArtifactError(
-            f"{link} must be a symbolic link to a directory beside it, and is {directory}; {NEXT_COMMAND}"
+            f"{link} must be a symbolic link to a directory next to it, and is {directory}; {NEXT_COMMAND}"
         )
     return directory
 

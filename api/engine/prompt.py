@@ -1,7 +1,7 @@
-"""Messages → token ids, by the artifact's own chat template.
+"""Render messages to token ids with the artifact's own chat template.
 
-Text from a client never becomes a control token: `<|im_end|>` inside a message is encoded as the
-characters it is made of. The tokenizer adds nothing; a BOS is there if the template prints one.
+Text from a client never becomes a control token: `<|im_end|>` inside a message is encoded as the characters
+that it consists of. The tokenizer adds nothing; the ids begin with a BOS only if the template prints one.
 """
 
 import json
@@ -18,19 +18,21 @@ from api.engine.messages import Message, Tool
 from api.engine.tool_prompt import knows_tools, template_input
 from api.errors import InvalidRequest
 
-# Llama 3's template prints a date. Training rows were rendered with this one, the template's own
-# default, so the same conversation always has the same tokens.
+# Llama 3's template prints a date. Training rows were rendered with this one, which is the template's own
+# default, so that the same conversation always has the same tokens.
 TEMPLATE_DATE = "26 Jul 2024"
 
 
 class Prompt:
-    """The template and tokenizer of one model; safe to use from several threads."""
+    """Encode prompts for one model. Safe to use from several threads."""
 
     def __init__(self, tokenizer: Any) -> None:
         """tokenizer: a fast Hugging Face tokenizer with a chat template."""
         self._template = tokenizer
         self._knows_tools = knows_tools(str(tokenizer.chat_template))
-        self.arguments_key = "parameters" if self._knows_tools else "arguments"  # of a call, as it is written
+        self.arguments_key = (
+            "parameters" if self._knows_tools else "arguments"
+        )  # the name of a call's arguments in this template
         self._encode = tokenizer.backend_tokenizer
         self._encode_plain = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
         self._encode_plain.encode_special_tokens = True
@@ -52,7 +54,7 @@ class Prompt:
         return cls(AutoTokenizer.from_pretrained(directory, local_files_only=True))
 
     def encode(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> list[int]:
-        """Token ids up to where the assistant's answer begins.
+        """Return the token ids up to the beginning of the assistant's answer.
 
         Raises: InvalidRequest if the template refuses the conversation.
         """
@@ -62,13 +64,13 @@ class Prompt:
         return self._encode_with_literals(given)
 
     def encode_text(self, text: str) -> list[int]:
-        """Token ids of a text without a template, with what the tokenizer itself puts around it."""
+        """Return the token ids of a text without a template, with the tokens that the tokenizer adds."""
         return _ids(self._encode_plain, text, add_special_tokens=True)
 
     def token_bytes(self, id: int) -> bytes:
-        """What the token stands for; a part of a character may be a token."""
+        """Return the bytes that the token stands for, which may be a part of a character."""
         token = self._encode.id_to_token(id)
-        if token is None:  # the model's vocabulary can be padded beyond the tokenizer's
+        if token is None:  # the model's vocabulary can be larger than the tokenizer's
             return b""
         if self._byte_level and token not in self._control and all(c in _BYTE_OF for c in token):
             return bytes(_BYTE_OF[c] for c in token)
@@ -76,17 +78,17 @@ class Prompt:
         return text.encode()
 
     def _encode_with_literals(self, given: dict[str, Any]) -> list[int]:
-        """As `encode`, where a message spells out a control token.
+        """Encode messages that contain the text of a control token.
 
-        Such a token is broken by an unguessable mark while the template runs, so the control
-        tokens still whole in the result are the template's own; then the marks go.
+        An unguessable mark splits such text while the template runs, so the control tokens that are whole
+        in the result are the template's own. Then the marks are removed.
         """
         mark = secrets.token_hex(16)
         broken = _changed(
             given, lambda text: self._control_pattern.sub(lambda m: m[0][0] + mark + m[0][1:], text)
         )
         ids: list[int] = []
-        # A pattern in brackets is split at and kept: text and control tokens take turns.
+        # `split` keeps what a group in the pattern matches, so text and control tokens alternate.
         for number, piece in enumerate(self._control_pattern.split(self._render(broken))):
             if number % 2:
                 ids.append(self._control[piece])
@@ -111,13 +113,13 @@ class Prompt:
 
 
 def _ids(tokenizer: Any, text: str, *, add_special_tokens: bool = False) -> list[int]:
-    """By encode_batch: while `encode` runs, no other thread does, and a long text takes a second."""
+    """Encode with `encode_batch`. `encode` would block all other threads, for a second with a long text."""
     ids: list[int] = tokenizer.encode_batch([text], add_special_tokens=add_special_tokens)[0].ids
     return ids
 
 
 def _byte_of() -> dict[str, int]:
-    """Byte-level BPE's alphabet: printable bytes are themselves, the others come after U+0100 in order."""
+    """Return byte-level BPE's alphabet: printable bytes as themselves, the others from U+0100 on."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
@@ -127,7 +129,7 @@ _BYTE_OF = _byte_of()
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """Every string in a JSON value, names included."""
+    """Yield every string in a JSON value, including names."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
@@ -140,7 +142,7 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def _changed(value: Any, change: Callable[[str], str]) -> Any:
-    """A JSON value with every string in it changed."""
+    """Return a JSON value with `change` applied to every string in it."""
     if isinstance(value, str):
         return change(value)
     if isinstance(value, dict):

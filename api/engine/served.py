@@ -1,4 +1,4 @@
-"""A model as it is served: verified, loaded, and proven by a token that it has generated."""
+"""Load a model for serving: verify it, start its engine, and have it generate a token."""
 
 import asyncio
 import contextlib
@@ -14,12 +14,12 @@ from api.engine.prompt import Prompt
 from api.engine.sampling import Sampling
 from api.errors import ApiError, EngineStartError, StartError
 
-PROBE = "probe"  # the request id of the token that proves that the engine works
+PROBE = "probe"  # the request id of the token that shows that the engine works
 PROBE_TIMEOUT_S = 60.0
 
 
 class ServedModel:
-    """A model as it is served: what it is, its engine, and how to write its prompts."""
+    """A model that is being served: its artifact, its engine and its prompt template."""
 
     def __init__(self, artifact: Artifact, engine: Engine, prompt: Prompt) -> None:
         self.artifact = artifact
@@ -31,7 +31,7 @@ class ServedModel:
 
     @contextlib.contextmanager
     def in_use(self) -> Iterator[None]:
-        """While a request runs: its engine must not be ended."""
+        """Keep the engine running while a request uses it."""
         self._users += 1
         self._unused.clear()
         try:
@@ -49,7 +49,7 @@ async def load(artifact: Artifact, engine: Engine) -> ServedModel:
     """Verify the artifact, start the engine and have it generate a token. Raises: StartError."""
 
     def start() -> Prompt:
-        with ThreadPoolExecutor(1) as pool:  # hashing and imports hardly wait for each other
+        with ThreadPoolExecutor(1) as pool:  # hash files while libraries are imported
             verified = pool.submit(artifact.verify)
             engine.import_libraries()
             verified.result()
@@ -68,7 +68,7 @@ async def load(artifact: Artifact, engine: Engine) -> ServedModel:
 
 
 async def _probe(engine: Engine, prompt: Prompt) -> None:
-    """Raises: EngineStartError unless the engine generates a token under every name."""
+    """Generate one token with every model. Raises: EngineStartError if one of them does not."""
     ids = prompt.encode([Message("user", "Hi")])
     for model in engine.models:
         try:
@@ -82,11 +82,11 @@ async def _probe(engine: Engine, prompt: Prompt) -> None:
 
 
 def _in_thread(work: Callable[[], Any]) -> asyncio.Future[Any]:
-    """A daemon: an import or a load cannot be interrupted, and must not keep the process."""
+    """Run `work` in a daemon thread: an import or a load cannot be interrupted and must not block an exit."""
     loop = asyncio.get_running_loop()
     done: asyncio.Future[Any] = loop.create_future()
 
-    def tell(result: Any, error: Exception | None) -> None:
+    def finish(result: Any, error: Exception | None) -> None:
         if not done.cancelled():
             done.set_exception(error) if error else done.set_result(result)
 
@@ -96,8 +96,8 @@ def _in_thread(work: Callable[[], Any]) -> asyncio.Future[Any]:
             result = work()
         except Exception as error:
             failure = error
-        with contextlib.suppress(RuntimeError):  # the loop has ended: stopped while loading
-            loop.call_soon_threadsafe(tell, result, failure)
+        with contextlib.suppress(RuntimeError):  # the loop has ended: the service stopped while loading
+            loop.call_soon_threadsafe(finish, result, failure)
 
     threading.Thread(target=run, name="engine-start", daemon=True).start()
     return done

@@ -14,7 +14,7 @@ import orjson
 from api.engine.json_schema import is_deep
 from api.engine.messages import Call, Message, Tool
 
-_LLAMA = '"parameters": '  # how its template writes a call
+_LLAMA = '"parameters": '  # Llama's template writes a call with this name
 
 _INTRODUCTION = """\
 You can call functions. These are known, one a line, with their parameters as JSON Schema:

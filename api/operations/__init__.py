@@ -1,1 +1,1 @@
-"""The endpoints of operators: health and the admin surface."""
+"""The operators' endpoints: health, metrics and the admin port."""

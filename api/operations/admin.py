@@ -1,4 +1,4 @@
-"""The operator's endpoints: /admin/status, /admin/usage and /admin/reload, on a port of their own."""
+"""Serve /admin/status, /admin/usage and /admin/reload on the operator's port."""
 
 from datetime import date
 from typing import Any
@@ -11,7 +11,7 @@ from api.service import ServiceOfApp
 
 
 class Status(BaseModel):
-    """running, waiting: answers."""
+    """The service's state. running, waiting: numbers of answers."""
 
     state: State
     detail: str
@@ -48,6 +48,6 @@ async def usage(
 
 @router.post("/admin/reload")
 async def reload(service: ServiceOfApp) -> Status:
-    """Look at `models/current` now; answers once what it names is served, or is refused (409)."""
+    """Serve what `models/current` names now. Answer once it is served, or refused (409)."""
     await service.lifecycle.reload()
     return await status(service)

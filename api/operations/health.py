@@ -1,6 +1,6 @@
-"""/health/live (restart me?), /health/ready (send me requests?) and /metrics.
+"""Serve /health/live (should the process be restarted?), /health/ready (send requests?) and /metrics.
 
-Live stays 200 while the model loads, while a dead engine is restarted, and while the service drains.
+/health/live stays 200 while the model loads, while a dead engine is restarted, and while the service drains.
 """
 
 from fastapi import APIRouter, Response
@@ -17,7 +17,7 @@ class Health(BaseModel):
 
 
 OPEN_PATHS = frozenset({"/health/live", "/health/ready"})
-"""They need no key: who asks them sends none."""
+"""These paths need no key, because orchestrators send none."""
 
 router = APIRouter()
 

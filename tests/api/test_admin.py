@@ -77,8 +77,8 @@ async def test_the_admin_port_has_nothing_else(make_house: MakeHouse) -> None:
     [
         ({"API_ADMIN_KEY": ""}, "API_ADMIN_PORT=9140 needs API_ADMIN_KEY"),
         ({"API_ADMIN_KEY": "short"}, "at least 16 characters"),
-        ({"API_ADMIN_KEY": KEY, "API_KEY": KEY}, "another than API_KEY"),
-        ({"API_ADMIN_KEY": ADMIN_KEY, "API_PORT": "9140"}, "another than API_PORT"),
+        ({"API_ADMIN_KEY": KEY, "API_KEY": KEY}, "must differ from API_KEY"),
+        ({"API_ADMIN_KEY": ADMIN_KEY, "API_PORT": "9140"}, "must differ from API_PORT"),
         ({"API_ADMIN_KEY": "schlüssel" * 3}, "API_ADMIN_KEY: must be printable"),
     ],
     ids=str,

@@ -159,8 +159,8 @@ def plant_a_file(artifacts: Path) -> None:
     ("damage", "says"),
     [
         (remove_current, "current is missing"),
-        (dangle_current, "points to gone, which is not there"),
-        (point_current_outside, "must be a symbolic link to a directory beside it"),
+        (dangle_current, "points to gone, which does not exist"),
+        (point_current_outside, "must be a symbolic link to a directory next to it"),
         (remove_manifest, "manifest.json is missing"),
         (garble_manifest, "manifest.json cannot be read"),
         (drop_a_field, "evaluation"),

@@ -158,7 +158,7 @@ def test_what_does_not_belong_to_the_artifact_is_refused(artifacts: Path, base: 
     artifact = read_artifact(artifacts)
     with pytest.raises(AdapterError, match=f"'{MODEL}' is the name of the merged model"):
         read(base, adapter, MODEL).verify(artifact)
-    with pytest.raises(AdapterError, match="'base' is the name of the base itself"):
+    with pytest.raises(AdapterError, match="'base' is reserved for the base itself"):
         read(base, adapter, "base")
     (adapter / "base.json").write_text(json.dumps({"weights_sha256": "0" * 64}))
     with pytest.raises(AdapterError, match="belongs to another base"):
@@ -171,7 +171,7 @@ def test_what_does_not_belong_to_the_artifact_is_refused(artifacts: Path, base: 
 
 def test_a_base_that_is_no_model_is_refused(base: Path) -> None:
     (base / "config.json").unlink()
-    with pytest.raises(AdapterError, match="no model is there"):
+    with pytest.raises(AdapterError, match="holds no model"):
         read_comparison_models(base, {})
 
 
