@@ -26,6 +26,7 @@ from trainer.judge.evaluate import evaluate
 from trainer.judge.gates import check_current, failed_gates, shippable
 from trainer.objective import objective_of
 from trainer.objective.score import mean_score
+from trainer.pages import data_report
 from trainer.pages.evaluation import write_page
 from trainer.progress import Stages, say
 from trainer.ship.merge import merge
@@ -79,7 +80,7 @@ class Pipeline:
 
     def prepare(self, base: BaseModel) -> Prepared:
         with self._stages.stage("prepare", f"tokenise {self.config.data.source}"):
-            return prepare(self.config, base, self.artifacts)
+            return prepare(self.config, base, self.artifacts, data_report.write_page)
 
     def sweep(self, base: BaseModel, prepared: Prepared) -> tuple[Setting, dict[str, Any]]:
         ranks = " and ".join(map(str, self.config.sweep.ranks))
@@ -119,7 +120,7 @@ class Pipeline:
     def found_or_made(self) -> tuple[BaseModel, Prepared]:
         """Base and data for a single arm, without the lines of the stages."""
         base = base_model.fetch(self.config.base, self.artifacts)
-        return base, prepare(self.config, base, self.artifacts)
+        return base, prepare(self.config, base, self.artifacts, data_report.write_page)
 
     def run(self, until: str = "publish") -> None:
         """The stages up to and with `until`. Raises: TrainerError."""

@@ -10,10 +10,11 @@ from trainer import base_model
 from trainer.cli import main
 from trainer.config import fingerprint, load
 from trainer.data.conversation import Conversation, Message
-from trainer.data.prepare import prepare
-from trainer.data.report import EXAMPLE_CHARACTERS, EXAMPLES, Example, page
+from trainer.data.prepare import EXAMPLES, prepare
+from trainer.data.report import Example
 from trainer.data.row_file import RowFile, rows_fingerprint
 from trainer.data.tokenize import ChatTokenizer, TokenRow
+from trainer.pages.data_report import EXAMPLE_CHARACTERS, page, write_page
 
 REPORT = {
     "source": "<b>rows</b>",
@@ -92,7 +93,7 @@ def test_fingerprint_of_the_files_is_that_of_the_rows(tmp_path: Path) -> None:
 
 def test_held_out_rows_tell_their_source(config_file: Path, tmp_path: Path) -> None:
     config = load(config_file)
-    prepared = prepare(config, base_model.fetch(config.base, tmp_path), tmp_path)
+    prepared = prepare(config, base_model.fetch(config.base, tmp_path), tmp_path, write_page)
     for name in ("validation", "test", "general"):
         told = Counter(row.source for row in prepared.rows(name))
         assert told == prepared.report["rows_by_source"][name]

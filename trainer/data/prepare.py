@@ -9,7 +9,7 @@ import gc
 import itertools
 import platform
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,19 +24,22 @@ from trainer.data.contamination import drop_contaminated, stamp
 from trainer.data.conversation import Conversation
 from trainer.data.dedup import drop_near_duplicates
 from trainer.data.general import answer_prompts
-from trainer.data.report import EXAMPLES, Example, write_report
+from trainer.data.report import Example, build_report
 from trainer.data.row_file import SCHEMA, RowFile
 from trainer.data.sources import read_rows
 from trainer.data.split import split
 from trainer.data.tokenize import ChatTokenizer, TokenRow
 from trainer.device import choose_device
 from trainer.errors import DataError
-from trainer.files import only_writer, read_json, sha256_file, whole_directory
+from trainer.files import only_writer, read_json, sha256_file, whole_directory, write_json
 from trainer.progress import say
 
 SPLITS = ("train", "validation", "test", "general")
 BATCH = 256  # rows a call of the tokenizer
+EXAMPLES = 10  # rows that the page shows
 Batch = Sequence[Conversation]
+# Writes a page beside report.json, from what that holds.
+WritePage = Callable[[Path, Mapping[str, Any], Sequence[Example]], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +62,18 @@ class Prepared:
         return [TokenRow(**row) for row in self.dataset(split_name)]
 
 
-def prepare(config: RunConfig, base: BaseModel, artifacts: Path) -> Prepared:
-    """Return the prepared data, made now or found finished. Raises: DataError."""
+def prepare(
+    config: RunConfig, base: BaseModel, artifacts: Path, write_page: WritePage | None = None
+) -> Prepared:
+    """Return the prepared data, made now or found finished.
+
+    write_page: makes `report.html` with the data. Raises: DataError.
+    """
     directory = data_directory(config, base, artifacts)
     report = read_json(directory / "report.json")
     if report is None:
         with only_writer(directory):
-            report = read_json(directory / "report.json") or _make(config, base, directory)
+            report = read_json(directory / "report.json") or _make(config, base, directory, write_page)
     return Prepared(directory, report)
 
 
@@ -76,7 +84,9 @@ def data_directory(config: RunConfig, base: BaseModel, artifacts: Path) -> Path:
     return artifacts / "data" / key[:16]
 
 
-def _make(config: RunConfig, base: BaseModel, directory: Path) -> dict[str, Any]:
+def _make(
+    config: RunConfig, base: BaseModel, directory: Path, write_page: WritePage | None
+) -> dict[str, Any]:
     data = config.data
     chat = ChatTokenizer(load_tokenizer(base.directory))
     cleaned = _select(data)
@@ -101,8 +111,12 @@ def _make(config: RunConfig, base: BaseModel, directory: Path) -> dict[str, Any]
             file.close()
         say(f"  {', '.join(f'{len(f)} {name}' for name, f in files.items())} rows; {cleaned.summary()}")
         examples = _examples(parts.train, chat, data.max_length)
-        report = write_report(scratch, data, files, cleaned, examples)
-    say(f"  what became of the rows: {directory / 'report.html'}")
+        report = build_report(data, files, cleaned)
+        write_json(scratch / "report.json", report)
+        if write_page:
+            write_page(scratch, report, examples)
+    if write_page:
+        say(f"  what became of the rows: {directory / 'report.html'}")
     return report
 
 

@@ -1,12 +1,12 @@
-"""The two drawings of the sweep page as SVG: loss curves, and differences with their intervals.
+"""Every chart of the pages, as SVG: curves, differences with their intervals, pairs of dots, a histogram.
 
-Own code rather than matplotlib, which would add 77 MB (seven packages) to every set-up for two
-drawings, and whose SVG does not follow the page from light to dark. Colours are the page's classes
+Own code rather than matplotlib, which would add 77 MB (seven packages) to every set-up for a few
+charts, and whose SVG does not follow the page from light to dark. Colours are the page's classes
 `c0` to `c5`; sizes are in user units, which are pixels at the size a panel is meant to be seen.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from statistics import median
@@ -152,7 +152,67 @@ def _bar(bar: Bar, x: Scale, y: float) -> str:
     return f'{name}<g class="c{bar.colour % COLOURS}">{told}{drawn}</g>'
 
 
-def _svg(label: str, width: int, height: float, parts: Sequence[str]) -> str:
-    return (
-        f'<svg role="img" aria-label="{escape(label)}" viewBox="0 0 {width} {height}">{"".join(parts)}</svg>'
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """One measure of two models. base, tuned: `low`, `value` and `high`. floor: what guessing scores."""
+
+    name: str
+    base: Mapping[str, float]
+    tuned: Mapping[str, float]
+    floor: float | None
+
+
+def pairs_chart(title: str, pairs: Sequence[Pair], top: float | None) -> str:
+    """Draw two dots with intervals for each measure, on one axis from 0 to `top`, or to the highest value."""
+    width, row, left = 640, 64, 8
+    highest = max(side["high"] for pair in pairs for side in (pair.base, pair.tuned))
+    x = Scale(0, top or max(highest, 1e-9), left, width - left)
+    tall = len(pairs) * row
+    axis = (
+        f'<line class=axis x1="{left}" x2="{width - left}" y1="{tall}" y2="{tall}"/>'
+        f'<text x="{left}" y="{tall + 16}">0</text>'
+        f'<text x="{width - left}" y="{tall + 16}" text-anchor="end">{top or highest:.3g}</text>'
     )
+    rows = [_pair(pair, x, left, i * row) for i, pair in enumerate(pairs)]
+    drawn = _svg(title, width, tall + 22, [*rows, axis])
+    return f"<figure class=chart><figcaption>{escape(title)}</figcaption>{drawn}</figure>"
+
+
+def _pair(pair: Pair, x: Scale, left: int, y: int) -> str:
+    parts = [f'<text class=name x="{left}" y="{y + 18}">{escape(pair.name)}</text>']
+    for name, side, down in (("base", pair.base, 32), ("tuned", pair.tuned, 48)):
+        parts.append(
+            f"<g class={name}><title>{name} {side['value']:.3f}</title>"
+            f'<line x1="{x(side["low"])}" x2="{x(side["high"])}" y1="{y + down}" y2="{y + down}"/>'
+            f'<circle cx="{x(side["value"])}" cy="{y + down}" r="5"/></g>'
+        )
+    if pair.floor is not None:
+        parts.append(
+            f'<line class=floor x1="{x(pair.floor)}" x2="{x(pair.floor)}" y1="{y + 24}" y2="{y + 56}">'
+            "<title>what guessing scores</title></line>"
+        )
+    return "".join(parts)
+
+
+def histogram(counts: Sequence[int], bar_tokens: int) -> str:
+    """Draw rows by their length: `counts[i]` rows of up to `(i + 1) * bar_tokens` tokens."""
+    width, height, most = 28, 180, max(counts)
+    parts = [f'<text x="0" y="12">{most:,} rows</text>']
+    for i, count in enumerate(counts):
+        tall = round(height * count / most, 1)
+        title = f"{i * bar_tokens + 1}–{(i + 1) * bar_tokens} tokens: {count:,} rows"
+        parts.append(
+            f'<rect x="{i * width + 2}" y="{height - tall + 20}" width="{width - 4}" height="{tall}">'
+            f"<title>{title}</title></rect>"
+        )
+    parts += [
+        f'<text x="{i * width}" y="{height + 38}">{i * bar_tokens:,}</text>'
+        for i in range(0, len(counts) + 1, 6)
+    ]
+    box = (max(len(counts), 6) * width + 60, height + 46)
+    return _svg("Rows by length in tokens", *box, parts, left=-4)
+
+
+def _svg(label: str, width: int, height: float, parts: Sequence[str], left: int = 0) -> str:
+    box = f"{left} 0 {width} {height}"
+    return f'<svg role="img" aria-label="{escape(label)}" viewBox="{box}">{"".join(parts)}</svg>'

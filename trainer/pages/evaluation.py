@@ -13,10 +13,9 @@ from trainer.judge.gates import failed_gates
 from trainer.judge.measures import measures
 from trainer.objective import Objective
 from trainer.objective.score import Measure
+from trainer.pages.charts import Pair, pairs_chart
 from trainer.pages.frame import BOXES, document, table
 from trainer.ship.card import benchmark_note, interval
-
-WIDTH, ROW, LEFT = 640, 64, 8
 
 
 def write_page(
@@ -100,41 +99,16 @@ def _benchmarks(metrics: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _chart(title: str, metrics: Sequence[Mapping[str, Any]], top: float | None) -> str:
-    """Two dots with intervals a metric, on one axis from 0 to `top` (None: to the highest interval)."""
-    if not metrics:
-        return ""
-    highest = max(metric[side]["high"] for metric in metrics for side in ("base", "tuned"))
-    scale = (WIDTH - 2 * LEFT) / (top or max(highest, 1e-9))
-    rows = "".join(_chart_row(metric, i * ROW, scale) for i, metric in enumerate(metrics))
-    tall = len(metrics) * ROW
-    axis = (
-        f'<line class=axis x1="{LEFT}" x2="{WIDTH - LEFT}" y1="{tall}" y2="{tall}"/>'
-        f'<text x="{LEFT}" y="{tall + 16}">0</text>'
-        f'<text x="{WIDTH - LEFT}" y="{tall + 16}" text-anchor="end">{top or highest:.3g}</text>'
-    )
-    return (
-        f"<figure class=chart><figcaption>{escape(title)}</figcaption>"
-        f'<svg role="img" aria-label="{escape(title)}" viewBox="0 0 {WIDTH} {tall + 22}">{rows}{axis}</svg>'
-        "</figure>"
-    )
-
-
-def _chart_row(metric: Mapping[str, Any], y: int, scale: float) -> str:
-    parts = [f'<text class=name x="{LEFT}" y="{y + 18}">{escape(metric["name"].replace("_", " "))}</text>']
-    for side, down in (("base", 32), ("tuned", 48)):
-        low, value, high = (LEFT + metric[side][key] * scale for key in ("low", "value", "high"))
-        told = f"{side} {metric[side]['value']:.3f}"
-        parts.append(
-            f'<g class={side}><title>{told}</title><line x1="{low:.1f}" x2="{high:.1f}" y1="{y + down}" '
-            f'y2="{y + down}"/><circle cx="{value:.1f}" cy="{y + down}" r="5"/></g>'
+    pairs = [
+        Pair(
+            metric["name"].replace("_", " "),
+            metric["base"],
+            metric["tuned"],
+            metric["benchmark"]["floor"]["value"] if "benchmark" in metric else None,
         )
-    if "benchmark" in metric:
-        x = LEFT + metric["benchmark"]["floor"]["value"] * scale
-        parts.append(
-            f'<line class=floor x1="{x:.1f}" x2="{x:.1f}" y1="{y + 24}" y2="{y + 56}">'
-            "<title>what guessing scores</title></line>"
-        )
-    return "".join(parts)
+        for metric in metrics
+    ]
+    return pairs_chart(title, pairs, top) if pairs else ""
 
 
 def _answers(texts: Mapping[str, str], columns: Sequence[str]) -> str:
