@@ -1,6 +1,6 @@
-"""The chat page's process: settings, page, server. `python app.py`, configured by `FRONTEND_*`.
+"""Start the chat page: `python app.py`, configured by `FRONTEND_*` variables.
 
-Exit status 1 and one line on standard error if it cannot start.
+If it cannot start, it prints one line to standard error and exits with status 1.
 """
 
 import logging
@@ -14,7 +14,7 @@ from settings import Settings, load_settings
 
 
 def main() -> None:
-    """Serve the page until it is told to stop."""
+    """Serve the page until SIGINT or SIGTERM."""
     try:
         settings = load_settings()
         listener = _listen(settings)
@@ -22,7 +22,7 @@ def main() -> None:
         sys.exit(f"frontend: {error}")
     _log_in_utc()
     warn_of_a_space_without_proxies(settings)
-    # Read once, when Gradio is imported: nothing is reported to or fetched from anywhere.
+    # Gradio reads these once, at import: it then sends no reports and fetches nothing from other hosts.
     os.environ.update(GRADIO_ANALYTICS_ENABLED="False", HF_HUB_OFFLINE="1")
     from server import serve
 
@@ -43,7 +43,7 @@ def _listen(settings: Settings) -> socket.socket:
     try:
         return socket.create_server((settings.host, settings.port), family=family)
     except OSError as error:
-        reason = str(error.strerror).split(" (")[0]  # Python adds the address once more
+        reason = str(error.strerror).split(" (")[0]  # Python repeats the address in parentheses
         raise SettingsError(
             f"cannot listen on {settings.host}:{settings.port}: {reason}; "
             "set FRONTEND_HOST and FRONTEND_PORT to a free address"

@@ -1,4 +1,4 @@
-"""What happens to chats as wholes: opened, put away, compared, exported, imported; and the page's state."""
+"""Handlers of whole chats: open, delete, compare, export, import; and of the API's status."""
 
 import html
 
@@ -10,7 +10,7 @@ import history
 import texts
 from client import Api
 from conversations import Chat
-from layout import Parts
+from layout import Components
 from settings import Settings
 from updates import (
     Update,
@@ -24,119 +24,116 @@ from updates import (
 
 
 class ChatEvents:
-    """Every handler returns the new values of the components it changes."""
+    """Each handler returns the new values of the components that it changes."""
 
-    def __init__(self, api: Api, parts: Parts, settings: Settings) -> None:
+    def __init__(self, api: Api, ui: Components, settings: Settings) -> None:
         self._api = api
-        self._parts = parts
+        self._ui = ui
         self._settings = settings
-        self._attribution = settings.attribution
 
-    async def load(self, got: Update) -> Update:
-        """The chats as the browser kept them."""
-        open_chat, others = self._restore(got)
-        return await self._turn_to(open_chat, others, comparing=bool(open_chat["rival"]))
+    async def load(self, inputs: Update) -> Update:
+        """Show the chats that the browser has stored."""
+        open_chat, others = self._restore(inputs)
+        return await self._open(open_chat, others, comparing=bool(open_chat["rival"]))
 
-    async def new(self, got: Update) -> Update:
-        """An empty chat; the open one is put away."""
-        open_chat, others = self._restore(got)
+    async def new(self, inputs: Update) -> Update:
+        """Open an empty chat and move the open one to the history."""
+        open_chat, others = self._restore(inputs)
         others = history.put(others, open_chat)
-        return await self._turn_to(conversations.new_chat(), others, comparing=got[self._parts.comparing])
+        return await self._open(conversations.new_chat(), others, comparing=inputs[self._ui.comparing])
 
-    async def open(self, got: Update) -> Update:
-        """The chat that was chosen in the side list."""
-        open_chat, others = self._restore(got)
-        found, rest = history.take(others, got[self._parts.chats])
+    async def open(self, inputs: Update) -> Update:
+        """Open the chat that was chosen in the side list."""
+        open_chat, others = self._restore(inputs)
+        found, rest = history.take(others, inputs[self._ui.chats])
         if not found:
-            return await self._turn_to(open_chat, others, comparing=bool(open_chat["rival"]))
-        return await self._turn_to(found, history.put(rest, open_chat), comparing=bool(found["rival"]))
+            return await self._open(open_chat, others, comparing=bool(open_chat["rival"]))
+        return await self._open(found, history.put(rest, open_chat), comparing=bool(found["rival"]))
 
-    async def delete(self, got: Update) -> Update:
-        """The open chat is forgotten."""
-        _, others = self._restore(got)
-        return await self._turn_to(conversations.new_chat(), others, comparing=got[self._parts.comparing])
+    async def delete(self, inputs: Update) -> Update:
+        """Delete the open chat."""
+        _, others = self._restore(inputs)
+        return await self._open(conversations.new_chat(), others, comparing=inputs[self._ui.comparing])
 
-    async def compare(self, got: Update) -> Update:
-        """Two models from here on, with the same conversation behind them; or the first alone again."""
-        open_chat, others = self._restore(got)
-        comparing = bool(got[self._parts.comparing])
+    async def compare(self, inputs: Update) -> Update:
+        """Start to compare two models on the conversation so far, or return to the first alone."""
+        open_chat, others = self._restore(inputs)
+        comparing = bool(inputs[self._ui.comparing])
         open_chat["rival"] = list(open_chat["entries"]) if comparing else []
-        return await self._turn_to(open_chat, others, comparing=comparing)
+        return await self._open(open_chat, others, comparing=comparing)
 
-    def to_json(self, got: Update) -> Update:
-        """The open chat as a file for programs."""
-        return self._file(got, "json", chat_files.to_json)
+    def to_json(self, inputs: Update) -> Update:
+        """Export the open chat for programs."""
+        return self._file(inputs, "json", chat_files.to_json)
 
-    def to_markdown(self, got: Update) -> Update:
-        """The open chat as a file for people."""
-        return self._file(got, "md", chat_files.to_markdown)
+    def to_markdown(self, inputs: Update) -> Update:
+        """Export the open chat for people."""
+        return self._file(inputs, "md", chat_files.to_markdown)
 
-    async def from_file(self, got: Update) -> Update:
-        """A chat from a file that the browser has read."""
-        text = got[self._parts.file]
+    async def from_file(self, inputs: Update) -> Update:
+        """Open the chat in a file that the browser has read."""
+        text = inputs[self._ui.file]
         if not text:
-            return {self._parts.file: None}
-        open_chat, others = self._restore(got)
+            return {self._ui.file: None}
+        open_chat, others = self._restore(inputs)
         try:
             read = chat_files.from_text(str(text))
         except chat_files.FileError as error:
-            return chat_update(self._parts, open_chat, str(error))
+            return chat_update(self._ui, open_chat, str(error))
         others = history.put(others, open_chat)
-        return await self._turn_to(read, others, comparing=bool(read["rival"]))
+        return await self._open(read, others, comparing=bool(read["rival"]))
 
-    async def refresh_status(self, got: Update) -> Update:
-        """The models on offer, and the banner while there are none."""
-        parts, status = self._parts, await self._api.status()
+    async def refresh_status(self, inputs: Update) -> Update:
+        """Offer the API's models, and show the banner while there are none."""
+        ui, status = self._ui, await self._api.status()
         reason = texts.explain(status.failure) if status.failure else ""
         update: Update = {
-            parts.banner: gr.update(
+            ui.banner: gr.update(
                 value=f'<div role="status">{html.escape(reason)}</div>', visible=bool(reason)
             )
         }
         names = [model.id for model in status.models]
-        if names and names != got[parts.names]:
+        if names and names != inputs[ui.names]:
             second = names[1] if len(names) > 1 else names[0]
             update |= {
-                parts.names: names,
-                parts.model: _picker(names, got[parts.model], names[0]),
-                parts.rival_model: _picker(names, got[parts.rival_model], second),
+                ui.names: names,
+                ui.model: _picker(names, inputs[ui.model], names[0]),
+                ui.rival_model: _picker(names, inputs[ui.rival_model], second),
             }
             if not self._settings.attribution:
                 licences = {model.licence.lower() for model in status.models}
                 built = any(licence.startswith("llama") for licence in licences)
-                update[parts.attribution] = texts.BUILT_WITH_LLAMA if built else ""
+                update[ui.attribution] = texts.BUILT_WITH_LLAMA if built else ""
         return update
 
-    def _restore(self, got: Update) -> tuple[Chat, list[Chat]]:
-        open_chat = conversations.restore(got[self._parts.kept])
-        others = history.restore_history(got[self._parts.history])
+    def _restore(self, inputs: Update) -> tuple[Chat, list[Chat]]:
+        open_chat = conversations.restore(inputs[self._ui.kept])
+        others = history.restore_history(inputs[self._ui.history])
         return open_chat, [chat for chat in others if chat["id"] != open_chat["id"]]
 
-    async def _turn_to(self, open_chat: Chat, others: list[Chat], *, comparing: bool) -> Update:
-        parts, status = self._parts, await self._api.status()
+    async def _open(self, open_chat: Chat, others: list[Chat], *, comparing: bool) -> Update:
+        ui, status = self._ui, await self._api.status()
         model = status.model("")
         room = model.context_tokens if model else None
         return (
-            restored_chat_update(parts, open_chat)
-            | chat_list_update(parts, history.titles(open_chat, others), open_chat)
-            | send_or_stop_update(parts, streaming=False)
-            | meter_update(parts, open_chat, room or self._settings.context_tokens)
-            | vote_update(parts, wanted=False)
+            restored_chat_update(ui, open_chat)
+            | chat_list_update(ui, history.titles(open_chat, others), open_chat)
+            | send_or_stop_update(ui, streaming=False)
+            | meter_update(ui, open_chat, room or self._settings.context_tokens)
+            | vote_update(ui, wanted=False)
             | {
-                parts.history: others,
-                parts.comparing: comparing,
-                parts.rival: gr.update(
-                    value=conversations.for_chatbot(open_chat["rival"]), visible=comparing
-                ),
-                parts.rival_model: gr.update(visible=comparing),
+                ui.history: others,
+                ui.comparing: comparing,
+                ui.rival: gr.update(value=conversations.for_chatbot(open_chat["rival"]), visible=comparing),
+                ui.rival_model: gr.update(visible=comparing),
             }
         )
 
-    def _file(self, got: Update, ending: str, form: object) -> Update:
-        open_chat = conversations.restore(got[self._parts.kept])
+    def _file(self, inputs: Update, ending: str, form: object) -> Update:
+        open_chat = conversations.restore(inputs[self._ui.kept])
         name = "".join(c if c.isalnum() else "-" for c in conversations.title_of(open_chat).lower())[:40]
         assert callable(form)
-        return {self._parts.file: {"name": f"{name.strip('-')}.{ending}", "text": form(open_chat)}}
+        return {self._ui.file: {"name": f"{name.strip('-')}.{ending}", "text": form(open_chat)}}
 
 
 def _picker(names: list[str], chosen: object, default: str) -> Update:

@@ -1,4 +1,4 @@
-"""A chat as a file, and back: JSON that the trainer reads as a row, or Markdown for people."""
+"""Export and import a chat: as JSON, which the trainer reads as a row, or as Markdown for people."""
 
 import json
 import re
@@ -10,11 +10,11 @@ OTHER_NAMES = {"human": "user", "gpt": "assistant"}
 
 
 class FileError(ValueError):
-    """Why a file is no chat, for the reader."""
+    """The file holds no chat. The message is for the reader."""
 
 
 def to_json(chat: Chat) -> str:
-    """An object with `messages` as OpenAI's, and `rival` where two models were compared."""
+    """Return an object with `messages` in OpenAI's format, and `rival` if two models were compared."""
     row = {"title": title_of(chat), "messages": chat["entries"]}
     if chat["rival"]:
         row["rival"] = chat["rival"]
@@ -22,24 +22,26 @@ def to_json(chat: Chat) -> str:
 
 
 def to_markdown(chat: Chat) -> str:
-    """Headings for people and comments for `from_text`; the rival's answers are left out."""
+    """Return Markdown: headings for people, comments for `from_text`. It leaves out the rival's answers."""
     parts = [f"# {title_of(chat)}"]
     for entry in chat["entries"]:
         heading = "You" if entry["role"] == "user" else entry.get("model") or "Assistant"
-        # A line that reads like a mark gets a backslash, one that has backslashes one more.
+        # Escape a line that looks like a mark with a backslash, and one that has backslashes with one more.
         content = MARK.sub(r"\\\g<0>", entry["content"])
         parts.append(f"## {heading}\n<!-- {entry['role']} -->\n{content}")
     return "\n\n".join(parts) + "\n"
 
 
 def from_text(text: str) -> Chat:
-    """A chat from either form, or from a row of `conversations` or `messages`.
+    """Read a chat from either format, or from a training row with `conversations` or `messages`.
 
     Raises: FileError
     """
     chat = _from_json(text) if text.lstrip()[:1] in ("{", "[") else new_chat(_from_markdown(text))
     if not any(entry["role"] == "user" for entry in chat["entries"]):
-        raise FileError("There is no chat in this file. JSON or Markdown as exported here is expected.")
+        raise FileError(
+            "There is no chat in this file. This page imports JSON or Markdown that it has exported."
+        )
     return chat
 
 
@@ -47,7 +49,7 @@ def _from_json(text: str) -> Chat:
     try:
         row = json.loads(text)
     except ValueError as error:
-        raise FileError(f"This file is not whole JSON: {error}.") from error
+        raise FileError(f"This file is not complete JSON: {error}.") from error
     turns = row if isinstance(row, list) else row.get("messages") or row.get("conversations")
     turns = turns if isinstance(turns, list) else []
     chat = new_chat(restore_entries([_plain(turn) for turn in turns if isinstance(turn, dict)]))
@@ -66,7 +68,7 @@ def _from_markdown(text: str) -> Conversation:
     ends = [mark.start() for mark in marks[1:]]
     entries: Conversation = []
     for place, mark in enumerate(marks):
-        if place < len(ends):  # up to the heading of the next
+        if place < len(ends):  # up to the heading of the next turn
             content = text[mark.end() + 1 : ends[place]].rsplit("\n\n## ", 1)[0]
         else:
             content = text[mark.end() + 1 :].removesuffix("\n")

@@ -1,7 +1,6 @@
-"""The OpenAI-style API, seen from the page: its state, and one streamed answer.
+"""Client of an OpenAI-style API: fetch its status, stream an answer.
 
-In: the API's address and key, and conversations. Out: `Status` and a growing `Answer`, or an
-`ApiError`. It never retries by itself and never logs what is said, only how it went.
+It never retries by itself, and it logs how a request went but never its text.
 """
 
 import asyncio
@@ -21,7 +20,7 @@ import httpx
 from conversations import Message
 from errors import ApiError, CutShort, Malformed, Refused, Unreachable
 
-STATUS_TTL_S = 2.0  # all open pages share one request for its status in this time
+STATUS_TTL_S = 2.0  # all open pages share one status for this long
 STATUS_TIMEOUT_S = 5.0
 SILENCE_TIMEOUT_S = 120.0  # a busy API may let a chat wait before its first token
 
@@ -30,9 +29,9 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Model:
-    """One of the list.
+    """A model of the API's list.
 
-    context_tokens, licence: None and empty unless the API tells them, as vLLM and ours do
+    context_tokens, licence: None and empty if the API does not report them (vLLM and finechat do)
     """
 
     id: str
@@ -42,19 +41,19 @@ class Model:
 
 @dataclass(frozen=True)
 class Status:
-    """The models, or why there are none."""
+    """The models of the API, or why there are none."""
 
     models: tuple[Model, ...] = ()
     failure: ApiError | None = None
 
     def model(self, name: object) -> Model | None:
-        """The model of that name, else the first."""
+        """Return the model with that name, otherwise the first."""
         return next((m for m in self.models if m.id == name), next(iter(self.models), None))
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to answer; what is None or empty is left to the API."""
+    """The settings of an answer. The API decides those that are None or empty."""
 
     temperature: float
     max_tokens: int
@@ -63,15 +62,15 @@ class Sampling:
     stop: tuple[str, ...] = ()
 
     def body(self) -> dict[str, Any]:
-        """The fields of a request."""
+        """Return the fields of a request."""
         return {name: value for name, value in asdict(self).items() if value not in (None, ())}
 
 
 @dataclass
 class Answer:
-    """What has arrived so far.
+    """What has arrived of an answer.
 
-    prompt_tokens, tokens: as the API counts them, None until (and unless) it tells
+    prompt_tokens, tokens: as the API counts them, None until it reports them
     first_token_s, last_token_s: since the request was sent
     """
 
@@ -84,12 +83,12 @@ class Answer:
 
     @property
     def all_tokens(self) -> int:
-        """The conversation with this answer, 0 if the API does not tell."""
+        """Tokens of the conversation including this answer, 0 if the API does not report them."""
         return (self.prompt_tokens or 0) + (self.tokens or 0)
 
 
 class Api:
-    """One per process; all chats share its connections."""
+    """A client of the API. A process has one, and all chats share its connections."""
 
     def __init__(
         self, url: str, key: str | None = None, transport: httpx.AsyncBaseTransport | None = None
@@ -107,11 +106,11 @@ class Api:
         self._fetched_at = float("-inf")
 
     async def close(self) -> None:
-        """Closes the connections."""
+        """Close the connections."""
         await self._http.aclose()
 
     async def status(self) -> Status:
-        """The API's state, at most `STATUS_TTL_S` old. Never raises."""
+        """Return the status of the API, at most `STATUS_TTL_S` old. Never raises."""
         async with self._lock:
             if time.monotonic() - self._fetched_at > STATUS_TTL_S:
                 self._status = await self._fetch_status()
@@ -126,7 +125,7 @@ class Api:
             listed = tuple(_model(entry) for entry in models.json()["data"])
             if not listed:
                 raise Malformed("no model in /v1/models")
-            # Not part of OpenAI's API: only a clear "not ready" counts, a 404 says nothing.
+            # This route is not part of OpenAI's API: only a clear "not ready" counts, a 404 does not.
             ready = await self._http.get("/health/ready")
             if ready.status_code == httpx.codes.SERVICE_UNAVAILABLE:
                 raise _not_ready(ready)
@@ -135,13 +134,13 @@ class Api:
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             return Status(failure=Unreachable(type(error).__name__))
         except (ValueError, LookupError, TypeError, AttributeError):
-            return Status(failure=Malformed("/v1/models has another shape"))
+            return Status(failure=Malformed("/v1/models has an unexpected shape"))
         return Status(listed)
 
     async def fill(self, answer: Answer, model: str, messages: Sequence[Message], sampling: Sampling) -> None:
-        """Adds to `answer` whatever arrives, until it is whole; cancelling this closes the request.
+        """Add to `answer` what arrives until it is complete. Cancelling this closes the request.
 
-        Raises: ApiError. What came before it stays in `answer`.
+        Raises: ApiError. What arrived before stays in `answer`.
         """
         request_id = uuid.uuid4().hex
         started, outcome = time.monotonic(), "closed"
@@ -200,7 +199,7 @@ class Api:
                 yield piece
 
     def _session(self, messages: Sequence[Message]) -> str:
-        """The same for all turns of a conversation, by how it begins: a replica has that in its cache."""
+        """Return an id of how the conversation begins, so that all its turns reach one replica's cache."""
         begin = messages[: 2 if messages[0]["role"] == "system" else 1]
         return hmac.digest(self._session_key, json.dumps(begin).encode(), "sha256").hex()
 
@@ -213,9 +212,9 @@ def _model(entry: dict[str, Any]) -> Model:
 
 
 async def _sse_data(response: httpx.Response) -> AsyncGenerator[bytes, None]:
-    """The payload of each `data:` line.
+    """Yield the payload of each `data:` line.
 
-    Not `aiter_lines`: that also breaks at U+2028 and its like, which JSON may carry unescaped.
+    `aiter_lines` would not do: it also splits at U+2028 and the like, which JSON may hold unescaped.
     """
     rest = b""
     async for block in response.aiter_bytes():
@@ -240,7 +239,7 @@ def _take(answer: Answer, piece: dict[str, Any], elapsed_s: float) -> None:
 
 
 def _refused(response: httpx.Response) -> Refused:
-    """An error response as an exception; `response` is read."""
+    """Return the exception for an error response whose body is read."""
     try:
         error = response.json()["error"]
         message, code = str(error["message"]), str(error.get("code") or "")
@@ -250,7 +249,7 @@ def _refused(response: httpx.Response) -> Refused:
 
 
 def _not_ready(response: httpx.Response) -> Refused:
-    """finechat's API says why in `detail`, what stands before it in an error of its own."""
+    """Return why the API is not ready: finechat's says it in `detail`, a proxy in front in an error body."""
     refused = _refused(response)
     with suppress(ValueError, LookupError, TypeError):
         refused.message = str(response.json()["detail"])
@@ -258,5 +257,5 @@ def _not_ready(response: httpx.Response) -> Refused:
 
 
 def _retry_after_s(response: httpx.Response) -> int | None:
-    said = response.headers.get("retry-after", "")
-    return int(said) if said.isdecimal() else None
+    value = response.headers.get("retry-after", "")
+    return int(value) if value.isdecimal() else None

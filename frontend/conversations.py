@@ -1,7 +1,7 @@
-"""The shape of a chat, and its derived forms: what the model gets, what is shown.
+"""The data of a chat, and what is derived from it: the messages for the model, the messages to show.
 
-A conversation is a list of turns as the browser keeps it. A question without an answer stays in it,
-so that nothing typed is lost. No network and no Gradio here.
+A conversation is the list of turns that the browser stores. A question without an answer stays in it, so
+nothing that was typed is lost. This module uses neither the network nor Gradio.
 """
 
 import html
@@ -17,17 +17,17 @@ TITLE_LENGTH = 60
 
 
 class Message(TypedDict):
-    """What the API takes."""
+    """A message as the API takes it."""
 
     role: Role
     content: str
 
 
 class Entry(Message):
-    """What the browser keeps: a message, and with an answer:
+    """A message as the browser stores it. An answer also has:
 
-    note: a remark such as its speed. model: who gave it. cut: whether it is not whole
-    tokens: the conversation up to and with it, 0 if the API does not tell
+    note: a remark such as its speed. model: the model that gave it. cut: whether it is incomplete
+    tokens: the length of the conversation up to its end, 0 if the API does not report it
     """
 
     note: NotRequired[str]
@@ -54,10 +54,11 @@ class Ballot(TypedDict):
 class Chat(TypedDict):
     """One chat of the side list.
 
-    entries: the conversation. rival: the other model's where two are compared, with the same questions
-    start: how many questions, with their answers, are shown but no longer sent
-    at: when the last question was asked, seconds since 1970
-    ballot: where the last two answers may be voted on
+    entries: the conversation
+    rival: the conversation with the other model, which has the same questions, if two are compared
+    start: the number of questions that are shown but, with their answers, no longer sent
+    at: the time of the last question, in seconds since 1970
+    ballot: present if the last two answers may be voted on
     """
 
     id: str
@@ -69,12 +70,12 @@ class Chat(TypedDict):
 
 
 def new_chat(entries: Conversation | None = None) -> Chat:
-    """A chat of its own."""
+    """Return a chat with a new id."""
     return Chat(id=secrets.token_hex(6), entries=entries or [], rival=[], start=0, at=time.time())
 
 
 def restore(kept: object) -> Chat:
-    """A chat from what a browser sends back, which may be anything; a new one if it is nothing."""
+    """Return the chat that a browser sends back, which may be anything; a new chat if it is none."""
     match kept:
         case {"id": str(id_), "entries": list(entries), **rest}:
             start, at = rest.get("start"), rest.get("at")
@@ -104,7 +105,7 @@ def _restore_ballot(kept: object) -> Ballot | None:
 
 
 def restore_entries(kept: object) -> Conversation:
-    """The well-formed entries of `kept`, which may be anything."""
+    """Return the well-formed entries of `kept`, which may be anything."""
     conversation: Conversation = []
     for row in kept if isinstance(kept, list) else []:
         match row:
@@ -125,7 +126,7 @@ def restore_entries(kept: object) -> Conversation:
 
 
 def title_of(chat: Chat) -> str:
-    """The beginning of its first question."""
+    """Return the beginning of the first question."""
     first = " ".join(chat["entries"][0]["content"].split()) if chat["entries"] else ""
     if len(first) <= TITLE_LENGTH:
         return first or "New chat"
@@ -133,7 +134,7 @@ def title_of(chat: Chat) -> str:
 
 
 def ask(conversation: Conversation, text: str) -> Conversation:
-    """The conversation with a new question at its end."""
+    """Return the conversation with a new question at its end."""
     return [*conversation, Entry(role="user", content=text)]
 
 
@@ -146,7 +147,7 @@ def reply(
     cut: bool = False,
     tokens: int = 0,
 ) -> Conversation:
-    """The conversation with an answer to its last question; none if `text` is empty."""
+    """Return the conversation with an answer to its last question, or unchanged if `text` is empty."""
     if not text:
         return conversation
     entry = Entry(role="assistant", content=text, note=note, model=model, cut=cut, tokens=tokens)
@@ -154,22 +155,22 @@ def reply(
 
 
 def reopen(conversation: Conversation) -> Conversation:
-    """The conversation without the answer to its last question."""
+    """Return the conversation without the answer to its last question."""
     return conversation[:-1] if is_answered(conversation) else conversation
 
 
 def is_answered(conversation: Conversation) -> bool:
-    """Whether the last question has an answer."""
+    """Return whether the last question has an answer."""
     return bool(conversation) and conversation[-1]["role"] == "assistant"
 
 
 def is_cut(conversation: Conversation) -> bool:
-    """Whether the last answer is there, but not whole."""
+    """Return whether the last question has an answer that is incomplete."""
     return is_answered(conversation) and conversation[-1].get("cut", False)
 
 
 def cut(conversation: Conversation, note: str) -> Conversation:
-    """The conversation as it is kept while its last answer is still coming."""
+    """Return the conversation with its last answer marked as incomplete."""
     if not is_answered(conversation):
         return conversation
     last = conversation[-1].copy()
@@ -178,18 +179,18 @@ def cut(conversation: Conversation, note: str) -> Conversation:
 
 
 def before_question(conversation: Conversation, number: int) -> Conversation:
-    """The turns before the question of that number, counted from 0."""
+    """Return the turns before the question with that number, counted from 0."""
     places = _questions(conversation)
     return conversation[: places[number]] if number < len(places) else conversation
 
 
 def from_question(conversation: Conversation, number: int) -> Conversation:
-    """The turns from the question of that number on."""
+    """Return the turns from the question with that number on."""
     return conversation[len(before_question(conversation, number)) :]
 
 
 def later_start(chat: Chat) -> int:
-    """A `start` that leaves out half of the questions that are sent, never the last one."""
+    """Return a `start` that leaves out half of the questions that are sent, but never the last one."""
     last = len(_questions(chat["entries"])) - 1
     return min(last, chat["start"] + (last - chat["start"] + 2) // 2)
 
@@ -199,10 +200,10 @@ def _questions(conversation: Conversation) -> list[int]:
 
 
 def for_model(conversation: Conversation, system_prompt: str = "") -> list[Message]:
-    """Role and content only, the system prompt first, roles alternating.
+    """Return role and content of each turn, the system prompt first, with alternating roles.
 
-    A question that was never answered is left out unless it is the last: many chat templates refuse
-    two questions in a row.
+    An unanswered question is left out unless it is the last, because many chat templates refuse two
+    questions in a row.
     """
     messages: list[Message] = []
     if system_prompt.strip():
@@ -217,7 +218,7 @@ def for_model(conversation: Conversation, system_prompt: str = "") -> list[Messa
 def for_chatbot(
     conversation: Conversation, notice: str = "", choices: Sequence[tuple[str, str]] = (), start: int = 0
 ) -> list[dict[str, Any]]:
-    """Gradio's messages: questions word for word, answers as Markdown, each note on its own, the notice.
+    """Return Gradio's messages: questions verbatim, answers as Markdown, notes, and the notice.
 
     choices: (label, value) of the buttons below the notice
     """
@@ -237,24 +238,24 @@ def for_chatbot(
 
 
 def questions_before(chatbot: Sequence[dict[str, Any]], index: int) -> int:
-    """How many questions stand before the message at `index` of Gradio's value."""
+    """Return the number of questions before the message at `index` of Gradio's value."""
     return sum(message["role"] == "user" for message in chatbot[:index])
 
 
 def _shown(entry: Entry) -> dict[str, Any]:
     if entry["role"] == "user":
-        # Not Markdown: pasted code and documentation must look as they were pasted. The dollar is
-        # escaped for the sake of LaTeX; HTML drops the first line break in a <pre>.
+        # Not Markdown: pasted code and documentation must look as they were pasted. The dollar sign is
+        # escaped so that no LaTeX is read. HTML drops the first line break in a <pre>.
         text = html.escape(entry["content"]).replace("$", "&#36;")
         return _message("user", f'<pre class="question">\n{text}</pre>')
     return _message("assistant", entry["content"])
 
 
 def _remark(kind: str, text: str) -> dict[str, Any]:
-    # A message of its own: within the answer it would be copied with it.
+    # A separate message, because the copy button of an answer would copy it too.
     return _message("assistant", f'<div class="{kind}">{html.escape(text)}</div>')
 
 
 def _message(role: Role, text: str) -> dict[str, Any]:
-    # As a part, not as a string: Gradio takes the indentation off a string.
+    # As a part and not as a string, because Gradio removes the indentation of a string.
     return {"role": role, "content": [{"type": "text", "text": text}]}

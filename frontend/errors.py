@@ -1,23 +1,23 @@
-"""What can go wrong between the page and the API.
+"""The exceptions of the page.
 
     FrontendError
     ├── SettingsError      the environment does not describe a page; says which variable to set
-    ├── TooMany            this visitor has asked for more than one may
+    ├── TooMany            a visitor is over a limit
     ├── VoteRefused        a vote was not stored
     └── ApiError
-        ├── Unreachable    nothing answered at the address, or nothing in time
+        ├── Unreachable    no connection, or no answer in time
         ├── Refused        the API answered with an error status
-        ├── Malformed      it answered, but not as an OpenAI-style API does
+        ├── Malformed      the answer is not that of an OpenAI-style API
         └── CutShort       the answer began and then broke off
 
-The messages here are for a log. What a reader is told is in `texts`.
+Their messages are for the log. `texts` has what the page shows.
 """
 
 from typing import Literal
 
 
 class FrontendError(Exception):
-    """Any failure that this service expects."""
+    """A failure that this service expects."""
 
 
 class SettingsError(FrontendError):
@@ -25,9 +25,9 @@ class SettingsError(FrontendError):
 
 
 class TooMany(FrontendError):
-    """More than one visitor may have.
+    """A visitor is over a limit.
 
-    retry_after_s: None if it depends on an answer that is under way
+    retry_after_s: None if a running answer must end first
     """
 
     def __init__(self, what: str, retry_after_s: int | None = None) -> None:
@@ -56,7 +56,7 @@ class Unreachable(ApiError):
 
 
 class Malformed(ApiError):
-    """An answer that is not OpenAI-style."""
+    """The answer is not that of an OpenAI-style API."""
 
 
 class CutShort(ApiError):
@@ -64,7 +64,7 @@ class CutShort(ApiError):
 
 
 class Refused(ApiError):
-    """An error status, with what its body and headers say.
+    """The API answered with an error status.
 
     message: the API's own text, empty if the body carries none
     code: the `code` of OpenAI's error body, empty if there is none

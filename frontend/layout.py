@@ -1,4 +1,4 @@
-"""What stands where on the page, and under which name the events and tests find it."""
+"""The components of the page and their arrangement. Tests and CSS find them by their `elem_id`."""
 
 import html
 from dataclasses import dataclass
@@ -17,12 +17,13 @@ VERDICT_LABELS = ("Left is better", "Right is better", "Equally good", "Neither"
 
 
 @dataclass(frozen=True)
-class Parts:
+class Components:
     """The components that events read or write.
 
-    kept, history: the open chat and the others, in the browser. listed: (title, id) of all
-    asked: whether the model is to be asked
-    names: the models that the pickers offer. file: the text of a file on its way in or out
+    kept, history: the open chat and the others, in the browser's storage
+    listed: (title, id) of all chats. asked: whether the model must answer now
+    controls: the settings of an answer. names: the models that the pickers offer
+    file: a file that is being exported or imported
     """
 
     chats: gr.Radio
@@ -31,7 +32,7 @@ class Parts:
     model: gr.Dropdown
     rival_model: gr.Dropdown
     comparing: gr.Checkbox
-    knobs: tuple[Any, ...]
+    controls: tuple[Any, ...]
     to_json: gr.Button
     to_markdown: gr.Button
     from_file: gr.Button
@@ -40,7 +41,7 @@ class Parts:
     chatbot: gr.Chatbot
     rival: gr.Chatbot
     vote: gr.Row
-    vote_said: gr.HTML
+    vote_text: gr.HTML
     verdicts: tuple[gr.Button, ...]
     chat_input: gr.Textbox
     send: gr.Button
@@ -48,55 +49,55 @@ class Parts:
     meter: gr.HTML
     kept: gr.BrowserState
     history: gr.BrowserState
-    kept_knobs: gr.BrowserState
+    kept_controls: gr.BrowserState
     listed: gr.JSON
     asked: gr.Checkbox
     names: gr.JSON
     file: gr.JSON
 
     @property
-    def boxes(self) -> tuple[gr.Chatbot, gr.Chatbot]:
-        """Where answers are shown: the conversation, and the rival's."""
+    def chatbots(self) -> tuple[gr.Chatbot, gr.Chatbot]:
+        """The chatbots that show the conversation and the rival's."""
         return self.chatbot, self.rival
 
     @property
-    def of_vote(self) -> list[Any]:
-        """What a vote may change."""
-        return [self.vote_said, *self.verdicts]
+    def vote_outputs(self) -> list[Any]:
+        """The components that a vote may change."""
+        return [self.vote_text, *self.verdicts]
 
     @property
-    def of_turn(self) -> list[Any]:
-        """What a turn may change."""
-        changed = [self.chat_input, *self.boxes, self.kept, self.send, self.stop, self.meter]
-        return [*changed, self.chats, self.listed, self.asked, self.vote, *self.of_vote]
+    def turn_outputs(self) -> list[Any]:
+        """The components that a turn may change."""
+        changed = [self.chat_input, *self.chatbots, self.kept, self.send, self.stop, self.meter]
+        return [*changed, self.chats, self.listed, self.asked, self.vote, *self.vote_outputs]
 
     @property
-    def of_chat(self) -> list[Any]:
-        """What another chat may change."""
-        return [*self.of_turn, self.history, self.comparing, self.rival_model]
+    def chat_outputs(self) -> list[Any]:
+        """The components that opening another chat may change."""
+        return [*self.turn_outputs, self.history, self.comparing, self.rival_model]
 
 
-def lay_out(settings: Settings) -> Parts:
-    """All of it, within the Blocks that are open."""
+def lay_out(settings: Settings) -> Components:
+    """Create all components within the Blocks context that is open."""
     with gr.Row(elem_id="frame"):
         with gr.Column(elem_id="side", scale=0, min_width=0):
-            parts = _side(settings)
+            components = _side(settings)
         with gr.Column(elem_id="main", min_width=0):
-            # The visible title is at the side, which a phone does not show.
+            # The visible title is in the side list, which a phone hides.
             gr.HTML(f"<h1>{html.escape(settings.title)}</h1>", elem_id="heading")
             with gr.Row(elem_id="header"):
-                parts |= _header(settings)
-            parts["banner"] = gr.HTML(elem_id="banner", visible=False)
+                components |= _header(settings)
+            components["banner"] = gr.HTML(elem_id="banner", visible=False)
             with gr.Row(elem_id="boxes"):
-                parts["chatbot"] = _box("chatbot", settings)
-                parts["rival"] = _box("rival", settings, visible=False)
-            with gr.Row(elem_id="vote", visible=False) as parts["vote"]:
-                parts["vote_said"] = gr.HTML(elem_id="vote-said")
-                parts["verdicts"] = tuple(gr.Button(label, size="sm") for label in VERDICT_LABELS)
+                components["chatbot"] = _chatbot("chatbot", settings)
+                components["rival"] = _chatbot("rival", settings, visible=False)
+            with gr.Row(elem_id="vote", visible=False) as components["vote"]:
+                components["vote_text"] = gr.HTML(elem_id="vote-text")
+                components["verdicts"] = tuple(gr.Button(label, size="sm") for label in VERDICT_LABELS)
             with gr.Row(elem_id="composer"):
-                parts |= _composer()
-            parts["meter"] = gr.HTML(elem_id="meter")
-    return Parts(**parts, **_memory(settings))
+                components |= _composer()
+            components["meter"] = gr.HTML(elem_id="meter")
+    return Components(**components, **_memory(settings))
 
 
 def _side(settings: Settings) -> dict[str, Any]:
@@ -110,20 +111,20 @@ def _side(settings: Settings) -> dict[str, Any]:
 
 def _header(settings: Settings) -> dict[str, Any]:
     gr.Button("Chats", elem_id="menu", scale=0, min_width=0).click(None, js="() => finechat.menu()")
-    parts: dict[str, Any] = {}
+    components: dict[str, Any] = {}
     with gr.Row(elem_id="models"):
-        parts["model"] = _picker("model", "Model")
-        parts["rival_model"] = _picker("rival-model", "Model on the right", visible=False)
-    parts["comparing"] = gr.Checkbox(label="Compare", elem_id="comparing", container=False)
+        components["model"] = _picker("model", "Model")
+        components["rival_model"] = _picker("rival-model", "Model on the right", visible=False)
+    components["comparing"] = gr.Checkbox(label="Compare", elem_id="comparing", container=False)
     with gr.Accordion("Settings", open=False, elem_id="settings"):
-        parts["knobs"] = _knobs(settings)
+        components["controls"] = _controls(settings)
     with gr.Accordion("More", open=False, elem_id="more"):
-        parts["to_json"] = gr.Button("Export as JSON", elem_id="to-json")
-        parts["to_markdown"] = gr.Button("Export as Markdown", elem_id="to-markdown")
-        parts["from_file"] = gr.Button("Import a chat", elem_id="from-file")
+        components["to_json"] = gr.Button("Export as JSON", elem_id="to-json")
+        components["to_markdown"] = gr.Button("Export as Markdown", elem_id="to-markdown")
+        components["from_file"] = gr.Button("Import a chat", elem_id="from-file")
         gr.Button("Light or dark", elem_id="theme").click(None, js="() => finechat.theme()")
-        parts["delete"] = gr.Button("Delete this chat", elem_id="delete")
-    return parts
+        components["delete"] = gr.Button("Delete this chat", elem_id="delete")
+    return components
 
 
 def _picker(name: str, label: str, *, visible: bool = True) -> gr.Dropdown:
@@ -138,8 +139,8 @@ def _picker(name: str, label: str, *, visible: bool = True) -> gr.Dropdown:
     )
 
 
-def _knobs(settings: Settings) -> tuple[Any, ...]:
-    """System prompt, temperature, top-p, length, seed, stop: in the order that `turn_events` reads them."""
+def _controls(settings: Settings) -> tuple[Any, ...]:
+    """Create the controls of an answer, in the order in which `turn_events` reads them."""
     return (
         gr.Textbox(
             "",
@@ -171,7 +172,7 @@ def _knobs(settings: Settings) -> tuple[Any, ...]:
     )
 
 
-def _box(name: str, settings: Settings, *, visible: bool = True) -> gr.Chatbot:
+def _chatbot(name: str, settings: Settings, *, visible: bool = True) -> gr.Chatbot:
     return gr.Chatbot(
         elem_id=name,
         show_label=False,
@@ -209,14 +210,14 @@ def _composer() -> dict[str, Any]:
 
 
 def _memory(settings: Settings) -> dict[str, Any]:
-    # Gradio's default secret is new in each process, which would lose every history at a restart.
-    # It is part of the page, so it only veils the text in the browser's storage.
+    # Gradio's default secret differs in each process, so a restart would lose every history. The page
+    # contains the secret, so it only obscures the text in the browser's storage.
     secret = settings.history_secret.get_secret_value()
     return {
         "kept": gr.BrowserState({}, storage_key="chat", secret=secret),
-        # The storage key keeps its first name: browsers hold chats under it.
+        # The storage key stays "shelf": browsers already store chats under it.
         "history": gr.BrowserState([], storage_key="shelf", secret=secret),
-        "kept_knobs": gr.BrowserState([], storage_key="settings", secret=secret),
+        "kept_controls": gr.BrowserState([], storage_key="settings", secret=secret),
         "asked": gr.Checkbox(visible=False),
         **{name: gr.JSON(visible=False) for name in ("listed", "names", "file")},
     }

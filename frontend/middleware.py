@@ -1,8 +1,8 @@
-"""An ASGI wrapper: the page's own paths pass, everything else Gradio would serve is 404.
+"""ASGI middleware: serve only the paths that the page uses, and forbid calls to other hosts.
 
-Gradio brings uploads, file and proxy routes and API documents, which this page does not use. The
-content security policy keeps the browser from calling any other host, whatever an answer contains:
-an image in it could otherwise carry the conversation away in its address.
+Gradio also has routes for uploads, files, proxies and API documents; they answer 404 here. The content
+security policy stops the browser from calling another host, whatever an answer contains. Otherwise an image
+in an answer could carry the conversation away in its address.
 """
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -23,7 +23,7 @@ EXACT = {
     "/gradio_api/run/predict",
 }
 BELOW = ("/assets/", "/static/", "/svelte/", "/gradio_api/heartbeat/")
-MAX_BODY_BYTES = 2**22  # the shelf and a long chat
+MAX_BODY_BYTES = 2**22  # the whole history and a long chat
 HEADERS = {
     "Content-Security-Policy": (
         "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; "
@@ -37,13 +37,13 @@ HEADERS = {
 
 
 class AllowList:
-    """`app`, closed but for the routes above."""
+    """`app`, restricted to the routes above."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One ASGI connection."""
+        """Serve one ASGI connection."""
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
         elif scope["type"] == "http":

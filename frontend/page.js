@@ -1,11 +1,12 @@
-// What happens in the browser alone: files, the side list on a phone, light and dark, editing, other tabs.
+// The part of the page that runs in the browser alone: files, the side list on a phone, light and dark, editing,
+// other tabs.
 
 () => {
   const frame = document.querySelector("#frame");
   const dark = (on) => document.body.classList.toggle("dark", on);
 
   window.finechat = {
-    // file: {name, text}, made by the page's server from the chat that was sent to it
+    // file: {name, text}, which the page's server made from the chat
     save(file) {
       const link = document.createElement("a");
       link.href = URL.createObjectURL(new Blob([file.text], { type: "text/plain" }));
@@ -13,7 +14,7 @@
       link.click();
       URL.revokeObjectURL(link.href);
     },
-    // The text of a file that the reader picks, null if none is picked.
+    // Return the text of the file that the reader picks, or null.
     open() {
       return new Promise((resolve) => {
         const picker = document.createElement("input");
@@ -37,7 +38,7 @@
   const theme = localStorage.getItem("theme");
   if (theme) dark(theme === "dark");
 
-  // A question is shown as markup; whoever edits it wants its text.
+  // The page shows a question as markup. The edit box must hold its text.
   const toText = (box) => {
     const markup = new DOMParser().parseFromString(box.value, "text/html");
     box.setAttribute("aria-label", "Edit the message");
@@ -45,13 +46,13 @@
     box.dispatchEvent(new Event("input"));
   };
 
-  // What Gradio leaves out for screen readers and keyboards: who speaks, whether a card is open, wide code.
+  // Add what Gradio omits for screen readers and keyboards: who speaks, whether a card is open, focus on code.
   const name = (row) => {
     row.setAttribute("role", "group");
     row.setAttribute("aria-label", row.matches(".user-row") ? "You" : "Answer");
     row.querySelectorAll("[data-testid][aria-label]").forEach((text) => text.removeAttribute("aria-label"));
   };
-  // A new question is shown even to a reader who has scrolled away from the end.
+  // Scroll to a new question even if the reader has scrolled away from the end.
   const asked = new WeakMap();
   const follow = (box) => {
     const count = box.querySelectorAll(".user-row").length;
@@ -70,7 +71,7 @@
     });
   }).observe(document.body, { childList: true, subtree: true, attributeFilter: ["class"] });
 
-  // A question that comes before the answer to the last one would part the two.
+  // Enter must not send while an answer is running: the question would come between the last one and its answer.
   document.addEventListener(
     "keydown",
     (event) => {
@@ -82,7 +83,7 @@
     { capture: true },
   );
 
-  // On a phone the side list lies over the chat, and goes once a chat is chosen.
+  // On a phone the side list covers the chat; hide it once a chat is chosen.
   document.addEventListener("change", (event) => {
     if (event.target.closest("#chats")) frame.classList.remove("side-toggled");
   });
@@ -106,7 +107,7 @@
     });
   });
 
-  // Another tab has changed the chats: load them before this one writes over them.
+  // If another tab has changed the chats, load them before this one overwrites them.
   let stale = false;
   addEventListener("storage", (event) => {
     if (["chat", "shelf"].includes(event.key)) stale = true;

@@ -1,4 +1,4 @@
-"""The page behind its gate, served on a socket that already listens."""
+"""Build the ASGI application of the page and serve it on a socket that already listens."""
 
 import socket
 from contextlib import suppress
@@ -16,7 +16,7 @@ from settings import Settings
 
 
 def build_app(settings: Settings) -> ASGIApp:
-    """The ASGI application: Gradio without telemetry, uploads, API documents or outside fonts."""
+    """Return the ASGI application: Gradio without telemetry, uploads, API documents or foreign fonts."""
     key = settings.api_key.get_secret_value() if settings.api_key else None
     api = Api(str(settings.api_url), key)
     app = gr.mount_gradio_app(
@@ -53,7 +53,7 @@ def server_config(settings: Settings, app: ASGIApp) -> uvicorn.Config:
 
 
 def serve(settings: Settings, listener: socket.socket) -> None:
-    """Blocks until SIGINT or SIGTERM; open streams get two seconds to end."""
+    """Serve until SIGINT or SIGTERM; open streams then have two seconds to end."""
     config = server_config(settings, build_app(settings))
     print(f"The chat page is at http://{settings.host}:{settings.port}", flush=True)
     with suppress(KeyboardInterrupt):

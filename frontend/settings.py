@@ -1,4 +1,4 @@
-"""The environment (`FRONTEND_*`) in, one frozen `Settings` out. Reads nothing else."""
+"""Read the settings from the environment (`FRONTEND_*`)."""
 
 import json
 import os
@@ -55,8 +55,8 @@ class Settings(BaseSettings):
     """Every option of the page; each field is the variable `FRONTEND_<FIELD>`.
 
     examples: the variable names a JSON file, a list of `{"title": ..., "prompt": ...}`
-    context_tokens: for an API that does not tell; the meter needs it
-    votes: the file that votes are appended to; without it nobody is asked to vote
+    context_tokens: for the meter, if the API does not report it
+    votes: the file that votes are appended to; without it the page does not ask for votes
     trusted_proxies: addresses and networks whose X-Forwarded-For names the visitor; without it nobody's does
     space_id: set by Hugging Face on a Space
     """
@@ -126,15 +126,15 @@ class Settings(BaseSettings):
 
 
 def load_settings() -> Settings:
-    """Settings from the environment.
+    """Return the settings of the environment.
 
-    Raises: SettingsError naming every variable that is wrong or unknown, in one line.
+    Raises: SettingsError, which names every wrong or unknown variable in one line
     """
     known = {PREFIX + field.upper() for field in Settings.model_fields} - {"FRONTEND_SPACE_ID"}
     unknown = sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known)
     if unknown:
         raise SettingsError(
-            f"unset {', '.join(unknown)}: not an option; there are {', '.join(sorted(known))}"
+            f"unset {', '.join(unknown)}: not an option; the options are {', '.join(sorted(known))}"
         )
     try:
         return Settings()

@@ -1,22 +1,22 @@
-"""What the page says: failures told kindly, and the remark under an answer. Plain text out."""
+"""The texts that the page shows: notices about failures, and the note under an answer. Plain text."""
 
 from client import Answer
 from errors import ApiError, CutShort, Malformed, Refused, TooMany, Unreachable, VoteRefused
 
 NO_ANSWER_YET = "This question has no answer yet."
 TOO_LONG = (
-    "This conversation no longer fits what the model can read at once. Leave out the oldest messages, or "
-    "take this question into a new chat. A lower answer length in the settings leaves more room."
+    "This conversation no longer fits into the model's context. Leave out the oldest messages, or "
+    "ask this question in a new chat. A lower answer length in the settings leaves more room."
 )
 TOO_LONG_ALONE = (
-    "This message is longer than what the model can read at once. Shorten it, or lower the answer length in "
-    "the settings."
+    "This message does not fit into the model's context. Shorten it, or lower the answer length in the "
+    "settings."
 )
 EMPTY = "The model gave an empty answer. Try again, or change the settings."
 CUT_OFF = "Not finished"
 STOPPED = "Stopped"
 BUILT_WITH_LLAMA = "Built with Llama"
-VOTED = "Thank you, your vote is kept."
+VOTED = "Thank you. Your vote is stored."
 VOTE_REFUSED = {
     "unknown": (
         "This vote was not stored: it does not belong to answers that this page has just given. Ask again, "
@@ -29,12 +29,12 @@ VOTE_REFUSED = {
 ASK_TO_VOTE = "Which answer is better? A vote is stored on the server with the conversation."
 STOPPED_EARLY = "Stopped before the answer began."
 KEPT = "Your message is kept."
-LIMITED = "The answer reached the length limit of the settings."
+LIMITED = "The answer reached the length limit in the settings."
 CONTINUE_PROMPT = (
     "Your last message was cut off. Go on exactly where it ended, with the next word; repeat nothing of "
     "it and say nothing about this."
 )
-# What a reader can do about a failure: name, and the label of its button.
+# What a reader can do about a failure: its name, and the label of the button.
 CHOICES = {
     "retry": "Try again",
     "continue": "Continue",
@@ -44,14 +44,14 @@ CHOICES = {
 
 
 def choice_buttons(names: tuple[str, ...]) -> list[tuple[str, str]]:
-    """(label, name) of each."""
+    """Return (label, name) of each choice."""
     return [(CHOICES[name], name) for name in names]
 
 
 def failure_notice(failure: ApiError, *, begun: bool, alone: bool) -> tuple[str, tuple[str, ...]]:
-    """(what is the matter, names of the choices).
+    """Return (what is wrong, names of the choices).
 
-    begun: part of the answer has come. alone: no earlier messages went with the question
+    begun: part of the answer has arrived. alone: no earlier messages were sent with the question
     """
     if is_too_long(failure) and alone:
         return TOO_LONG_ALONE, ("retry",)
@@ -63,14 +63,14 @@ def failure_notice(failure: ApiError, *, begun: bool, alone: bool) -> tuple[str,
 
 
 def length_notice(answer: Answer) -> tuple[str, tuple[str, ...]]:
-    """(remark, choices) for an answer that the length limit ended; nothing for another."""
+    """Return (notice, choices) for an answer that the length limit ended, empty for another."""
     return (LIMITED, ("continue",)) if answer.finish_reason == "length" else ("", ())
 
 
 def visitor_notice(refused: TooMany) -> str:
-    """A visitor's own limit."""
+    """Say which limit the visitor has reached."""
     if refused.retry_after_s is None:
-        return f"You have an answer under way already. Wait for it or stop it. {KEPT}"
+        return f"You already have an answer running. Wait for it or stop it. {KEPT}"
     return f"That is a lot of messages in one minute. {_wait(refused.retry_after_s)} {KEPT}"
 
 
@@ -82,17 +82,14 @@ def vote_notice(refused: TooMany | VoteRefused) -> str:
 
 
 def explain(failure: ApiError) -> str:
-    """What is the matter, and what to do about it."""
+    """Say what is wrong and what to do about it."""
     match failure:
         case Refused():
             return _explain_refusal(failure)
         case CutShort():
-            return "The answer was cut off on its way. What came is kept."
+            return "The answer was cut off. What arrived is kept."
         case Malformed():
-            return (
-                "Something answers at the API's address, but not as an OpenAI-style API does. "
-                "Check FRONTEND_API_URL."
-            )
+            return "The server at the API's address is not an OpenAI-style API. Check FRONTEND_API_URL."
         case Unreachable():
             return "The API does not answer. It may be down or still starting."
         case _:
@@ -100,7 +97,7 @@ def explain(failure: ApiError) -> str:
 
 
 def is_too_long(failure: ApiError) -> bool:
-    """Whether the conversation does not fit the model's context."""
+    """Return whether the conversation does not fit into the model's context."""
     match failure:
         case Refused(status=413) | Refused(status=400, code="context_length_exceeded"):
             return True
@@ -117,19 +114,19 @@ def _explain_refusal(refused: Refused) -> str:
             return "The API refused this page's key. Set FRONTEND_API_KEY to a valid one."
         case 404:
             return (
-                "The API does not know this model or address any more. Try again in a moment; "
-                "if it stays so, check FRONTEND_API_URL."
+                "The API no longer has this model or address. Try again in a moment. If that does not help, "
+                "check FRONTEND_API_URL."
             )
         case 429:
             return f"Too many chats at the moment. {_wait(refused.retry_after_s)}"
         case 503:
-            said = refused.message.strip().rstrip(".") or "it gave no reason"
-            return f"The API is not ready: {said}. {_wait(refused.retry_after_s)}"
+            reason = refused.message.strip().rstrip(".") or "it gave no reason"
+            return f"The API is not ready: {reason}. {_wait(refused.retry_after_s)}"
         case status if status >= 500:
             return f"The API failed on this message (status {status}). {_wait(refused.retry_after_s)}"
         case status:
-            said = refused.message.strip().rstrip(".") or f"status {status}"
-            return f"The API did not accept this message: {said}. Change it or start a new chat."
+            reason = refused.message.strip().rstrip(".") or f"status {status}"
+            return f"The API did not accept this message: {reason}. Change it or start a new chat."
 
 
 def _wait(retry_after_s: int | None) -> str:
@@ -140,7 +137,7 @@ def _wait(retry_after_s: int | None) -> str:
 
 
 def answer_note(answer: Answer) -> str:
-    """Length, speed and wait of a whole answer: `42 tokens · 18.3 tokens/s · …`."""
+    """Return length, speed and wait of a complete answer: `42 tokens · 18.3 tokens/s · …`."""
     remarks = []
     if answer.tokens is not None:
         remarks.append(f"{answer.tokens} token" + "s" * (answer.tokens != 1))
@@ -157,5 +154,5 @@ def answer_note(answer: Answer) -> str:
 
 
 def context_text(used: int, room: int | None) -> str:
-    """The meter's text."""
+    """Return the text of the meter."""
     return f"{used:,} tokens" if room is None else f"{used:,} of {room:,} tokens"

@@ -1,6 +1,6 @@
-"""How the page looks: colours and fonts as a Gradio theme; the layout is in style.css.
+"""Colours and fonts of the page as a Gradio theme. The layout is in the CSS files.
 
-Fonts are the reader's own, so that none is fetched.
+The fonts are those of the reader's system, so the browser fetches none.
 """
 
 from pathlib import Path
@@ -40,7 +40,7 @@ COLOURS = {  # Gradio's variable: light, dark
 
 
 def build_theme() -> gr.themes.Base:
-    """The theme, light and dark."""
+    """Return the theme, light and dark."""
     base = gr.themes.Base(
         primary_hue="teal",
         neutral_hue="stone",

@@ -1,4 +1,4 @@
-"""One turn: a conversation that ends with a question in, its growing states out. No Gradio here."""
+"""Answer one question: take a conversation that ends with it, yield the growing states. No Gradio here."""
 
 import asyncio
 import time
@@ -13,22 +13,23 @@ from errors import ApiError
 
 HEARTBEAT_S = 1.0
 REDRAW_S = 0.1
-REDRAW_EACH_S = 0.01  # more for each chat under way: a redraw costs the process a few ms of CPU
+REDRAW_EACH_S = 0.01  # more for each running chat, because a redraw costs a few ms of CPU
 
 
 @dataclass(frozen=True)
 class Question:
-    """What to answer.
+    """The question to answer.
 
-    conversation: ends with a question. start: how many questions, with their answers, are not sent
-    begun: what a cut answer already says; the model goes on from there
+    conversation: ends with the question
+    start: the number of questions that, with their answers, are not sent
+    prefix: the text of an incomplete answer, which the model continues
     """
 
     conversation: Conversation
     system_prompt: str
     sampling: Sampling
     start: int = 0
-    begun: str = ""
+    prefix: str = ""
 
     @property
     def _sent(self) -> Conversation:
@@ -36,23 +37,23 @@ class Question:
 
     @property
     def is_alone(self) -> bool:
-        """Whether nothing before it is sent."""
+        """Whether nothing is sent before it."""
         return len(self._sent) == 1
 
     def messages(self) -> list[Message]:
-        """What the API gets. To go on is asked in words: no field of OpenAI's API says it."""
+        """The messages for the API. No field of OpenAI's API asks to continue, so a message does."""
         messages = for_model(self._sent, self.system_prompt)
-        if self.begun:
-            messages.append(Message(role="assistant", content=self.begun))
+        if self.prefix:
+            messages.append(Message(role="assistant", content=self.prefix))
             messages.append(Message(role="user", content=texts.CONTINUE_PROMPT))
         return messages
 
 
 @dataclass(frozen=True)
 class Turn:
-    """The conversation as it stands, and what to tell the reader if something is wrong.
+    """The conversation so far, and a notice if something is wrong.
 
-    choices: names of what the reader may do about it. over: whether it is the last turn
+    choices: the names of what the reader can do about it. over: whether this is the last state
     """
 
     conversation: Conversation
@@ -62,64 +63,64 @@ class Turn:
 
 
 async def answer(api: Api, name: str, question: Question) -> AsyncGenerator[Turn, None]:
-    """At least one turn, the last one over. Failures become notices; what came stays.
+    """Yield at least one state, of which the last is over. Failures become notices; what arrived is kept.
 
-    name: the model that is asked; the first of the list if it is gone
+    name: the model to ask; if the API no longer has it, the first of its list
     """
     conversation = question.conversation
-    so_far = Answer(question.begun)
+    answered = Answer(question.prefix)
     status = await api.status()
     served = status.model(name)
     model = served.id if served else ""
     try:
         if status.failure:
             raise status.failure
-        coming = api.fill(so_far, model, question.messages(), question.sampling)
-        async with aclosing(_redraws(so_far, asyncio.create_task(coming))) as redraws:
+        coming = api.fill(answered, model, question.messages(), question.sampling)
+        async with aclosing(_redraws(answered, asyncio.create_task(coming))) as redraws:
             async for _ in redraws:
-                yield Turn(reply(conversation, so_far.text))
+                yield Turn(reply(conversation, answered.text))
     except ApiError as failure:
-        kept = reply(conversation, so_far.text, texts.CUT_OFF, model=model, cut=True)
-        said = texts.failure_notice(failure, begun=bool(so_far.text), alone=question.is_alone)
-        yield Turn(kept, *said, over=True)
+        kept = reply(conversation, answered.text, texts.CUT_OFF, model=model, cut=True)
+        notice = texts.failure_notice(failure, begun=bool(answered.text), alone=question.is_alone)
+        yield Turn(kept, *notice, over=True)
         return
-    if not so_far.text:
+    if not answered.text:
         yield Turn(conversation, texts.EMPTY, ("retry",), over=True)
         return
-    is_cut = so_far.finish_reason == "length"
+    is_cut = answered.finish_reason == "length"
     whole = reply(
         conversation,
-        so_far.text,
-        texts.answer_note(so_far),
+        answered.text,
+        texts.answer_note(answered),
         model=model,
         cut=is_cut,
-        tokens=so_far.all_tokens,
+        tokens=answered.all_tokens,
     )
-    yield Turn(whole, *texts.length_notice(so_far), over=True)
+    yield Turn(whole, *texts.length_notice(answered), over=True)
 
 
-_under_way: set[asyncio.Task[None]] = set()
+_running: set[asyncio.Task[None]] = set()
 
 
-async def _redraws(so_far: Answer, coming: asyncio.Task[None]) -> AsyncGenerator[None, None]:
-    """A beat whenever there is something new to draw, and one in each second of silence.
+async def _redraws(answered: Answer, coming: asyncio.Task[None]) -> AsyncGenerator[None, None]:
+    """Yield when there is something new to draw, and once in each second of silence.
 
-    Gradio notices that a reader has left only when it is given something; without the latter a closed
-    page would hold its place in the API's queue until the first token. Raises what `coming` raises.
+    Gradio notices that a reader has left only when it gets an update. Without one in silence, a closed page
+    would hold its place in the API's queue until the first token. Raises what `coming` raises.
     """
-    drawn, drawn_at = so_far.text, time.monotonic()
-    _under_way.add(coming)
+    drawn, drawn_at = answered.text, time.monotonic()
+    _running.add(coming)
     try:
         while True:
-            pause_s = REDRAW_S + REDRAW_EACH_S * len(_under_way) if drawn else REDRAW_S
+            pause_s = REDRAW_S + REDRAW_EACH_S * len(_running) if drawn else REDRAW_S
             if (await asyncio.wait({coming}, timeout=pause_s))[0]:
                 coming.result()
                 return
-            if so_far.text != drawn or time.monotonic() - drawn_at > HEARTBEAT_S:
-                drawn, drawn_at = so_far.text, time.monotonic()
+            if answered.text != drawn or time.monotonic() - drawn_at > HEARTBEAT_S:
+                drawn, drawn_at = answered.text, time.monotonic()
                 yield
     finally:
-        _under_way.discard(coming)
+        _running.discard(coming)
         coming.cancel()
         await asyncio.wait({coming})
 
@@ -127,7 +128,7 @@ async def _redraws(so_far: Answer, coming: asyncio.Task[None]) -> AsyncGenerator
 async def together(
     stop: asyncio.Event, *streams: AsyncGenerator[Turn, None]
 ) -> AsyncGenerator[tuple[int, Turn], None]:
-    """(place of the stream, turn) of all as they come, until `stop`; closing this closes all."""
+    """Yield (index of the stream, state) as they arrive, until `stop`. Closing this closes all streams."""
     async with AsyncExitStack() as open_streams:
         for stream in streams:
             await open_streams.enter_async_context(aclosing(stream))

@@ -1,4 +1,4 @@
-"""Component values for a state of the chat: what `turn_events` and `chat_events` return."""
+"""New component values for a state of the chat, which `turn_events` and `chat_events` return."""
 
 import html
 from typing import Any
@@ -8,62 +8,62 @@ import gradio as gr
 import conversations
 import texts
 from conversations import SIDES, Chat
-from layout import Parts
+from layout import Components
 
-Update = dict[Any, Any]  # Gradio: component to new value
+Update = dict[Any, Any]  # from a Gradio component to its new value
 
 
-def chat_update(parts: Parts, chat: Chat, notice: str = "", choices: tuple[str, ...] = ()) -> Update:
-    """The whole chat, in both boxes; the notice stands in the first."""
+def chat_update(ui: Components, chat: Chat, notice: str = "", choices: tuple[str, ...] = ()) -> Update:
+    """Show the whole chat in both chatbots, and the notice in the first."""
     shown = conversations.for_chatbot(chat["entries"], notice, texts.choice_buttons(choices), chat["start"])
     rival = conversations.for_chatbot(chat["rival"], start=chat["start"])
-    return {parts.kept: chat, parts.chatbot: shown, parts.rival: rival}
+    return {ui.kept: chat, ui.chatbot: shown, ui.rival: rival}
 
 
-def restored_chat_update(parts: Parts, chat: Chat) -> Update:
-    """The chat as it was left: an open question or a cut answer can be gone on with."""
+def restored_chat_update(ui: Components, chat: Chat) -> Update:
+    """Show the chat as it was left, with a way to continue an open question or an incomplete answer."""
     if conversations.is_cut(chat["entries"]):
-        return chat_update(parts, chat, "", ("continue", "retry"))
+        return chat_update(ui, chat, "", ("continue", "retry"))
     if chat["entries"] and not conversations.is_answered(chat["entries"]):
-        return chat_update(parts, chat, texts.NO_ANSWER_YET, ("retry",))
-    return chat_update(parts, chat)
+        return chat_update(ui, chat, texts.NO_ANSWER_YET, ("retry",))
+    return chat_update(ui, chat)
 
 
-def send_or_stop_update(parts: Parts, *, streaming: bool) -> Update:
-    """Stop while an answer is under way, else Send."""
-    return {parts.send: gr.update(visible=not streaming), parts.stop: gr.update(visible=streaming)}
+def send_or_stop_update(ui: Components, *, streaming: bool) -> Update:
+    """Show Stop while an answer is running, otherwise Send."""
+    return {ui.send: gr.update(visible=not streaming), ui.stop: gr.update(visible=streaming)}
 
 
-def chat_list_update(parts: Parts, chats: list[tuple[str, str]], chat: Chat) -> Update:
-    """The side list with `chat` open."""
+def chat_list_update(ui: Components, chats: list[tuple[str, str]], chat: Chat) -> Update:
+    """Show the side list with `chat` selected."""
     known = any(chat_id == chat["id"] for _, chat_id in chats)
     return {
-        parts.listed: [list(pair) for pair in chats],
-        parts.chats: gr.update(choices=chats, value=chat["id"] if known else None),
+        ui.listed: [list(pair) for pair in chats],
+        ui.chats: gr.update(choices=chats, value=chat["id"] if known else None),
     }
 
 
-def vote_update(parts: Parts, *, wanted: bool) -> Update:
-    """The question which answer is better."""
+def vote_update(ui: Components, *, wanted: bool) -> Update:
+    """Show or hide the question which answer is better."""
     return {
-        parts.vote: gr.update(visible=wanted),
-        parts.vote_said: html.escape(texts.ASK_TO_VOTE),
-        **{button: gr.update(visible=True) for button in parts.verdicts},
+        ui.vote: gr.update(visible=wanted),
+        ui.vote_text: html.escape(texts.ASK_TO_VOTE),
+        **{button: gr.update(visible=True) for button in ui.verdicts},
     }
 
 
-def meter_update(parts: Parts, chat: Chat, room: int | None) -> Update:
-    """How much of the model's context the conversation takes; nothing while the API has not told."""
+def meter_update(ui: Components, chat: Chat, room: int | None) -> Update:
+    """Show how much of the model's context the conversation takes; nothing if the API has not reported it."""
     used = max((chat[side][-1].get("tokens", 0) for side in SIDES if chat[side]), default=0)
     if not used:
-        return {parts.meter: ""}
-    said, label = texts.context_text(used, room), "Context that the conversation takes"
+        return {ui.meter: ""}
+    text, label = texts.context_text(used, room), "Context that the conversation takes"
     if room is None:
-        return {parts.meter: f'<div class="meter">{said}</div>'}
+        return {ui.meter: f'<div class="meter">{text}</div>'}
     share = min(1, used / room)
     state = "full" if share > 0.9 else "high" if share > 0.7 else ""
     return {
-        parts.meter: f'<div class="meter {state}" role="meter" aria-label="{label}" aria-valuemin="0" '
-        f'aria-valuemax="{room}" aria-valuenow="{used}" aria-valuetext="{said}">'
-        f'<span class="bar"><span style="width:{share:.0%}"></span></span>{said}</div>'
+        ui.meter: f'<div class="meter {state}" role="meter" aria-label="{label}" aria-valuemin="0" '
+        f'aria-valuemax="{room}" aria-valuenow="{used}" aria-valuetext="{text}">'
+        f'<span class="bar"><span style="width:{share:.0%}"></span></span>{text}</div>'
     }

@@ -12,9 +12,10 @@ WINDOW_S = 60.0
 
 
 class Visitors:
-    """Concurrent answers of each visitor, and messages and votes in the last minute.
+    """Count each visitor's running answers, and the messages and votes of the last minute.
 
-    streams: concurrent answers (a comparison takes two). messages: in `WINDOW_S`; as many votes
+    streams: the limit of concurrent answers; a comparison takes two
+    messages: the limit of messages in `WINDOW_S`, and of votes
     """
 
     def __init__(self, streams: int, messages: int) -> None:
@@ -49,7 +50,7 @@ class Visitors:
 
 
 class _Rate:
-    """At most `limit` events of a visitor in `WINDOW_S`."""
+    """Allow each visitor at most `limit` events in `WINDOW_S`."""
 
     def __init__(self, limit: int, what: str) -> None:
         self._limit = limit
@@ -57,7 +58,10 @@ class _Rate:
         self._recent: dict[str, deque[float]] = {}
 
     def count(self, visitor: str) -> None:
-        """Raises: TooMany with the seconds until the next event may come."""
+        """Count one event.
+
+        Raises: TooMany, with the seconds until the next event is allowed
+        """
         now = time.monotonic()
         self._forget(now)
         recent = self._recent.setdefault(visitor, deque())

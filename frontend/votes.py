@@ -36,7 +36,7 @@ MAX_FILE_BYTES = 2**28
 
 
 class VoteFile:
-    """Issues ballots for comparisons, and stores one vote for each.
+    """Issue ballots for comparisons, and store one vote for each.
 
     Several threads and processes may use one file. Raises: OSError if it or its key cannot be written
     """
@@ -116,12 +116,12 @@ class VoteFile:
 
 
 def _sent(chat: Chat) -> list[Conversation]:
-    """Both sides, without the oldest turns where those were left out."""
+    """Return both sides without the turns that were no longer sent."""
     return [from_question(chat[side], chat["start"]) for side in SIDES]
 
 
 def _row(chat: Chat, ballot: Ballot) -> dict[str, Any]:
-    """What was asked and answered, for the votes file; (left, right) in each list."""
+    """Return what was asked and answered as a line of the file says it; each list is (left, right)."""
     settings, sides = json.loads(ballot["settings"]), _sent(chat)
     return {
         "id": ballot["id"],
@@ -143,7 +143,7 @@ def _line(vote: dict[str, Any]) -> bytes:
 
 
 def _parse(line: str | bytes) -> dict[str, Any] | None:
-    """The vote in `line`, None if it holds none, as after a write that was cut off."""
+    """Return the vote in `line`, or None if it holds none, as after an interrupted write."""
     try:
         vote = json.loads(line)
     except ValueError:
@@ -152,7 +152,7 @@ def _parse(line: str | bytes) -> dict[str, Any] | None:
 
 
 def _locked(path: Path) -> FileIO:
-    """`path`, open for appending; no other process or thread has it until it is closed."""
+    """Open `path` for appending. No other process or thread gets it until it is closed."""
     file = path.open("ab", buffering=0)  # a buffer would write again when it is closed after a failure
     fcntl.flock(file, fcntl.LOCK_EX)
     return file
@@ -178,7 +178,7 @@ def _ends_a_line(path: Path) -> bool:
 
 
 def _read_or_create_key(path: Path) -> bytes:
-    """The key in `path`; the caller holds the lock of the votes."""
+    """Return the key in `path`. The caller must hold the lock of the votes."""
     key = path.read_bytes() if path.exists() else b""
     if len(key) != KEY_BYTES:
         key = secrets.token_bytes(KEY_BYTES)
@@ -188,9 +188,9 @@ def _read_or_create_key(path: Path) -> bytes:
 
 
 def preferences(lines: Iterable[str | bytes]) -> Iterator[dict[str, Any]]:
-    """A row for each vote that prefers one answer to another to the same prompt.
+    """Yield a row for each vote that prefers one answer to another to the same prompt.
 
-    Reports on standard error how many lines hold no vote.
+    Report on standard error how many lines hold no vote.
     """
     unreadable = 0
     for line in lines:

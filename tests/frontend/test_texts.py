@@ -46,7 +46,7 @@ def test_every_choice_that_is_offered_has_a_label() -> None:
     assert offered == set(texts.CHOICES)
 
 
-@pytest.mark.parametrize(("wait_s", "part"), [(None, "under way"), (12, "in 12 seconds")])
+@pytest.mark.parametrize(("wait_s", "part"), [(None, "running"), (12, "in 12 seconds")])
 def test_a_visitor_who_asks_for_too_much_is_told_how_long_to_wait(wait_s: int | None, part: str) -> None:
     said = texts.visitor_notice(TooMany("x", wait_s))
     assert part in said and "kept" in said

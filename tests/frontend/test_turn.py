@@ -39,7 +39,7 @@ async def test_what_came_before_the_stream_broke_is_kept() -> None:
 
 
 async def test_going_on_sends_what_there_is_and_adds_to_it() -> None:
-    half = Question(QUESTION, "", Sampling(0, 16), begun="Half an ans")
+    half = Question(QUESTION, "", Sampling(0, 16), prefix="Half an ans")
     async with running(FakeApi([delta("wer", "stop"), DONE])) as fake:
         turn = await last_turn(fake.api(), half)
     assert [m["content"] for m in fake.requests[0]["messages"]] == [

@@ -233,22 +233,22 @@ class Page(NamedTuple):
     """The handlers of a page that asks for votes, and the inputs that its browser would send."""
 
     events: TurnEvents
-    parts: layout.Parts
+    ui: layout.Components
     inputs: Update
 
     async def answer(self, chat: Chat) -> Chat:
         """The chat as the browser keeps it after the answer."""
-        inputs = self.inputs | {self.parts.kept: chat}
+        inputs = self.inputs | {self.ui.kept: chat}
         kept = chat
         async for update in self.events.answer(inputs, VISITOR):
-            kept = update.get(self.parts.kept, kept)
+            kept = update.get(self.ui.kept, kept)
         restored: Chat = json.loads(json.dumps(kept))
         return restored
 
     async def vote(self, chat: Chat, verdict: str = "left") -> str:
         """What the page says about the vote."""
-        update = await self.events.vote(verdict, self.inputs | {self.parts.kept: chat}, VISITOR)
-        return str(update[self.parts.vote_said])
+        update = await self.events.vote(verdict, self.inputs | {self.ui.kept: chat}, VISITOR)
+        return str(update[self.ui.vote_text])
 
 
 @asynccontextmanager
@@ -259,10 +259,16 @@ async def comparing_page(path: Path, fake: FakeApi, monkeypatch: pytest.MonkeyPa
         settings = load_settings()
         api = Api(fake.url)
         with gr.Blocks():
-            parts = layout.lay_out(settings)
-        knobs = dict(zip(parts.knobs, ("Be brief.", 1, 1, 64, None, ""), strict=True))
-        inputs = {parts.comparing: True, parts.asked: True, parts.model: "", parts.rival_model: "", **knobs}
-        yield Page(TurnEvents(api, parts, settings, Visitors(4, 3)), parts, inputs)
+            ui = layout.lay_out(settings)
+        controls = dict(zip(ui.controls, ("Be brief.", 1, 1, 64, None, ""), strict=True))
+        inputs = {
+            ui.comparing: True,
+            ui.asked: True,
+            ui.model: "",
+            ui.rival_model: "",
+            **controls,
+        }
+        yield Page(TurnEvents(api, ui, settings, Visitors(4, 3)), ui, inputs)
         await api.close()
 
 
@@ -278,7 +284,7 @@ async def test_a_vote_records_the_settings_that_the_answers_were_asked_with(
 ) -> None:
     async with comparing_page(path, FakeApi([delta("Hello", "stop"), DONE]), monkeypatch) as page:
         chat = await page.answer(asked())
-        page.inputs.update({page.parts.knobs[0]: "Be long.", page.parts.knobs[1]: 0})
+        page.inputs.update({page.ui.controls[0]: "Be long.", page.ui.controls[1]: 0})
         assert "Thank you" in await page.vote(chat, "right")
         assert "already" in await page.vote(chat, "right")
     [vote] = lines(path)

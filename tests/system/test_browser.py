@@ -180,7 +180,7 @@ def test_two_models_are_compared_and_the_vote_trains(visit: Visit, page_url: str
     visit.answered(1)
     visit.answered(1, "#rival")
     page.get_by_role("button", name="Right is better").click()
-    expect(page.locator("#vote-said")).to_contain_text("Thank you")
+    expect(page.locator("#vote-text")).to_contain_text("Thank you")
     votes = log.with_name("votes.jsonl")
     program = (
         "import json, sys; from trainer.data.conversation import parse_row;"
@@ -238,7 +238,7 @@ def test_what_goes_wrong_is_told_and_can_be_mended(visit: Visit, page_url: str, 
     visit.open(page_url)
     page = visit.page
     visit.say("snap")
-    expect(visit.notice).to_contain_text("cut off on its way. What came is kept")
+    expect(visit.notice).to_contain_text("cut off. What arrived is kept")
     visit.choose("Continue")
     expect(visit.answered(1)).to_contain_text("finds a A hash table")
     visit.say("are you busy?")

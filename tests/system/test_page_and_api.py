@@ -83,7 +83,7 @@ def test_draining_stopping_and_starting_again_are_told_and_need_no_reload(
             assert api.process
             api.process.send_signal(signal.SIGTERM)
             expect(banner).to_contain_text("The service is stopping")
-            expect(visit.notice).to_contain_text("What came is kept")
+            expect(visit.notice).to_contain_text("What arrived is kept")
         assert api.process.wait(60) == 0
         expect(answer).to_contain_text(" ")
         expect(banner).to_contain_text("The API does not answer")
