@@ -190,7 +190,7 @@ def test_a_killed_engine_is_told_to_streams_and_readers_and_started_again(first_
     with pytest.raises(openai.APIStatusError) as refused:
         api.chat.completions.create(**ask, max_tokens=1)
     assert (refused.value.status_code, refused.value.code) == (503, "engine_failed")
-    expect(visit.notice).to_contain_text("The answer was cut off on its way. What came is kept.")
+    expect(visit.notice).to_contain_text("The answer was cut off. What arrived is kept.")
     expect(visit.page.locator("#banner")).to_contain_text("The API is not ready")
     wait_until(lambda: is_ready(first_up), 3 * PATIENCE_S)
     assert api.chat.completions.create(**ask, max_tokens=1).choices[0].finish_reason == "length"
