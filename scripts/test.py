@@ -171,8 +171,10 @@ def _fast_suite(service: str) -> Result:
     report, output, data = (_report(f"{service}.fast", end) for end in ("xml", "txt", "coverage"))
     coverage = [python(service), "-m", "coverage"]
     begun = time.monotonic()
-    command = [*coverage, "run", f"--data-file={data}", f"--source={service}", "-m", "pytest", "-m", "not slow",
-               f"tests/{service}", f"--junit-xml={report}"]  # fmt: skip
+    command = [
+        *coverage, "run", f"--data-file={data}", f"--source={service}",
+        "-m", "pytest", "-m", "not slow", f"tests/{service}", f"--junit-xml={report}",
+    ]  # fmt: skip
     with output.open("w") as file:
         done = subprocess.run(command, cwd=ROOT, env=service_environment(), stdout=file, stderr=file)
     seconds = time.monotonic() - begun
@@ -180,7 +182,7 @@ def _fast_suite(service: str) -> Result:
         say(output.read_text())
     shown = [*coverage, "report", f"--data-file={data}"]
     table = subprocess.run(shown, cwd=ROOT, capture_output=True, text=True).stdout
-    say(f"{table}")
+    say(table)
     return _read(service, report, seconds, covered=table.split()[-1].rstrip("%") if table else "")
 
 

@@ -4,6 +4,7 @@ Fields are an allow list: one that is not listed is refused, never passed on. Th
 engine small; http/access.py limits bytes.
 """
 
+from collections.abc import Sequence
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
@@ -86,3 +87,16 @@ class CompletionFields(SamplingFields):
     def wants_usage(self) -> bool:
         """Return whether a stream ends with a chunk of the usage."""
         return self.stream_options is not None and self.stream_options.include_usage
+
+
+def require_calls(made: Sequence[Sequence[str]], results: Sequence[str | None], field: str) -> None:
+    """Check that every result belongs to a call before it.
+
+    made: the ids of the calls of each message; results: the id of the call that a message answers.
+    Raises: ValueError.
+    """
+    known: set[str] = set()
+    for calls, result in zip(made, results, strict=True):
+        known.update(calls)
+        if result is not None and result not in known:
+            raise ValueError(f"{field}: a result belongs to no call before it ({result})")

@@ -1,6 +1,5 @@
 """/v1/chat/completions: its requests and its answers."""
 
-from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, model_validator
@@ -15,6 +14,7 @@ from api.dialects.fields import (
     CompletionFields,
     FunctionName,
     Strict,
+    require_calls,
 )
 from api.engine import messages as neutral
 from api.generation.answer_schema import Offer
@@ -175,19 +175,6 @@ class ChatRequest(CompletionFields):
         if isinstance(choice, NamedToolChoice):
             return Offer(tools, None, choice.function.name, self.parallel_tool_calls)
         return Offer(tools, choice, None, self.parallel_tool_calls)
-
-
-def require_calls(made: Sequence[Sequence[str]], results: Sequence[str | None], field: str) -> None:
-    """Check that every result belongs to a call before it.
-
-    made: the ids of the calls of each message; results: the id of the call that a message answers.
-    Raises: ValueError.
-    """
-    known: set[str] = set()
-    for calls, result in zip(made, results, strict=True):
-        known.update(calls)
-        if result is not None and result not in known:
-            raise ValueError(f"{field}: a result belongs to no call before it ({result})")
 
 
 class AssistantMessage(BaseModel):

@@ -5,8 +5,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-from api.dialects.chat.schema import require_calls
-from api.dialects.fields import INT64_MAX, MAX_MESSAGES, MAX_TOOLS, CallId, FunctionName, Strict
+from api.dialects.fields import (
+    INT64_MAX,
+    MAX_MESSAGES,
+    MAX_TOOLS,
+    CallId,
+    FunctionName,
+    Strict,
+    require_calls,
+)
 from api.engine.messages import Call, Message, Tool
 from api.generation.answer_schema import Offer
 from api.generation.events import Usage
