@@ -170,7 +170,7 @@ class LedgerMachine(RuleBasedStateMachine):
                 assert all(int(v) >= 0 for n, v in one.reservation.headers().items() if "remaining" in n)
 
     def teardown(self) -> None:
-        """Everything comes back: when all has ended and two minutes are over, each key has all of its limits."""
+        """Everything comes back: when all has ended and a minute is over, each key has all of its limits."""
         if self.holders:
             for holder in self.holders.values():
                 for one in holder.running:

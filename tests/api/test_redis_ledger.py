@@ -5,8 +5,10 @@ import hashlib
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from typing import Any
 import httpx
 import pytest
 from redis import Redis
+from redis.asyncio import Connection
 from redis.exceptions import RedisError
 
 from api.errors import LimitsUnavailable, RateLimited, Unauthorised
@@ -25,6 +28,7 @@ from api.settings import Settings
 from bench.load import ROOT
 from bench.redis_server import SERVER, RedisServer, redis_server
 from tests.support.api import URL, FakeEngine, House, ask, assert_openai_error, eventually
+from tests.support.ledgers import Clock
 
 pytestmark = [
     pytest.mark.anyio,
@@ -40,6 +44,13 @@ def redis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RedisServ
         monkeypatch.setattr(redis_ledger, name, seconds)
     with redis_server(tmp_path) as server:
         yield server
+
+
+@dataclass
+class Counted:
+    ledger: RedisLedger
+    clock: Clock
+    sent: list[list[str]]
 
 
 @asynccontextmanager
@@ -79,9 +90,9 @@ def client(redis: RedisServer) -> Any:
     return Redis.from_url(redis.url, decode_responses=True)
 
 
-def used(redis: RedisServer) -> list[tuple[Any, ...]]:
-    """What Redis holds for today: name, requests, tokens of prompts and of answers."""
-    counts = client(redis).hgetall(f"{USAGE}{today()}")
+def used(redis: RedisServer, day: str | None = None) -> list[tuple[Any, ...]]:
+    """What Redis holds for a day, or today: name, requests, tokens of prompts and of answers."""
+    counts = client(redis).hgetall(f"{USAGE}{day or today()}")
     parts = ("requests", "prompt_tokens", "completion_tokens")
     names = sorted({field.partition(":")[0] for field in counts})
     return [(name, *(int(counts[f"{name}:{part}"]) for part in parts)) for name in names]
@@ -242,6 +253,135 @@ async def test_what_cannot_be_written_before_the_end_is_logged(
         redis.kill()
         held.settle(4, 2)
     assert "event=usage_lost key=ann" in caplog.text and "prompt_tokens=4 completion_tokens=2" in caplog.text
+
+
+@pytest.fixture
+async def counted(redis: RedisServer, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Counted]:
+    """A replica without background work, which counts what it sends to Redis."""
+    sent: list[list[str]] = []
+    pack = Connection.pack_command
+
+    def packed(self: Connection, *command: Any) -> Any:
+        sent.append([str(part) for part in command])
+        return pack(self, *command)
+
+    clock = Clock()
+    ledger = RedisLedger(redis.url, API_KEY, lambda: "a", clock.now, clock.today)
+    await ledger.beat()
+    clock.seconds += redis_ledger.GRACE_S
+    await ledger.beat()
+    monkeypatch.setattr(Connection, "pack_command", packed)
+    yield Counted(ledger, clock, sent)
+    await ledger.close()
+
+
+async def test_a_request_asks_redis_once_on_its_way_in(counted: Counted, redis: RedisServer) -> None:
+    ann = key(redis, requests_per_minute=100, tokens_per_minute=1000, tokens_per_day=1000, answers_at_once=9)
+    ledger = counted.ledger
+    await _request(ledger, b"ann")  # the script is loaded, and the key is known
+    await ledger.beat()
+    counted.sent.clear()
+    for number in range(1, 6):
+        await _request(ledger, b"ann")
+        assert [command[0] for command in counted.sent] == ["EVALSHA"] * number
+    key(redis, requests_per_minute=1)
+    counted.sent.clear()
+    with pytest.raises(RateLimited):
+        await ledger.admit(ann, 1, 1)
+    for _ in range(5):  # with nothing left, no work is done for it, and Redis is not asked
+        with pytest.raises(RateLimited):
+            ledger.check(ann, 1)
+    assert len(counted.sent) == 1
+    counted.clock.seconds += redis_ledger.REMEMBER_REFUSAL_S
+    ledger.check(ann, 1)
+
+
+async def test_unknown_keys_in_a_flood_take_one_question_at_a_time(
+    counted: Counted, redis: RedisServer
+) -> None:
+    """And known keys take none of them: a request of theirs has its own connection."""
+    key(redis, requests_per_minute=100)
+    ledger = counted.ledger
+    await _request(ledger, b"ann")
+    counted.sent.clear()
+    flood = [asyncio.create_task(ledger.find(b"unknown %d" % number)) for number in range(3000)]
+    await asyncio.sleep(0)
+    assert ledger._questions._value == redis_ledger._QUESTIONS, "none of those that requests wait for"
+    await _request(ledger, b"ann")
+    assert not all(one.done() for one in flood), "a known key does not wait for the flood"
+    assert set(await asyncio.gather(*flood)) == {None}
+    asked = Counter(command[0] for command in counted.sent)
+    assert (asked["HMGET"], asked["EVALSHA"]) == (30, 1), "100 of them in a question"
+    await asyncio.gather(*(ledger.find(b"the same") for _ in range(50)))
+    assert [command[0] for command in counted.sent].count("HMGET") == 31
+
+
+async def test_what_ends_after_its_lease_is_charged_in_the_end(counted: Counted, redis: RedisServer) -> None:
+    """Its replica was cut off for longer than the lease, and what it had reserved was given away."""
+    ann = key(redis, tokens_per_minute=100)
+    held = await counted.ledger.admit(ann, 100, 1)
+    counted.clock.seconds += 5
+    other = RedisLedger(redis.url, None, lambda: "a", counted.clock.now)
+    for _ in range(3):
+        counted.clock.seconds += redis_ledger.LEASE_S * 0.8
+        await other.beat()
+    (await other.admit(ann, 50, 1)).settle(0, 0)
+    await other.write()
+    held.settle(60, 30)
+    await counted.ledger.write()
+    assert (await refused(other, ann, 11)).headers["x-ratelimit-remaining-tokens"] == "10"
+    assert used(redis, counted.clock.day) == [("ann", 1, 60, 30)]
+    await other.close()
+
+
+async def test_only_a_beat_shows_that_redis_is_back(
+    counted: Counted, redis: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The work that a settled request wakes, with nothing to write, must not take Redis for reached."""
+    caplog.set_level("INFO", "api")
+    ledger = counted.ledger
+    ledger.start()
+    ann = key(redis)
+    held = await ledger.admit(ann, 1, 1)
+    redis.freeze()
+    ledger._lose(RedisError("a connection died"))
+    for _ in range(3):
+        ledger._woken.set()
+        await asyncio.sleep(0.01)
+    assert not ledger._reachable and "redis_reached" not in caplog.text
+    redis.thaw()
+    held.settle(1, 1)
+    await eventually(lambda: ledger._reachable)
+    assert caplog.text.count("event=redis_gone") == caplog.text.count("event=redis_reached") == 1
+
+
+async def test_a_late_failure_of_an_old_question_does_not_lose_redis_again(
+    counted: Counted, redis: RedisServer
+) -> None:
+    ledger = counted.ledger
+    ledger.start()
+    fails = asyncio.Event()
+
+    async def question() -> None:
+        await fails.wait()
+        raise RedisError("its connection had died")
+
+    old = asyncio.create_task(ledger._ask(question))
+    await asyncio.sleep(0)
+    ledger._lose(RedisError("gone"))
+    await eventually(lambda: ledger._reachable)
+    fails.set()
+    with pytest.raises(LimitsUnavailable):
+        await old
+    assert ledger._reachable
+
+
+async def _request(ledger: RedisLedger, credential: bytes) -> None:
+    """What a request asks of the ledger on its way in; nothing is written."""
+    found = await ledger.find(credential)
+    assert found
+    ledger.check(found, 1)
+    await ledger.admit(found, 10, 1)
 
 
 async def test_replicas_that_serve_different_artifacts_are_told_once(
