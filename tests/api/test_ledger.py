@@ -269,7 +269,7 @@ async def test_usage_is_kept_by_key_and_day(ledger: Ledger, backend: Backend) ->
 async def test_the_day_outlives_the_process_and_what_it_held_comes_back(backend: Backend) -> None:
     first = await backend.open()
     limits = {"answers_at_once": 1, "tokens_per_day": 100, "tokens_per_minute": 100}
-    secret, ann = await created(first, backend, **limits)
+    secret, ann = await created(first, backend, "ann", **limits)
     (await first.admit(ann, 50, 1)).settle(30, 10)
     await _written(first, backend)
     await first.admit(ann, 60, 1)
