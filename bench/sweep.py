@@ -24,7 +24,7 @@ from trainer import base_model  # noqa: E402
 from trainer.config import load  # noqa: E402
 from trainer.data.prepare import prepare  # noqa: E402
 from trainer.fit.choose.select import Standing  # noqa: E402
-from trainer.fit.run.arm import Arm, Run, Setting, arm_directory, arms, read_run, run_name  # noqa: E402
+from trainer.fit.run.arm import Arm, Run, Setting, arms, place_of, read_run, run_name  # noqa: E402
 from trainer.fit.run.processes import run_arms  # noqa: E402
 from trainer.fit.run.sweep import Sweep  # noqa: E402
 from trainer.objective.score import RowScore  # noqa: E402
@@ -46,7 +46,8 @@ def main() -> None:
     for name in ("results.json", "index.html"):
         shutil.copy(newest.with_name(name), PAGE / name)
     directories = {
-        arm: arm_directory(config, base, prepared.fingerprint, arm, options.artifacts) for arm in arms(config)
+        arm: place_of(config, base, prepared.fingerprint, arm, options.artifacts).directory
+        for arm in arms(config)
     }
     folder = run_name(config, config.sweep.steps)
     save_rows(run for arm, path in directories.items() if (run := read_run(path / folder, arm)))

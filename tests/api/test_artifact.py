@@ -9,7 +9,7 @@ import jsonschema
 import pytest
 from pydantic import ValidationError
 
-from api.engine.artifact import Manifest, read_artifact
+from api.engine.artifact import TEMPLATE_DATE, Manifest, read_artifact
 from api.errors import ArtifactError
 from tests.support.api import MODEL, example_manifest
 
@@ -72,6 +72,7 @@ def test_model_that_a_person_shipped_despite_a_failed_gate_is_served_and_named(a
         {"unknown": 1},
         {"id": "../x"},
         {"config_hash": "0"},
+        {"chat_template_date": ""},
         {"files": {}},
         {"description": ""},
         {"base_model": {"id": "b", "revision": "r", "weights_sha256": "0" * 64}},
@@ -90,6 +91,22 @@ def test_model_and_json_schema_refuse_the_same_defects(artifacts: Path, change: 
         jsonschema.validate(manifest, SCHEMA)
     with pytest.raises(ValidationError):
         Manifest.model_validate(manifest)
+
+
+def test_an_artifact_that_states_no_date_was_made_with_the_first_one_and_is_served(artifacts: Path) -> None:
+    assert "chat_template_date" not in example_manifest(artifacts / "models/tiny-r8")
+    assert read_artifact(artifacts).manifest.chat_template_date == "26 Jul 2024"
+    assert SCHEMA["properties"]["chat_template_date"]["default"] == "26 Jul 2024"
+    rewrite(artifacts, chat_template_date=TEMPLATE_DATE)
+    read_artifact(artifacts)
+
+
+def test_an_artifact_that_was_trained_with_another_date_is_refused_in_one_sentence(artifacts: Path) -> None:
+    rewrite(artifacts, chat_template_date="1 Jan 2025")
+    expected = f"trained with the date '1 Jan 2025'.* renders '{TEMPLATE_DATE}'; make one with `make up`"
+    with pytest.raises(ArtifactError, match=expected) as refused:
+        read_artifact(artifacts)
+    assert "\n" not in str(refused.value)
 
 
 def remove_current(artifacts: Path) -> None:

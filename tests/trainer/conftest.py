@@ -129,6 +129,7 @@ def manifest() -> dict[str, Any]:
             "id": "tests/tiny", "revision": "main", "licence": "llama3.2", "weights_sha256": "a" * 64,
         },
         "adapter": {"rank": 2, "alpha": 4.0, "target_modules": ["q_proj"], "learning_rate": 0.01},
+        "chat_template_date": "26 Jul 2024",
         "data": {"source": "hub:tests/rows@abc", "fingerprint": "b" * 64, "rows": {"train": 60, "test": 6}},
         "config_hash": "c" * 64,
         "seed": 7,

@@ -5,8 +5,9 @@ import pytest
 import yaml
 
 from trainer.cli import main
-from trainer.config import CONFIGS, fingerprint, load, public_source
+from trainer.config import CONFIGS, load, public_source
 from trainer.errors import ConfigError
+from trainer.identity import fingerprint
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda p: p.stem)

@@ -7,7 +7,7 @@ import pytest
 from trainer.cli import main
 from trainer.config import load
 from trainer.data.clean import Cleaned
-from trainer.data.contamination import drop_contaminated, stamp
+from trainer.data.contamination import check_files, drop_contaminated
 from trainer.data.conversation import Conversation, Message
 from trainer.errors import DataError
 
@@ -69,7 +69,7 @@ def test_an_exam_that_cannot_be_checked_is_refused(tmp_path: Path, content: str,
 
 def test_a_missing_exam_is_told_by_its_key_and_path(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"data\.contamination .*absent\.jsonl"):
-        stamp([tmp_path / "absent.jsonl"])
+        check_files([tmp_path / "absent.jsonl"])
 
 
 def test_relative_exams_count_from_the_config_file(config_file: Path) -> None:

@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM, GgufConfig, PreTrainedTokenizerFa
 
 from tests.support.trainer import model_of
 from trainer.cli import main
-from trainer.config import fingerprint, load
+from trainer.config import load
+from trainer.identity import config_hash
 from trainer.ship.store import write_manifest
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "docs/artifact.schema.json").read_text())
@@ -35,7 +36,7 @@ def artifact(
     (directory / "LICENSE").write_text("A licence.\n")
     write_manifest(
         directory,
-        {**manifest, "id": IDENTIFIER, "name": "tiny", "config_hash": fingerprint(load(config_file))},
+        {**manifest, "id": IDENTIFIER, "name": "tiny", "config_hash": config_hash(load(config_file))},
     )
     return directory
 

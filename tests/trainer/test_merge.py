@@ -55,7 +55,7 @@ def base(tmp_path_factory: pytest.TempPathFactory, base_directory: Path) -> Base
     model.generation_config.eos_token_id = tokenizer.convert_tokens_to_ids(TEXT_END)
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
-    return BaseModel(directory, "r", "0" * 64)
+    return BaseModel(directory, "r", "0" * 64, "0" * 64)
 
 
 @pytest.fixture(scope="module")

@@ -18,11 +18,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.support import PATIENCE_S
 from tests.support.trainer import PAUSING
-from trainer import base_model
+from trainer import base_model, identity
 from trainer.cli import main
 from trainer.config import load
 from trainer.data.prepare import prepare
-from trainer.fit.run.arm import arm_directory, arms, run_name
+from trainer.data.tokenize import DATE
+from trainer.fit.run.arm import arms, place_of, run_name
 from trainer.judge.gates import OVERRIDE
 
 ROOT = Path(__file__).parents[2]
@@ -49,6 +50,8 @@ def test_a_run_ships_a_verified_artifact_and_a_second_run_does_nothing(
     current = artifacts / "models" / "current"
     manifest = json.loads((current / "manifest.json").read_text())
     jsonschema.validate(manifest, SCHEMA)
+    assert manifest["chat_template_date"] == DATE
+    assert manifest["packages"].items() >= identity.made_by().items()
     assert os.readlink(current) == manifest["id"]
     assert {"LICENSE", "README.md", "config.json", "evaluation.html"} <= set(manifest["files"])
     assert sorted(s["rank"] for s in manifest["selection"]["settings"]) == [2, 4]
@@ -70,6 +73,26 @@ def test_a_run_ships_a_verified_artifact_and_a_second_run_does_nothing(
     again = json.loads((current / "manifest.json").read_text())["files"]
     assert again.keys() == manifest["files"].keys()
     assert again["model.safetensors"] == manifest["files"]["model.safetensors"]
+
+
+def test_edited_prompts_are_evaluated_again_and_nothing_is_trained_again(
+    tmp_path: Path, config_file: Path
+) -> None:
+    artifacts, prompts = tmp_path / "artifacts", tmp_path / "asked.txt"
+
+    def run(text: str) -> tuple[str, dict[Path, int]]:
+        prompts.write_text(text)
+        done = trainer("run", config_file, artifacts, "--set", "evaluate.prompts=asked.txt")
+        assert done.returncode == 0, done.stderr
+        made = [*artifacts.glob("runs/**/*"), *artifacts.glob("data/**/*")]
+        return os.readlink(artifacts / "models/current"), {path: path.stat().st_mtime_ns for path in made}
+
+    first, before = run("What is red?\n")
+    second, after = run("What is blue?\n")
+    assert first != second and before == after
+    for identifier, asked in ((first, "red"), (second, "blue")):
+        assert asked in (artifacts / "models" / identifier / "evaluation.html").read_text()
+    assert len(list(artifacts.glob("evaluations/*.json"))) == 2
 
 
 def losses(artifacts: Path) -> Any:
@@ -151,7 +174,7 @@ def test_one_failed_arm_does_not_cost_the_others(tmp_path: Path, config_file: Pa
     base = base_model.fetch(config.base, artifacts)
     data = prepare(config, base, artifacts).fingerprint
     broken, whole = arms(config)
-    directory = arm_directory(config, base, data, broken, artifacts) / run_name(config, None)
+    directory = place_of(config, base, data, broken, artifacts).directory / run_name(config, None)
     directory.mkdir(parents=True)
     (directory / "adapter").write_text("in the way")
     done = trainer("sweep", config_file, artifacts)

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from trainer.cli import main
-from trainer.config import fingerprint, load
+from trainer.config import load
+from trainer.identity import config_hash
 from trainer.ship import push as push_module
 from trainer.ship.store import find_finished
 
@@ -30,7 +31,7 @@ def pushed(
 ) -> Callable[..., tuple[int, str, str]]:
     """Run `push` on the artifact, made to be of this configuration; exit code, output, errors."""
     config = load(config_file, LLAMA[1::2])
-    edit_manifest(artifact, lambda m: m.update(config_hash=fingerprint(config)))
+    edit_manifest(artifact, lambda m: m.update(config_hash=config_hash(config)))
     monkeypatch.setattr(push_module, "get_token", lambda: None)
 
     def run(*more: str, to: str = "me/Llama-tiny") -> tuple[int, str, str]:

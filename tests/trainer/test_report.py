@@ -8,12 +8,13 @@ from transformers import PreTrainedTokenizerFast
 
 from trainer import base_model
 from trainer.cli import main
-from trainer.config import fingerprint, load
+from trainer.config import load
 from trainer.data.conversation import Conversation, Message
 from trainer.data.prepare import EXAMPLES, prepare
 from trainer.data.report import Example
 from trainer.data.row_file import RowFile, rows_fingerprint
 from trainer.data.tokenize import ChatTokenizer, TokenRow
+from trainer.identity import fingerprint
 from trainer.pages.data_report import EXAMPLE_CHARACTERS, page, write_page
 
 REPORT = {
@@ -108,5 +109,5 @@ def test_prepare_leaves_both_reports(config_file: Path, tmp_path: Path) -> None:
     made = (directory / "report.html").read_text()
     assert made.count("<figure>") == EXAMPLES and "<mark>word" in made
     assert {path.name for path in directory.iterdir()} == {
-        "report.json", "report.html", *(f"{split}.arrow" for split in report["rows"])
+        "made_by.json", "report.json", "report.html", *(f"{split}.arrow" for split in report["rows"])
     }  # fmt: skip

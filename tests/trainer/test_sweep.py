@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from trainer import base_model
+from trainer import base_model, identity
 from trainer.base_model import BaseModel
 from trainer.config import RunConfig, load
 from trainer.data.prepare import Prepared, prepare
@@ -34,8 +34,8 @@ class InThisProcess:
                 train(self.config, self.base, self.prepared, arm, steps, self.artifacts)
         return {arm: "out of luck" for arm in directories if arm.name in self.broken}
 
-    def sweep(self) -> tuple[Any, dict[str, Any]]:
-        return Sweep(self.config, self.base, self.prepared, self.artifacts, self).run()
+    def sweep(self, keep_older: bool = False) -> tuple[Any, dict[str, Any]]:
+        return Sweep(self.config, self.base, self.prepared, self.artifacts, self, keep_older).run()
 
 
 @pytest.fixture
@@ -82,6 +82,43 @@ def test_a_seed_that_failed_leaves_the_setting_its_other_seed(arms_here: InThisP
 def test_a_sweep_without_a_finished_arm_says_why_for_each(arms_here: InThisProcess) -> None:
     arms_here.broken = {f"r{rank}-lr{rate:g}-s7" for rank in (2, 4) for rate in (1e-5, 0.03)}
     with pytest.raises(ArmError, match="no arm finished: r2-lr1e-05-s7: out of luck; r2-lr0"):
+        arms_here.sweep()
+
+
+def test_arms_of_other_code_are_not_compared_in_silence(
+    arms_here: InThisProcess, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def as_made_by(trl: str) -> None:
+        monkeypatch.setattr(identity, "made_by", lambda without=(): {"trl": trl})
+
+    def older_lines() -> list[str]:
+        return [line.strip() for line in capsys.readouterr().out.splitlines() if "arms were made by" in line]
+
+    as_made_by("1.2.0")
+    _, first = arms_here.sweep()
+    ran = list(arms_here.ran)
+    assert older_lines() == [] and "made_by_others" not in first
+
+    as_made_by("1.3.0")
+    arms_here.ran.clear()
+    _, kept = arms_here.sweep(keep_older=True)
+    assert arms_here.ran == [] and kept["settings"] == first["settings"]
+    assert kept["made_by_others"] == {arm["name"]: "trl 1.2.0 (now 1.3.0)" for arm in first["arms"]}
+    said = "4 of 4 arms were made by trl 1.2.0 (now 1.3.0): "
+    assert older_lines() == [f"{said}compared all the same, by --keep-older-runs"]
+
+    _, again = arms_here.sweep()
+    assert arms_here.ran == ran and "made_by_others" not in again
+    assert older_lines() == [f"{said}made again; --keep-older-runs takes what is there"]
+    arms_here.sweep()
+    assert older_lines() == []
+
+
+def test_code_that_changes_while_a_sweep_runs_is_told(
+    arms_here: InThisProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(InThisProcess, "__call__", lambda *_: {})
+    with pytest.raises(ArmError, match=r"left no result in .* code or its packages changed"):
         arms_here.sweep()
 
 

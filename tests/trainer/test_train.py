@@ -14,7 +14,7 @@ from trainer import base_model
 from trainer.config import RunConfig, load
 from trainer.data.prepare import prepare
 from trainer.fit.run import train as train_module
-from trainer.fit.run.arm import Arm, Run, Setting, arm_directory
+from trainer.fit.run.arm import Arm, Run, Setting, place_of
 from trainer.fit.run.callbacks import DivergedError, StopDiverged, read_log
 from trainer.fit.run.train import train
 from trainer.fit.run.trainer import LoraTrainer
@@ -171,7 +171,7 @@ def test_a_changed_setting_never_resumes_the_checkpoints_of_another(
     base = base_model.fetch(config.base, tmp_path)
     changed = config.model_copy(update={"train": config.train.model_copy(update={"weight_decay": 0.1})})
     longer = config.model_copy(update={"train": config.train.model_copy(update={"max_steps": 99})})
-    own, other, more = (arm_directory(c, base, "data", ARM, tmp_path) for c in (config, changed, longer))
+    own, other, more = (place_of(c, base, "data", ARM, tmp_path).directory for c in (config, changed, longer))
     assert own != other and own == more
 
 

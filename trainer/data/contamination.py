@@ -13,9 +13,9 @@ import numpy as np
 
 from trainer.data.clean import Cleaned
 from trainer.data.grams import Hashes, grams, word_hashes
-from trainer.data.sources import SUFFIXES, read_rows
+from trainer.data.sources import read_rows
 from trainer.errors import DataError
-from trainer.files import sha256_file
+from trainer.files import DATA_SUFFIXES
 
 GRAM = 13
 
@@ -41,12 +41,12 @@ def drop_contaminated(cleaned: Cleaned, files: Sequence[Path]) -> None:
     cleaned.conversations = kept
 
 
-def stamp(files: Sequence[Path]) -> list[str]:
-    """The SHA-256 of each file. Raises: DataError naming a file that is not there or of another kind."""
+def check_files(files: Sequence[Path]) -> None:
+    """Raises: DataError naming a file that does not exist or is of another kind."""
     for file in files:
-        if not file.is_file() or file.suffix not in SUFFIXES:
-            raise DataError(f"data.contamination {file}: expected a file that ends in {', '.join(SUFFIXES)}")
-    return [sha256_file(file) for file in files]
+        if not file.is_file() or file.suffix not in DATA_SUFFIXES:
+            expected = ", ".join(DATA_SUFFIXES)
+            raise DataError(f"data.contamination {file}: expected a file that ends in {expected}")
 
 
 def file_grams(file: Path) -> Hashes:

@@ -1,13 +1,12 @@
 """Stage `prepare`: the data source to tokenised rows on disk, with a report of what was dropped.
 
-Out comes `artifacts/data/<key>/`: `train.arrow`, and so for `validation`, `test` and `general` (the
-columns of `row_file`), `report.json` and `report.html`. The key is a hash of all that made them, so a
-finished data set is never made again. The rows are held in memory as text, never as tokens.
+Out comes `artifacts/data/<hash>/`: `train.arrow`, and so for `validation`, `test` and `general` (the
+columns of `row_file`), `report.json` and `report.html`. `identity` decides the directory, so that a finished
+data set is never made again. The rows are held in memory as text, never as tokens.
 """
 
 import gc
 import itertools
-import platform
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,20 +17,21 @@ from typing import Any
 from datasets import Dataset
 
 from trainer.base_model import BaseModel, load_tokenizer
-from trainer.config import DataConfig, RunConfig, fingerprint, is_local
+from trainer.config import DataConfig, RunConfig
 from trainer.data.clean import Cleaned, clean
-from trainer.data.contamination import drop_contaminated, stamp
+from trainer.data.contamination import check_files, drop_contaminated
 from trainer.data.conversation import Conversation
 from trainer.data.dedup import drop_near_duplicates
 from trainer.data.general import answer_prompts
 from trainer.data.report import Example, build_report
-from trainer.data.row_file import SCHEMA, RowFile
+from trainer.data.row_file import RowFile
 from trainer.data.sources import read_rows
 from trainer.data.split import split
 from trainer.data.tokenize import ChatTokenizer, TokenRow
 from trainer.device import choose_device
 from trainer.errors import DataError
-from trainer.files import only_writer, read_json, sha256_file, whole_directory, write_json
+from trainer.files import only_writer, read_json, whole_directory, write_json
+from trainer.identity import data_key, older_directory, older_line, own_directory, write_record
 from trainer.progress import say
 
 SPLITS = ("train", "validation", "test", "general")
@@ -63,29 +63,32 @@ class Prepared:
 
 
 def prepare(
-    config: RunConfig, base: BaseModel, artifacts: Path, write_page: WritePage | None = None
+    config: RunConfig,
+    base: BaseModel,
+    artifacts: Path,
+    write_page: WritePage | None = None,
+    keep_older: bool = False,
 ) -> Prepared:
     """Return the prepared data, made now or found finished.
 
-    write_page: makes `report.html` with the data. Raises: DataError.
+    write_page: makes `report.html` with the data. keep_older: take data that other code or packages made, if
+    there is any. Raises: DataError.
     """
-    directory = data_directory(config, base, artifacts)
+    check_files(config.data.contamination)
+    folder, key = artifacts / "data", data_key(config, base.sha256)
+    older = older_directory(folder, "", key)
+    directory = older.directory if older and keep_older else own_directory(folder, "", key)
     report = read_json(directory / "report.json")
     if report is None:
+        if older:
+            say(older_line("this data was", older.differs, kept=False))
         with only_writer(directory):
-            report = read_json(directory / "report.json") or _make(config, base, directory, write_page)
+            report = read_json(directory / "report.json") or _make(config, base, directory, key, write_page)
     return Prepared(directory, report)
 
 
-def data_directory(config: RunConfig, base: BaseModel, artifacts: Path) -> Path:
-    key = fingerprint(
-        config.data, config.seed, base.weights_sha256, _stamp(config.data), SCHEMA.names, "arrow"
-    )
-    return artifacts / "data" / key[:16]
-
-
 def _make(
-    config: RunConfig, base: BaseModel, directory: Path, write_page: WritePage | None
+    config: RunConfig, base: BaseModel, directory: Path, key: str, write_page: WritePage | None
 ) -> dict[str, Any]:
     data = config.data
     chat = ChatTokenizer(load_tokenizer(base.directory))
@@ -111,6 +114,7 @@ def _make(
             file.close()
         say(f"  {', '.join(f'{len(f)} {name}' for name, f in files.items())} rows; {cleaned.summary()}")
         examples = _examples(parts.train, chat, data.max_length)
+        write_record(scratch, key)
         report = build_report(data, files, cleaned)
         write_json(scratch / "report.json", report)
         if write_page:
@@ -189,14 +193,3 @@ def _examples(conversations: Iterable[Conversation], chat: ChatTokenizer, max_le
     rows = ((c.source, chat.row(c)) for c in conversations if chat.may_fit(c, max_length))
     fitting = ((source, row) for source, row in rows if len(row.input_ids) <= max_length)
     return [Example(source, chat.runs(row)) for source, row in itertools.islice(fitting, EXAMPLES)]
-
-
-def _stamp(data: DataConfig) -> Any:
-    """What tells one state of the source, and of the other files read, from another."""
-    prompts = sha256_file(data.general.prompts) if data.general else None
-    beside = [prompts, stamp(data.contamination)]
-    if is_local(data.source):
-        path = Path(data.source)
-        files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-        return [beside, [[p.name, sha256_file(p)] for p in files if p.is_file()]]
-    return [beside, platform.python_version() if data.source == "stdlib-docs" else None]

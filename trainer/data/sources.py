@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.errors import DataError
-
-SUFFIXES = (".json", ".jsonl", ".parquet")
+from trainer.files import DATA_SUFFIXES, data_files
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,14 +62,9 @@ def _hub(name: str) -> Iterator[RawRow]:
 
 
 def _local(path: Path) -> Iterator[RawRow]:
-    if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.is_file() and p.suffix in SUFFIXES)
-    elif path.is_file() and path.suffix in SUFFIXES:
-        files = [path]
-    else:
-        files = []
+    files = data_files(path)
     if not files:
-        wanted = ", ".join(SUFFIXES)
+        wanted = ", ".join(DATA_SUFFIXES)
         raise DataError(f"data.source {path}: no {wanted} file there; give a file or a folder of them")
     for file in files:
         yield from _parquet(file) if file.suffix == ".parquet" else _json(file)

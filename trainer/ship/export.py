@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from trainer.base_model import LICENCE_FILES, load_tokenizer
-from trainer.config import RunConfig, fingerprint
+from trainer.config import RunConfig
 from trainer.errors import ArtifactError
 from trainer.files import only_writer, read_json, require_room, sha256_file, whole_directory
+from trainer.identity import config_hash
 from trainer.progress import Stages
 from trainer.ship.fp8 import write_fp8
 from trainer.ship.gguf_file import Matrices, write_gguf
@@ -59,10 +60,11 @@ def find_artifact(config: RunConfig, models: Path) -> tuple[Path, dict[str, Any]
 
     Raises: ArtifactError if there is none, or a file is not as its manifest says.
     """
+    key = config_hash(config)
     found = []
     for path in models.glob("*/manifest.json"):
         manifest = read_json(path)
-        if not path.parent.is_symlink() and manifest and manifest["config_hash"] == fingerprint(config):
+        if not path.parent.is_symlink() and manifest and manifest["config_hash"] == key:
             found.append((manifest["created_at"], path.parent, manifest))
     if not found:
         raise ArtifactError(

@@ -13,9 +13,10 @@ from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined] # public by its own docs
 
-from trainer.config import RunConfig, fingerprint
+from trainer.config import RunConfig
 from trainer.errors import ArtifactError, ConfigError, GateError, MissingError, TrainerError
 from trainer.files import read_json, sha256_file
+from trainer.identity import config_hash
 from trainer.licence import llama_terms, wrong_name
 from trainer.progress import say
 
@@ -54,7 +55,7 @@ def push(
 
 def newest_artifact(config: RunConfig, models: Path) -> tuple[Path, dict[str, Any]]:
     """The directory and manifest of the artifact made last by exactly this configuration."""
-    key = fingerprint(config)
+    key = config_hash(config)
     made = [
         (path.parent, manifest)
         for path in models.glob(f"*/{MANIFEST}")

@@ -13,23 +13,20 @@ from pathlib import Path
 from typing import Any
 
 from trainer.base_model import BaseModel
-from trainer.config import RunConfig, fingerprint, public_source
+from trainer.config import RunConfig, public_source
 from trainer.data.prepare import Prepared
+from trainer.data.tokenize import DATE
 from trainer.device import describe_hardware
 from trainer.files import read_json, sha256_file, write_json
 from trainer.fit.choose.intervals import score_interval
 from trainer.fit.run.arm import Run
+from trainer.identity import config_hash, made_by
 from trainer.objective import Objective
 from trainer.ship.card import write_card
 
 SCHEMA_VERSION = 1
 TRAINING = ("steps", "best_step", "train_seconds", "tokens_per_second")
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers")
-
-
-def artifact_id(config: RunConfig, base: BaseModel, data_fingerprint: str) -> str:
-    """`<name>-<hash>`: the same config, base and data make the same artifact."""
-    return f"{config.name}-{fingerprint(config, base.weights_sha256, data_fingerprint)[:8]}"
 
 
 def find_finished(models: Path, identifier: str) -> Path | None:
@@ -64,11 +61,11 @@ def build_manifest(
     """All of the manifest but `files`, which only the finished directory can tell."""
     report = prepared.report
     data = {
-        "source": public_source(report["source"]),
+        "source": public_source(config.data.source),
         "fingerprint": report["fingerprint"],
         "rows": report["rows"],
     }
-    if report["source"] == "stdlib-docs":
+    if config.data.source == "stdlib-docs":
         data["python_version"] = report["python_version"]
     return {
         "schema_version": SCHEMA_VERSION,
@@ -97,9 +94,10 @@ def build_manifest(
             "validation_loss": score_interval(winner.validation).as_dict(),
         },
         "data": data,
-        "config_hash": fingerprint(config),
+        "chat_template_date": DATE,
+        "config_hash": config_hash(config),
         "seed": config.seed,
-        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "packages": {**{name: importlib.metadata.version(name) for name in PACKAGES}, **made_by()},
         "hardware": describe_hardware(),
         "selection": {key: value for key, value in selection.items() if key != "arms"},
         "merge_check": merge_check,

@@ -5,12 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from trainer.base_model import BaseModel
-from trainer.config import RunConfig, fingerprint
+from trainer.config import RunConfig
 from trainer.files import read_json
+from trainer.identity import Older, older_directory, own_directory, run_key
 from trainer.objective.score import RowScore
-
-# What does not change the weights that an arm has after a given step.
-NOT_HASHED = {"epochs", "max_steps", "logging_steps", "trackers", "shard_base"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,15 +58,35 @@ def arms(config: RunConfig) -> list[Arm]:
     ]
 
 
-def arm_directory(
-    config: RunConfig, base: BaseModel, data_fingerprint: str, arm: Arm, artifacts: Path
-) -> Path:
-    """`runs/<arm>-<hash>`: the hash covers all that shapes the training, so nothing is mixed up."""
-    key = fingerprint(
-        config.lora, config.train.model_dump(mode="json", exclude=NOT_HASHED),
-        base.weights_sha256, data_fingerprint, arm.name,
-    )  # fmt: skip
-    return artifacts / "runs" / f"{arm.name}-{key[:8]}"
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where an arm's runs live: a folder for each length.
+
+    key: of all that shapes them, but code and packages. older: runs of the same key that other code made, if
+    ours are still to be made or if these are kept: then they are in `directory`.
+    """
+
+    key: str
+    directory: Path
+    older: Older | None
+
+
+def place_of(
+    config: RunConfig,
+    base: BaseModel,
+    data_fingerprint: str,
+    arm: Arm,
+    artifacts: Path,
+    keep_older: bool = False,
+) -> Place:
+    """Return the arm's place. keep_older: that of the newest runs that other code made, if there are any."""
+    setting, runs = arm.setting, artifacts / "runs"
+    key = run_key(config, base.sha256, data_fingerprint, setting.rank, setting.learning_rate, arm.seed)
+    older = older_directory(runs, f"{arm.name}-", key)
+    if older and keep_older:
+        return Place(key, older.directory, older)
+    own = own_directory(runs, arm.name, key)
+    return Place(key, own, None if own.exists() else older)
 
 
 def run_name(config: RunConfig, steps: int | None) -> str:

@@ -4,7 +4,6 @@ Imports nothing large: a Ray worker that only waits for the process imports this
 """
 
 import ctypes
-import hashlib
 import importlib.metadata
 import os
 import platform
@@ -17,11 +16,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from trainer.errors import MissingError
+from trainer.identity import made_by
 
 OUTPUT = "output.txt"
 NEARLY_FULL_BYTES = 2**16  # a write fails before the last byte is used
 ROOT = Path(__file__).resolve().parents[3]
-PACKAGES = ("accelerate", "peft", "ray", "torch", "transformers", "trl")
 
 
 def start(line: Sequence[str], directory: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:
@@ -60,8 +59,8 @@ def on_node(
             f"{here} has no {directory.parents[2]}: put the artifacts where all nodes share them"
         )
     found = versions()
-    if other := [name for name in expected if found[name] != expected[name]]:
-        told = ", ".join(f"{name} {found[name]} and not {expected[name]}" for name in other)
+    if other := [name for name in {**expected, **found} if found.get(name) != expected.get(name)]:
+        told = ", ".join(f"{name} {found.get(name)} and not {expected.get(name)}" for name in other)
         raise MissingError(f"{here} has {told}: arms would not compare; give all nodes the same")
     environment = {**os.environ, "OMP_NUM_THREADS": str(cpus)}
     if not gpus:
@@ -72,12 +71,8 @@ def on_node(
 
 
 def versions() -> dict[str, str]:
-    """What decides a run's result beside its configuration: Python, packages, and this code."""
-    code = hashlib.sha256()
-    for file in sorted((ROOT / "trainer").rglob("*.py")):
-        code.update(file.read_bytes())
-    packages = {name: importlib.metadata.version(name) for name in PACKAGES}
-    return {"Python": platform.python_version(), **packages, "trainer/": code.hexdigest()[:8]}
+    """Return what all nodes must have alike: Python, Ray, and what makes a run's result."""
+    return {"Python": platform.python_version(), "ray": importlib.metadata.version("ray"), **made_by()}
 
 
 def _end_with_parent() -> None:

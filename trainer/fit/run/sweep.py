@@ -4,20 +4,22 @@ A finished run is never run again; one that fails does not cost the others. Arms
 same rows in the same order. Writes `sweeps/<key>/`: `results.json` and `index.html`.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from trainer.base_model import BaseModel
-from trainer.config import RunConfig, fingerprint
+from trainer.config import RunConfig
 from trainer.data.prepare import Prepared
 from trainer.errors import ArmError
 from trainer.files import write_json
 from trainer.fit.choose.select import Choice, Standing, choose, survivors
 from trainer.fit.choose.summary import summarise
-from trainer.fit.run.arm import Arm, Run, Setting, arm_directory, arms, read_run, run_name
+from trainer.fit.run.arm import Arm, Run, Setting, arms, place_of, read_run, run_name
 from trainer.fit.run.checkpoint import remove_trunks
+from trainer.identity import older_line, sweep_key
 from trainer.pages.sweep import write_page
 from trainer.progress import say
 
@@ -35,12 +37,23 @@ class Rung:
 
 class Sweep:
     def __init__(
-        self, config: RunConfig, base: BaseModel, prepared: Prepared, artifacts: Path, run_arms: RunArms
+        self,
+        config: RunConfig,
+        base: BaseModel,
+        prepared: Prepared,
+        artifacts: Path,
+        run_arms: RunArms,
+        keep_older: bool = False,
     ) -> None:
+        """keep_older: compare the runs that other code or packages made, too."""
         self._config = config
-        self._directories = {
-            arm: arm_directory(config, base, prepared.fingerprint, arm, artifacts) for arm in arms(config)
+        places = {
+            arm: place_of(config, base, prepared.fingerprint, arm, artifacts, keep_older)
+            for arm in arms(config)
         }
+        self._directories = {arm: place.directory for arm, place in places.items()}
+        self._older = {arm: place.older.differs for arm, place in places.items() if place.older}
+        self._keep_older = keep_older
         self._prepared = prepared
         self._artifacts = artifacts
         self._run_arms = run_arms
@@ -51,6 +64,8 @@ class Sweep:
 
         Raises: ArmError if no setting finished.
         """
+        for line in self._older_lines():
+            say(line)
         alive = list(self._directories)
         rungs: list[Rung] = []
         for steps in _rung_steps(self._config):
@@ -75,11 +90,23 @@ class Sweep:
         say(f"  {folder}: {len(alive)} arms, {len(alive) - len(waiting)} finished before")
         failed = self._run_arms(waiting, steps)
         self._failed.update(failed)
+        for arm in waiting.keys() - failed.keys():
+            if read_run(directories[arm], arm) is None:
+                raise ArmError(no_result(arm, directories[arm]))
         runs = [run for arm, path in directories.items() if (run := read_run(path, arm))]
         for run in runs:
             if run.diverged and run.arm in waiting:
                 say(f"  {run.arm.name}: diverged: {run.diverged}")
         return runs
+
+    def _older_lines(self) -> list[str]:
+        """Describe the arms that other code made, those that differ alike in one line."""
+        counts = Counter(self._older.values())
+        total = len(self._directories)
+        return [
+            older_line(f"{count} of {total} arms were", differs, self._keep_older)
+            for differs, count in counts.items()
+        ]
 
     def _why_none(self, runs: Sequence[Run]) -> str:
         why = {arm.name: words for arm, words in self._failed.items()}
@@ -90,7 +117,9 @@ class Sweep:
         failed = {arm.name: why for arm, why in self._failed.items()}
         sources = [row.source for row in self._prepared.rows("validation")]
         results = summarise(self._config, [rung.runs for rung in rungs], choice, failed, sources)
-        key = fingerprint([path.name for path in self._directories.values()], self._config.sweep)
+        if self._keep_older and self._older:
+            results["made_by_others"] = {arm.name: differs for arm, differs in self._older.items()}
+        key = sweep_key(self._config, [path.name for path in self._directories.values()])
         directory = self._artifacts / "sweeps" / key[:16]
         write_json(directory / "results.json", results)
         write_page(directory, results)
@@ -99,6 +128,14 @@ class Sweep:
             if arm.setting != choice.winner:
                 remove_trunks(path)
         return results
+
+
+def no_result(arm: Arm, directory: Path) -> str:
+    """Explain a process that ended well and yet left nothing where this code would read it."""
+    return (
+        f"{arm.name} left no result in {directory}: the trainer's code or its packages changed while it ran; "
+        "run the same command again"
+    )
 
 
 def _rung_steps(config: RunConfig) -> list[int | None]:

@@ -23,24 +23,39 @@ from trainer.data.prepare import Prepared
 from trainer.device import choose_device
 from trainer.engines import Engine
 from trainer.files import only_writer, write_json
-from trainer.fit.run.arm import Arm, Run, arm_directory, read_run, run_name
+from trainer.fit.run.arm import Arm, Run, place_of, read_run, run_name
 from trainer.fit.run.callbacks import Checkpoints, DivergedError, Log, Patience, ShowProgress, StopDiverged
 from trainer.fit.run.checkpoint import keep_trunk, remove_checkpoints, starting_point
 from trainer.fit.run.trainer import LoraTrainer, build_trainer, cooldown_steps
 from trainer.fit.run.world import World
+from trainer.identity import made_by, older_line, write_record
 from trainer.objective import objective_of
 from trainer.objective.score import mean_score
-from trainer.progress import Progress
+from trainer.progress import Progress, say
 
 
 def train(
-    config: RunConfig, base: BaseModel, prepared: Prepared, arm: Arm, steps: int | None, artifacts: Path
+    config: RunConfig,
+    base: BaseModel,
+    prepared: Prepared,
+    arm: Arm,
+    steps: int | None,
+    artifacts: Path,
+    keep_older: bool = False,
 ) -> Run:
-    """Train one arm, or return the run if it is finished. steps: None for what `config.train` says."""
-    directory = arm_directory(config, base, prepared.fingerprint, arm, artifacts) / run_name(config, steps)
+    """Train one arm, or return the run if it is finished.
+
+    steps: None for what `config.train` says. keep_older: finish what other code began, if there is anything.
+    """
+    place = place_of(config, base, prepared.fingerprint, arm, artifacts, keep_older)
+    directory = place.directory / run_name(config, steps)
     world = World(choose_device(config.train.device))
     with only_writer(directory) if world.first else contextlib.nullcontext():
         if world.agree(lambda: read_run(directory, arm)) is None:
+            if world.first:
+                if place.older:
+                    say(older_line(f"{arm.name} was", place.older.differs, keep_older))
+                write_record(place.directory, place.key)
             _train(config, base, prepared, arm, steps or config.train.max_steps, directory, world)
         run = world.agree(lambda: read_run(directory, arm))
     world.leave()
@@ -86,7 +101,7 @@ def _train(
 def _finish(arm: Arm, base: BaseModel, record: dict[str, Any], directory: Path) -> None:
     if not record["diverged"]:  # what the adapter may be put on, for whoever serves it
         write_json(directory / "adapter" / "base.json", {"weights_sha256": base.weights_sha256})
-    write_json(directory / "result.json", {"arm": arm.name, **record})
+    write_json(directory / "result.json", {"arm": arm.name, "made_by": made_by(), **record})
     if not record["diverged"]:
         remove_checkpoints(directory)
 

@@ -1,0 +1,204 @@
+"""Decide what a result is known by: the keys of bases, data, runs, merged models, evaluations and artifacts.
+
+A key is a hash of content. Every path of a configuration is replaced by the hash of what lies there. So
+clones in different folders, or a host and a container, have the same keys, and an edited file has another.
+
+Code and packages decide results as well, but they are no part of a key. `made_by` describes them, and data
+and runs keep that description beside their key. Results of other code lie in directories of their own: they
+never mix with ours, and they can be found.
+"""
+
+import contextlib
+import functools
+import hashlib
+import importlib.metadata
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from trainer.config import BaseModelConfig, DataConfig, RunConfig, is_local
+from trainer.errors import MissingError
+from trainer.files import data_files, read_json, sha256_file, write_json
+
+ROOM = Path(__file__).parent
+RECORD = "made_by.json"
+KEEP_OLDER = "--keep-older-runs"
+CODE = "trainer code"
+PACKAGES = ("accelerate", "peft", "tokenizers", "torch", "transformers", "trl")
+ENGINE_PACKAGES = ("bitsandbytes", "unsloth", "unsloth_zoo")  # recorded where they are installed
+# Code that cannot change a run: none imports it, except to show something (tests/trainer/test_identity.py).
+BESIDE_A_RUN = (
+    "__main__.py",
+    "cli.py",
+    "pipeline.py",
+    "preflight.py",
+    "fit/choose",
+    "judge",
+    "pages",
+    "ship",
+)
+# Code that cannot change a merged model or its evaluation.
+ONLY_SHOWS = ("__main__.py", "cli.py", "preflight.py", "pages")
+# What transformers reads of a model directory. Licences, cards and our own record decide nothing.
+READ = ("*.json", "*.jinja", "*.model", "*.safetensors", "*.tiktoken", "*.txt", "additional_chat_templates/*")
+NOT_READ = (".", "base.json", "LICENSE", "NOTICE", "README", "USE_POLICY")
+# Settings of `train` that do not change the weights of a run after a given step.
+NOT_IN_A_RUN = {"epochs", "max_steps", "logging_steps", "trackers", "shard_base"}
+
+
+@dataclass(frozen=True, slots=True)
+class Older:
+    """A result that other code or packages made. differs: what they are, and what ours are."""
+
+    directory: Path
+    differs: str
+
+
+def fingerprint(*parts: Any) -> str:
+    """Return the SHA-256 of JSON-able parts, independent of the order of keys."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def by_content(value: Any, setting: str) -> Any:
+    """Return settings as JSON-able values, each path replaced by the hash of what lies there.
+
+    Of the base it returns what names it: its content is known by `base_hashes`.
+    setting: the name of `value`, for the error. Raises: MissingError if a file does not exist.
+    """
+    if isinstance(value, BaseModelConfig):
+        return value.model_dump(mode="json", exclude={"path"})
+    if isinstance(value, BaseModel):
+        inner = f"{setting}." if setting else ""
+        found = {name: by_content(getattr(value, name), inner + name) for name in type(value).model_fields}
+        if isinstance(value, DataConfig) and is_local(value.source):
+            found["source"] = _source_sha256(Path(value.source))
+        return found
+    if isinstance(value, Path):
+        return _file_sha256(value, setting)
+    if isinstance(value, tuple):
+        return [by_content(item, setting) for item in value]
+    return value
+
+
+def config_hash(config: RunConfig) -> str:
+    """Return the hash of a configuration and of all that it points at. Raises: MissingError."""
+    path = config.base.path
+    return fingerprint(by_content(config, ""), base_hashes(path)[0] if path else None)
+
+
+def artifact_id(config: RunConfig, base: str, data: str) -> str:
+    """Return `<name>-<hash>`: the same configuration, base and rows make the same artifact.
+
+    base: the first of its `base_hashes`. data: the fingerprint of the rows. Raises: MissingError.
+    """
+    return f"{config.name}-{fingerprint(by_content(config, ''), base, data)[:8]}"
+
+
+def base_hashes(directory: Path) -> tuple[str, str]:
+    """Return the hash of all that decides what a model does, and contract 1's hash of its weights alone."""
+    names = {file.relative_to(directory).as_posix() for pattern in READ for file in directory.glob(pattern)}
+    files = [[name, sha256_file(directory / name)] for name in sorted(names) if not name.startswith(NOT_READ)]
+    return fingerprint(files), fingerprint([file for file in files if file[0].endswith(".safetensors")])
+
+
+def data_key(config: RunConfig, base: str) -> str:
+    """Return the key of the prepared rows. Raises: MissingError."""
+    answers = [config.train.dtype, config.train.device] if config.data.general else None  # the base's own
+    library = platform.python_version() if config.data.source == "stdlib-docs" else None
+    return fingerprint(by_content(config.data, "data"), config.seed, base, answers, library)
+
+
+def run_key(config: RunConfig, base: str, data: str, rank: int, learning_rate: float, seed: int) -> str:
+    """Return the key of an arm's runs, whatever their length."""
+    train = config.train.model_dump(mode="json", exclude=NOT_IN_A_RUN)
+    return fingerprint(by_content(config.lora, "lora"), train, base, data, rank, learning_rate, seed)
+
+
+def sweep_key(config: RunConfig, runs: Sequence[str]) -> str:
+    """Return the key of a sweep's choice. runs: the names of its arms' directories."""
+    return fingerprint(list(runs), by_content(config.sweep, "sweep"))
+
+
+def merged_key(config: RunConfig, run: str, adapter: Path) -> str:
+    """Return the key of the model that a run's adapter is merged into. run: its `run_key`."""
+    weights = sha256_file(adapter / "adapter_model.safetensors")
+    return fingerprint(run, weights, config.ship_dtype, made_by(ONLY_SHOWS))
+
+
+def evaluation_key(config: RunConfig, merged: str) -> str:
+    """Return the key of a merged model's evaluation. Raises: MissingError."""
+    return fingerprint(merged, by_content(config.evaluate, "evaluate"))
+
+
+@functools.cache
+def made_by(without: tuple[str, ...] = BESIDE_A_RUN) -> dict[str, str]:
+    """Return the versions of the packages and of the trainer's own code. without: code to leave out."""
+    code = hashlib.sha256()
+    for file in sorted(ROOM.rglob("*.py")):
+        path = file.relative_to(ROOM)
+        if not any(path.is_relative_to(part) for part in without):
+            code.update(f"{path.as_posix()} {sha256_file(file)}\n".encode())
+    found = {name: importlib.metadata.version(name) for name in PACKAGES}
+    for name in ENGINE_PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return {**found, CODE: code.hexdigest()[:8]}
+
+
+def differences(made: Mapping[str, str], now: Mapping[str, str]) -> str:
+    """Return what differs, such as `trl 1.2.0 (now 1.3.0)`, or an empty text."""
+    return ", ".join(
+        f"{name} {made.get(name, 'absent')} (now {now.get(name, 'absent')})"
+        for name in sorted({*made, *now})
+        if made.get(name) != now.get(name)
+    )
+
+
+def own_directory(folder: Path, name: str, key: str) -> Path:
+    """Return where this code keeps what `key` determines: `folder/<name>-<hash>`, or `folder/<hash>`."""
+    digest = fingerprint(key, made_by())
+    return folder / (f"{name}-{digest[:8]}" if name else digest[:16])
+
+
+def older_directory(folder: Path, name: str, key: str) -> Older | None:
+    """Return the newest directory of `key` that other code or packages made."""
+    found = [
+        (record.stat().st_mtime, Older(record.parent, differs))
+        for record in folder.glob(f"{name}*/{RECORD}")
+        if (content := read_json(record))
+        and content["key"] == key
+        and (differs := differences(content["made_by"], made_by()))
+    ]
+    return max(found, key=lambda pair: pair[0])[1] if found else None
+
+
+def older_line(subject: str, differs: str, kept: bool) -> str:
+    """Return the line that describes results of other code. subject: with its verb, such as `2 arms were`."""
+    then = (
+        f"compared all the same, by {KEEP_OLDER}" if kept else f"made again; {KEEP_OLDER} takes what is there"
+    )
+    return f"  {subject} made by {differs}: {then}"
+
+
+def write_record(directory: Path, key: str) -> None:
+    """Write beside a result what determined it and what made it, unless that is there already."""
+    if not (directory / RECORD).exists():
+        write_json(directory / RECORD, {"key": key, "made_by": made_by()})
+
+
+def _source_sha256(path: Path) -> str:
+    """Return the hash of a data file, or of a folder's data files with their names in it."""
+    if path.is_dir():
+        return fingerprint([[f.relative_to(path).as_posix(), sha256_file(f)] for f in data_files(path)])
+    return _file_sha256(path, "data.source")
+
+
+def _file_sha256(path: Path, setting: str) -> str:
+    if not path.is_file():
+        raise MissingError(f"{setting} {path} does not exist, and what it holds decides the result")
+    return sha256_file(path)
