@@ -1,4 +1,4 @@
-"""GET /v1/models: what is served, known before it is loaded: the merged model, and what is beside it."""
+"""GET /v1/models: the merged model and the models served for comparison, also while they load."""
 
 from typing import Literal
 
@@ -11,9 +11,10 @@ from api.service import Service, ServiceOfApp
 
 
 class Model(BaseModel):
-    """root: which artifact, base or adapter it is. parent: of an adapter, the model that it changes.
+    """A model that is served. root: the id of its artifact, base or adapter.
 
-    max_model_len: tokens of prompt and answer together, under vLLM's name. licence: of the base
+    parent: the model that an adapter changes. max_model_len: tokens of prompt and answer together, by vLLM's
+    name. licence: the base's.
     """
 
     id: str

@@ -1,1 +1,1 @@
-"""The HTTP server: connections, the gate in front of the routes, metrics, log and traces."""
+"""The HTTP server: connections, access control, the state and the report of a request."""

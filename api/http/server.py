@@ -1,4 +1,4 @@
-"""uvicorn with our limits, and signals that drain before anything is closed; the admin port beside it."""
+"""uvicorn with our limits, and with signals that drain the service before it closes; also the admin port."""
 
 import asyncio
 import contextlib
@@ -27,7 +27,7 @@ _FILES = 65_535
 
 
 class AdminServer(uvicorn.Server):
-    """Runs beside the other, which ends it; no signal is its own."""
+    """Serve the admin port while the main server runs. It handles no signals."""
 
     def __init__(self, app: ASGIApp, listener: socket.socket) -> None:
         super().__init__(_config(app, lifespan="off"))
@@ -48,17 +48,17 @@ class AdminServer(uvicorn.Server):
 
 
 class Server(uvicorn.Server):
-    """Runs until a signal has been obeyed or the start has failed.
+    """Serve until a signal has drained the service or its start has failed.
 
-    uvicorn's own handler closes the socket first, so that clients of a draining service would be
-    refused instead of told, and afterwards raises the signal again, which hides the exit code.
+    uvicorn's own signal handler closes the socket first, so that clients of a draining service would get no
+    answer. Afterwards it raises the signal again, which hides the exit code.
     """
 
     def __init__(self, app: ASGIApp, lifecycle: Lifecycle, admin: AdminServer | None = None) -> None:
         super().__init__(_config(app, lifespan="on"))
         self._lifecycle = lifecycle
         self._admin = admin
-        self._leaving: asyncio.Task[None] | None = None
+        self._shutting_down: asyncio.Task[None] | None = None
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         async with self._admin.running() if self._admin else contextlib.nullcontext():
@@ -72,13 +72,13 @@ class Server(uvicorn.Server):
         yield
 
     def _on_signal(self) -> None:
-        if self._leaving is None:
-            self._leaving = asyncio.create_task(self._leave())
-        else:  # asked twice: at once
+        if self._shutting_down is None:
+            self._shutting_down = asyncio.create_task(self._shut_down())
+        else:  # a second signal: end at once
             kill_all_engines()
             os._exit(1)
 
-    async def _leave(self) -> None:
+    async def _shut_down(self) -> None:
         await self._lifecycle.drain()
         self.should_exit = True
 
@@ -106,9 +106,9 @@ def _config(app: ASGIApp, lifespan: Literal["on", "off"]) -> uvicorn.Config:
 
 
 def listen(host: str, port: int, variables: str = "API_HOST or API_PORT") -> socket.socket:
-    """An open socket. variables: what may be set to have another one.
+    """Return a socket that listens. variables: the settings of host and port, for the error.
 
-    Raises: EngineStartError if it cannot be had.
+    Raises: EngineStartError if the address cannot be had.
     """
     _allow_many_files()
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -118,14 +118,14 @@ def listen(host: str, port: int, variables: str = "API_HOST or API_PORT") -> soc
         raise EngineStartError(
             f"cannot listen on {host}:{port} ({error.strerror}); set {variables}, or stop what uses it"
         ) from None
-    # Connections inherit it. Without it the system keeps a token back until the client has confirmed the
+    # Connections inherit it. Without it the system holds a token back until the client has acknowledged the
     # one before, which a client does after 40 ms.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listener
 
 
 def _allow_many_files() -> None:
-    """A connection is a file, and shells often give a process 1,024 where it may have many more."""
+    """Raise the limit on open files: shells often give a process 1,024, and every connection is a file."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < _FILES and (hard == resource.RLIM_INFINITY or hard > soft):
         most = _FILES if hard == resource.RLIM_INFINITY else min(_FILES, hard)
