@@ -1,4 +1,4 @@
-"""What the streams of chat and text completions share: chunks from templates that are made once a stream.
+"""Chunks of chat and text completions, written from templates that are made once a stream.
 
 A piece of text costs one JSON string escape instead of building and dumping pydantic objects; tests/api hold
 each chunk against its schema.
@@ -51,12 +51,12 @@ def head(identity: Identity) -> dict[str, Any]:
 
 
 class Chunks:
-    """What the chunks of both dialects have around their choice."""
+    """Write what both dialects put around the choice of a chunk, and their common events."""
 
     def __init__(self, identity: Identity, object: str, include_usage: bool) -> None:
         self._include_usage = include_usage
         self._head = b"data: " + orjson.dumps({**head(identity), "object": object})[:-1] + b',"choices":['
-        # OpenAI: with include_usage every chunk has the field, null until the last.
+        # As OpenAI does: with include_usage every chunk has the field, and it is null until the last.
         self._tail = (b'],"usage":null}' if include_usage else b"]}") + b"\n\n"
 
     def start(self, usage: events.Usage) -> bytes:

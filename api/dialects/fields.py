@@ -77,7 +77,7 @@ class SamplingFields(Strict):
 
 
 class CompletionFields(SamplingFields):
-    """What chat and text completions share."""
+    """Fields of chat and text completions."""
 
     model: str = Field(max_length=256)
     stream: bool | None = None

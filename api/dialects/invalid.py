@@ -1,4 +1,4 @@
-"""What pydantic found wrong with a request, as one error that names the field."""
+"""Turn pydantic's errors into one error that names the field."""
 
 import re
 
@@ -6,7 +6,7 @@ from fastapi.exceptions import RequestValidationError
 
 from api.errors import InvalidRequest
 
-# What pydantic puts into a location between a field of several types and the part that is wrong.
+# Pydantic adds these names to a location, after a field that may have several types.
 _UNION_TAG = re.compile(r"(constrained-)?(str|float)|(list|literal)\[.*\]|[A-Z][A-Za-z]+")
 
 

@@ -1,4 +1,4 @@
-"""What the POST routes of all dialects share: their bodies are JSON, and are counted before validation."""
+"""The POST routes of all dialects: their bodies are JSON, and are counted before they are validated."""
 
 from collections.abc import Callable, Coroutine
 from typing import Any

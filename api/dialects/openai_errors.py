@@ -1,4 +1,4 @@
-"""Errors in OpenAI's words: the body of a refusal, and the last event of a stream that failed."""
+"""OpenAI's errors: the body of a refused request, and the last event of a stream that failed."""
 
 import orjson
 from pydantic import BaseModel

@@ -36,7 +36,10 @@ class _Waiter:
 
 
 class Admission:
-    """limit: answers in progress. running: those in the engine. queued_tokens: of waiting requests."""
+    """Decide which requests wait and which run.
+
+    limit: answers in progress. running: those in the engine. queued_tokens: of waiting requests.
+    """
 
     def __init__(self, limit: int, running: int, queued_tokens: int, metrics: Metrics) -> None:
         self._limit = limit

@@ -1,4 +1,4 @@
-"""What an answer may or must be: the functions it may call, and the one JSON Schema it must obey."""
+"""The functions that an answer may call, and the one JSON Schema that it must obey."""
 
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple

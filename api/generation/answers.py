@@ -1,4 +1,4 @@
-"""The answers of one request as far as they have come: makes events from what the engine generates.
+"""Make events from what the engine generates.
 
 All bookkeeping of streamed and of whole answers is here: what has begun, what is open, which logprobs wait
 for an event, and the calls of functions in the text.
@@ -20,7 +20,7 @@ from api.telemetry.metrics import Tally
 
 @dataclass(slots=True)
 class _Progress:
-    """One answer. open: a text or a call has begun and not ended. logprobs: those that no event has had."""
+    """One answer until now. open: a text or a call has not ended. logprobs: those that no event has had."""
 
     index: int
     parser: CallParser | None
@@ -58,7 +58,7 @@ class Answers:
         return self._read(delta)
 
     def fail(self, error: ApiError) -> bytes:
-        """Return the last events of a stream that fails."""
+        """Return what a stream that fails sends last."""
         frames = b""
         for progress in self._progress:
             if progress.open:

@@ -1,4 +1,4 @@
-"""What happens to the answers of a request, as events that a dialect turns into a stream or a body.
+"""Events of the answers to a request. A dialect turns them into a stream, or whole answers into a body.
 
 `Answers` makes the events from what the engine generates. An event is a method call and costs no object,
 because a stream has one for every token.
@@ -26,7 +26,7 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What all parts of one answer repeat. fingerprint: the id of the artifact that generates it."""
+    """The fields that every part of an answer repeats. fingerprint: the id of the artifact."""
 
     id: str
     created: int
@@ -46,32 +46,32 @@ class Events(Protocol):
     """
 
     def start(self, usage: Usage) -> bytes:
-        """The stream begins. usage: of the prompt."""
+        """Begin the stream. usage: the prompt's, and the first tokens'."""
 
     def text(
         self, index: int, text: str, logprobs: Sequence[TokenLogprob] = (), first: bool = False
     ) -> bytes:
-        """A piece of an answer's text."""
+        """Begin or continue an answer's text."""
 
     def call(
         self, index: int, number: int, call: Call, logprobs: Sequence[TokenLogprob], first: bool
     ) -> bytes:
-        """A call of a function begins; its arguments follow. number: from 0, in its answer."""
+        """Begin a call of a function. number: from 0, in its answer."""
 
     def arguments(self, index: int, number: int, text: str, logprobs: Sequence[TokenLogprob]) -> bytes:
-        """A piece of the arguments of call `number`."""
+        """Continue the arguments of call `number`."""
 
     def part_end(self, index: int, whole: bool) -> bytes:
-        """The open text or call ends. whole: it was not cut by the token limit or an error."""
+        """End the open text or call. whole: it was not cut by the token limit or an error."""
 
     def finish(self, index: int, reason: FinishReason, logprobs: Sequence[TokenLogprob]) -> bytes:
-        """An answer has ended."""
+        """End an answer."""
 
     def end(self, usage: Usage) -> bytes:
-        """All answers have ended."""
+        """End the stream."""
 
     def error(self, error: ApiError) -> bytes:
-        """The stream fails."""
+        """End the stream with an error."""
 
 
 @dataclass(slots=True)
@@ -85,7 +85,7 @@ class Answer:
 
 
 class Collected:
-    """Events as whole answers, for a dialect to write as one body."""
+    """Collect events into whole answers, which a dialect writes as one body."""
 
     def __init__(self, answers: int) -> None:
         self.answers = [Answer() for _ in range(answers)]
@@ -138,7 +138,7 @@ class Dialect(Protocol):
     id_prefix: str
 
     def frames(self, identity: Identity, answers: int) -> Events:
-        """Return what turns events into the bytes of a stream."""
+        """Return the writer of a stream."""
 
     def body(self, identity: Identity, answers: Sequence[Answer], usage: Usage) -> bytes:
         """Return the JSON of whole answers."""

@@ -10,7 +10,7 @@ LOWEST = -9999.0  # JSON has no minus infinity
 
 @dataclass(frozen=True, slots=True)
 class TopLogprob:
-    """token: its text, with U+FFFD where its bytes alone are none. logprob: natural."""
+    """token: its text, with U+FFFD where its bytes are not valid UTF-8. logprob: natural."""
 
     token: str
     logprob: float

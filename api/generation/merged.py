@@ -1,4 +1,4 @@
-"""Several prompts at once, as one stream of deltas."""
+"""Generate for several prompts at once, as one stream of deltas."""
 
 import asyncio
 import dataclasses
@@ -9,9 +9,9 @@ from api.engine.engine import Delta
 
 
 async def merged(streams: Sequence[AsyncGenerator[Delta, None]], each: int) -> AsyncGenerator[Delta, None]:
-    """The deltas of several prompts as they come; each: the answers of one prompt.
+    """Yield the deltas of several prompts as they come. each: the number of answers to one prompt.
 
-    Closing it closes all of them; the first failure ends it.
+    Closing this generator closes all streams; the first failure ends it.
     """
     queue: asyncio.Queue[Delta | Exception | None] = asyncio.Queue(maxsize=1)
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 
 class ReadQueue:
-    """What all connections of one server have received and not yet read."""
+    """The bytes that the connections of one server have received and not yet read."""
 
     def __init__(self) -> None:
         self._waiting: deque[Callable[[], None]] = deque()

@@ -1,4 +1,4 @@
-"""What is known of a request while it is served, for the layers around its route."""
+"""The state of a request while it is served, shared by the layers around its route."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -63,11 +63,13 @@ class Metrics:
         seconds = partial(Histogram, namespace="finechat", buckets=_SECONDS, registry=self.registry)
         self.requests = counter("requests", "Requests answered.", ["route", "status"])
         self.rejections = counter(
-            "rejections", "Requests that were told an error, also in a stream, by its code.", ["reason"]
+            "rejections",
+            "Requests that were answered with an error, also in a stream, by its code.",
+            ["reason"],
         )
         self.aborted = counter("aborted", "Requests whose client hung up.")
         self.prompt_tokens = counter("prompt_tokens", "Tokens of admitted prompts.")
-        self.cached_tokens = counter("cached_prompt_tokens", "Of them, those that the engine had cached.")
+        self.cached_tokens = counter("cached_prompt_tokens", "Tokens of admitted prompts that the engine had cached.")
         self.completion_tokens = FastCounter("finechat_completion_tokens", "Tokens generated.")
         self.registry.register(self.completion_tokens)
         self.key_requests = counter("key_requests", "Requests admitted, by the name of the key.", ["key"])
@@ -87,7 +89,7 @@ class Metrics:
         )
         self.registry.register(self.inter_token)
         self.in_progress = gauge("requests_in_progress", "Answers that have a place, running or waiting.")
-        self.active_streams = gauge("active_streams", "Streams that have had their turn and go on.")
+        self.active_streams = gauge("active_streams", "Streams that have a turn and have not ended.")
 
 
 class Tally:

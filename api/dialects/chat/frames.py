@@ -22,7 +22,7 @@ class ChatFrames(Chunks):
     def text(
         self, index: int, text: str, logprobs: Sequence[TokenLogprob] = (), first: bool = False
     ) -> bytes:
-        """Only the first chunk of a choice names the role."""
+        """Return a chunk with a piece of text. Only the first chunk of a choice names the role."""
         opened = self._with_role if first else self._content
         closed = self._closed(logprobs) if logprobs else self._close
         return opened[index] + orjson.dumps(text) + closed

@@ -17,10 +17,10 @@ from api.generation.logprobs import TokenLogprob
 
 
 class ResponseFrames:
-    """Events of one answer."""
+    """Write the events of one answer, and keep the response that they describe."""
 
     def __init__(self, response: ResponseBody) -> None:
-        """response: as it is before anything was generated; at the end it is the whole answer."""
+        """response: before anything was generated; events complete it."""
         self._response = response.model_dump()
         self._numbers = 0  # of events that have been made
         self._item: dict[str, Any] = {}  # the one that is open
