@@ -69,7 +69,9 @@ class Metrics:
         )
         self.aborted = counter("aborted", "Requests whose client hung up.")
         self.prompt_tokens = counter("prompt_tokens", "Tokens of admitted prompts.")
-        self.cached_tokens = counter("cached_prompt_tokens", "Tokens of admitted prompts that the engine had cached.")
+        self.cached_tokens = counter(
+            "cached_prompt_tokens", "Tokens of admitted prompts that the engine had cached."
+        )
         self.completion_tokens = FastCounter("finechat_completion_tokens", "Tokens generated.")
         self.registry.register(self.completion_tokens)
         self.key_requests = counter("key_requests", "Requests admitted, by the name of the key.", ["key"])
