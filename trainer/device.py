@@ -1,4 +1,4 @@
-"""Where the numbers are crunched, and what the machine is, for the record."""
+"""Choose the device that computes, and describe the machine for the record."""
 
 import os
 import platform
@@ -11,14 +11,14 @@ from trainer.errors import MissingError
 
 
 def choose_device(wanted: Literal["auto", "cpu", "cuda"]) -> str:
-    """`cuda` or `cpu`. Raises: MissingError if CUDA is asked for and not there."""
+    """Return `cuda` or `cpu`. Raises: MissingError if the configuration asks for CUDA and there is none."""
     if wanted == "cuda" and not torch.cuda.is_available():
         raise MissingError("train.device is cuda, and torch sees no CUDA device on this machine")
     return "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
 
 
 def describe_hardware() -> dict[str, Any]:
-    """processor, cores, memory_gib and accelerator (None without a GPU)."""
+    """Return processor, cores, memory_gib and accelerator (None without a GPU)."""
     return {
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)),

@@ -1,7 +1,7 @@
-"""What a person sees of a long job: a line when a stage begins and ends, and how far its runs are.
+"""Show a person a long job: a line when a stage begins and ends, and the progress of its runs.
 
-On a terminal a run has a bar; elsewhere (a log, a pipe) it has about ten whole lines. Everything goes
-to standard output, flushed.
+On a terminal a run has a bar; elsewhere (a log, a pipe) it has about ten lines. Everything goes to standard
+output, flushed.
 """
 
 import contextlib
@@ -15,10 +15,11 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
-LINES = 10  # a run, where there is no terminal
+LINES = 10  # for each run, without a terminal
 
 
 def say(line: str) -> None:
+    """Print a line at once."""
     print(line, flush=True)
 
 
@@ -30,6 +31,7 @@ class Stages:
 
     @contextlib.contextmanager
     def stage(self, name: str, what: str) -> Iterator[None]:
+        """Print a line before and after the block."""
         number = self._names.index(name) + 1
         label = f"[{number}/{len(self._names)}] {name}"
         left = ", ".join(self._names[number:]) or "nothing"
@@ -39,11 +41,12 @@ class Stages:
         say(f"{label} done in {time.monotonic() - begun:.1f} s; left: {left}")
 
     def skipped(self, name: str, why: str) -> None:
+        """Print that a stage had nothing to do."""
         say(f"[{self._names.index(name) + 1}/{len(self._names)}] {name}: skipped, {why}")
 
 
 class Progress:
-    """Step, loss and time left of some runs at once, while the block lasts."""
+    """Shows step, loss and time left of several runs at once, while the block lasts."""
 
     def __init__(self) -> None:
         self._tasks: dict[str, _Task] = {}
@@ -61,21 +64,22 @@ class Progress:
             self._bars.stop()
 
     def update(self, name: str, step: int, steps: int, loss: float) -> None:
+        """Show that a run has reached a step."""
         task = self._tasks.setdefault(name, _Task(step))
-        if step == task.told:
+        if step == task.shown:
             return
         if self._bars:
             if task.bar is None:
                 task.bar = self._bars.add_task(name, total=steps, loss=loss)
             self._bars.update(task.bar, completed=step, loss=loss)
-            task.told = step
-        elif step * LINES // steps > task.told * LINES // steps or step == steps:
-            task.told = step
+            task.shown = step
+        elif step * LINES // steps > task.shown * LINES // steps or step == steps:
+            task.shown = step
             left = (time.monotonic() - task.begun) / max(1, step - task.first) * (steps - step)
             say(f"  {name}: step {step}/{steps}, loss {loss:.3f}, about {left:.0f} s left")
 
     def say(self, line: str) -> None:
-        """A line that stays, above the bars."""
+        """Print a line that stays, above the bars."""
         if self._bars:
             self._bars.console.print(line, markup=False, highlight=False)
         else:
@@ -83,10 +87,10 @@ class Progress:
 
 
 class _Task:
-    """first: the step at which we began to look, which a resumed run did not begin at."""
+    """first: the step at which watching began; a resumed run has done the steps before it."""
 
     def __init__(self, first: int) -> None:
-        self.first = self.told = first
+        self.first = self.shown = first
         self.begun = time.monotonic()
         self.bar: TaskID | None = None
 

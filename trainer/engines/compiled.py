@@ -1,10 +1,10 @@
 """The compiled engine: a Llama's decoder as fused projections, each layer compiled once on a GPU.
 
-What it does differently from `plain`, for the same losses and gradients: a layer's projections of one
-input are one product, and their adapters ride in it (`fused`); documents attend through varlen kernels
-instead of a mask; the LM head and its loss run on target positions in chunks (`head`); layers are
-recomputed in the backward pass only as far as the GPU's memory demands. PEFT keeps the adapter, so it is
-saved, resumed and merged as any other. On a CPU the same code runs uncompiled.
+It computes the same losses and gradients as `plain`, in another way. A layer's projections of one input are
+one product that includes their adapters (`fused`). Documents attend through varlen kernels instead of a
+mask. The LM head and its loss run on target positions in chunks (`head`). The backward pass recomputes only
+as many layers as the GPU's memory requires. PEFT keeps the adapter, so it is saved, resumed and merged as any
+other. On a CPU the same code runs uncompiled.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,13 +24,13 @@ from trainer.engines.projections import Layout, Projection, refresh
 from trainer.errors import ArmError
 
 ADAPTED = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
-# Of the GPU's free memory, what the layers' kept activations may take; the head's chunk needs some too.
+# The share of the GPU's free memory for the layers' kept activations, after what a chunk of the head needs.
 FREE_SHARE, HEAD_BYTES = 0.85, 3 * 2**30
 KEPT_WIDTHS = 6  # hidden-wide tensors that a layer keeps, besides q, k, v, gate, up and their product
 
 
 class Shape(NamedTuple):
-    """What all decoder layers share. layouts: of q-k-v, out, gate-up and down, for `project`."""
+    """The shape that all decoder layers share. layouts: q-k-v, out, gate-up and down, for `project`."""
 
     heads: int
     key_heads: int
@@ -41,9 +41,9 @@ class Shape(NamedTuple):
 
 
 def load(base: Path, settings: TrainConfig, lora: LoraConfig, rank: int, seed: int, device: str) -> PeftModel:
-    """The base, frozen, with an adapter of `rank` at its start, which `seed` alone decides.
+    """Return the base, frozen, with a new adapter of `rank`, whose first weights `seed` alone decides.
 
-    Raises: ArmError if this engine cannot train what is asked for; it names the engine that can.
+    Raises: ArmError if this engine cannot train the configuration; the message names the engine that can.
     """
     if reason := _refusal(settings, lora, device):
         raise ArmError(f"the compiled engine {reason}; set train.engine to plain")
@@ -57,7 +57,7 @@ def load(base: Path, settings: TrainConfig, lora: LoraConfig, rank: int, seed: i
 
 
 def compute_loss(model: Any, inputs: dict[str, Any], target_tokens: Any) -> Any:
-    """Sum of NLL over the targets of one packed row, over `target_tokens`. inputs: as `sft.collate`."""
+    """Return the sum of NLL over the targets of one packed row, divided by `target_tokens`."""
     kept = inputs["target_positions"]
     hidden = model.decoder(inputs["input_ids"][0], inputs["seq_lengths"])
     labels = inputs["labels"][0, kept + 1]
@@ -65,7 +65,7 @@ def compute_loss(model: Any, inputs: dict[str, Any], target_tokens: Any) -> Any:
 
 
 class Decoder:
-    """The decoder of a Llama with its adapters, on one packed row."""
+    """Runs a Llama's decoder with its adapters on one packed row."""
 
     def __init__(self, base: Any, settings: TrainConfig, device: str) -> None:
         self._model = base.model
@@ -88,14 +88,14 @@ class Decoder:
             fp8.project if in_fp8 else fused.project,
             tuple(projection.layout for projection in layers[0]),
         )
-        # On a GPU every row is filled to one length, so that one compilation serves them all.
+        # On a GPU every row is padded to one length, so that one compilation serves them all.
         self._length = settings.row_tokens if device == "cuda" else None
         self._run = torch.compile(decoder_layer, dynamic=False) if device == "cuda" else decoder_layer
-        # How many layers to recompute is settled at the first row: later the memory is in use already.
+        # The first row settles how many layers to recompute: later the memory is in use already.
         self._recomputed = None if settings.gradient_checkpointing else 0
 
     def __call__(self, input_ids: Any, lengths: Sequence[int]) -> Any:
-        """input_ids: (length,), of documents of these lengths. Returns: (length, width)."""
+        """Return hidden states. input_ids: (length,), documents of `lengths`. Returns: (length, width)."""
         length = len(input_ids)
         row = documents(lengths, self._length or length, input_ids.device)
         input_ids = functional.pad(input_ids, (0, len(row.positions) - length))
@@ -105,7 +105,7 @@ class Decoder:
         if self._recomputed is None:
             self._recomputed = self._layers_to_recompute(hidden)
         for i, (copies, weights) in enumerate(self._layers):
-            refresh(copies)  # here, so that a GPU has work as soon as the first layer's are launched
+            refresh(copies)  # layer by layer, so that a GPU starts as soon as the first one is launched
             arguments = (hidden, cos, sin, row.borders, row.longest, self._shape, *weights)
             if i < self._recomputed:
                 hidden = checkpoint(self._run, *arguments, use_reentrant=False)
@@ -114,7 +114,7 @@ class Decoder:
         return self._model.norm(hidden)[:length]
 
     def _layers_to_recompute(self, hidden: Any) -> int:
-        """So many that what the others keep for the backward pass fits into the free memory."""
+        """Return how many layers to recompute so that what the others keep fits into the free memory."""
         if not hidden.is_cuda:
             return len(self._layers)
         attention, _, gate_up, down = self._shape.layouts
@@ -128,7 +128,7 @@ class Decoder:
 def decoder_layer(
     hidden: Any, cos: Any, sin: Any, borders: Any, longest: int, shape: Shape, norms: Any, projections: Any
 ) -> Any:
-    """One layer as transformers' `LlamaDecoderLayer` has it. hidden: (length, width)."""
+    """Compute one layer as transformers' `LlamaDecoderLayer` does. hidden: (length, width)."""
     to_qkv, to_out, to_gate_up, to_down = zip(shape.layouts, projections, strict=True)
     x = _rms_norm(hidden, norms[0], shape.epsilon)
     query, key, value = _heads(shape.project(x, None, to_qkv[0], *to_qkv[1]), shape)
@@ -140,7 +140,7 @@ def decoder_layer(
 
 
 def _groups(layer: Any) -> tuple[tuple[Any, ...], ...]:
-    """Its linear layers, those of one input together."""
+    """Return the layer's linear layers, grouped by their input."""
     attention, mlp = layer.self_attn, layer.mlp
     return (
         (attention.q_proj, attention.k_proj, attention.v_proj),
@@ -160,22 +160,22 @@ def _rms_norm(x: Any, weight: Any, epsilon: float) -> Any:
 
 
 def _heads(qkv: Any, shape: Shape) -> tuple[Any, Any, Any]:
-    """(length, all heads' widths) to three of (length, heads, width)."""
+    """Split (length, all heads' widths) into three of (length, heads, width)."""
     parts = qkv.view(len(qkv), -1, shape.head_width)
     query, key, value = parts.split([shape.heads, shape.key_heads, shape.key_heads], 1)
     return query, key, value
 
 
 def _rotate(x: Any, cos: Any, sin: Any) -> Any:
-    """x: (length, heads, width). cos, sin: (length, width)."""
+    """Apply rotary positions. x: (length, heads, width). cos, sin: (length, width)."""
     left, right = x.chunk(2, -1)
     return x * cos[:, None] + torch.cat([-right, left], -1) * sin[:, None]
 
 
 def _without_walks(model: Any) -> None:
-    """Spare a GPU the wait while the Trainer walks some 3,000 modules, several times in a step.
+    """Keep the Trainer from walking some 3,000 modules several times a step while a GPU waits.
 
-    Without dropout no layer has a mode, and which parameters there are does not change any more.
+    Without dropout no layer has a mode, and the list of parameters no longer changes.
     """
     model.train().train = lambda mode=True: model
     parameters = list(model.parameters())

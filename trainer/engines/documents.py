@@ -1,4 +1,4 @@
-"""Attention within the documents of one packed row: FlashAttention by lengths on a GPU, no mask anywhere."""
+"""Attend within the documents of one packed row: FlashAttention by lengths on a GPU, without any mask."""
 
 import inspect
 import itertools
@@ -11,12 +11,12 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.attention.varlen import varlen_attn
 
-# FlashAttention starts blocks for as many documents, each as long, as it is told there may be; where there
-# are none, they cost time. A row with more, or longer ones, takes the next multiple and is compiled for.
+# FlashAttention launches blocks for the given maximum of documents and length, and empty blocks cost time.
+# A row with more or longer documents takes the next multiple, which is compiled separately.
 PLACES, LONGEST = 64, 2048
 
 CAUSAL: dict[str, Any] = {"window_size": (-1, 0)}
-if "enable_gqa" in inspect.signature(varlen_attn).parameters:  # before torch 2.13 it does not ask
+if "enable_gqa" in inspect.signature(varlen_attn).parameters:  # new in torch 2.13
     CAUSAL["enable_gqa"] = True
 
 
@@ -33,7 +33,7 @@ class Documents:
 
 
 def documents(lengths: Sequence[int], length: int, device: torch.device) -> Documents:
-    """Of these lengths, one after the other; what is missing to `length` is filled with documents."""
+    """Return documents of `lengths` in sequence, and more of them to fill the row up to `length`."""
     whole, rest = divmod(length - sum(lengths), LONGEST)
     lengths = [*lengths, *[LONGEST] * whole, *[rest] * (rest > 0)]
     starts = [0, *itertools.accumulate(lengths)]
@@ -47,7 +47,7 @@ def documents(lengths: Sequence[int], length: int, device: torch.device) -> Docu
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, borders: Tensor, longest: int) -> Tensor:
-    """Causal attention. query: (length, heads, width); key, value: (length, key heads, width)."""
+    """Compute causal attention. query: (length, heads, width); key, value: (length, key heads, width)."""
     if query.is_cuda:
         found: Tensor = varlen_attn(query, key, value, borders, borders, longest, longest, **CAUSAL)
         return found

@@ -1,8 +1,8 @@
-"""Projections with their frozen weights in FP8, whose products an H100 computes at twice bf16's rate.
+"""Projections with frozen weights in FP8, whose products an H100 computes at twice the rate of bf16.
 
-Weights, activations and gradients are rounded to e4m3, each row by a scale of its own; W and Wᵀ are
-two copies, since the product for the gradient of x sums over the other dimension. The adapters stay in bf16,
-as do the weights that validation, saving and merging read.
+Weights, activations and gradients are rounded to e4m3 with one scale a row. W and Wᵀ are two copies, because
+the product for the gradient of x sums over the other dimension. The adapters stay in bf16, as do the weights
+that validation, saving and merging read.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ SMALLEST_ROW = 1e-30  # a row of zeros would have no scale
 
 
 def quantise(layers: Sequence[Any]) -> Projection:
-    """The layers keep their weights; the projection has copies of them, in 8 bits."""
+    """Return a projection with 8-bit copies of the layers' weights; the layers keep theirs."""
     layout, bases, adapters = gather(layers)
     weight = torch.cat([base.weight.data for base in bases])
     first = weight.new_zeros(layout.low, weight.shape[1])
@@ -29,19 +29,19 @@ def quantise(layers: Sequence[Any]) -> Projection:
 
 
 def rounded(x: Tensor) -> tuple[Tensor, Tensor]:
-    """x: (rows, columns), to e4m3 and scales (rows, 1) in fp32; their product is nearly x."""
+    """Round x (rows, columns) to e4m3 and fp32 scales (rows, 1), whose product is nearly x."""
     scale = x.abs().amax(1, keepdim=True).float().clamp(min=SMALLEST_ROW) / LARGEST
     return (x / scale).to(torch.float8_e4m3fn), scale
 
 
 def project(x: Tensor, residual: Tensor | None, layout: Layout, *tensors: Tensor) -> Tensor:
-    """x: (tokens, in), to (tokens, out), with `residual` added. tensors: those of a projection, refreshed."""
+    """Project x (tokens, in) to (tokens, out) and add `residual`. tensors: a projection's, refreshed."""
     output: Tensor = _Project.apply(x, residual, layout, *tensors)
     return output
 
 
 class _Project(torch.autograd.Function):
-    """The adapters' values come as `first` and `second`; as arguments they only receive their gradients."""
+    """Takes the adapters' values as `first` and `second`; `adapters` only receive their gradients."""
 
     @staticmethod
     def forward(
@@ -65,7 +65,7 @@ class _Project(torch.autograd.Function):
 
 
 def _product(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
-    """x (tokens, n) times weight (m, n), transposed; scale: (m, 1)."""
+    """Multiply x (tokens, n) by weight (m, n), transposed. scale: (m, 1)."""
     x8, x_scale = rounded(x)
     return torch._scaled_mm(x8, weight.t(), x_scale, scale.t(), out_dtype=x.dtype, use_fast_accum=True)
 

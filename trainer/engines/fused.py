@@ -1,8 +1,8 @@
-"""Projections as one product with their adapters inside it.
+"""Compute projections and their adapters as one product.
 
-y = x Wᵀ + (x Aᵀ) Bᵀ = [x, x Aᵀ] [W, B]ᵀ: one product that is R wider, where the plain way adds each adapter
-to an output that is already in memory. The same holds for the gradient of x, [g, g B] [W; A]. So all of
-it is one matrix, `weight` (out + R, in + R), and the frozen layers' own weights become views of it:
+y = x Wᵀ + (x Aᵀ) Bᵀ = [x, x Aᵀ] [W, B]ᵀ is one product that is R wider; plain PEFT adds each adapter to an
+output that is already in memory. The same holds for the gradient of x, [g, g B] [W; A]. So everything is
+one matrix, `weight` (out + R, in + R), and the frozen layers' own weights become views of it:
 
     W B
     A 0
@@ -18,7 +18,7 @@ from trainer.engines.projections import Layout, Projection, adapter_gradients, g
 
 
 def fuse(layers: Sequence[Any]) -> Projection:
-    """The layers' weights are changed to views of the projection's one matrix."""
+    """Turn the layers' weights into views of the projection's one matrix."""
     layout, bases, adapters = gather(layers)
     frozen = bases[0].weight
     width = frozen.shape[1]
@@ -32,7 +32,7 @@ def fuse(layers: Sequence[Any]) -> Projection:
 
 
 def project(x: Tensor, residual: Tensor | None, layout: Layout, weight: Tensor, *adapters: Tensor) -> Tensor:
-    """x: (tokens, in), to (tokens, out), with `residual` added.
+    """Project x (tokens, in) to (tokens, out) and add `residual`.
 
     weight, adapters: a projection's `tensors`, refreshed.
     """
@@ -41,7 +41,7 @@ def project(x: Tensor, residual: Tensor | None, layout: Layout, weight: Tensor, 
 
 
 class _Project(torch.autograd.Function):
-    """The adapters' values come with `weight`; as arguments they only receive their gradients."""
+    """Takes the adapters' values within `weight`; `adapters` only receive their gradients."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, layout: Layout, weight: Tensor, *adapters: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
-"""The LM head and its loss, in chunks of target positions: their logits never exist all at once.
+"""Compute the LM head and its loss in chunks of target positions, so that not all logits exist at once.
 
-The gradient of a chunk's hidden states is found while its logits are there, so the backward pass needs
-no logits. The head is frozen.
+The forward pass computes the gradient of a chunk's hidden states while it has the chunk's logits, so the
+backward pass needs none. The head is frozen.
 """
 
 from typing import Any
@@ -15,7 +15,7 @@ CHUNK = 2048  # positions; half a gigabyte of bf16 logits at a vocabulary of 128
 
 
 def head_loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """Sum of NLL, in fp32. hidden: (n, width). weight: (vocabulary, width), frozen. targets: (n,)."""
+    """Return the sum of NLL in fp32. hidden: (n, width). weight: (vocabulary, width). targets: (n,)."""
     loss: Tensor = _HeadLoss.apply(hidden, weight, targets)
     return loss
 
@@ -40,7 +40,7 @@ class _HeadLoss(torch.autograd.Function):
 
 
 def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """As `kernels.cross_entropy`, on a CPU."""
+    """Do what `kernels.cross_entropy` does, on a CPU."""
     wide = logits.float()
     log_sum = wide.logsumexp(1, keepdim=True)
     losses = (log_sum - wide.gather(1, targets[:, None]))[:, 0]

@@ -1,4 +1,4 @@
-"""The two Triton kernels, for what neither cuBLAS nor torch.compile does without a detour through memory."""
+"""Two Triton kernels, for what cuBLAS and torch.compile do only with another pass through memory."""
 
 import importlib.util
 from typing import Any
@@ -57,7 +57,7 @@ if importlib.util.find_spec("triton"):  # it comes with torch for CUDA
 
 
 def add_product(y: Tensor, a: Tensor, b: Tensor, residual: Tensor | None = None) -> Tensor:
-    """y + a b + residual in place of y, for a narrow a. Returns: y.
+    """Write y + a b + residual in place of y, for a narrow a, and return y.
 
     y, residual: (rows, columns), contiguous. a: (rows, ranks). b: (ranks, columns). The product is bound by
     reading and writing y, and cuBLAS would copy y first.
@@ -75,10 +75,10 @@ def add_product(y: Tensor, a: Tensor, b: Tensor, residual: Tensor | None = None)
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """NLL of every row, in fp32; the gradient of their sum is left in place of the logits.
+    """Return the NLL of every row in fp32, and leave the gradient of their sum in place of the logits.
 
-    logits: (rows, columns), contiguous. targets: (rows,). A row is read from memory once: the second time
-    it is in the cache.
+    logits: (rows, columns), contiguous. targets: (rows,). A row is read from memory once; the second pass
+    finds it in the cache.
     """
     losses = torch.empty(len(logits), device=logits.device)
     _cross_entropy[(len(logits),)](logits, targets, losses, logits.shape[1], BLOCK=4096, num_warps=8)

@@ -1,6 +1,6 @@
-"""The plain engine: transformers and PEFT as they come, on CPU or CUDA, in 4 bits or shared out if asked.
+"""The plain engine: transformers and PEFT unchanged, on CPU or CUDA, optionally in 4 bits or sharded.
 
-The LM head runs on target positions only: most of a prompt needs no logits.
+The LM head runs on target positions only, because most of a prompt needs no logits.
 """
 
 from pathlib import Path
@@ -20,7 +20,7 @@ from trainer.engines.sharded import shard
 def load(
     base: Path, settings: TrainConfig, lora: LoraSettings, rank: int, seed: int, device: str
 ) -> PeftModel:
-    """The base, frozen, with an adapter of `rank` at its start, which `seed` alone decides."""
+    """Return the base, frozen, with a new adapter of `rank`, whose first weights `seed` alone decides."""
     if settings.quantization == "4bit":
         model = _load_in_4bit(base, settings.dtype, device)
     elif settings.shard_base:
@@ -43,7 +43,7 @@ def load(
 
 
 def compute_loss(model: Any, inputs: dict[str, Any], target_tokens: Any) -> Any:
-    """Sum of NLL over the targets of one packed row, over `target_tokens`. inputs: as `sft.collate`."""
+    """Return the sum of NLL over the targets of one packed row, divided by `target_tokens`."""
     kept = inputs["target_positions"]
     logits = model(
         inputs["input_ids"], position_ids=inputs["position_ids"], logits_to_keep=kept, use_cache=False
@@ -53,7 +53,7 @@ def compute_loss(model: Any, inputs: dict[str, Any], target_tokens: Any) -> Any:
 
 
 def _load_in_4bit(base: Path, dtype: str, device: str) -> Any:
-    """NF4 with quantised scales (QLoRA, arXiv:2305.14314); products, norms and embeddings in `dtype`."""
+    """Load in NF4 with quantised scales (QLoRA, arXiv:2305.14314); products and embeddings use `dtype`."""
     compute_dtype = getattr(torch, dtype)
     return AutoModelForCausalLM.from_pretrained(
         base,

@@ -1,9 +1,9 @@
-"""Linear layers that read the same input, seen as one: their frozen weights stacked, their adapters beside.
+"""Treat linear layers that read the same input as one, with stacked weights and stacked adapters.
 
-With W (out, in) the stacked frozen weights, A (R, in) the stacked adapters' first factors and B (out, R)
-their second ones, in blocks and times the scaling: y = x Wᵀ + (x Aᵀ) Bᵀ. The adapters' parameters stay
-where PEFT has them, in fp32; `refresh` copies them to A and B before each step. How y is computed is the
-matter of `fused` and `fp8`.
+y = x Wᵀ + (x Aᵀ) Bᵀ, where W (out, in) holds the stacked frozen weights, A (R, in) the adapters' first
+factors and B (out, R) their second factors, in blocks and multiplied by the scaling. The adapters' parameters
+stay in PEFT's modules, in fp32; `refresh` copies them to A and B before each step. `fused` and `fp8` are two
+ways to compute y.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from torch import Tensor
 
 
 class Block(NamedTuple):
-    """One adapted layer: its rows of the output and its columns of the low-rank input."""
+    """The place of one adapted layer: its rows of the output, its columns of the low-rank input."""
 
     start: int
     stop: int
@@ -26,7 +26,7 @@ class Block(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """What is the same in every decoder layer. out: width of the outputs side by side. low: of x Aᵀ."""
+    """The layout shared by every decoder layer. out: width of all outputs. low: width of x Aᵀ."""
 
     out: int
     low: int
@@ -35,7 +35,7 @@ class Layout:
 
 @dataclass(frozen=True, slots=True)
 class Projection:
-    """frozen: what `project` reads. first, second: A (R, in) and B (out, R) among it, or views of it.
+    """frozen: the tensors that `project` reads. first, second: A (R, in) and B (out, R), or views of them.
 
     adapters: the parameters A₁, B₁, A₂, B₂, ...
     """
@@ -51,7 +51,7 @@ class Projection:
         return (*self.frozen, *self.adapters)
 
     def copies(self) -> list[tuple[Tensor, Tensor, float]]:
-        """Where each adapter parameter goes: (view, parameter, factor)."""
+        """Return where `refresh` copies each adapter parameter: (view, parameter, factor)."""
         found: list[tuple[Tensor, Tensor, float]] = []
         for i, block in enumerate(self.layout.blocks):
             first, second = self.adapters[2 * i : 2 * i + 2]
@@ -62,9 +62,9 @@ class Projection:
 
 
 def gather(layers: Sequence[Any]) -> tuple[Layout, list[Any], tuple[Tensor, ...]]:
-    """layers: `nn.Linear`s without bias, or PEFT's around them without dropout.
+    """Return the layers' layout, the linear layers themselves, and the adapters' parameters.
 
-    Returns: their layout, the linear layers themselves, and the adapters' parameters.
+    layers: `nn.Linear`s without bias, or PEFT's wrappers of them without dropout.
     """
     blocks, bases, adapters, out, low = [], [], [], 0, 0
     for layer in layers:
@@ -83,7 +83,7 @@ def gather(layers: Sequence[Any]) -> tuple[Layout, list[Any], tuple[Tensor, ...]
 
 @torch.no_grad()
 def refresh(copies: Sequence[tuple[Tensor, Tensor, float]]) -> None:
-    """Copy the adapters' parameters to where the products read them."""
+    """Copy the adapters' parameters to the tensors that the products read."""
     views, parameters, factors = zip(*copies, strict=True)
     torch._foreach_copy_(views, torch._foreach_mul(parameters, factors))
 
@@ -91,7 +91,7 @@ def refresh(copies: Sequence[tuple[Tensor, Tensor, float]]) -> None:
 def adapter_gradients(
     layout: Layout, gradient: Tensor, by_low: Tensor, x: Tensor, low: Tensor
 ) -> list[Tensor]:
-    """Of A₁, B₁, A₂, B₂, ... in fp32, from the gradients of y (tokens, out) and of low = x Aᵀ (tokens, R)."""
+    """Return the fp32 gradients of A₁, B₁, ..., from those of y (tokens, out) and x Aᵀ (tokens, R)."""
     by_first = (by_low.t() @ x).float()
     found: list[Tensor] = []
     for block in layout.blocks:

@@ -1,9 +1,9 @@
-"""A base that is shared out over the processes (PyTorch's FSDP2), for one that does not fit into a GPU.
+"""Shard a base over the processes (PyTorch's FSDP2), for a base that does not fit into one GPU.
 
-Each process holds its part of every layer and gathers the whole of a layer while that computes. Only what is
-frozen is shared out: the adapter, put on afterwards, is whole in every process, so that checkpoints and the
-adapter that is saved are the same files as without. Embeddings, last norm and head stay whole too: they are
-in use from a step's begin to its end, or would have to be gathered for all of it.
+Each process holds its part of every layer and gathers a whole layer while that layer computes. Only frozen
+weights are sharded. The adapter, added afterwards, is whole in every process, so checkpoints and the saved
+adapter are the same files as without sharding. Embeddings, last norm and head stay whole too, because a step
+uses them from its start to its end.
 """
 
 from typing import Any
@@ -17,7 +17,7 @@ from trainer.errors import ConfigError
 
 
 def shard(model: Any, device: str) -> Any:
-    """A frozen model in main memory, its layers shared out over the processes' devices, one at a time.
+    """Freeze a model in main memory and shard its layers over the processes' devices, one at a time.
 
     Raises: ConfigError if its layers are not found.
     """
@@ -33,6 +33,6 @@ def shard(model: Any, device: str) -> Any:
     whole = {parameter for parameter in model.parameters() if not isinstance(parameter, DTensor)}
     for parameter in whole:
         parameter.data = parameter.data.to(device)
-    # Shares out nothing more, but lets the next layer be gathered while one computes; and moves the buffers.
+    # This shards nothing more, but prefetches the next layer while one computes, and moves the buffers.
     fully_shard(decoder, mesh=mesh, ignored_params=whole)
     return model

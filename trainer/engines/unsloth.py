@@ -1,7 +1,7 @@
-"""The unsloth engine: its own kernels and checkpointing, on CUDA; on a CPU it is there for comparison.
+"""The unsloth engine: Unsloth's kernels and checkpointing, on CUDA; on a CPU for comparison only.
 
-Unsloth patches transformers, TRL and PEFT as it is imported, so this module must be imported before
-they are: the command line does so for `arm`, which is a process of its own. The adapter is plain PEFT.
+Unsloth patches transformers, TRL and PEFT when it is imported, so this module must be imported before
+them. The command line does so for `arm`, which runs in its own process. The adapter is plain PEFT.
 """
 
 import atexit
@@ -26,9 +26,9 @@ atexit.register(shutil.rmtree, os.environ["UNSLOTH_COMPILE_LOCATION"], ignore_er
 
 
 def load(base: Path, settings: TrainConfig, lora: LoraConfig, rank: int, seed: int, device: str) -> Any:
-    """The base, frozen, with an adapter of `rank` at its start, which `seed` alone decides.
+    """Return the base, frozen, with a new adapter of `rank`, whose first weights `seed` alone decides.
 
-    Raises: ArmError if Unsloth took another device or precision than it was asked for.
+    Raises: ArmError if Unsloth took another device or precision than the configuration says.
     """
     quantize = settings.quantization == "4bit"
     checkpointing = "unsloth" if settings.gradient_checkpointing else False
@@ -58,7 +58,7 @@ def load(base: Path, settings: TrainConfig, lora: LoraConfig, rank: int, seed: i
 
 
 def compute_loss(model: Any, inputs: dict[str, Any], target_tokens: Any) -> Any:
-    """Sum of NLL over the targets of one packed row, over `target_tokens`. inputs: as `sft.collate`.
+    """Return the sum of NLL over the targets of one packed row, divided by `target_tokens`.
 
     Unsloth's forward ignores a tensor of positions to keep; given labels, it computes the loss in chunks
     that fit the free memory and never holds all logits.
@@ -68,7 +68,7 @@ def compute_loss(model: Any, inputs: dict[str, Any], target_tokens: Any) -> Any:
 
 
 def _check(model: Any, device: str, quantize: bool) -> None:
-    """Unsloth chooses by itself and only prints it; an arm must be what its configuration says."""
+    """Refuse what Unsloth chose by itself: it only prints that, and a run must be as configured."""
     if model.device.type != device:
         raise ArmError(
             f"unsloth trains on {model.device.type} on this machine and train.device asks for {device}; "

@@ -1,12 +1,13 @@
-"""Public benchmarks through lm-eval: base and tuned model on the very same items, paired.
+"""Run public benchmarks through lm-eval: base and tuned model on the same items, paired.
 
-Goes in: `evaluate.benchmarks`. Comes out: one metric and one gate a benchmark, in the manifest's form.
-The items are a JSON Lines file in the shape of the task's own data set, or that data set from the Hub;
-the task itself (prompt, generation, checker) is the installed lm-eval's. Every task runs without
-examples (0-shot) in the model's chat template: a chat model is asked as its users ask it, and a local
-file needs no second file with examples. So the figures compare two models, not with leaderboards.
+`evaluate.benchmarks` goes in; one metric and one gate for each benchmark come out, in the manifest's form.
+The items are a JSON Lines file in the shape of the task's own data set, or that data set from the Hub. The
+task itself (prompt, generation, checker) is that of the installed lm-eval. Every task runs without examples
+(0-shot) in the model's chat template, because that is how users ask a chat model and because a local file
+then needs no second file with examples. So the figures compare two models; they do not compare with
+leaderboards. Generated answers are greedy and without the penalties that a base suggests.
 
-The floor is what lm-eval's dummy model scores on these items: random choices, and the answer "lol".
+The floor is the score of lm-eval's dummy model on these items: random choices, and the answer "lol".
 A base that is not measurably above it can show no regression: the gate still applies, and says so.
 """
 
@@ -63,7 +64,7 @@ class _Harness:
 
     def __init__(self, benchmarks: Sequence[BenchmarkConfig], scratch: Path) -> None:
         if any(benchmark.task == "ifeval" for benchmark in benchmarks):
-            _lend_sentence_splitter(scratch / "nltk")
+            _copy_sentence_splitter(scratch / "nltk")
         import lm_eval.tasks
 
         logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of a model handed over loaded
@@ -128,7 +129,7 @@ class _Harness:
 
 
 def _settings(benchmark: BenchmarkConfig, tasks: Path, scratch: Path) -> dict[str, Any]:
-    """The task's YAML: lm-eval's own, 0-shot, and where the items come from."""
+    """Return the task's YAML: that of lm-eval, 0-shot, with the place of the items."""
     task = TASKS[benchmark.task]
     settings = {
         "include": str(tasks / task.include),
@@ -154,14 +155,14 @@ def _settings(benchmark: BenchmarkConfig, tasks: Path, scratch: Path) -> dict[st
 
 
 def drawn_items(items: int, limit: int | None) -> list[int]:
-    """All items, or `limit` of them by a fixed seed: files are often sorted by subject."""
+    """Return all items, or `limit` of them by a fixed seed, because files are often sorted by subject."""
     if limit is None or limit >= items:
         return list(range(items))
     return sorted(random.Random(ITEMS_SEED).sample(range(items), limit))
 
 
-def _lend_sentence_splitter(folder: Path) -> None:
-    """Let NLTK find a copy of it: NLTK refuses hard links, by which uv installs packages."""
+def _copy_sentence_splitter(folder: Path) -> None:
+    """Copy it to where NLTK finds it: NLTK refuses hard links, by which uv installs packages."""
     found = sentence_splitter()
     if found is None:
         raise MissingError(f"benchmark ifeval needs the package {PUNKT_PACKAGE}; see requirements-benchmarks")
@@ -174,6 +175,7 @@ def _lend_sentence_splitter(folder: Path) -> None:
 
 
 def metric_of(benchmark: BenchmarkConfig, items: int, floor: Any, base: Any, tuned: Any) -> dict[str, Any]:
+    """Return the manifest's entry of a benchmark. floor, base, tuned: (n,) scores of the drawn items."""
     task, ones = TASKS[benchmark.task], np.ones(len(base))
     record = {
         "dataset": benchmark.file.name if benchmark.file else task.dataset,
@@ -198,6 +200,7 @@ def metric_of(benchmark: BenchmarkConfig, items: int, floor: Any, base: Any, tun
 
 
 def gate_of(benchmark: BenchmarkConfig, metric: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a gate that passes only if the score fell by `max_drop` at most; NaN fails."""
     change, record = metric["difference"]["value"], metric["benchmark"]
     detail = (
         f"{change:+.4f} against the base on {metric['n']} items, at least {-benchmark.max_drop:+.4f} is asked"

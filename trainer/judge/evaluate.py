@@ -1,9 +1,9 @@
-"""Stage `evaluate`: the shipped weights against the base, on rows never trained on, and the gates.
+"""Stage `evaluate`: compare the shipped weights with the base on rows never trained on, and gate them.
 
 Measures the objective's score and hits on the test rows, and the loss on general chat, for both models
 with paired intervals; then lets both answer a few test prompts and a fixed list of general ones, and
-runs the benchmarks. Here a gate is measured; `gates` decides what a failed one means. It judges the
-directory that would be served, not the adapter it came from.
+runs the benchmarks. This module measures gates; `gates` decides what a failed one means. The evaluation
+reads the directory that would be served, not the adapter it came from.
 """
 
 from collections.abc import Sequence
@@ -79,7 +79,7 @@ def evaluate(
 
 
 def prompt_of(row: TokenRow) -> list[int]:
-    """The ids up to the row's last answer."""
+    """Return the ids up to the row's last answer."""
     return row.input_ids[: _last_answer(row)]
 
 

@@ -1,6 +1,6 @@
-"""Whether a judged model may be shipped: every gate passed, or a person says so by a named flag.
+"""Decide whether an evaluated model may ship: every gate passed, or a person ships it by a named flag.
 
-The flag changes no measurement: the manifest keeps the gates as they failed, and names the flag.
+The flag changes no measurement: the manifest keeps the failed gates and names the flag.
 """
 
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ def failed_gates(evaluation: Mapping[str, Any]) -> list[str]:
 def shippable(
     evaluation: Mapping[str, Any], identifier: str, ship_despite: bool, details: Path
 ) -> dict[str, Any]:
-    """The evaluation as it goes into the manifest: with `override` if it ships against its gates.
+    """Return the evaluation for the manifest, with `override` if the model ships against its gates.
 
     Raises: GateError naming the failed gates, unless `ship_despite`.
     """
@@ -38,9 +38,9 @@ def shippable(
 
 
 def check_current(manifest: Mapping[str, Any], ship_despite: bool, is_current: bool) -> None:
-    """A finished artifact that failed its gates becomes `current` by the flag only; then it stays.
+    """Refuse to move `current` to a finished artifact that failed its gates, without the flag.
 
-    Raises: GateError if `current` would move to it without the flag.
+    It stays `current` once it is. Raises: GateError.
     """
     failed = failed_gates(manifest["evaluation"])
     if failed and not ship_despite and not is_current:

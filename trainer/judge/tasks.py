@@ -1,6 +1,6 @@
-"""The benchmarks that can be asked for, as lm-eval knows them, and what they need installed.
+"""The benchmarks that a profile may name, as lm-eval knows them, and what they need installed.
 
-Imports nothing of lm-eval, so that it can be told what is missing before any work is done.
+This module does not import lm-eval, so that a check before any work can report what is missing.
 """
 
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from typing import Any
 
 PUNKT_PACKAGE = "llama-index-core"
 PUNKT = "llama_index/core/_static/nltk_cache/tokenizers/punkt_tab/english"
-# Rows at once. Choices need the logits of every position, answers those of the last one only.
+# Rows in a batch. Choices need the logits of every position, answers only those of the last one.
 CHOICE_ROWS, ANSWER_ROWS = 8, 32
 
 
@@ -51,7 +51,7 @@ TASKS = {
 
 
 def sentence_splitter() -> Path | None:
-    """NLTK's English sentence splitter, which IFEval's checker needs, inside an installed package."""
+    """Return the folder of NLTK's English sentence splitter, which IFEval's checker needs, or None."""
     try:
         folder = Path(str(distribution(PUNKT_PACKAGE).locate_file(PUNKT)))
     except PackageNotFoundError:

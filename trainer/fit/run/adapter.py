@@ -1,4 +1,4 @@
-"""Whether an adapter of these ranks can be put on this base model, asked before anything is trained."""
+"""Check before training that a base model can carry an adapter of the configured ranks."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,10 +10,10 @@ from trainer.errors import ConfigError
 
 
 def check_adapter(base: Path, ranks: Sequence[int], target_modules: Sequence[str]) -> None:
-    """Hold ranks and target modules against the layers of the base, by its config.json alone.
+    """Check ranks and target modules against the layers of the base, by its config.json alone.
 
-    Raises: ConfigError if a rank is over a layer's smaller dimension, where a full update costs less,
-    or if a target module is not there, or is an output that shares its weights with the embeddings.
+    Raises: ConfigError if a rank exceeds a layer's smaller dimension, where a full update costs less,
+    or if a target module does not exist, or is an output that shares its weights with the embeddings.
     """
     config = AutoConfig.from_pretrained(base, local_files_only=True)
     with torch.device("meta"):

@@ -1,9 +1,9 @@
-"""Runs as tasks of a Ray cluster: the processes, folders, results and failures of `processes`, on its nodes.
+"""Run arms as tasks of a Ray cluster, with the processes, folders, results and failures of `processes`.
 
-Every node has this tree and its environment at the same paths, and the artifacts' folder, which all share.
-All runs are submitted at once, each with what it needs, so that Ray places them and an autoscaler knows
-what to add. A run whose node is lost starts again elsewhere and goes on from its last checkpoint.
-Ray is imported only here, when it is asked for.
+Every node has this tree and its environment at the same paths, and shares the artifacts' folder. All runs
+are submitted at once, each with its requirements, so that Ray places them and an autoscaler knows what to
+add. A run whose node is lost starts again elsewhere and continues from its last checkpoint. Only this module
+imports Ray, and only when a command asks for it.
 """
 
 import os
@@ -19,18 +19,18 @@ from typing import Any
 from trainer.errors import ConfigError, MissingError
 from trainer.fit.run.arm import Arm
 from trainer.fit.run.node import ROOT, versions
-from trainer.fit.run.processes import arm_flags, tell
+from trainer.fit.run.processes import arm_flags, show_progress
 from trainer.progress import Progress, say
 
 CONNECT_S = 5
-LOOK_EVERY_S = 1.0
+POLL_S = 1.0
 GROWTH_S = 600.0  # how long a cluster without a node for an arm may take to get one
 LOSSES = 20  # nodes that one run may lose, where machines are lent for a while
 
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """The cluster that this process is connected to, and what one arm takes of a node."""
+    """The cluster that this process is connected to. cpus, gpus: what one arm needs of a node."""
 
     cpus: int
     gpus: float
@@ -38,12 +38,12 @@ class Cluster:
     def run_arms(
         self, directories: Mapping[Arm, Path], steps: int | None, command: Sequence[str]
     ) -> dict[Arm, str]:
-        """As `processes.run_arms`, as many at once as the nodes hold. Raises: MissingError if none can."""
+        """Do what `processes.run_arms` does, on the nodes. Raises: MissingError if none is large enough."""
         import ray
 
         root, ours = str(ROOT), versions()
 
-        # Within, so that Ray sends the function itself: a node may have to be told that it lacks this tree.
+        # Defined here so that Ray pickles it by value: a node without this tree then gets a clear error.
         @ray.remote(num_cpus=self.cpus, num_gpus=self.gpus, max_retries=LOSSES)
         def task(*arguments: Any) -> str | None:
             sys.path.insert(0, root)
@@ -60,7 +60,7 @@ class Cluster:
                 return self._watch(tasks, directories, progress)
         finally:
             for reference in tasks:
-                ray.cancel(reference, force=True)  # no matter to those that have ended
+                ray.cancel(reference, force=True)  # has no effect on those that ended
 
     def _watch(
         self, tasks: Mapping[Any, Arm], directories: Mapping[Arm, Path], progress: Progress
@@ -70,9 +70,9 @@ class Cluster:
         failed: dict[Arm, str] = {}
         waiting, deadline = list(tasks), None
         while waiting:
-            ended, waiting = ray.wait(waiting, timeout=LOOK_EVERY_S)
+            ended, waiting = ray.wait(waiting, timeout=POLL_S)
             for reference in (*ended, *waiting):
-                tell(tasks[reference], directories[tasks[reference]], progress)
+                show_progress(tasks[reference], directories[tasks[reference]], progress)
             for arm, words in ((tasks[reference], _outcome(reference)) for reference in ended):
                 if words:
                     failed[arm] = words
@@ -137,7 +137,7 @@ def connect(address: str | None, cpus: int, gpus: float | None, device: str) -> 
 
 
 def _nodes() -> list[tuple[float, float]]:
-    """CPUs and GPUs of each."""
+    """Return the CPUs and GPUs of each node."""
     import ray
 
     resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -145,7 +145,7 @@ def _nodes() -> list[tuple[float, float]]:
 
 
 def _outcome(reference: Any) -> str | None:
-    """What `on_node` returned; a run that lost too many nodes is a failed one. Raises: MissingError."""
+    """Return what `on_node` returned, or why Ray gave the run up. Raises: MissingError."""
     import ray
 
     try:

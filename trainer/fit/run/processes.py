@@ -1,7 +1,7 @@
-"""Runs, each in a process of its own: what one leaves in memory, or its end, does not touch the others.
+"""Run each arm in its own process, so that neither its memory nor its end affects the others.
 
-A run may be shared by several processes, which torchrun starts. A process writes what it has to say to
-`output.txt` in its run's directory; how far it is, we read from its `log.jsonl`.
+torchrun starts the processes where several share a run. A process writes its output to `output.txt` in its
+run's directory, and its progress is read from `log.jsonl`.
 """
 
 import os
@@ -16,7 +16,7 @@ from trainer.fit.run.callbacks import LOG, last_step
 from trainer.fit.run.node import last_words, start
 from trainer.progress import Progress
 
-LOOK_EVERY_S = 0.2
+POLL_S = 0.2
 
 
 def run_arms(
@@ -28,8 +28,8 @@ def run_arms(
 ) -> dict[Arm, str]:
     """Run the arms and return those that failed, each with its last words.
 
-    directories: where each arm's run lives. command: the `arm` verb with its configuration; the arm's
-    own flags are appended to it. parallel: at once, at most. processes: that share each run.
+    directories: each arm's run. command: the `arm` verb with its configuration, to which the arm's own
+    flags are appended. parallel: the most runs at once. processes: the number that share each run.
     """
     parallel = min(parallel, len(directories)) or 1
     threads = max(1, len(os.sched_getaffinity(0)) // (parallel * processes))
@@ -44,9 +44,9 @@ def run_arms(
                     arm = waiting.pop(0)
                     line = [*_launcher(processes), *command, *arm_flags(arm, steps)]
                     running[arm] = start(line, directories[arm], environment)
-                time.sleep(LOOK_EVERY_S)
+                time.sleep(POLL_S)
                 for arm, process in list(running.items()):
-                    tell(arm, directories[arm], progress)
+                    show_progress(arm, directories[arm], progress)
                     if process.poll() is None:
                         continue
                     del running[arm]
@@ -68,15 +68,15 @@ def _launcher(processes: int) -> list[str]:
     return [sys.executable, *shared, "-m", "trainer"]
 
 
-def tell(arm: Arm, directory: Path, progress: Progress) -> None:
-    """How far its run is, by its log."""
+def show_progress(arm: Arm, directory: Path, progress: Progress) -> None:
+    """Show how far the arm's run is, by its log."""
     line = last_step(directory / LOG)
     if line:
         progress.update(arm.name, line["step"], line["steps"], line["loss"])
 
 
 def arm_flags(arm: Arm, steps: int | None) -> list[str]:
-    """Of the `arm` verb."""
+    """Return the flags that tell the `arm` verb which arm to run."""
     flags = [
         "--rank", str(arm.setting.rank), "--learning-rate", repr(arm.setting.learning_rate),
         "--seed", str(arm.seed),

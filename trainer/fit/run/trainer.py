@@ -1,6 +1,6 @@
-"""TRL's `SFTTrainer` for one arm: it batches, steps, saves and resumes, whatever the engine.
+"""Train one arm with TRL's `SFTTrainer`, which batches, steps, saves and resumes for every engine.
 
-Rows come tokenised, labelled and packed, and the losses are the engine's and our own, so TRL prepares
+The rows arrive tokenised, labelled and packed, and objective and engine compute the losses, so TRL prepares
 nothing.
 """
 
@@ -30,7 +30,7 @@ class LoraTrainer(SFTTrainer):
     """Trains one adapter.
 
     validation: the rows whose score judges the adapter. rows_per_step: packed rows, over all processes of
-    `world`. sharded: whether the base is shared out over them.
+    `world`. sharded: whether the base is sharded over them.
     """
 
     control: TrainerControl
@@ -54,17 +54,17 @@ class LoraTrainer(SFTTrainer):
         self._world = world
         self._sharded = sharded
         if sharded:
-            # Else accelerate would put DDP around it, which refuses shards; `training_step` does its part.
+            # Otherwise accelerate would wrap it in DDP, which refuses shards; `training_step` averages.
             self.accelerator.prepare_model(self.model, evaluation_mode=True)
         self._since_log = (time.monotonic(), 0)
-        # TRL turns a 4-bit model's adapter to bf16: small updates would be lost, and the scaler of
-        # float16 refuses it. Every engine trains it in fp32.
+        # TRL casts a 4-bit model's adapter to bf16, which loses small updates and which float16's scaler
+        # refuses. Every engine trains it in fp32.
         for parameter in self.model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
 
     def training_step(self, *arguments: Any, **named: Any) -> torch.Tensor:
-        """A packed row, forward and back; after a step's last all processes have the same gradient."""
+        """Run one packed row forward and back; after a step's last row average the shards' gradients."""
         loss = super().training_step(*arguments, **named)
         if self._sharded and self.accelerator.sync_gradients:
             self._world.average([p.grad for p in self.model.parameters() if p.grad is not None])
@@ -90,21 +90,21 @@ class LoraTrainer(SFTTrainer):
         return torch.as_tensor(loss * self._world.size)
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> RandomSampler:
-        """An epoch is whole steps: what is left over, other rows each time, waits for another epoch.
+        """Drop the last incomplete step of each epoch. The order differs by epoch, so other rows each time.
 
-        accelerate seeds the order by `data_seed` and epoch and deals the rows out one by one, so that a
-        step has the same rows whatever the number of processes.
+        accelerate seeds the order by `data_seed` and epoch and deals the rows out one by one, so a step
+        has the same rows whatever the number of processes.
         """
         rows: Any = self.train_dataset
         return RandomSampler(rows, num_samples=len(rows) // self._rows_per_step * self._rows_per_step)
 
     def _save_rng_state(self, output_dir: str) -> None:
-        """Every process writes its own; the file that makes a checkpoint whole comes after all of them."""
+        """Write this process's state, and wait for the others: a checkpoint is sealed after all of them."""
         super()._save_rng_state(output_dir)
         self._world.wait()
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        """Not counted: nothing reads it, and the Trainer would walk all modules for it at every step."""
+        """Return 0: nothing reads it, and the Trainer would walk all modules for it at every step."""
         return 0
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
@@ -151,7 +151,7 @@ def build_trainer(
     callbacks: Sequence[TrainerCallback],
     world: World,
 ) -> LoraTrainer:
-    """A trainer for one arm, ready to train or resume.
+    """Return a trainer for one arm, ready to train or resume.
 
     model: from the engine. rows: `input_ids` and `labels`. steps: None for `settings.epochs`.
     Raises: ConfigError if the rows do not make one step.
@@ -180,19 +180,19 @@ def build_trainer(
         processing_class=tokenizer,
         callbacks=list(callbacks),
     )
-    trainer.remove_callback(PrinterCallback)  # `callbacks` tell the progress
+    trainer.remove_callback(PrinterCallback)  # `callbacks` show the progress
     return trainer
 
 
 def cooldown_steps(settings: TrainConfig, total: int) -> int:
-    """Steps at the end of a run of `total` in which the learning rate falls."""
+    """Return the number of steps at the end of a run of `total` in which the learning rate falls."""
     return max(1, round(settings.cooldown_share * total))
 
 
 def _arguments(
     settings: TrainConfig, arm: Arm, total: int, device: str, output: Path, world: World
 ) -> SFTConfig:
-    """Says all that decides the result: on a GPU Unsloth puts defaults of its own into SFTConfig."""
+    """Set everything that decides the result: on a GPU Unsloth changes the defaults of SFTConfig."""
     cooldown = cooldown_steps(settings, total)
     return SFTConfig(
         output_dir=str(output),
@@ -202,9 +202,9 @@ def _arguments(
         fp16=settings.dtype == "float16" and device == "cuda",
         max_length=settings.row_tokens,
         dataset_kwargs={"skip_prepare_dataset": True},
-        # On a GPU the next rows are read and collated beside the step; a CPU has no core to spare.
+        # On a GPU a worker reads and collates the next rows during a step; a CPU has no core to spare.
         dataloader_num_workers=1 if device == "cuda" else 0,
-        # There a copy that waits would wait for the step before.
+        # On a GPU a blocking copy would wait for the previous step.
         accelerator_config={"non_blocking": device == "cuda"},
         remove_unused_columns=False,
         per_device_train_batch_size=1,
@@ -228,7 +228,7 @@ def _arguments(
         eval_steps=settings.save_every_steps,
         load_best_model_at_end=settings.restore_best,
         logging_steps=settings.logging_steps,
-        logging_nan_inf_filter=False,  # it would hide a divergence
+        logging_nan_inf_filter=False,  # the filter would hide a divergence
         report_to=list(settings.trackers),
         disable_tqdm=True,
     )

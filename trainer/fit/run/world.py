@@ -1,7 +1,7 @@
-"""The processes that share one training: started by torchrun or accelerate, or just this one.
+"""The processes that share one training, started by torchrun or accelerate; or this process alone.
 
-The first of them decides and writes; the others hear what it decided, so that none goes another way and
-leaves the rest waiting. Checkpoints and results must lie where all of them can read.
+Rank 0 decides, writes and broadcasts, so that no process takes another path and leaves the rest waiting.
+Checkpoints and results must lie where all processes can read them.
 """
 
 import os
@@ -16,10 +16,10 @@ T = TypeVar("T")
 
 
 class World:
-    """size: how many. rank: which one is this. first: whether it is the one that writes."""
+    """size: the number of processes. rank: this one's. first: whether this one decides and writes."""
 
     def __init__(self, device: str) -> None:
-        """Joins the others; device: `cpu` (over gloo) or `cuda` (over NCCL, each its own GPU)."""
+        """Join the others. device: `cpu` (over gloo) or `cuda` (over NCCL, one GPU each)."""
         os.environ.pop("ACCELERATE_MIXED_PRECISION", None)  # of `accelerate launch`; train.dtype decides
         self._state: Any = PartialState(cpu=device == "cpu")
         self.size: int = self._state.num_processes
@@ -27,16 +27,17 @@ class World:
         self.first = self.rank == 0
 
     def agree(self, find: Callable[[], T]) -> T:
-        """What the first process finds; the others wait for it."""
+        """Return what the first process finds; the others wait for it."""
         found = [find() if self.first else None]
         broadcast_object_list(found)
         return cast(T, found[0])
 
     def share(self, things: Sequence[Any]) -> Sequence[Any]:
-        """This process's part of them; `joined` puts the parts' results into the things' order."""
+        """Return this process's part; `joined` puts the results of the parts back into order."""
         return things[self.rank :: self.size]
 
     def joined(self, results: Sequence[Any]) -> list[Any]:
+        """Return the results of all processes, in the order of what was shared."""
         parts = gather_object([list(results)]) if self.size > 1 else [list(results)]
         whole: list[Any] = [None] * sum(map(len, parts))
         for rank, part in enumerate(parts):
@@ -44,7 +45,7 @@ class World:
         return whole
 
     def average(self, tensors: Sequence[torch.Tensor]) -> None:
-        """Put the mean over all processes into each of them, by one exchange."""
+        """Replace each tensor by its mean over all processes, in one exchange."""
         joined = torch.cat([tensor.flatten() for tensor in tensors])
         torch.distributed.all_reduce(joined)
         means = (joined / self.size).split([tensor.numel() for tensor in tensors])
@@ -52,9 +53,9 @@ class World:
             tensor.copy_(mean.view_as(tensor))
 
     def wait(self) -> None:
-        """Until all are here."""
+        """Wait until every process gets here."""
         self._state.wait_for_everyone()
 
     def leave(self) -> None:
-        """At the end of what is done together."""
+        """Leave the group, at the end of the joint work."""
         self._state.destroy_process_group()
