@@ -3,7 +3,7 @@
 import json
 import re
 
-from conversations import Chat, Conversation, Entry, new_chat, restore_entries, title_of
+from conversations import Chat, Conversation, Entry, encodable, new_chat, restore_entries, title_of
 
 MARK = re.compile(r"^(\\*)<!-- (user|assistant) -->$", re.MULTILINE)
 OTHER_NAMES = {"human": "user", "gpt": "assistant"}
@@ -37,6 +37,7 @@ def from_text(text: str) -> Chat:
 
     Raises: FileError
     """
+    text = encodable(text)
     chat = _from_json(text) if text.lstrip()[:1] in ("{", "[") else new_chat(_from_markdown(text))
     if not any(entry["role"] == "user" for entry in chat["entries"]):
         raise FileError(

@@ -110,14 +110,14 @@ def restore_entries(kept: object) -> Conversation:
     for row in kept if isinstance(kept, list) else []:
         match row:
             case {"role": "user", "content": str(content)}:
-                conversation.append(Entry(role="user", content=content))
+                conversation.append(Entry(role="user", content=encodable(content)))
             case {"role": "assistant", "content": str(content), **rest}:
                 tokens = rest.get("tokens")
                 entry = Entry(
                     role="assistant",
-                    content=content,
-                    note=str(rest.get("note") or ""),
-                    model=str(rest.get("model") or ""),
+                    content=encodable(content),
+                    note=encodable(str(rest.get("note") or "")),
+                    model=encodable(str(rest.get("model") or "")),
                     cut=bool(rest.get("cut")),
                     tokens=tokens if isinstance(tokens, int) else 0,
                 )
@@ -133,9 +133,14 @@ def title_of(chat: Chat) -> str:
     return first[:TITLE_LENGTH].rsplit(" ", 1)[0] + "…"
 
 
+def encodable(text: str) -> str:
+    """Return `text` with U+FFFD for each half of a surrogate pair, which neither Gradio nor the API takes."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
 def ask(conversation: Conversation, text: str) -> Conversation:
     """Return the conversation with a new question at its end."""
-    return [*conversation, Entry(role="user", content=text)]
+    return [*conversation, Entry(role="user", content=encodable(text))]
 
 
 def reply(
@@ -150,6 +155,7 @@ def reply(
     """Return the conversation with an answer to its last question, or unchanged if `text` is empty."""
     if not text:
         return conversation
+    text = encodable(text)
     entry = Entry(role="assistant", content=text, note=note, model=model, cut=cut, tokens=tokens)
     return [*conversation, entry]
 
@@ -207,7 +213,7 @@ def for_model(conversation: Conversation, system_prompt: str = "") -> list[Messa
     """
     messages: list[Message] = []
     if system_prompt.strip():
-        messages.append(Message(role="system", content=system_prompt.strip()))
+        messages.append(Message(role="system", content=encodable(system_prompt.strip())))
     following = [entry["role"] for entry in conversation[1:]] + ["assistant"]
     for entry, next_role in zip(conversation, following, strict=False):
         if entry["role"] != next_role:

@@ -138,8 +138,7 @@ def _now() -> str:
 
 
 def _line(vote: dict[str, Any]) -> bytes:
-    # Half of a surrogate pair cannot be encoded; its backslash form is JSON's own escape for it.
-    return json.dumps(vote, ensure_ascii=False).encode(errors="backslashreplace") + b"\n"
+    return json.dumps(vote, ensure_ascii=False).encode(errors="replace") + b"\n"
 
 
 def _parse(line: str | bytes) -> dict[str, Any] | None:

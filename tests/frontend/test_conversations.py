@@ -119,6 +119,16 @@ def test_the_title_is_the_beginning_of_the_first_question() -> None:
     assert len(long) <= 61 and long.endswith("word…")
 
 
+def test_half_a_surrogate_pair_is_replaced_wherever_it_comes_from() -> None:
+    half, whole = "x\ud83d", "x\ufffd"
+    conversation = reply(ask([], half), half)
+    kept = restore_entries([{"role": "assistant", "content": half, "note": half, "model": half}])
+    assert [entry["content"] for entry in [*conversation, *kept]] == [whole] * 3
+    assert (kept[0]["note"], kept[0]["model"]) == (whole, whole)
+    assert for_model(ask([], "\ud83d\ude00"), half)[0]["content"] == whole
+    assert ask([], "\ud83d\ude00")[0]["content"] == "\U0001f600", "two halves make a whole"
+
+
 def test_an_empty_answer_is_no_answer() -> None:
     assert not is_answered(reply(TWO_TURNS, ""))
 

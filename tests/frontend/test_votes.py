@@ -223,12 +223,6 @@ def test_a_line_that_was_cut_off_spoils_no_other_vote(path: Path) -> None:
     assert done.stderr.endswith("skipped: 3\n")
 
 
-def test_half_a_surrogate_pair_is_stored_as_json_escapes_it(path: Path) -> None:
-    cast(path, "left", compared(left="\ud83d"))
-    assert lines(path)[0]["answers"] == ["\ud83d", "b"]
-    assert rows(path)[0]["chosen"] == [{"role": "assistant", "content": "\ud83d"}]
-
-
 class Page(NamedTuple):
     """The handlers of a page that asks for votes, and the inputs that its browser would send."""
 

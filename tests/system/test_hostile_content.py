@@ -106,8 +106,9 @@ CODE = [
     f'```"><img/src=x/onerror={RUN}>\ncode\n```',
     f"```html\n<script>{RUN}</script><img src=x onerror={RUN}>\n```",
     f"`<img src=x onerror={RUN}>`",
-    f'```mermaid\n%%{{init: {{"securityLevel": "loose"}}}}%%\ngraph TD\n'
-    f'A["<img src=x onerror={RUN}>"] --> B\nclick A call alert(1)\nclick B "javascript:{RUN}"\n```',
+    '```mermaid\n%%{init: {"securityLevel": "loose", "htmlLabels": true}}%%\ngraph TD\n'
+    'A["<img src=x onerror=window.ran=1>"] --> B\n```',
+    f'```mermaid\ngraph TD\nA --> B\nclick A href "javascript:{RUN}"\nclick B call alert(1)\n```',
     f'```mermaid\n%%{{init: {{"themeCSS": "}} body {{background: url({FOREIGN}/m.png)}} .x {{"}}}}%%\n'
     "graph TD\nC --> D\n```",
 ]
@@ -247,6 +248,8 @@ def test_a_hostile_answer_does_nothing(kind: str, visit: Visit, api: str, page_u
     script(api, "answer", "\n\n".join([*ANSWERS[kind], "The end."]))
     visit.say("Answer")
     expect(visit.answered(1)).to_contain_text("The end.")
+    if kind == "code":  # Gradio draws diagrams later
+        expect(visit.page.locator("#chatbot .mermaid svg")).to_have_count(3)
     visit.page.screenshot(path=SCREENSHOTS / f"hostile-{kind}.png")
     assert_nothing_acted(visit, page_url)
     visit.page.reload()
