@@ -1,19 +1,20 @@
-"""How many replicas, GPUs and how much money does a load need? Simulated from one replica's measured curve.
+"""Compute how many replicas and GPUs a load needs, and what they cost, from one replica's measured curve.
 
     python bench/capacity.py --curve bench/results/serving-h100.json --rate 40 --ttft-ms 500 --tpot-ms 50
     python bench/capacity.py --curve ... --trace arrivals.csv --percentile 99 --gpu-hour 2.50
 
-The curve is rows of bench/serving.py: streams, and what one replica made of them. From it comes what a step
-of the engine takes (`fit`): so much for the sequences in it, and so much for each token of a prompt in it.
-The trace is a CSV file with the head `arrival_s,prompt_tokens,output_tokens`; without one, arrivals of --rate
-a second, Poisson's or burstier, with ShareGPT's lengths. bench/fleet.py plays it on replicas.
+The curve consists of rows of bench/serving.py: numbers of streams and one replica's figures for them. `fit`
+derives the time of an engine's step from it: a part for the sequences in the step, and a part for each
+prompt token in it. The trace is a CSV file with the header `arrival_s,prompt_tokens,output_tokens`. Without
+a trace, --rate requests a second arrive, Poisson or burstier, with ShareGPT's lengths. bench/fleet.py plays
+the trace on simulated replicas.
 
-Prints the fewest replicas with which TTFT and TPOT are met at that percentile, as JSON; `in_progress` is what
-a replica then has on average, the autoscaler's target; `predicted_over_measured` is how well the simulation
-gives all rows of the server, those of other lengths than the curve's among them. Not modelled: the cache of
-keys and values (where it holds fewer tokens than --slots answers need, set --slots lower), hits in it,
-replicas that start or fail.
-bench/capacity_check.py holds the prediction against two real replicas. Standard library only.
+The program prints JSON with the smallest number of replicas that meets TTFT and TPOT at that percentile.
+`in_progress` is a replica's mean number of requests then, which is the autoscaler's target.
+`predicted_over_measured` shows how well the simulation reproduces all rows of the server, including those
+of other lengths than the curve's. Not modelled: the key-value cache (if it holds fewer tokens than --slots
+answers need, set --slots lower), hits in it, and replicas that start or fail. bench/capacity_check.py
+compares the prediction with two real replicas. Standard library only.
 """
 
 import argparse
@@ -33,19 +34,19 @@ from bench.client import Load, log_normal
 from bench.fleet import DISPATCHES, Arrival, Speed, benchmark, simulate
 
 CHECKED = ("output_tokens_per_s", "ttft_p50_ms", "ttft_p95_ms", "tpot_p50_ms", "tpot_p95_ms")
-MEAN_PROMPT, MEAN_OUTPUT = 220, 200  # ShareGPT's, in vLLM's benchmarks
+MEAN_PROMPT, MEAN_OUTPUT = 220, 200  # means of ShareGPT in vLLM's benchmarks
 Row = dict[str, Any]
 
 
 def fit(rows: Sequence[Row], slots: int, step_tokens: int) -> Speed:
-    """What makes a simulated replica have the figures of the measured one.
+    """Return the parameters with which a simulated replica has the figures of the measured one.
 
-    rows: of one server, with fixed lengths of P tokens in and T out, for one stream and for more. The prompts
-    of the fewest streams n above one are read in one step; so what these wait longer for the first token than
-    one stream alone is (n - 1) P c, with c for a token of a prompt. What is left of one stream's wait, less a
-    step, is spent outside of the engine: d. At X tokens a second a stream of n has its T tokens in n T / X:
-    d, n P c for the prompts of all, and T steps.
-    Raises: ValueError if rows with one stream and with more are not there.
+    rows: one server's rows of fixed lengths, P tokens in and T out, for one stream and for more. Let n be the
+    smallest number of streams above one. Their prompts are read in one step, so they wait (n - 1) P c
+    longer for the first token than one stream alone, where c is the time of a prompt token. The rest of one
+    stream's wait, minus a step, passes outside the engine: d. At X tokens a second, one of n streams has
+    its T tokens after n T / X: d, plus n P c for all prompts, plus T steps.
+    Raises: ValueError unless there are rows with one stream and with more.
     """
     curve = _medians(rows)
     if 1 not in curve or len(curve) < 2:
@@ -64,9 +65,9 @@ def fit(rows: Sequence[Row], slots: int, step_tokens: int) -> Speed:
 
 
 def check(speed: Speed, rows: Sequence[Row]) -> Row:
-    """By lengths and streams: what the benchmark gives on a simulated replica, over what was measured.
+    """Return the ratio of the simulated to the measured figures, by lengths and streams.
 
-    Far from 1 is where something else than the engine was the limit, such as the service in front of it.
+    A ratio is far from 1 where the engine was not the limit, such as the service in front of it.
     """
     found: dict[str, list[Row]] = {}
     for row in rows:
@@ -74,7 +75,7 @@ def check(speed: Speed, rows: Sequence[Row]) -> Row:
         load = Load(requests, streams, row["words"], row["tokens"], row["lengths"], row["seed"])
         chats = [load.chat(number) for number in range(requests)]
         words = [len(text.split()) for text, _ in chats]
-        around = round((row["prompt_tokens"] - sum(words)) / requests)  # tokens of the template
+        around = round((row["prompt_tokens"] - sum(words)) / requests)  # tokens that the chat template adds
         sizes = [(around + count, tokens) for count, (_, tokens) in zip(words, chats, strict=True)]
         told = benchmark(replace(speed, slots=max(speed.slots, streams)), sizes, streams)
         ratios = {name: told[name] / row[name] for name in CHECKED}
@@ -86,7 +87,7 @@ def check(speed: Speed, rows: Sequence[Row]) -> Row:
 
 
 def read_curve(file: Path, server: str) -> list[Row]:
-    """Rows of that server with its own settings. Raises: ValueError if there are none of fixed lengths."""
+    """Return the server's rows with its own settings. Raises: ValueError if none has fixed lengths."""
     rows = json.loads(file.read_text())["rows"]
     found = [row for row in rows if row["server"] == server and not row["with"]]
     if not _fixed(found):
@@ -99,7 +100,7 @@ def _fixed(rows: Sequence[Row]) -> list[Row]:
 
 
 class Point(NamedTuple):
-    """Of a curve. prompt, output: tokens of a request; rate: tokens a second; first_s: to the first token."""
+    """prompt, output: tokens of a request. rate: tokens/s. first_s: seconds to the first token."""
 
     prompt: float
     output: float
@@ -108,7 +109,7 @@ class Point(NamedTuple):
 
 
 def _medians(rows: Sequence[Row]) -> dict[int, Point]:
-    """By streams, ascending; over repeats."""
+    """Return the points by ascending streams, as medians over repeats."""
     found = {}
     for streams in sorted({row["streams"] for row in rows}):
         own = [
@@ -133,7 +134,7 @@ def generate(
     prompt: int = MEAN_PROMPT,
     output: int = MEAN_OUTPUT,
 ) -> list[Arrival]:
-    """burst: the squared coefficient of variation between arrivals; 1 is Poisson's, more comes in bursts."""
+    """Draw arrivals. burst: squared coefficient of variation of the gaps; 1 is Poisson's."""
     rng = random.Random(seed)
     trace, now = [], 0.0
     while (now := now + rng.gammavariate(1 / burst, burst / rate)) < seconds:
@@ -142,7 +143,7 @@ def generate(
 
 
 def read_trace(file: Path) -> list[Arrival]:
-    """In order of arrival. Raises: ValueError naming the line."""
+    """Read a trace, in order of arrival. Raises: ValueError naming the line."""
     trace = []
     with file.open(newline="") as lines:
         for number, line in enumerate(csv.DictReader(lines), 2):
@@ -163,7 +164,10 @@ def read_trace(file: Path) -> list[Arrival]:
 def fewest(
     trace: Sequence[Arrival], speed: Speed, target: Row, percentile: int, dispatch: str
 ) -> tuple[int, Row]:
-    """Replicas, and what they do. target: ttft and tpot in ms. Raises: ValueError if no number is enough."""
+    """Return the smallest number of replicas that meets `target` (ttft and tpot in ms), and their figures.
+
+    Raises: ValueError if no number is enough.
+    """
     seen: dict[int, Row] = {}
 
     def meets(replicas: int) -> bool:

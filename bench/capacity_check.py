@@ -1,13 +1,14 @@
-"""Does bench/capacity.py predict what two replicas do? Both of them real, on this machine.
+"""Compare the predictions of bench/capacity.py with two real replicas on this machine.
 
     python bench/capacity_check.py --artifacts artifacts          # writes bench/results/capacity.json
-    python bench/capacity_check.py --artifacts artifacts --add    # one more run beside those kept
+    python bench/capacity_check.py --artifacts artifacts --add    # add one run to those kept
 
-Two services of the artifact, each with half of the processor's cores to itself. First the curve of one
-replica, measured on both at the same time, since they share memory and clock: what a neighbour costs is then
-in the curve, as it is not between GPUs. Then traces of arrivals are played to both, each request to the one
-that the dispatch chooses. The simulation gets the curve, the moments of those arrivals and the tokens that
-each request really had; its figures stand beside those measured, with the ratio.
+Two services run the artifact, each on half of the processor's cores. First the program measures the curve
+of one replica on both at the same time, because they share memory and clock; the curve then contains the
+cost of a neighbour, which two GPUs would not have. Then it plays traces of arrivals to both and sends each
+request to the one that the dispatch chooses. The simulation gets the curve, the times of those arrivals and
+the tokens that each request really had. The table has its figures next to the measured ones, with the
+ratio.
 """
 
 import argparse
@@ -36,7 +37,7 @@ RESULT = ROOT / "bench" / "results" / "capacity.json"
 REPLICAS = 2
 WORDS_A_PROMPT, TOKENS = 64, 32
 POINTS = {1: 4, 4: 8, 16: 32, 64: 96}  # streams of the curve, and their requests
-SLOTS, STEP_TOKENS = 64, 2048  # API_MAX_NUM_SEQS, and what vLLM plans for a step on a CPU
+SLOTS, STEP_TOKENS = 64, 2048  # API_MAX_NUM_SEQS, and vLLM's tokens per step on a CPU
 TRACES = ((0.6, "least-busy"), (0.6, "round-robin"), (1.2, "least-busy"))  # load as a share of capacity
 SECONDS = 35.0
 COMPARED = ("output_tokens_per_s", "ttft_p50_ms", "ttft_p95_ms", "tpot_p50_ms", "tpot_p95_ms", "e2e_p50_ms")
@@ -59,7 +60,9 @@ def main() -> None:
         ]
         try:
             for number, service in enumerate(services):
-                os.sched_setaffinity(0, cores[number * share : (number + 1) * share])  # inherited
+                os.sched_setaffinity(
+                    0, cores[number * share : (number + 1) * share]
+                )  # the processes inherit it
                 service.start()
                 os.sched_setaffinity(0, cores)
             rows, run = asyncio.run(_measure([service.url for service in services]))
@@ -100,7 +103,7 @@ async def _measure(urls: Sequence[str]) -> tuple[list[dict[str, Any]], dict[str,
 
 
 async def _curve(urls: Sequence[str]) -> list[dict[str, Any]]:
-    """Of one replica, measured on all at once; the first answers only warm them."""
+    """Measure one replica's curve on all at once. The first answers only warm them up."""
     rows = []
     for streams, requests in {8: 8, **POINTS}.items():
         load = Load(requests, streams, WORDS_A_PROMPT, TOKENS, seed=streams)
@@ -113,7 +116,7 @@ async def _curve(urls: Sequence[str]) -> list[dict[str, Any]]:
 async def _replay(
     urls: Sequence[str], model: str, trace: Sequence[Arrival], dispatch: str, seed: int
 ) -> list[Answer]:
-    """In the order of their arrival."""
+    """Play the trace; return results in order of arrival."""
     in_progress = [0] * len(urls)
     begun = time.perf_counter()
 
@@ -137,7 +140,7 @@ async def _replay(
 
 
 def table(traces: Sequence[dict[str, Any]]) -> str:
-    """Markdown: predicted, measured, and the ratio."""
+    """Return a Markdown table of predicted and measured figures with their ratio."""
     lines = [
         f"| load | dispatch | requests | {' | '.join(COMPARED)} |",
         "|---" * (3 + len(COMPARED)) + "|",

@@ -1,12 +1,13 @@
-"""How fast an OpenAI-style API streams: `--streams` chats at once until `--requests` are answered.
+"""Measure how fast an OpenAI-style API streams: `--streams` chats at once until `--requests` are answered.
 
     python bench/client.py --url http://127.0.0.1:8000 --streams 32
 
-Prompts are random words, no two alike, so that no cache helps; a word is a token in the usual vocabularies.
-Prints one JSON object. The first token is the first event with text; a stream's time per token is from there
-to its last event with text, over its tokens less one, which the API counts. The key is OPENAI_API_KEY.
-One process and the standard library only; bytes are searched and not parsed, so that it is not the limit:
-`client_cores` is what it took. `docker compose run --rm bench` runs it beside the API.
+Prompts are random words and all different, so that no cache helps; a word is a token in the usual
+vocabularies. The program prints one JSON object. The first token is the first event with text. A stream's
+time per token is the time from there to its last event with text, divided by its tokens minus one; the API
+counts the tokens. The key is OPENAI_API_KEY. It is one process and uses the standard library only. It
+searches bytes and does not parse them, so that it is not the limit; `client_cores` is the CPU time that it
+took. `docker compose run --rm bench` runs it next to the API.
 """
 
 import argparse
@@ -26,7 +27,7 @@ WORDS = "river clock garden letter bridge candle market winter engine mirror poc
 LENGTHS = ("fixed", "sharegpt")
 _TEXT = re.compile(rb'"(?:content|text)": ?"[^"]')
 _USAGE = re.compile(rb'"(prompt|completion)_tokens": ?(\d+)')
-_TAIL = 4096  # bytes of an answer that are kept, its last events among them
+_TAIL = 4096  # bytes kept of an answer's end, enough for its last events
 
 
 @dataclass(frozen=True)
@@ -41,16 +42,16 @@ class Load:
     seed: int = 0
 
     def chat(self, number: int) -> tuple[str, int]:
-        """A prompt, and how many tokens its answer may have."""
+        """Return a prompt and the most tokens that its answer may have."""
         rng = random.Random(f"{self.seed} {number}")
         words, tokens = self.words, self.tokens
-        if self.lengths == "sharegpt":  # log-normal: many short ones, a few long ones
+        if self.lengths == "sharegpt":  # log-normal: many short requests and a few long ones
             words, tokens = (round(log_normal(rng, mean)) for mean in (words, tokens))
         return f"{number} " + " ".join(rng.choices(WORDS, k=words)), tokens
 
 
 def log_normal(rng: random.Random, mean: float, sigma: float = 1.0) -> float:
-    """Between 4 and four times the mean, which keeps the mean within a tenth."""
+    """Clip to between 4 and four times the mean, which changes the mean by less than a tenth."""
     return min(4 * mean, max(4.0, mean * rng.lognormvariate(-(sigma**2) / 2, sigma)))
 
 
@@ -67,7 +68,7 @@ class Answer:
 
 
 class Connection(asyncio.Protocol):
-    """One chat after another on a kept connection."""
+    """Send one chat after another on one connection."""
 
     def __init__(self) -> None:
         self._answer = Answer(0.0)
@@ -78,7 +79,7 @@ class Connection(asyncio.Protocol):
         self._transport = transport
 
     async def chat(self, request: bytes) -> Answer:
-        """Raises: ConnectionError if the answer is no whole stream."""
+        """Time one answer. Raises: ConnectionError if it is not a whole stream."""
         self._answer = answer = Answer(time.perf_counter())
         self._tail, self._done = b"", asyncio.get_running_loop().create_future()
         self._transport.write(request)
@@ -106,7 +107,7 @@ class Connection(asyncio.Protocol):
 
 
 def _is_whole(tail: bytes) -> bool:
-    """The last chunk of a stream has come, or all of a refusal."""
+    """Return whether the last chunk of a stream has come, or the whole of a refusal."""
     if tail.endswith(b"\r\n0\r\n\r\n"):
         return True
     head, found, body = tail.partition(b"\r\n\r\n")
@@ -128,7 +129,7 @@ async def measure(url: str, load: Load) -> dict[str, Any]:
     answers: list[Answer] = []
 
     async def stream(connection: Connection) -> None:
-        for request in requests:  # whoever is free takes the next
+        for request in requests:  # the next free stream takes it
             answers.append(await connection.chat(request))
 
     cpu_s, begun = time.process_time(), time.perf_counter()
@@ -143,7 +144,7 @@ async def measure(url: str, load: Load) -> dict[str, Any]:
 
 
 def summary(answers: list[Answer], wall_s: float) -> dict[str, float]:
-    """Rates in tokens a second, times in milliseconds."""
+    """Summarise the results. Rates are in tokens a second, times in milliseconds."""
     told = {
         "wall_s": round(wall_s, 3),
         "prompt_tokens": sum(answer.prompt_tokens for answer in answers),

@@ -1,12 +1,12 @@
-"""Do the engines learn the same? 200 steps of the real 135M model on the quickstart's rows, by each of them.
+"""Check that the engines learn the same: 200 steps of the real 135M model on the quickstart's rows with each.
 
     python bench/curves.py              # on a GPU: plain in fp32 and bf16, compiled, in FP8 too, unsloth
-    python bench/curves.py --redraw     # the page alone, from bench/results/curves.json
+    python bench/curves.py --redraw     # only the page, from bench/results/curves.json
 
-Every case is `python -m trainer arm` on the same rows in the same order, held against the first one; only the
-seeds of `plain` differ, and how far those lie apart is what luck does. All cases run at once: it is their
-losses that count, not their speed. Without a GPU: plain and compiled, a few steps. Writes
-bench/results/curves.json and docs/engines/index.html.
+Every case is `python -m trainer arm` on the same rows in the same order, compared with the first case. Only
+`plain` runs with several seeds; the distance between them shows the effect of chance. All cases run at
+once, because only their losses matter and not their speed. Without a GPU: plain and compiled, a few steps.
+The program writes bench/results/curves.json and docs/engines/index.html.
 """
 
 import argparse
@@ -67,7 +67,7 @@ def main() -> None:
 
 
 def run(name: str, steps: int, seed: int, overrides: list[str]) -> dict[str, Any]:
-    """Losses of every step and of every validation row, of one case; or its last words."""
+    """Return one case's losses of every step and validation row, or the end of its output if it failed."""
     artifacts = WORK / name.replace(" ", "-").replace(",", "")
     overrides = [
         *overrides,
@@ -119,7 +119,7 @@ of steps. Every validation loss is measured by transformers on the unquantised b
 
 
 def rows(told: dict[str, Any]) -> list[list[Any]]:
-    """A line for every case; its steps are compared if it saw what the first one saw at each."""
+    """Return a line per case. Steps are compared if the case saw the same rows at each as the first one."""
     cases = told["cases"]
     first = next(iter(cases))
     lines: list[list[Any]] = []

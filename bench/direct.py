@@ -1,8 +1,8 @@
-"""The engine without a front, as bench/serving.py measures it: AsyncLLM in this process, prompts as tokens.
+"""Run the engine without an HTTP front end for bench/serving.py: AsyncLLM in this process, prompts as tokens.
 
-The ceiling of what a front can give: the service's own engine arguments (API_* variables), no HTTP, no
-template, no JSON. Says READY when it has generated a token; then reads a load (bench/client.py) a line
-from stdin, and answers each with a line of figures.
+This is the ceiling for any front end: the service's own engine arguments (API_* variables), no HTTP, no
+template, no JSON. The program prints READY once it has generated a token. Then it reads loads
+(bench/client.py) from stdin, one a line, and answers each with a line of figures.
 """
 
 import asyncio
@@ -36,7 +36,7 @@ async def main() -> None:
     llm = AsyncLLM.from_engine_args(arguments, usage_context=UsageContext.OPENAI_API_SERVER)
     prompt = Prompt.load(artifact.directory)
     gc.collect()
-    gc.freeze()  # as the service does
+    gc.freeze()  # as in the service
 
     def tokens_of(load: Load) -> list[tuple[list[int], int]]:
         chats = [load.chat(number) for number in range(load.requests)]

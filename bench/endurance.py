@@ -1,12 +1,12 @@
-"""Does the API hold out? Real engine, small model: what is promised is checked, and what it costs measured.
+"""Check the API's promises under load with the real engine and a small model, and measure what they cost.
 
     python bench/endurance.py --artifacts artifacts            # all parts, half an hour on two cores
     python bench/endurance.py --artifacts artifacts streams    # or some of them
 
-Parts: streams (500 prompts, 200 open streams, 8 running, against the answers in one piece), fuzz
-(schemathesis, 20,000 cases), requests (memory over 10,000), rejected (CPU of a refusal), overload (ten times
-what it can do), swaps (ten under load). Each writes its part of bench/results/endurance.json, and the program
-ends with 1 if a promise was broken. Client and service share the machine's cores.
+Parts: streams (500 prompts in 200 open streams, 8 running, compared with answers in one piece), fuzz
+(schemathesis, 20,000 cases), requests (memory over 10,000), rejected (CPU time of a refusal), overload (ten
+times the capacity), swaps (ten under load). Each part writes its section of bench/results/endurance.json.
+The program exits with 1 if a promise was broken. Client and service share the machine's cores.
 """
 
 import argparse
@@ -63,7 +63,7 @@ async def streams(service: Service, headers: Headers) -> tuple[dict[str, Any], b
 
 
 async def fuzz(service: Service, headers: Headers) -> tuple[dict[str, Any], bool]:
-    """What is valid costs an answer of a few tokens, so there are fewer of these."""
+    """Valid requests cost an answer of a few tokens each, so there are fewer of them."""
     told: dict[str, Any] = {}
     kept = True
     for mode, examples in (("negative", 6800), ("positive", 200)):
@@ -92,7 +92,7 @@ def _statuses(service: Service, headers: Headers) -> dict[str, int]:
 
 
 async def requests(service: Service, headers: Headers) -> tuple[dict[str, Any], bool]:
-    """Memory and open files of both processes, after a hundred and after 10,000 more."""
+    """Measure memory and open files of both processes after a hundred requests and after 10,000 more."""
 
     short = json.dumps({"model": service.model, "prompt": "Hi", "max_tokens": 1}).encode()
 
@@ -127,7 +127,7 @@ def _sizes(service: Service) -> dict[str, float]:
 
 
 async def rejected(service: Service, headers: Headers) -> tuple[dict[str, Any], bool]:
-    """CPU time of the API's process for one refusal, on connections that stay open."""
+    """Measure the API process's CPU time for one refusal, on connections that stay open."""
     limited = {"authorization": f"Bearer {service.settings['LIMITED_KEY']}"}
     asked = body(service, max_tokens=1)
     await ask(service.port, asked, limited)
@@ -147,7 +147,7 @@ async def _cost(
     service: Service, asked: bytes, headers: Headers, status: int,
     *, path: str = CHAT, method: str = "POST", background: bool = False, count: int = 10_000,
 ) -> dict[str, float]:  # fmt: skip
-    """background: the process has other work, whose cost is measured first and taken off."""
+    """background: the process has other work, whose cost is measured first and subtracted."""
     aside = 0.0
     if background:
         worked, begun = cpu_s(service.pid), time.monotonic()
@@ -169,7 +169,7 @@ async def _cost(
 
 @contextlib.asynccontextmanager
 async def _full_house(service: Service, headers: Headers) -> Any:
-    """Every place is taken for minutes, by answers in one piece."""
+    """Occupy every place for minutes with answers in one piece."""
     long = body(service, max_tokens=1900, logit_bias={"2": -100})
     tasks = [
         asyncio.create_task(ask(service.port, long, headers))
@@ -189,7 +189,7 @@ async def _full_house(service: Service, headers: Headers) -> Any:
 
 
 async def overload(service: Service, headers: Headers) -> tuple[dict[str, Any], bool]:
-    """Arrivals at ten times the rate that full use gives, for 20 s."""
+    """Send requests for 20 s at ten times the rate that the service can answer."""
     asked = body(service, max_tokens=16, logit_bias={"2": -100})
     places = int(service.settings["API_MAX_QUEUE"])
 
@@ -229,7 +229,7 @@ def _spread(values: list[float]) -> dict[str, float]:
 
 
 async def swaps(service: Service, headers: Headers) -> tuple[dict[str, Any], bool]:
-    """`models/current` changes ten times while four clients stream without a pause."""
+    """Change `models/current` ten times while four clients stream without a pause."""
     models = service.artifacts / "models"
     two = sorted(path.name for path in models.iterdir() if path.is_dir() and not path.is_symlink())[:2]
     done, answers, failed, mixed = False, 0, 0, 0
@@ -292,7 +292,7 @@ PARTS: dict[str, tuple[Part, dict[str, str]]] = {
 
 @contextlib.contextmanager
 def running(artifacts: Path, settings: dict[str, str]) -> Iterator[tuple[Service, Headers]]:
-    """A service with a key without limits, and one that may ask once a minute."""
+    """Start a service with a key without limits and a key with one request a minute."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         keys = {"API_KEYS_FILE": str(folder / "keys.json"), "API_USAGE_FILE": str(folder / "usage.db")}

@@ -1,11 +1,11 @@
-"""Do the engines give the same losses on a GPU, and what memory do the profiles of 3B models take there?
+"""Compare the engines' losses on a GPU, and measure the memory of the profiles for 3B models.
 
     python bench/engines.py            # every engine and precision; writes bench/results/engines.json
     python bench/engines.py plain/float32 unsloth/float32
 
-Random weights, made on the spot: right for equality and memory, meaningless for quality. Each case
-is a run of `python -m trainer arm`, in a process of its own. Needs the packages of
-trainer/requirements-cuda.txt; a case that fails is told with its last words.
+Weights are random and made by this program: valid for equality and memory, meaningless for quality. Each
+case is a run of `python -m trainer arm` in its own process. It needs the packages of
+trainer/requirements-cuda.txt. For a case that fails, the result is the end of its output.
 """
 
 import json
@@ -63,7 +63,7 @@ def main(cases: list[str]) -> None:
 
 
 def run(case: str) -> dict[str, Any]:
-    """Losses of every step and validation row, and memory, of one case; or its last words."""
+    """Return one case's losses and memory, or the end of its output if it failed."""
     name, _, last = case.partition("/")
     if case in PROFILE_CASES:
         shape, config, steps = LLAMA_3B, ROOT / f"trainer/configs/{name}.yaml", 8
@@ -92,7 +92,7 @@ def run(case: str) -> dict[str, Any]:
 
 
 def differences(found: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """Unsloth against plain, for each precision that both have finished."""
+    """Compare unsloth with plain for each precision that both have finished."""
     told = {}
     for precision in PRECISIONS:
         plain, unsloth = (found.get(f"{engine}/{precision}", {}) for engine in ("plain", "unsloth"))
@@ -109,7 +109,7 @@ def base_of(shape: dict[str, int]) -> Path:
 
 
 def make_base(shape: dict[str, int]) -> None:
-    """A random-weight Llama of this shape in bfloat16, with a tokenizer of whole words."""
+    """Make a random-weight Llama of this shape in bfloat16, with a tokenizer of whole words."""
     path = base_of(shape)
     if (path / "tokenizer_config.json").is_file():
         return
@@ -134,7 +134,7 @@ def make_base(shape: dict[str, int]) -> None:
 
 
 def make_rows() -> None:
-    """600 rows of log-normal lengths over 200 words, so that there is something to learn."""
+    """Write 600 rows of log-normal lengths over 200 words, so that there is something to learn."""
     rng = random.Random(1)
     with ROWS.open("w") as file:
         for _ in range(600):

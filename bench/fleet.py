@@ -1,7 +1,7 @@
-"""Replicas of the API in simulated time: a trace of arrivals in, answers with their moments out.
+"""Simulate replicas of the API: a trace of arrivals in, answers with their times out.
 
-A replica does what vLLM does: continuous batching, in each step a token of every answer first, then prompts
-in the order of their arrival, cut to what the step may hold. Standard library only.
+A replica works as vLLM does. It batches continuously: each step first generates a token of every answer,
+then reads prompts in order of arrival, cut to what the step may hold. Standard library only.
 """
 
 import bisect
@@ -25,11 +25,11 @@ class Arrival(NamedTuple):
 
 @dataclass(frozen=True)
 class Speed:
-    """What one replica can do, and what its steps take.
+    """A replica's capacity and the time of its steps.
 
-    points: sequences in it, and its seconds without prompts; two or more, ascending.
-    prompt_token_s: for each token of a prompt in it. request_s: from a request to its place in the engine.
-    slots, step_tokens: sequences and tokens in a step at most.
+    points: (sequences in a step, its seconds without prompts), two or more, ascending.
+    prompt_token_s: additional time for each prompt token. request_s: time from a request to its place in
+    the engine. slots, step_tokens: the most sequences and tokens in a step.
     """
 
     points: tuple[tuple[int, float], ...]
@@ -39,7 +39,7 @@ class Speed:
     step_tokens: int
 
     def step_s(self, sequences: int, prompt_tokens: int) -> float:
-        """Straight lines between the points, and on from the last two."""
+        """Interpolate linearly between the points, and extrapolate from the last two."""
         above = max(1, min(bisect.bisect_left(self.points, (sequences, 0.0)), len(self.points) - 1))
         (few, short), (many, long) = self.points[above - 1 : above + 1]
         decoding = short + (long - short) * (sequences - few) / (many - few)
@@ -48,7 +48,7 @@ class Speed:
 
 @dataclass
 class Job:
-    """A request in a replica; what is left of its prompt and of its answer, in tokens."""
+    """A request in a replica, with the tokens left of its prompt and of its answer."""
 
     answer: Answer
     enters_s: float
@@ -57,7 +57,7 @@ class Job:
 
 
 class Replica:
-    """One engine, and its requests."""
+    """One engine with its requests."""
 
     def __init__(self, speed: Speed) -> None:
         self._speed = speed
@@ -76,7 +76,7 @@ class Replica:
         self._waiting.append(Job(answer, enters_s, prompt, tokens))
 
     def run(self, until: float = math.inf) -> Iterator[Answer]:
-        """The answers that end in steps that begin before `until`."""
+        """Return the answers that end in steps that begin before `until`."""
         while self.in_progress:
             if not self._running:
                 self._now = max(self._now, self._waiting[0].enters_s)
@@ -85,7 +85,7 @@ class Replica:
             yield from self._step(until)
 
     def _step(self, until: float) -> list[Answer]:
-        """One step; where no prompt is in it, as many as are alike."""
+        """Run one step, or several equal steps at once if no prompt is in them."""
         while self._room() and self._waiting[0].enters_s <= self._now:
             self._running.append(self._waiting.popleft())
         prompts = [job for job in self._running if job.prompt_left]
@@ -109,7 +109,7 @@ class Replica:
         return bool(self._waiting) and len(self._running) < self._speed.slots
 
     def _read(self, prompts: Sequence[Job], room: int) -> int:
-        """Tokens of prompts that fit into a step."""
+        """Return the prompt tokens that fit into a step."""
         read = 0
         for job in prompts:
             part = min(job.prompt_left, room - read)
@@ -128,7 +128,7 @@ class Replica:
 def simulate(
     trace: Sequence[Arrival], speed: Speed, replicas: int, dispatch: str = DISPATCHES[0]
 ) -> dict[str, float]:
-    """What bench/client.py tells of a load; in_progress: what a request finds in its replica on average."""
+    """Return bench/client.py's figures. in_progress: mean requests in a replica when one arrives."""
     fleet = [Replica(speed) for _ in range(replicas)]
     answers: list[Answer] = []
     found = []
@@ -145,14 +145,14 @@ def simulate(
 
 
 def choose(in_progress: Sequence[int], number: int, dispatch: str) -> int:
-    """Which replica gets the request of that number."""
+    """Return the replica that gets the request of that number."""
     if dispatch == "round-robin":
         return number % len(in_progress)
     return min(range(len(in_progress)), key=in_progress.__getitem__)
 
 
 def benchmark(speed: Speed, chats: Sequence[tuple[int, int]], streams: int) -> dict[str, float]:
-    """bench/client.py on one replica: streams that begin at once, and ask again until all is answered.
+    """Simulate bench/client.py on one replica: streams begin at once and ask again until all is answered.
 
     chats: tokens of each prompt and of its answer.
     """

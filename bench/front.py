@@ -1,14 +1,14 @@
-"""What does a streamed chunk cost the front, beside vLLM's own? CPU of the server process, without a model.
+"""Measure the CPU time that a streamed chunk costs our front end and vLLM's own, without a model.
 
     python bench/front.py --artifacts artifacts     # 3 turns of both servers; writes bench/results/front.json
 
-Both servers are whole: theirs as `vllm serve` runs it, ours as `python -m api serve`, each on vLLM's
-AsyncLLM, and in both the engine core is left out. Either `AsyncLLM.generate` yields a word at once, as often
-as it is asked, so that all the time is the front's: from there to the socket. Or, with a pace, a core that
-computes nothing gives every stream a token so many times a second, as a GPU does; what AsyncLLM makes of it
-is then in the time of both. A stream has TOKENS chunks; the CPU time of its request is in theirs, and told
-for itself, by whole answers of one token. The client is a process of its own that only counts bytes; its
-share of a core is told too, to show that it did not limit. Runs in the API's environment.
+Both servers are complete, theirs as `vllm serve` runs it and ours as `python -m api serve`, each on vLLM's
+AsyncLLM but without an engine core. Without a pace, `AsyncLLM.generate` yields a word at once whenever it
+is asked, so all the time is the front end's, from there to the socket. With a pace, a core that computes
+nothing gives every stream a token so many times a second, as a GPU does; both times then include AsyncLLM's
+work. A stream has TOKENS chunks. Their time includes the CPU time of the request, which is also reported
+separately, from whole answers of one token. The client is a separate process that only counts bytes; its
+share of a core is reported to show that it was not the limit. Run it in the API's environment.
 """
 
 import argparse
@@ -37,9 +37,9 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "bench" / "results" / "front.json"
 SERVERS = {"stock": "/health", "ours": "/health/ready"}
 STREAMS = (1, 64, 256, 1024)
-PACED_STREAMS, PACE = 256, 40  # tokens a second of each: what stock vLLM has made of them on one H100
-TOKENS, CHUNKS = 256, 65_536  # of a stream; of a measurement at least
-WORD = 1000  # a token that is a piece of text
+PACED_STREAMS, PACE = 256, 40  # tokens a second of each stream, as stock vLLM reached them on one H100
+TOKENS, CHUNKS = 256, 65_536  # chunks of a stream; chunks of a measurement, at least
+WORD = 1000  # the id of a token that is a piece of text
 START_TIMEOUT_S = 180.0
 
 
@@ -70,7 +70,7 @@ def main() -> None:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown: medians over repeats, and stock over ours."""
+    """Return a Markdown table of medians over repeats, and of stock divided by ours."""
     lines = [
         "| streams | tokens/s each | CPU a chunk, µs: stock | ours | ratio | CPU a request, µs: stock | ours "
         "| chunks/s: stock | ours |",
@@ -92,7 +92,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def measure(server: str, artifacts: Path, streams: list[int], pace: int | None) -> list[dict[str, Any]]:
-    """Start the server, then stream through so many connections at once, and ask for whole answers."""
+    """Start the server, stream on so many connections at once, then ask for whole answers."""
     port = free_port()
     command = [
         sys.executable,
@@ -129,7 +129,7 @@ def measure(server: str, artifacts: Path, streams: list[int], pace: int | None) 
 
 
 async def load(port: int, model: str, streams: int, pid: int) -> dict[str, Any]:
-    """Of the second of two rounds; the first one warms the server up."""
+    """Measure the second of two rounds; the first one warms up the server."""
     rounds = max(1, CHUNKS // (streams * TOKENS))
     streamed, whole = (request(model, TOKENS, stream=True), request(model, 1, stream=False))
     await asyncio.gather(*(connection.ask(streamed, 1) for connection in await connect(port, streams)))
@@ -137,7 +137,7 @@ async def load(port: int, model: str, streams: int, pid: int) -> dict[str, Any]:
     chunk_s, wall_s, client_s = await costs(pid, [c.ask(streamed, rounds) for c in connections])
     chunks = sum(connection.chunks for connection in connections)
     expected = streams * rounds * TOKENS
-    # AsyncLLM makes one chunk of tokens that nobody fetched in time.
+    # AsyncLLM joins tokens that nobody fetched in time into one chunk.
     if not expected / 2 <= chunks <= expected + 3 * streams * rounds:
         raise SystemExit(f"front.py: {expected} chunks were to come, and {chunks} came")
     connections = await connect(port, streams)
@@ -152,7 +152,7 @@ async def load(port: int, model: str, streams: int, pid: int) -> dict[str, Any]:
 
 
 async def costs(pid: int, work: list[Any]) -> tuple[float, float, float]:
-    """Seconds of the server's CPU, of the clock and of this process's CPU that the work takes."""
+    """Return the seconds of the server's CPU, of the clock and of this process's CPU that the work takes."""
     server, begun, own = psutil.Process(pid), time.monotonic(), time.process_time()
     before = server.cpu_times()
     await asyncio.gather(*work)
@@ -162,7 +162,7 @@ async def costs(pid: int, work: list[Any]) -> tuple[float, float, float]:
 
 
 class Connection(asyncio.Protocol):
-    """Asks again and again on one connection, and counts the events of the newest `ask`."""
+    """A client that asks repeatedly on one connection and counts the events of the newest `ask`."""
 
     def __init__(self) -> None:
         self.chunks = 0
@@ -191,7 +191,7 @@ class Connection(asyncio.Protocol):
 
 
 def _is_whole(tail: bytes) -> bool:
-    """Of a stream its last chunk has come; of a whole answer its JSON."""
+    """Return whether a stream's last chunk, or a whole answer's JSON, has come."""
     if tail.endswith(b"0\r\n\r\n"):
         return True
     head, found, body = tail.partition(b"\r\n\r\n")
@@ -204,7 +204,7 @@ def _is_whole(tail: bytes) -> bool:
 
 
 async def connect(port: int, streams: int) -> list[Connection]:
-    """New ones, because servers close those that have waited for the others."""
+    """Open new connections, because servers close those that have waited for the others."""
     loop = asyncio.get_running_loop()
     return [(await loop.create_connection(Connection, "127.0.0.1", port))[1] for _ in range(streams)]
 
@@ -217,7 +217,7 @@ def request(model: str, tokens: int, *, stream: bool) -> bytes:
 
 
 def wait_until_ready(url: str, health: str, process: subprocess.Popen[bytes]) -> str | None:
-    """Returns: the model's name; None if the server ended or took too long."""
+    """Wait for the server. Return the model's name, or None if it ended or took too long."""
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline and process.poll() is None:
         try:
@@ -263,7 +263,7 @@ def leave_out_the_core(pace: int | None) -> None:
         streams = sampling_params.output_kind == RequestOutputKind.DELTA
         count = sampling_params.max_tokens if streams else 1
         for left in range(count - 1, -1, -1):
-            await asyncio.sleep(0)  # all others have their turn
+            await asyncio.sleep(0)  # let all other tasks run
             reason = None if left else "length"
             completion = CompletionOutput(0, " word", [7], None, None, finish_reason=reason)
             yield RequestOutput(request_id, None, prompt["prompt_token_ids"], None, [completion], not left)
@@ -275,7 +275,7 @@ def leave_out_the_core(pace: int | None) -> None:
 
 
 class NoCore:
-    """What AsyncLLM and the servers ask of the client of an engine core."""
+    """Stand in for the client of an engine core, as far as AsyncLLM and the servers use it."""
 
     engine_ranks_managed = (0,)
     resources = SimpleNamespace(engine_dead=False)
@@ -298,11 +298,11 @@ class NoCore:
 
 
 class PacedCore(NoCore):
-    """Gives all requests a token at once, so many times a second."""
+    """A core that gives all requests a token at once, so many times a second."""
 
     def __init__(self, pace: int) -> None:
         self._step_s = 1 / pace
-        self._left: dict[str, int] = {}  # tokens, by request
+        self._left: dict[str, int] = {}  # tokens left, by request
         self._next_step = 0.0
 
     async def add_request_async(self, request: Any) -> None:

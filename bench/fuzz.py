@@ -1,4 +1,4 @@
-"""schemathesis by the served OpenAPI document, with what fuzz_hooks.py and schemathesis.toml tell it."""
+"""Run schemathesis on the served OpenAPI document, with fuzz_hooks.py and schemathesis.toml."""
 
 import json
 import os
@@ -14,14 +14,17 @@ from bench.load import PYTHON, ROOT
 def run_schemathesis(
     url: str, model: str, authorization: str, mode: str, examples: int, folder: Path
 ) -> dict[str, Any]:
-    """mode: positive, negative or all. examples: of each operation, beside those at the fields' borders.
+    """Fuzz the API and return the outcome.
 
-    folder: where the document may lie.
+    mode: positive, negative or all. examples: number for each operation, in addition to those at the
+    fields' limits.
+    folder: a place for the document.
     """
     request = urllib.request.Request(f"{url}/openapi.json", headers={"authorization": authorization})
     with urllib.request.urlopen(request, timeout=30) as answer:
         document = json.loads(answer.read())
-    # Or most cases would be about the key, which tests/api/test_access.py and tests/system do better.
+    # Otherwise most cases would be about the key, which tests/api/test_access.py and tests/system test
+    # better.
     del document["security"], document["components"]["securitySchemes"]
     file = folder / "openapi.json"
     file.write_text(json.dumps(document))
@@ -36,11 +39,11 @@ def run_schemathesis(
         f"--mode={mode}",
         f"--max-examples={examples}",
         "--checks=all",
-        "--exclude-checks=not_a_server_error,positive_data_acceptance",  # fuzz_hooks.py has others
+        "--exclude-checks=not_a_server_error,positive_data_acceptance",  # fuzz_hooks.py has its own
         "--continue-on-failure",
         "--request-timeout=60",
         "--max-response-time=30",
-        "--workers=1",  # in several threads at once Python 3.11 loses count while it parses (cpython#106905)
+        "--workers=1",  # with several threads Python 3.11's parser miscounts its recursion (cpython#106905)
         "--seed=1",
         "--generation-database=none",
         "--suppress-health-check=all",

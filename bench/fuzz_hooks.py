@@ -1,4 +1,4 @@
-"""What bench/endurance.py tells schemathesis: which model is served, and what an answer may be."""
+"""Tell schemathesis which model is served and which answers are allowed, for bench/endurance.py."""
 
 import os
 from typing import Any
@@ -7,7 +7,7 @@ import schemathesis
 from schemathesis import Case, CheckContext, GenerationMode, Response
 
 MODEL = os.environ["FUZZ_MODEL"]
-# A request that the document allows may still be refused, for what a document cannot say.
+# A request that the document allows may still be refused for reasons that a document cannot express.
 UNSAYABLE = (
     "leaves no room",  # prompt and answer do not fit the context
     "has no token",
@@ -16,14 +16,14 @@ UNSAYABLE = (
     "there are two functions",
     "there is no function",
     "of type 'object'",
-    "(at ",  # where in a JSON Schema something is that the API does not enforce
+    "(at ",  # the place in a JSON Schema of something that the API does not enforce
     "a schema ",
     "cannot be enforced",
     "could end an answer before",
     "Value error, ",  # a rule between fields, such as top_logprobs needs logprobs
     "chat template refuses",
     "more than 32768 values",
-    # Borders of 64 bits, which schemathesis rounds to what a float can hold:
+    # 64-bit limits, which schemathesis rounds to the precision of a float:
     "9223372036854775807",
     "seed: Input should be a valid integer",
 )
@@ -31,9 +31,9 @@ UNSAYABLE = (
 
 @schemathesis.hook  # type: ignore[untyped-decorator, unused-ignore]
 def map_body(context: object, body: object) -> object:
-    """A model's name out of thin air is never served: three of four requests would end with that.
+    """Use the served model's name: with invented names three of four requests would end with a 404.
 
-    17.0 is an integer to JSON Schema and none to the API, and nobody's client writes one so.
+    17.0 is an integer to JSON Schema but not to the API, and no client writes integers that way.
     """
     if isinstance(body, dict) and isinstance(body.get("model"), str) and len(body["model"]) <= 256:
         body = {**body, "model": MODEL}

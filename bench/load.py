@@ -1,7 +1,7 @@
-"""What bench/endurance.py and tests/system share: a service of one's own, and a client that costs little.
+"""Start a service and load it with cheap clients, for bench/endurance.py and tests/system.
 
-Standard library only. The client speaks HTTP/1.1 by itself, so that what it sends can be wrong, slow or
-unfinished, and so that a thousand of it leave the two cores to the service.
+Standard library only. The client speaks HTTP/1.1 itself, so that its requests can be wrong, slow or
+incomplete, and so that a thousand clients leave the two cores to the service.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ Headers = Mapping[str, str]
 
 
 class Service:
-    """`python -m api` on a port of its own. settings: as environment variables."""
+    """`python -m api` on its own port. settings: environment variables."""
 
     def __init__(self, artifacts: Path, log: Path, settings: Headers) -> None:
         self.port = free_port()
@@ -49,7 +49,7 @@ class Service:
         return str(manifest["name"])
 
     def start(self, timeout_s: float = 180) -> float:
-        """Seconds until it is ready."""
+        """Start the service; return the seconds until it is ready."""
         begun = time.monotonic()
         own = {"ARTIFACTS_DIR": str(self.artifacts), "API_PORT": str(self.port), **self.settings}
         environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"} | own
@@ -88,11 +88,11 @@ class Service:
         return core
 
     def engine(self) -> list[int]:
-        """The processes of vLLM: a core, and a worker that computes."""
+        """Return the ids of vLLM's processes: a core, and a worker that computes."""
         return [pid for pid in descendants(self.pid) if cmdline(pid).startswith(b"VLLM::")]
 
     def stop(self) -> int:
-        """SIGTERM; the exit code."""
+        """Send SIGTERM and return the exit code."""
         if self.process is None:
             return 0
         if self.process.poll() is None:
@@ -119,12 +119,12 @@ class Answer:
 
     @property
     def code(self) -> str | None:
-        """Of OpenAI's error body."""
+        """Return the code in OpenAI's error body."""
         return str(self.json["error"]["code"])
 
 
 class Connection:
-    """One TCP connection; requests on it one after another, each answer read whole or in pieces."""
+    """One TCP connection for one request after another; answers are read whole or in pieces."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader = reader
@@ -156,7 +156,7 @@ class Connection:
         return Answer(status, headers)
 
     async def pieces(self, answer: Answer) -> AsyncIterator[bytes]:
-        """The body as it comes. Raises: IncompleteReadError if it ends too soon."""
+        """Yield the body as it comes. Raises: IncompleteReadError if it ends too soon."""
         if answer.headers.get("transfer-encoding") != "chunked":
             yield await self.reader.readexactly(int(answer.headers.get("content-length", 0)))
             return
@@ -186,7 +186,7 @@ async def good(service: Service, asked: bytes, headers: Headers) -> Answer:
 
 
 async def at_once(most: int, count: int, one: Callable[[int], Awaitable[Any]]) -> list[Any]:
-    """`one` for every number below `count`, at most `most` at a time."""
+    """Call `one` with every number below `count`, at most `most` at a time."""
     gate = asyncio.Semaphore(most)
 
     async def gated(number: int) -> Any:
@@ -208,7 +208,7 @@ def body(service: Service, number: int = 0, **fields: Any) -> bytes:
 
 
 def events(body: bytes) -> list[Any]:
-    """Of a whole stream: its JSON events; the last of them must be [DONE]."""
+    """Return the JSON events of a whole stream, whose last event must be [DONE]."""
     *told, done, rest = body.split(b"\n\n")
     assert (done, rest) == (b"data: [DONE]", b""), body[-300:]
     return [json.loads(event.removeprefix(b"data: ")) for event in told]
@@ -231,7 +231,7 @@ def cmdline(pid: int) -> bytes:
 
 
 def memory_mib(pid: int) -> float:
-    """Proportional set size: shared pages divided among those who share them."""
+    """Return the proportional set size: shared pages are divided among the processes that share them."""
     for line in _read(Path(f"/proc/{pid}/smaps_rollup")).splitlines():
         if line.startswith(b"Pss:"):
             return int(line.split()[1]) / 1024
@@ -239,7 +239,7 @@ def memory_mib(pid: int) -> float:
 
 
 def cpu_s(pid: int) -> float:
-    """Of all threads of one process, its children not counted."""
+    """Return the CPU seconds of all threads of one process, without its children."""
     fields = _read(Path(f"/proc/{pid}/stat")).rpartition(b")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 

@@ -1,10 +1,10 @@
-"""How many chats one page process carries without one delaying another.
+"""Measure how many chats one page process carries before one delays another.
 
     .venv/frontend/bin/python bench/page.py        # writes bench/results/page.json and prints a table
 
-Starts frontend/app.py in front of an API that gives every chat 25 tokens a second, as soon as it is asked,
-and asks as so many browsers would, through Gradio's own routes. What a chat takes longer than the API gives
-it is the page's doing. The browser's drawing is not part of it.
+The program starts frontend/app.py in front of an API that gives every chat 25 tokens a second at once, and
+sends what so many browsers would send, through Gradio's own routes. Whatever a chat takes longer than the
+API is the page's time. The browser's drawing is not included.
 """
 
 import asyncio
@@ -54,7 +54,7 @@ async def main() -> None:
 
 
 async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """The API: a model list, and for a chat so many tokens at the stated pace."""
+    """Serve the API: a model list, and for a chat so many tokens at the given pace."""
     head = (await reader.readuntil(b"\r\n\r\n")).decode()
     if "/chat/completions" not in head:
         status = "200 OK" if "/v1/models" in head else "404 Not Found"
@@ -78,7 +78,7 @@ def piece(text: str, finish_reason: str | None) -> bytes:
 
 @asynccontextmanager
 async def page() -> AsyncIterator[tuple[httpx.AsyncClient, subprocess.Popen[bytes]]]:
-    """A fresh page process, and a client of it."""
+    """Start a new page process and yield a client of it."""
     environment = {
         **os.environ,
         "FRONTEND_API_URL": f"http://127.0.0.1:{API_PORT}",
@@ -104,7 +104,7 @@ async def page() -> AsyncIterator[tuple[httpx.AsyncClient, subprocess.Popen[byte
 
 @dataclass
 class Event:
-    """One of Gradio's: its number, the ids of its inputs and outputs, and the inputs' values."""
+    """One of Gradio's events: its number, the ids of its inputs and outputs, and the inputs' values."""
 
     number: int
     inputs: list[int]
@@ -113,7 +113,7 @@ class Event:
 
 
 def event(config: Any, kind: str, elem_id: str = "", of: Event | None = None) -> Event:
-    """The event of that kind, on that element or after another event."""
+    """Return the event of that kind, on that element or after another event."""
     props = {part["id"]: part["props"] for part in config["components"]}
     [found] = [
         known
@@ -132,18 +132,18 @@ def event(config: Any, kind: str, elem_id: str = "", of: Event | None = None) ->
 
 
 def body(of: Event, session: str) -> dict[str, Any]:
-    """What a browser sends for the event."""
+    """Return what a browser sends for the event."""
     return {"fn_index": of.number, "data": of.values, "session_hash": session, "event_data": None}
 
 
 async def open_page(client: httpx.AsyncClient, config: Any, session: str) -> None:
-    """What a browser asks for first. Gradio makes its session then, which costs more than any answer."""
+    """Load the page as a browser does. Gradio then makes its session, which costs more than any answer."""
     look = body(event(config, "tick"), session)
     (await client.post("/gradio_api/run/predict", json=look)).raise_for_status()
 
 
 async def chat(client: httpx.AsyncClient, config: Any, session: str) -> list[float]:
-    """Seconds from asking to each update that changed the conversation, the last when it was over."""
+    """Return the seconds from asking to each update of the conversation; the last is its end."""
     begun, told = time.monotonic(), []
     asking = event(config, "click", "send")
     asked = await client.post("/gradio_api/run/predict", json=body(asking, session))
@@ -167,7 +167,7 @@ async def chat(client: httpx.AsyncClient, config: Any, session: str) -> list[flo
 
 
 def summary(chats: int, told: list[list[float]], page_cpu_s: float, pid: int) -> dict[str, Any]:
-    """One row of the result."""
+    """Return one row of the result."""
     firsts = sorted(times[0] for times in told)
     gaps = sorted(after - before for times in told for before, after in itertools.pairwise(times))
     status = Path(f"/proc/{pid}/status").read_text().splitlines()
@@ -186,7 +186,7 @@ def summary(chats: int, told: list[list[float]], page_cpu_s: float, pid: int) ->
 
 
 def cpu_s(pid: int) -> float:
-    """Processor seconds of the process so far."""
+    """Return the CPU seconds of the process so far."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 

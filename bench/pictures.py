@@ -1,8 +1,8 @@
-"""The pictures of README.md: docs/chat.png and docs/images, of a real model and the base it was made from.
+"""Make the pictures of README.md, docs/chat.png and docs/images, with a real model and its base.
 
     .venv/tests/bin/python bench/pictures.py --artifacts artifacts    # after `make up` and `make test`
 
-Asks for a card of one of the held-out objects that only the tuned model writes as it should.
+The page is asked for the card of a held-out object that only the tuned model writes correctly.
 """
 
 import argparse
@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def take(browser: Browser, url: str, asked: str, name: str, comparing: bool, look: dict[str, Any]) -> None:
-    """The chat after one answer."""
+    """Picture the chat after one answer."""
     context = browser.new_context(**look)
     visit = Visit(context.new_page())
     visit.open(url)

@@ -1,10 +1,10 @@
-"""How long a newcomer waits, and what it costs: `make up` in a fresh clone, measured from outside.
+"""Measure `make up` in a fresh clone from outside: the time a newcomer waits, and what it costs.
 
     python bench/quickstart.py            # writes bench/results/quickstart.json and prints a table
 
-Clones this repository into a temporary folder, so nothing is installed there; packages come from the
-caches of pip and uv if they hold them. Starts, stops, starts again. Memory is the peak over time of
-the sum of proportional set sizes (PSS) of the processes of a part.
+The program clones this repository into a temporary folder, where nothing is installed; packages come from
+the caches of pip and uv if they are there. It starts, stops and starts again. Memory is the peak over time
+of the sum of proportional set sizes (PSS) of a part's processes.
 """
 
 import json
@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def measure(clone: Path) -> dict[str, Any]:
-    """One `make up`, to its first token and to its end."""
+    """Run `make up` to its first token and to its end."""
     log = clone.parent / "up.log"
     begun = time.monotonic()
     with log.open("wb") as output:
@@ -81,7 +81,7 @@ def measure(clone: Path) -> dict[str, Any]:
 
 
 def watch(root: int, peaks: dict[str, float], done: threading.Event) -> None:
-    """Twice a second, raise each part's peak. A child belongs to the part its ancestor belongs to."""
+    """Update each part's peak twice a second. A child belongs to the part of its ancestor."""
     while not done.wait(0.5):
         now: dict[str, float] = dict.fromkeys(PARTS, 0.0)
         add_memory(root, "", now)
@@ -96,7 +96,7 @@ def add_memory(pid: int, part: str, totals: dict[str, float]) -> None:
         rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
         tasks = list(Path(f"/proc/{pid}/task").iterdir())
         children = [int(c) for t in tasks for c in (t / "children").read_text().split()]
-    except (OSError, ValueError):  # it ended meanwhile
+    except (OSError, ValueError):  # the process has ended meanwhile
         return
     part = part or next((name for name, mark in PARTS.items() if mark in command), "")
     for line in rollup.splitlines():
@@ -107,7 +107,7 @@ def add_memory(pid: int, part: str, totals: dict[str, float]) -> None:
 
 
 def table(result: dict[str, Any]) -> str:
-    """The result in Markdown, as README.md shows it."""
+    """Return the result in Markdown, as README.md shows it."""
     hardware, first, second = result["hardware"], result["first_start"], result["second_start"]
     memory = first["peak_memory_gib"]
     rows = [

@@ -1,10 +1,10 @@
-"""An artifact of random weights in the shape of Llama 3.2 3B, to measure speed where no model is.
+"""Make an artifact with random weights in the shape of Llama 3.2 3B, to measure speed without a model.
 
     python bench/random_model.py --tokenizer DIRECTORY --artifacts /tmp/random
 
-DIRECTORY: a tokenizer with its chat template; random text is only as long as a model's if every id of
-the vocabulary is a token of it. Manifest and card say what it is, as a gate that failed. Runs where torch and
-transformers are; on a GPU in half a minute.
+DIRECTORY holds a tokenizer with its chat template. Random text is only as long as a model's if every id of
+the vocabulary is one of the tokenizer's tokens. The manifest and the card say that the weights are random,
+as a failed gate. The program needs torch and transformers; on a GPU it takes half a minute.
 """
 
 import argparse
@@ -28,7 +28,7 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jin
 
 
 def write(tokenizer: Path, artifacts: Path, **shape: int) -> Path:
-    """The artifact's directory, which `models/current` then names. shape: what differs from SHAPE."""
+    """Make the artifact and point `models/current` to it; return its directory. shape: changes to SHAPE."""
     directory = artifacts / "models" / ID
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
@@ -57,7 +57,7 @@ def _write_weights(directory: Path, shape: dict[str, Any]) -> None:
 
 
 def _manifest(directory: Path) -> dict[str, Any]:
-    """As contract 1 wants it; nothing was trained or measured, so figures are the smallest that it allows."""
+    """Return a manifest with the smallest figures that contract 1 allows; nothing was measured."""
     interval = {"value": 0.0, "low": 0.0, "high": 0.0}
     agreement = {"dtype": "bfloat16", "max_logit_difference": 0.0, "top1_agreement": 0.0}
     metric = {"name": "none", "split": "none", "unit": "none", "n": 1}

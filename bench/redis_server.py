@@ -1,4 +1,4 @@
-"""A Redis of a test's own, which can be taken away and brought back. Standard library only."""
+"""Start a Redis that a test can kill, freeze and restart. Standard library only."""
 
 import contextlib
 import shutil
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from bench.load import ROOT, free_port
 
-# A machine's own, or Valkey, which is Redis under another name and comes with the tests' environment.
+# The machine's own, or Valkey, a fork of Redis that comes with the tests' environment.
 SERVER = shutil.which("redis-server") or next(
     map(
         str,
@@ -29,7 +29,7 @@ class RedisServer:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """With what it knew when it was killed."""
+        """Start the server, with the data that it had when it was killed."""
         assert SERVER is not None
         self._process = subprocess.Popen(
             [SERVER, "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self._folder),
@@ -53,7 +53,7 @@ class RedisServer:
             self._process.wait()
 
     def freeze(self) -> None:
-        """It takes connections and answers nothing."""
+        """Freeze the server: it accepts connections and answers nothing."""
         assert self._process
         self._process.send_signal(signal.SIGSTOP)
 

@@ -1,7 +1,7 @@
-"""The servers that bench/serving.py compares, each a process of its own on the same engine arguments.
+"""Start the servers that bench/serving.py compares, each in its own process with the same engine arguments.
 
-Those arguments are the service's own; vLLM's server gets them as its flags, and the engine without a front
-as they are. Each is ready when it has generated a token.
+The arguments are the service's own. vLLM's server gets them as flags, and the engine without a front end as
+they are. A server is ready once it has generated a token.
 """
 
 import contextlib
@@ -28,14 +28,14 @@ Arguments = dict[str, Any]
 
 
 def arguments_of(artifacts: Path, preset: str) -> Arguments:
-    """The engine's, as this machine's service would have them: what differs from vLLM's defaults."""
+    """Return the engine arguments of this machine's service that differ from vLLM's defaults."""
     from vllm.engine.arg_utils import AsyncEngineArgs
 
     from api.engine.artifact import read_artifact
     from api.engine.engine import Engine, set_engine_environment
     from api.settings import Settings
 
-    set_engine_environment()  # for the processes that are started here, too
+    set_engine_environment()  # also for the processes that are started here
     artifact = read_artifact(artifacts)
     settings = Settings(artifacts_dir=artifacts, preset=preset)
     [own] = Engine(settings, artifact).arguments()
@@ -43,7 +43,7 @@ def arguments_of(artifacts: Path, preset: str) -> Arguments:
 
 
 def differences(own: Any, default: Any) -> Arguments:
-    """The fields of a dataclass that are not as in `default`, through dataclasses in it."""
+    """Return the fields of a dataclass that differ from `default`, including those of nested dataclasses."""
     found: Arguments = {}
     for field in dataclasses.fields(own):
         value, usual = getattr(own, field.name), getattr(default, field.name)
@@ -53,7 +53,7 @@ def differences(own: Any, default: Any) -> Arguments:
 
 
 def flags(arguments: Arguments) -> list[str]:
-    """As vLLM's command line takes them."""
+    """Return the arguments as flags of vLLM's command line."""
     told = []
     for name, value in arguments.items():
         flag = name.replace("_", "-")
@@ -65,10 +65,10 @@ def flags(arguments: Arguments) -> list[str]:
 
 
 class Server:
-    """`stock`, `ours` or `engine`, started. ready_s: from the start of its process to its first token.
+    """A running server: `stock`, `ours` or `engine`. ready_s: seconds from its start to its first token.
 
-    core: the processes below its first one, vLLM's. Raises: RuntimeError with the end of its log if it
-    does not get ready.
+    core: vLLM's processes, which descend from its first one. Raises: RuntimeError with the end of its log
+    if it does not become ready.
     """
 
     def __init__(
@@ -103,12 +103,12 @@ class Server:
 
     @property
     def pids(self) -> dict[str, int]:
-        """Of the front and, of vLLM's processes, of the one that has worked most."""
+        """Return the CPU seconds of the front end and of vLLM's busiest process."""
         core = max(self._core, key=_cpu_s)
         return {"front": self._process.pid, "core": core.pid}
 
     def measure(self, load: Load) -> dict[str, Any]:
-        """A row's figures; the cores' among them, of the processor, that each part kept busy."""
+        """Return a row's figures, including the number of cores that each part kept busy."""
         before = self._cpu()
         if self.name == "engine":
             told = self._line(json.dumps(vars(load)))
@@ -130,7 +130,7 @@ class Server:
         return {**used, **row}
 
     def stop(self) -> None:
-        """End it and all its processes."""
+        """End the server and all its processes."""
         family = [self._process.pid, *(child.pid for child in self._children())]
         self._process.send_signal(signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -172,12 +172,12 @@ class Server:
         if asked:
             print(asked, file=self._process.stdin, flush=True)
         while (line := self._process.stdout.readline()) and not line.startswith(("READY", "{")):
-            pass  # what libraries print
+            pass  # the output of libraries
         return line
 
 
 def _answers(port: int) -> bool:
-    """Whether a token comes. Raises: RuntimeError if the server has a defect, for which nobody need wait."""
+    """Return whether a token comes. Raises: RuntimeError if the server has failed."""
     url = f"http://127.0.0.1:{port}"
     try:
         with urllib.request.urlopen(f"{url}/v1/models", timeout=5) as answer:
@@ -205,7 +205,7 @@ def _cpu_s(process: psutil.Process) -> float:
 
 @contextlib.contextmanager
 def profiled(pids: dict[str, int], folder: Path | None, label: str) -> Iterator[None]:
-    """Stacks of those processes by py-spy, until the body ends: folder/LABEL-NAME.txt."""
+    """Record the processes' stacks with py-spy until the body ends, as folder/LABEL-NAME.txt."""
     running = []
     for name, pid in pids.items() if folder else ():
         command = [

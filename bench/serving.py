@@ -1,19 +1,20 @@
-"""Does our service serve sooner and more than vLLM's own on the same machine? Tokens a second, waits, CPU.
+"""Compare our service with vLLM's own server on the same machine: tokens a second, waiting times, CPU time.
 
     python bench/serving.py --artifacts artifacts      # three turns; writes bench/results/serving-CARD.json
-    python bench/serving.py --artifacts /tmp/random --repeats 1 --add    # one more turn beside what was kept
+    python bench/serving.py --artifacts /tmp/random --repeats 1 --add    # add one turn to those kept
     python bench/serving.py --servers stock engine --with '{"max_num_batched_tokens": 16384}'
 
-`stock` is vLLM's OpenAI server, `engine` its AsyncLLM without a front, `ours` this service; all three load
-the same directory with the same engine arguments, those of API_PRESET=auto. `latency` and `throughput` are
-the service with that preset, told as `ours-preset`. Servers take turns, each started for its turn. Prompts
-are random words, so that no cache helps: all of one length, or log-normal with ShareGPT's means in vLLM's
-benchmarks (220 tokens in and 200 out, to 512 and 256 of the fixed length). Answers are greedy. All streams
-begin at once and ask again until enough is answered. The client (bench/client.py) is one process; how many
-of the processor's cores it, the front and the engine's processes took stands in each row.
+`stock` is vLLM's OpenAI server, `engine` its AsyncLLM without a front end, and `ours` this service. All
+three load the same directory with the same engine arguments, those of API_PRESET=auto. `latency` and
+`throughput` are the service with that preset, reported as `ours-preset`. Servers take turns and are started
+for each turn. Prompts are random words, so that no cache helps. They have one length, or log-normal lengths
+with ShareGPT's means in vLLM's benchmarks (220 tokens in and 200 out, against 512 and 256 for the fixed
+length). Answers are greedy. All streams begin at once and ask again until enough requests are answered. The
+client (bench/client.py) is one process. Each row says how many cores the client, the front end and the
+engine's processes used.
 
-A start is cold when its settings have no compile cache yet, in BENCH_WORK. Runs in the API's environment,
-and takes API_* variables as the service does. On a GPU without a model: bench/random_model.py.
+A start is cold if its settings have no compile cache in BENCH_WORK yet. Run it in the API's environment; it
+reads API_* variables as the service does. On a GPU without a model use bench/random_model.py.
 """
 
 import argparse
@@ -40,7 +41,7 @@ from bench.load import free_port  # noqa: E402
 from bench.servers import Arguments, Server, arguments_of, profiled  # noqa: E402
 
 WORK = Path(os.environ.get("BENCH_WORK", Path(tempfile.gettempdir()) / "finechat-bench-serving"))
-SERVERS = {  # what is asked for: the program, its preset, the streams that it is for
+SERVERS = {  # name on the command line: the program, its preset, the numbers of streams that it is for
     "stock": ("stock", "auto", range(1, 10_000)),
     "ours": ("ours", "auto", range(1, 10_000)),
     "engine": ("engine", "auto", range(1, 10_000)),
@@ -60,7 +61,7 @@ COMPARED = ("output_tokens_per_s", "ttft_p50_ms", "ttft_p99_ms", "tpot_p50_ms", 
 
 
 def main() -> None:
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that servers end with this program
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # make servers end with this program
     device = _device()
     streams, words, tokens = SIZES[device]
     parser = argparse.ArgumentParser(
@@ -94,14 +95,14 @@ def main() -> None:
                 RuntimeError,
                 StartError,
                 subprocess.TimeoutExpired,
-            ) as error:  # the others have their turns
+            ) as error:  # the other turns follow
                 print(f"{name} failed: {error}", flush=True)
     finally:
         print(table(kept["rows"]), starts(kept["starts"]), sep="\n\n")
 
 
 def _turn(name: str, repeat: int, options: argparse.Namespace, kept: dict[str, Any]) -> None:
-    """Start one server and measure every point; each is kept at once."""
+    """Start one server and measure every point; save each result at once."""
     program, preset, good_for = SERVERS[name]
     extra: Arguments = options.extra if program != "ours" else {}
     case = {"server": program if preset == "auto" else "ours-preset", "preset": preset, "with": extra}
@@ -134,7 +135,7 @@ def _turn(name: str, repeat: int, options: argparse.Namespace, kept: dict[str, A
 
 
 def _load(lengths: str, streams: int, words: int, tokens: int, repeat: int) -> Load:
-    """The same for every server; four rounds of few streams, one and a half of many."""
+    """Return the load, equal for every server: four rounds of few streams, one and a half of many."""
     if lengths == "sharegpt":
         words, tokens = (round(size * share) for size, share in zip((words, tokens), SHAREGPT, strict=True))
     requests = max(16, min(4 * streams, streams + 256))
@@ -142,7 +143,7 @@ def _load(lengths: str, streams: int, words: int, tokens: int, repeat: int) -> L
 
 
 def table(rows: list[Row]) -> str:
-    """Markdown: medians over turns, and in brackets how many times stock's in the same turn."""
+    """Return a Markdown table of medians over turns, with ratios to stock in the same turn in brackets."""
     lines = [
         "| lengths | streams | server | output tok/s | TTFT p50, ms | p99 | TPOT p50, ms | p99 | "
         "E2E p50, ms | cores: client, front, engine |",
@@ -173,7 +174,7 @@ def _told(value: Any) -> str:
 
 
 def starts(rows: list[Row]) -> str:
-    """Markdown: seconds from process to first token."""
+    """Return a Markdown table of seconds from process start to first token."""
     lines = ["| server | cold start, s | warm starts, s |", "|---|---|---|"]
     for case in dict.fromkeys(tuple(_told(row[key]) for key in CASE[2:]) for row in rows):
         own = [row for row in rows if tuple(_told(row[key]) for key in CASE[2:]) == case]
@@ -190,7 +191,7 @@ def _set_environment() -> None:
 
 
 def _use_cache_of(arguments: Arguments) -> bool:
-    """Where the compilers' caches are, as in Dockerfile.gpu; True if nothing is there yet."""
+    """Set the compilers' cache folders as in Dockerfile.gpu; return True if they are empty."""
     key = hashlib.sha256(json.dumps(arguments, sort_keys=True).encode()).hexdigest()[:8]
     cache = WORK / "cache" / key
     cold = not cache.exists()
@@ -211,8 +212,8 @@ def _device() -> str:
 
 
 def _result_file() -> tuple[str, Path]:
-    """The card's name, and where its figures are kept."""
-    from vllm.platforms import current_platform  # it asks the driver; torch would take memory of the GPU
+    """Return the card's name and the file of its figures."""
+    from vllm.platforms import current_platform  # asks the driver; torch would use memory of the GPU
 
     name = current_platform.get_device_name() if _device() == "cuda" else "cpu"
     card = name.removeprefix("NVIDIA ").split()[0].lower()

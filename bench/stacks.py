@@ -1,10 +1,10 @@
-"""What the front and the engine do with their time, from the stacks of `bench/serving.py --profile FOLDER`.
+"""Show how front end and engine spend their time, from the stacks of `bench/serving.py --profile FOLDER`.
 
     python bench/stacks.py FOLDER bench/results/profile-h100.json
 
-py-spy's raw form: a line for each stack, its frames from the outermost in, `;` between them, and how often
-it was seen. Only what runs is in it. A stack counts for the first part of PARTS of which it has a frame; one
-without is `other`. Standard library only.
+Input is py-spy's raw format: a line for each stack, with its frames from the outermost in, separated by
+`;`, and the number of samples. It contains only running threads. A stack counts for the first of PARTS that
+matches one of its frames, or else for `other`. Standard library only.
 """
 
 import json
@@ -14,7 +14,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-PARTS = {  # names and patterns; of functions with their files, as py-spy writes them
+PARTS = {  # names, and patterns of functions with their files as py-spy writes them
     "front": {
         "tokens of prompts": r"api/engine/prompt\.py",
         "vLLM's output processing": r"output_processor|detokenizer|async_llm|Engine\.generate",
@@ -36,7 +36,7 @@ SHOWN = 20
 
 
 def shares(lines: list[str], parts: dict[str, str]) -> dict[str, Any]:
-    """samples: of what ran. parts: shares of them. functions: those with most time of their own."""
+    """samples: number of running ones. parts: their shares. functions: those with the most own time."""
     found: Counter[str] = Counter()
     functions: Counter[str] = Counter()
     for line in lines:
@@ -56,7 +56,7 @@ def shares(lines: list[str], parts: dict[str, str]) -> dict[str, Any]:
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
-    """A row for each SERVER-LENGTHS-STREAMS-PROCESS.txt in it."""
+    """Return a row for each SERVER-LENGTHS-STREAMS-PROCESS.txt in the folder."""
     rows = []
     for file in sorted(folder.glob("*-*-*-*.txt")):
         server, lengths, streams, process = file.stem.rsplit("-", 3)
@@ -68,7 +68,7 @@ def read(folder: Path) -> list[dict[str, Any]]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown."""
+    """Return the rows as a Markdown table."""
     lines = ["| streams | process | what ran |", "|---|---|---|"]
     for row in rows:
         parts = ", ".join(f"{name} {share:.0%}" for name, share in row["parts"].items())

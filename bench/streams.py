@@ -1,18 +1,18 @@
-"""No token is lost or comes twice: many streams at once against the same answers in one piece."""
+"""Compare many simultaneous streams with the same answers in one piece: no token is lost or duplicated."""
 
 import time
 from typing import Any
 
 from bench.load import Headers, Service, at_once, body, events, good
 
-# A greedy choice between two tokens that differ by less may fall otherwise in another batch: float32.
+# In float32 a greedy choice between two tokens that differ by less can change with the batch.
 TIE_NATS = 1e-3
 
 
 async def compare_streams(
     service: Service, headers: Headers, prompts: int, streams: int, tokens: int
 ) -> dict[str, Any]:
-    """Every prompt once as a stream, `streams` of them open at once, and once in one piece."""
+    """Send every prompt once as a stream, `streams` of them open at once, and once in one piece."""
 
     async def whole(number: int) -> Any:
         asked = body(service, number, max_tokens=tokens, logprobs=True, top_logprobs=2)
@@ -44,7 +44,7 @@ async def compare_streams(
 
 
 def _compare(told: list[Any], answer: Any) -> tuple[str, float]:
-    """Equal; or else parted at a token where the two likeliest are as good as equal."""
+    """Return whether the texts are equal, or differ first at a token whose two best choices are a tie."""
     text = "".join(choice["delta"].get("content") or "" for event in told for choice in event["choices"])
     whole = answer["choices"][0]["message"]["content"]
     if text == whole and told[-1]["usage"] == answer["usage"]:

@@ -1,10 +1,10 @@
-"""What a sweep of rank, learning rate and seed can tell: docs/sweep, made and told.
+"""Make docs/sweep: a sweep of rank, learning rate and seed, and what it shows.
 
     .venv/trainer/bin/python bench/sweep.py --data FOLDER --artifacts DIRECTORY
 
-Runs the arms of docs/sweep/config.yaml that DIRECTORY does not hold finished (that takes a GPU), then
-writes docs/sweep: results.json, index.html, and rows.npz with every arm's loss on every validation row.
-Prints how much ranks differ at each learning rate, and learning rates at each rank.
+The program runs the arms of docs/sweep/config.yaml that DIRECTORY does not hold finished (this needs a
+GPU). Then it writes docs/sweep: results.json, index.html, and rows.npz with every arm's loss on every
+validation row. It prints how much ranks differ at each learning rate, and learning rates at each rank.
 """
 
 import argparse

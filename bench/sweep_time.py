@@ -1,12 +1,13 @@
-"""How long does a sweep take: 4 ranks, 500 steps of about 8 rows each, on a 3B model?
+"""Measure how long a sweep takes: 4 ranks, 500 steps of about 8 rows each, on a 3B model.
 
     python bench/sweep_time.py                       # the compiled engine in bf16, two arms at once
     python bench/sweep_time.py --quantization fp8 --parallel 3
 
-Random weights of the Llama-3.2-3B shape and made rows (both as in bench/engines.py), so the speed is right
-and the losses mean nothing. Everything is counted from the start of `python -m trainer sweep` to its end:
-data, four processes with their start-up and compilation, training, validation and the page. Without a GPU
-it runs a model of the 135M shape for 3 steps, to show that it works. Writes bench/results/sweep-<card>.json.
+Weights of the Llama-3.2-3B shape are random and rows are generated (both as in bench/engines.py), so the
+speed is valid and the losses mean nothing. The time runs from the start of `python -m trainer sweep` to its
+end: data, four processes with their start-up and compilation, training, validation and the page. Without a
+GPU it runs a model of the 135M shape for 3 steps, to show that it works. The program writes
+bench/results/sweep-<card>.json.
 """
 
 import argparse
@@ -74,7 +75,7 @@ def arms(artifacts: Path) -> list[dict[str, Any]]:
 
 
 def make_rows() -> None:
-    """As many rows as a run of STEPS sees, of TOKENS_A_STEP / ROWS_A_STEP words on average."""
+    """Write as many rows as a run of STEPS sees, of TOKENS_A_STEP / ROWS_A_STEP words on average."""
     rng = random.Random(2)
     with ROWS.open("w") as file:
         for _ in range(STEPS * ROWS_A_STEP * 10 // 9):  # a tenth is held out

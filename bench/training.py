@@ -1,14 +1,15 @@
-"""How fast do the engines train, beside the peers installed here? Tokens a second, memory, loss.
+"""Compare the engines' training speed with that of the peers installed here: tokens a second, memory, loss.
 
     python bench/training.py                          # every path that can run here; writes bench/results
     python bench/training.py --paths trl compiled-fp32 --repeats 5
-    python bench/training.py --paths trl --repeats 1 --add       # beside what was kept of other paths
+    python bench/training.py --paths trl --repeats 1 --add       # keep the results of other paths
 
-On a GPU: a random-weight model of the Llama-3.2-3B shape, bfloat16, rank 32, rows of log-normal length
-(mean about 500 tokens, at most 2,048) packed to 16,384 a step. Without one: the real 135M model in fp32
-on the quickstart's rows, packed to 256 a step. Each path is a process of its own, the paths take turns, and
-only tokens of rows count, no filling. `trl` and `unsloth` are SFTTrainer as their users call it, with
-packing; `unsloth-kept` is without gradient checkpointing. The others are this project's engines.
+On a GPU it trains a random-weight model of the Llama-3.2-3B shape in bfloat16 with rank 32, on rows of
+log-normal length (mean about 500 tokens, at most 2,048) packed to 16,384 a step. Without one it trains the
+real 135M model in fp32 on the quickstart's rows, packed to 256 a step. Each path is a separate process, the
+paths take turns, and only the rows' own tokens count, not padding. `trl` and `unsloth` are SFTTrainer with
+packing, as their users call it; `unsloth-kept` has no gradient checkpointing. The others are this project's
+engines.
 """
 
 import argparse
@@ -35,12 +36,12 @@ PATHS = {
     "cpu": ("trl", "plain-fp32", "compiled-fp32"),
 }
 WARM_UP, MEASURED = {"cuda": 4, "cpu": 3}, {"cuda": 12, "cpu": 12}
-LOGGED = 4  # steps whose mean is logged: each time a GPU's work is waited for
+LOGGED = 4  # steps between logs; each log waits for the GPU
 LENGTH = {"cuda": int(os.environ.get("BENCH_LENGTH", "16384")), "cpu": 256}
-ROWS = 4000  # 120 packed rows, of which the last one only is short
+ROWS = 4000  # 120 packed rows, of which only the last is short
 RANK, RATE, SEED = 32, 2e-4, 1
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-PEAK_FLOPS = {"NVIDIA H100 80GB HBM3": 989e12, "NVIDIA H200": 989e12}  # bf16, dense, by NVIDIA's data sheets
+PEAK_FLOPS = {"NVIDIA H100 80GB HBM3": 989e12, "NVIDIA H200": 989e12}  # dense bf16, from NVIDIA's data sheets
 LLAMA_3B = {
     "hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 28, "num_attention_heads": 24,
     "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 128_256,
@@ -77,7 +78,7 @@ def measure(path: str) -> dict[str, Any]:
     """Train WARM_UP + MEASURED steps in this process."""
     device = _device()
     engine, _, precision = path.partition("-")
-    if engine == "unsloth":  # before transformers is imported
+    if engine == "unsloth":  # must be set before transformers is imported
         import unsloth  # noqa: F401
     import torch
     from transformers import TrainerCallback
@@ -90,7 +91,7 @@ def measure(path: str) -> dict[str, Any]:
         def on_step_end(self, *arguments: Any, **more: Any) -> None:
             ends.append(_moment(device))
             if not first_step:
-                _seconds(ends[0], ends[0])  # waits for a GPU
+                _seconds(ends[0], ends[0])  # waits for the GPU
                 first_step.append(time.monotonic() - STARTED)
             if len(ends) == WARM_UP[device] and device == "cuda":
                 torch.cuda.reset_peak_memory_stats()
@@ -158,7 +159,7 @@ def _ours(engine: str, precision: str, base: Path, rows: Any, device: str, steps
 
 
 def _peer(engine: str, variant: str, base: Path, rows: Any, device: str, steps: int, clock: Any) -> Any:
-    """SFTTrainer with its own packing, collator and loss."""
+    """Train with SFTTrainer and its own packing, collator and loss."""
     import torch
 
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
@@ -188,7 +189,7 @@ def _peer(engine: str, variant: str, base: Path, rows: Any, device: str, steps: 
             output_dir=tempfile.mkdtemp(dir=WORK), max_length=LENGTH[device], packing=True,
             packing_strategy="bfd", per_device_train_batch_size=1, gradient_accumulation_steps=1,
             max_steps=steps, learning_rate=RATE, warmup_steps=0,
-            lr_scheduler_type="warmup_stable_decay",  # as ours, so that losses compare
+            lr_scheduler_type="warmup_stable_decay",  # as in ours, so that losses are comparable
             lr_scheduler_kwargs={"num_decay_steps": round(0.2 * steps), "decay_type": "linear"},
             optim="adamw_torch_fused", weight_decay=0.0, bf16=device == "cuda", use_cpu=device == "cpu",
             gradient_checkpointing=device == "cuda" and engine == "trl", save_strategy="no",
@@ -199,7 +200,7 @@ def _peer(engine: str, variant: str, base: Path, rows: Any, device: str, steps: 
 
 
 def _base(device: str) -> Path:
-    """The real 135M model, or random weights of the 3B shape; made once."""
+    """Return the real 135M model, or random weights of the 3B shape, made once."""
     if device == "cpu":
         return _quickstart()[0]
     import torch
@@ -266,7 +267,7 @@ def _run(path: str) -> dict[str, Any]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown, medians over repeats."""
+    """Return a Markdown table of medians over repeats."""
     lines = [
         "| path | tokens/s | share of peak | memory, GiB | first step, s | loss |",
         "|---|---|---|---|---|---|",
@@ -315,7 +316,7 @@ def _write(device: str, rows: list[dict[str, Any]]) -> None:
 
 
 def _moment(device: str) -> Any:
-    """Now, or where a GPU is in its work once it comes to it: nobody waits for that."""
+    """Return the time now, or on a GPU an event in its queue, which nobody waits for."""
     import torch
 
     if device == "cpu":
