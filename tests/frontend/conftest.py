@@ -1,4 +1,4 @@
-"""The page runs with its own folder as root, so the tests import its modules the same way."""
+"""Put the page's folder on the path: the page runs with it as root, so tests import its modules by name."""
 
 import os
 import sys

@@ -26,7 +26,7 @@ def contents(entries: Conversation) -> list[tuple[str, str]]:
     return [(entry["role"], entry["content"]) for entry in entries]
 
 
-def test_json_gives_back_the_same_chat() -> None:
+def test_json_round_trip_gives_the_same_chat() -> None:
     chat = new_chat(ENTRIES)
     chat["rival"] = ENTRIES[:2]
     back = from_text(to_json(chat))
@@ -34,7 +34,7 @@ def test_json_gives_back_the_same_chat() -> None:
     assert back["id"] != chat["id"], "an import stands beside what is there"
 
 
-def test_markdown_gives_back_every_word_whatever_it_looks_like() -> None:
+def test_markdown_round_trip_keeps_every_word_even_if_it_looks_like_markup() -> None:
     assert contents(from_text(to_markdown(new_chat(ENTRIES)))["entries"]) == contents(ENTRIES)
 
 
@@ -53,6 +53,6 @@ def test_training_rows_can_be_imported() -> None:
 @pytest.mark.parametrize(
     "text", ["", "hello", "{", "[]", "{}", '{"messages": [1]}', '{"messages": 3}', "[[]]"]
 )
-def test_a_file_that_is_no_chat_is_refused_in_words(text: str) -> None:
+def test_a_file_without_a_chat_is_refused_with_a_message(text: str) -> None:
     with pytest.raises(FileError, match=r"file"):
         from_text(text)

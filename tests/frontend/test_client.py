@@ -47,7 +47,7 @@ async def test_request_carries_the_key_an_id_and_only_standard_fields() -> None:
     }
 
 
-async def test_the_turns_of_a_conversation_have_one_session_id_that_tells_nothing() -> None:
+async def test_all_turns_of_a_conversation_share_one_session_id_that_reveals_nothing() -> None:
     system, first = Message(role="system", content="Be brief."), QUESTION[0]
     answer, second = Message(role="assistant", content="Yes."), Message(role="user", content="Why?")
     talks = [[first], [first, answer, second], [system, first], [system, first, answer, second], [second]]
@@ -60,7 +60,7 @@ async def test_the_turns_of_a_conversation_have_one_session_id_that_tells_nothin
     assert len(set(ids)) == 4, "by conversation, and by a key of this process"
 
 
-async def test_settings_are_sent_under_openais_names_and_those_unset_are_left_out() -> None:
+async def test_settings_are_sent_under_openais_names_and_unset_ones_are_omitted() -> None:
     sampling = Sampling(0, 8, top_p=0.5, seed=0, stop=("END",))
     assert sampling.body() == {"temperature": 0, "max_tokens": 8, "top_p": 0.5, "seed": 0, "stop": ("END",)}
     assert Sampling(1, 8).body() == {"temperature": 1, "max_tokens": 8}
@@ -90,7 +90,7 @@ async def test_cancelling_before_the_first_token_closes_the_request() -> None:
         ([b"data: <html>\n\n"], Malformed),
     ],
 )
-async def test_stream_that_breaks_off_is_an_error(events: list[bytes], error: type[ApiError]) -> None:
+async def test_a_stream_that_breaks_off_raises_an_error(events: list[bytes], error: type[ApiError]) -> None:
     async with running(FakeApi(events)) as fake:
         with pytest.raises(error):
             await whole(fake.api())
@@ -125,7 +125,7 @@ async def test_status_names_the_model_of_any_openai_server() -> None:
     assert (status.models, status.failure) == ((Model("small-model"),), None)
 
 
-async def test_status_takes_context_and_licence_where_the_api_tells_them() -> None:
+async def test_status_has_context_and_licence_if_the_api_reports_them() -> None:
     told = {"id": "b", "max_model_len": 2048, "licence": "llama3.2"}
     async with running(FakeApi(models=(200, {"data": [{"id": "a"}, told]}))) as fake:
         status = await fake.api().status()
@@ -141,7 +141,7 @@ async def test_status_takes_context_and_licence_where_the_api_tells_them() -> No
     ],
     ids=["a gateway", "finechat's API"],
 )
-async def test_status_tells_why_the_api_is_not_ready(body: dict[str, object]) -> None:
+async def test_status_says_why_the_api_is_not_ready(body: dict[str, object]) -> None:
     async with running(FakeApi(ready=(503, body))) as fake:
         failure = (await fake.api().status()).failure
     assert isinstance(failure, Refused)
@@ -149,19 +149,19 @@ async def test_status_tells_why_the_api_is_not_ready(body: dict[str, object]) ->
 
 
 @pytest.mark.parametrize("body", [{}, {"data": []}, {"data": None}])
-async def test_status_of_something_else_is_malformed(body: dict[str, object]) -> None:
+async def test_status_of_another_kind_of_server_is_malformed(body: dict[str, object]) -> None:
     async with running(FakeApi(models=(200, body))) as fake:
         assert isinstance((await fake.api().status()).failure, Malformed)
 
 
-async def test_many_pages_share_one_look_at_the_api() -> None:
+async def test_many_pages_share_one_status_request() -> None:
     async with running(FakeApi()) as fake:
         api = fake.api()
         await asyncio.gather(*(api.status() for _ in range(50)))
     assert fake.seen == ["/v1/models", "/health/ready"]
 
 
-async def test_log_tells_how_it_went_and_not_what_was_said(
+async def test_log_holds_the_outcome_and_no_text(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.DEBUG)

@@ -48,7 +48,7 @@ def test_no_system_message_without_a_system_prompt() -> None:
     assert for_model(ask([], "hi"), "  ") == [{"role": "user", "content": "hi"}]
 
 
-def test_roles_alternate_for_the_model_whatever_went_unanswered() -> None:
+def test_roles_alternate_for_the_model_even_with_unanswered_questions() -> None:
     conversation = ask(ask(reply(ask(ask([], "lost"), "a"), "b"), "lost too"), "c")
     assert [m["content"] for m in for_model(conversation)] == ["a", "b", "c"]
     assert len(conversation) == 5
@@ -72,18 +72,18 @@ def test_restoring_junk_from_the_browser_gives_an_empty_chat(junk: object) -> No
     assert chat["id"]
 
 
-def test_restoring_gives_back_what_was_kept() -> None:
+def test_restoring_returns_the_stored_chat() -> None:
     chat = Chat(id="a", entries=TWO_TURNS, rival=TWO_TURNS[:1], start=1, at=5.0)
     assert restore(chat) == chat
 
 
-def test_retry_takes_off_the_last_answer_and_only_that() -> None:
+def test_retry_removes_only_the_last_answer() -> None:
     assert reopen(TWO_TURNS) == TWO_TURNS
     assert reopen(reply(TWO_TURNS, "answer")) == TWO_TURNS
     assert reopen([]) == []
 
 
-def test_an_edit_takes_off_what_followed_the_question() -> None:
+def test_an_edit_removes_what_followed_the_question() -> None:
     shown = for_chatbot(TWO_TURNS)
     assert [message["role"] for message in shown] == ["user", "assistant", "assistant", "user"], "a note too"
     assert questions_before(shown, index=3) == 1
@@ -91,7 +91,7 @@ def test_an_edit_takes_off_what_followed_the_question() -> None:
     assert before_question(TWO_TURNS, 0) == []
 
 
-def test_leaving_out_the_oldest_keeps_the_last_question_and_all_that_is_shown() -> None:
+def test_leaving_out_the_oldest_messages_still_sends_the_last_question_and_shows_all() -> None:
     chat = new_chat(TWO_TURNS * 3)
     starts = []
     while later_start(chat) > chat["start"]:
@@ -105,7 +105,7 @@ def test_leaving_out_the_oldest_keeps_the_last_question_and_all_that_is_shown() 
     )
 
 
-def test_an_answer_that_is_still_coming_is_kept_as_cut() -> None:
+def test_an_answer_that_is_still_arriving_is_stored_as_incomplete() -> None:
     kept = cut(reply(TWO_TURNS, "so f"), "Not finished")
     assert is_cut(kept)
     assert restore_entries(kept) == kept
@@ -133,16 +133,16 @@ def test_an_empty_answer_is_no_answer() -> None:
     assert not is_answered(reply(TWO_TURNS, ""))
 
 
-def test_questions_are_shown_word_for_word() -> None:
+def test_questions_are_shown_verbatim() -> None:
     (shown,) = for_chatbot(ask([], "<b>*x*\n\n    $y$ & z"))
     (part,) = shown["content"]
     assert part["text"] == ('<pre class="question">\n&lt;b&gt;*x*\n\n    &#36;y&#36; &amp; z</pre>')
 
 
-def test_markup_in_a_notice_is_shown_not_run() -> None:
+def test_markup_in_a_notice_is_escaped() -> None:
     assert "<script>" not in str(for_chatbot([], "<script>alert(1)</script>"))
 
 
-def test_choices_stand_below_the_last_message() -> None:
+def test_choices_are_below_the_last_message() -> None:
     shown = for_chatbot(TWO_TURNS, "Sorry.", [("Try again", "retry")])
     assert shown[-1]["options"] == [{"label": "Try again", "value": "retry"}]

@@ -36,20 +36,20 @@ async def test_page_is_served_with_its_title_and_without_the_key(client: httpx.A
     assert "sk-secret" not in page.text
 
 
-async def test_elements_that_programs_drive_keep_their_names(client: httpx.AsyncClient) -> None:
+async def test_elements_that_programs_use_keep_their_ids(client: httpx.AsyncClient) -> None:
     page = (await client.get("/")).text
     for name in ("banner", "model", "chatbot", "chat-input", "send", "stop", "new-chat", "chats", "rival"):
         assert f'"elem_id":"{name}"' in page
 
 
-async def test_browser_is_told_to_call_no_other_host(client: httpx.AsyncClient) -> None:
+async def test_the_policy_forbids_calls_to_other_hosts(client: httpx.AsyncClient) -> None:
     policy = (await client.get("/")).headers["content-security-policy"]
     assert "default-src 'self'" in policy
     fetching = [part for part in policy.split("; ") if not part.startswith("frame-ancestors")]
     assert "http" not in "; ".join(fetching)
 
 
-async def test_fonts_are_the_readers_own(client: httpx.AsyncClient) -> None:
+async def test_fonts_are_those_of_the_readers_system(client: httpx.AsyncClient) -> None:
     theme = (await client.get("/theme.css")).text
     assert "system-ui" in theme
     assert "@font-face" not in theme

@@ -48,7 +48,9 @@ def test_a_page_without_an_api_says_what_to_set(monkeypatch: pytest.MonkeyPatch)
         load_settings()
 
 
-def test_a_space_is_told_which_ports_it_can_reach(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_address_that_a_space_cannot_reach_is_refused_with_the_ports_it_can(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("SPACE_ID", "someone/chat")
     with pytest.raises(SettingsError, match=r"FRONTEND_API_URL=.*80, 443, 8080"):
         load_settings()
@@ -56,7 +58,7 @@ def test_a_space_is_told_which_ports_it_can_reach(monkeypatch: pytest.MonkeyPatc
     load_settings()
 
 
-def test_all_wrong_variables_are_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_wrong_variables_are_reported_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FRONTEND_PORT", "abc")
     monkeypatch.setenv("FRONTEND_MAX_TOKENS", "1")
     with pytest.raises(SettingsError, match=r"FRONTEND_PORT.*FRONTEND_MAX_TOKENS"):
@@ -81,7 +83,7 @@ def test_examples_of_another_shape_are_refused(
         load_settings()
 
 
-def test_key_does_not_show_in_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_key_is_not_in_the_repr_of_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FRONTEND_API_KEY", "sk-secret")
     assert "sk-secret" not in repr(load_settings())
 

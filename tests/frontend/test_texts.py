@@ -27,7 +27,7 @@ FAILURES = [
 
 
 @pytest.mark.parametrize(("failure", "parts"), FAILURES)
-def test_every_failure_says_what_is_the_matter_and_what_to_do(failure: ApiError, parts: list[str]) -> None:
+def test_every_failure_says_what_is_wrong_and_what_to_do(failure: ApiError, parts: list[str]) -> None:
     said = texts.explain(failure)
     assert all(part in said for part in parts), said
     assert said.endswith(".")
@@ -47,7 +47,7 @@ def test_every_choice_that_is_offered_has_a_label() -> None:
 
 
 @pytest.mark.parametrize(("wait_s", "part"), [(None, "running"), (12, "in 12 seconds")])
-def test_a_visitor_who_asks_for_too_much_is_told_how_long_to_wait(wait_s: int | None, part: str) -> None:
+def test_a_visitor_over_a_limit_reads_what_to_wait_for(wait_s: int | None, part: str) -> None:
     said = texts.visitor_notice(TooMany("x", wait_s))
     assert part in said and "kept" in said
 
@@ -62,18 +62,18 @@ def test_a_visitor_who_votes_too_often_reads_how_long_to_wait() -> None:
     assert "in 12 seconds" in texts.vote_notice(TooMany("x", 12))
 
 
-def test_remark_tells_length_speed_and_wait() -> None:
+def test_note_has_length_speed_and_wait() -> None:
     answer = Answer(
         "x", prompt_tokens=1200, tokens=11, first_token_s=0.5, last_token_s=1.5, finish_reason="stop"
     )
     assert texts.answer_note(answer) == "11 tokens · 10.0 tokens/s · first after 0.50 s · prompt of 1,200"
 
 
-def test_remark_tells_only_what_is_known() -> None:
+def test_note_has_only_what_is_known() -> None:
     assert texts.answer_note(Answer()) == ""
     one = Answer("x", tokens=1, first_token_s=0.5, last_token_s=0.5)
     assert texts.answer_note(one) == "1 token · first after 0.50 s"
 
 
-def test_remark_says_when_the_length_limit_ended_the_answer() -> None:
+def test_note_says_that_the_length_limit_ended_the_answer() -> None:
     assert texts.answer_note(Answer(finish_reason="length")) == "ended at the length limit"

@@ -20,7 +20,7 @@ async def last_turn(api: Api, question: Question = HI) -> Turn:
     return turns[-1]
 
 
-async def test_whole_answer_ends_the_turn_with_a_remark_and_no_notice() -> None:
+async def test_a_complete_answer_ends_the_turn_with_a_note_and_no_notice() -> None:
     async with running(FakeApi([delta("Hello", "stop"), DONE])) as fake:
         turn = await last_turn(fake.api())
     assert turn.conversation[-1]["content"] == "Hello"
@@ -29,7 +29,7 @@ async def test_whole_answer_ends_the_turn_with_a_remark_and_no_notice() -> None:
     assert (turn.notice, turn.choices) == ("", ())
 
 
-async def test_what_came_before_the_stream_broke_is_kept() -> None:
+async def test_what_arrived_before_the_stream_broke_is_kept() -> None:
     async with running(FakeApi([delta("Half an ans")])) as fake:
         turn = await last_turn(fake.api())
     assert turn.conversation[-1]["content"] == "Half an ans"
@@ -38,7 +38,7 @@ async def test_what_came_before_the_stream_broke_is_kept() -> None:
     assert turn.choices == ("continue", "retry")
 
 
-async def test_going_on_sends_what_there_is_and_adds_to_it() -> None:
+async def test_continuing_sends_the_incomplete_answer_and_appends_to_it() -> None:
     half = Question(QUESTION, "", Sampling(0, 16), prefix="Half an ans")
     async with running(FakeApi([delta("wer", "stop"), DONE])) as fake:
         turn = await last_turn(fake.api(), half)
@@ -50,7 +50,7 @@ async def test_going_on_sends_what_there_is_and_adds_to_it() -> None:
     assert [entry["content"] for entry in turn.conversation] == ["hi", "Half an answer"]
 
 
-async def test_an_answer_that_the_length_limit_ended_can_be_gone_on_with() -> None:
+async def test_an_answer_that_the_length_limit_ended_can_be_continued() -> None:
     async with running(FakeApi([delta("Hello", "length"), DONE])) as fake:
         turn = await last_turn(fake.api())
     assert turn.conversation[-1]["cut"]
@@ -69,7 +69,7 @@ async def test_a_conversation_that_no_longer_fits_offers_a_choice() -> None:
     assert "shorten" not in alone.choices
 
 
-async def test_a_model_that_is_gone_gives_way_to_the_first() -> None:
+async def test_the_first_model_replaces_one_that_is_gone() -> None:
     async with running(FakeApi([delta("Hello", "stop"), DONE])) as fake:
         turns = [turn async for turn in answer(fake.api(), "gone", HI)]
     assert turns[-1].conversation[-1]["model"] == "small-model"
@@ -104,7 +104,7 @@ async def test_a_stop_ends_a_silent_stream_at_once(monkeypatch: pytest.MonkeyPat
         await stopping
 
 
-async def test_the_slower_of_two_does_not_hold_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_slower_of_two_models_does_not_delay_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("turn.HEARTBEAT_S", 3600.0)
     async with running(FakeApi([delta("one", "stop"), DONE])) as one, running(FakeApi(hang=True)) as other:
         turns = together(asyncio.Event(), answer(other.api(), "", HI), answer(one.api(), "", HI))
@@ -122,7 +122,7 @@ async def test_refused_question_is_kept_and_can_be_retried() -> None:
     assert turn.choices == ("retry",)
 
 
-async def test_api_that_is_down_is_told_and_the_question_kept() -> None:
+async def test_an_api_that_is_down_gives_a_notice_and_the_question_is_kept() -> None:
     api = Api("http://127.0.0.1:9")
     turn = await last_turn(api)
     await api.close()
@@ -130,7 +130,7 @@ async def test_api_that_is_down_is_told_and_the_question_kept() -> None:
     assert "does not answer" in turn.notice
 
 
-async def test_silence_gives_turns_so_that_a_closed_page_is_noticed(
+async def test_updates_continue_in_silence_so_that_a_closed_page_is_noticed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("turn.HEARTBEAT_S", 0.1)
@@ -141,6 +141,6 @@ async def test_silence_gives_turns_so_that_a_closed_page_is_noticed(
         await asyncio.wait_for(fake.client_left.wait(), PATIENCE_S)
 
 
-async def test_empty_answer_is_told() -> None:
+async def test_an_empty_answer_gives_a_notice() -> None:
     async with running(FakeApi([delta("", "stop"), DONE])) as fake:
         assert "empty answer" in (await last_turn(fake.api())).notice

@@ -64,7 +64,7 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "votes.jsonl"
 
 
-def test_a_vote_tells_who_answered_what_and_becomes_a_preference_row(path: Path) -> None:
+def test_a_vote_records_models_and_answers_and_becomes_a_preference_row(path: Path) -> None:
     cast(path, "right")
     [vote] = lines(path)
     assert vote.keys() == {
@@ -88,7 +88,7 @@ def test_a_vote_tells_who_answered_what_and_becomes_a_preference_row(path: Path)
     ]
 
 
-def test_one_visitors_votes_can_be_told_from_anothers(path: Path) -> None:
+def test_votes_of_different_visitors_can_be_distinguished(path: Path) -> None:
     for visitor in ("192.0.2.7", "192.0.2.8", "192.0.2.7"):
         cast(path, "left", visitor=visitor)
     first, second, third = (vote["visitor"] for vote in lines(path))
@@ -169,7 +169,7 @@ def test_a_vote_counts_once_in_all_processes_and_after_a_restart(path: Path) -> 
     assert [vote["verdict"] for vote in lines(path)] == ["left"]
 
 
-def test_votes_go_on_in_a_new_file_when_the_operator_has_moved_the_old_one(path: Path) -> None:
+def test_votes_continue_in_a_new_file_after_the_operator_moved_the_old_one(path: Path) -> None:
     file = VoteFile(path)
     chat = with_ballot(file, compared())
     file.cast(chat, "left", "192.0.2.7")
@@ -180,7 +180,7 @@ def test_votes_go_on_in_a_new_file_when_the_operator_has_moved_the_old_one(path:
     assert [vote["verdict"] for vote in lines(path)] == ["right"]
 
 
-def test_the_key_is_for_its_owner_only_and_lasts(path: Path) -> None:
+def test_only_the_owner_can_read_the_key_and_it_survives_a_restart(path: Path) -> None:
     chat = with_ballot(VoteFile(path), compared())
     [key] = path.parent.glob("*.key")
     assert key.stat().st_mode & 0o777 == 0o600
@@ -213,7 +213,7 @@ def test_a_vote_that_the_disk_cannot_hold_leaves_nothing(path: Path) -> None:
     assert path.read_bytes() == before
 
 
-def test_a_line_that_was_cut_off_spoils_no_other_vote(path: Path) -> None:
+def test_an_interrupted_line_does_not_damage_other_votes(path: Path) -> None:
     cast(path, "left")
     path.write_bytes(path.read_bytes() + b'[]\n{}\n{"id": "cut o')
     cast(path, "right")

@@ -1,4 +1,4 @@
-"""A real browser and page processes for the tests: started, driven, and watched."""
+"""Start, drive and watch page processes and a real browser."""
 
 import os
 import subprocess
@@ -30,7 +30,7 @@ expect.set_options(timeout=PATIENCE_S * 1000)
 
 @contextmanager
 def running(command: list[str], url: str, log: Path, **settings: str) -> Iterator[str]:
-    """A process that serves `url`, until the block ends."""
+    """Run a process that serves `url` until the block ends."""
     environment = {"PATH": os.environ["PATH"], "PYTHONDONTWRITEBYTECODE": "1", **settings}
     with log.open("ab") as output:
         process = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
@@ -47,7 +47,7 @@ def running(command: list[str], url: str, log: Path, **settings: str) -> Iterato
 
 
 def page_process(log: Path, api_url: str, port: int = 0, **settings: str) -> Any:
-    """`frontend/app.py` in front of `api_url`, with `settings` as FRONTEND_ variables."""
+    """Run `frontend/app.py` in front of `api_url`, with `settings` as FRONTEND_ variables."""
     port = port or free_port()
     variables = {"FRONTEND_API_URL": api_url, "FRONTEND_PORT": str(port), "FRONTEND_TITLE": "finechat"}
     command = [str(ROOT / ".venv/frontend/bin/python"), str(ROOT / "frontend/app.py")]
@@ -55,7 +55,7 @@ def page_process(log: Path, api_url: str, port: int = 0, **settings: str) -> Any
 
 
 def scripted_api(log: Path, port: int = 0) -> Any:
-    """`scripted_api.py`."""
+    """Run `scripted_api.py`."""
     port = port or free_port()
     command = [sys.executable, str(Path(__file__).with_name("scripted_api.py")), str(port)]
     return running(command, f"http://127.0.0.1:{port}/v1/models", log)
@@ -73,7 +73,7 @@ def _answers(url: str) -> bool:
 
 @contextmanager
 def prefix_proxy(prefix: str, upstream: str) -> Iterator[str]:
-    """A reverse proxy that serves `upstream` below `prefix`, as nginx's `location` does."""
+    """Run a reverse proxy that serves `upstream` below `prefix`, as nginx's `location` does."""
     host = upstream.removeprefix("http://").rstrip("/")
 
     class Proxy(BaseHTTPRequestHandler):
@@ -113,7 +113,7 @@ def prefix_proxy(prefix: str, upstream: str) -> Iterator[str]:
 
 @dataclass
 class Visit:
-    """A page in the browser and what it did that it should not have."""
+    """A page in the browser, and the faults that were seen."""
 
     page: Page
     faults: list[str] = field(default_factory=list)
@@ -138,7 +138,7 @@ class Visit:
         self.page.locator("#chat-input textarea").press("Enter")
 
     def answered(self, count: int, box: str = "#chatbot") -> Locator:
-        """Waits for the end of so many answers; the last one."""
+        """Wait for the end of `count` answers and return the last."""
         expect(self.page.locator(f"{box} .note")).to_have_count(count)
         expect(self.page.locator("#send")).to_be_visible()
         return self.page.locator(f"{box} .bot-row:not(:has(.note, .notice)) [data-testid=bot]").last
@@ -156,7 +156,7 @@ class Visit:
 
 
 def faults_of(page: Page) -> list[str]:
-    """What axe finds, whatever its impact."""
+    """Return all that axe finds, of any impact."""
     from axe_playwright_python.sync_playwright import Axe
 
     found = Axe().run(page).response["violations"]

@@ -1,4 +1,4 @@
-"""An OpenAI-style API over real HTTP, on a free port: answers as it is told, notes what it got."""
+"""An OpenAI-style API over real HTTP on a free port. It answers as a test tells it, and records requests."""
 
 import asyncio
 import json

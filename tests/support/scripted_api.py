@@ -1,4 +1,4 @@
-"""An OpenAI-style API that fails as it is told, over real HTTP: `python scripted_api.py PORT`.
+"""A scripted OpenAI-style API over real HTTP: `python scripted_api.py PORT`.
 
 A question chooses its failure by a word in it ("snap", "limit", "busy", "too long"). POST /state makes every
 request fail: "starting", "draining", "key", or any other text as the reason why the API is not ready. POST

@@ -1,4 +1,4 @@
-"""The page in a real browser: with the real API, and with one that fails as it is told."""
+"""The page in a real browser, with the real API and with a scripted one."""
 
 import json
 import subprocess
@@ -40,14 +40,14 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def scripted(log: Path) -> Iterator[str]:
-    """The address of an API that fails as it is told."""
+    """The address of a scripted API."""
     with scripted_api(log) as models:
         yield models.removesuffix("/v1/models")
 
 
 @pytest.fixture(scope="module")
 def page_url(scripted: str, log: Path) -> Iterator[str]:
-    """A page in front of it."""
+    """A page in front of the scripted API."""
     with page_process(log, scripted, FRONTEND_VOTES=str(log.with_name("votes.jsonl"))) as url:
         yield url
 
@@ -68,7 +68,7 @@ def test_a_person_chats_with_the_real_model(first_up: Up, visit: Visit) -> None:
     expect(page.locator("#meter")).to_contain_text("tokens")
 
 
-def test_stop_ends_the_engines_work_and_the_answer_can_be_gone_on_with(first_up: Up, visit: Visit) -> None:
+def test_stop_ends_the_engines_work_and_the_answer_can_be_continued(first_up: Up, visit: Visit) -> None:
     visit.open(first_up.page_url)
     visit.say("Tell me a very long story.")
     answer = visit.page.locator("#chatbot .bot-row [data-testid=bot]").first
@@ -116,7 +116,7 @@ def test_chats_survive_a_reload_and_a_restart_of_the_page(visit: Visit, scripted
         visit.faults.clear()  # calls to the page while it was away
 
 
-def test_a_turn_is_edited_retried_and_taken_back(visit: Visit, page_url: str) -> None:
+def test_a_turn_can_be_edited_retried_and_undone(visit: Visit, page_url: str) -> None:
     visit.open(page_url)
     page, questions = visit.page, visit.page.locator("#chatbot .user-row")
     for count, text in enumerate(("*one*\n    two", "three"), start=1):
@@ -137,7 +137,7 @@ def test_a_turn_is_edited_retried_and_taken_back(visit: Visit, page_url: str) ->
     expect(page.locator("#chat-input textarea")).to_have_value("<b>four</b>")
 
 
-def test_chats_are_exported_and_imported(visit: Visit, page_url: str, tmp_path: Path) -> None:
+def test_chats_can_be_exported_and_imported(visit: Visit, page_url: str, tmp_path: Path) -> None:
     visit.open(page_url)
     visit.say("Export me")
     answer = visit.answered(1).text_content() or "nothing"
@@ -161,7 +161,9 @@ def test_chats_are_exported_and_imported(visit: Visit, page_url: str, tmp_path: 
     expect(visit.notice).to_contain_text("There is no chat in this file")
 
 
-def test_two_models_are_compared_and_the_vote_trains(visit: Visit, page_url: str, log: Path) -> None:
+def test_two_models_are_compared_and_the_vote_becomes_a_training_row(
+    visit: Visit, page_url: str, log: Path
+) -> None:
     visit.open(page_url)
     page = visit.page
     page.locator("#comparing input").check()
@@ -234,7 +236,7 @@ def test_settings_are_sent_and_survive_a_reload(visit: Visit, page_url: str, scr
     assert sent == {"temperature": 0.25, "top_p": 0.9, "max_tokens": 64, "seed": 7, "stop": ["END"]}
 
 
-def test_what_goes_wrong_is_told_and_can_be_mended(visit: Visit, page_url: str, scripted: str) -> None:
+def test_the_reader_sees_what_went_wrong_and_can_recover(visit: Visit, page_url: str, scripted: str) -> None:
     visit.open(page_url)
     page = visit.page
     visit.say("snap")
@@ -261,7 +263,7 @@ def test_what_goes_wrong_is_told_and_can_be_mended(visit: Visit, page_url: str, 
     visit.answered(3)
 
 
-def test_an_api_that_goes_down_and_comes_back_needs_no_reload(visit: Visit, log: Path) -> None:
+def test_no_reload_is_needed_when_the_api_goes_down_and_returns(visit: Visit, log: Path) -> None:
     port = free_port()
     with page_process(log, f"http://127.0.0.1:{port}") as url:
         visit.page.goto(url)
@@ -276,7 +278,7 @@ def test_an_api_that_goes_down_and_comes_back_needs_no_reload(visit: Visit, log:
             visit.answered(1)
 
 
-def test_the_page_works_below_a_prefix_and_holds_a_visitor_to_the_limits(
+def test_the_page_works_below_a_prefix_and_enforces_the_visitors_limits(
     visit: Visit, scripted: str, log: Path
 ) -> None:
     settings: dict[str, Any] = {"FRONTEND_ROOT_PATH": "/chat", "FRONTEND_VISITOR_MESSAGES_PER_MINUTE": "1"}
@@ -305,11 +307,11 @@ def test_everything_can_be_done_with_the_keyboard(visit: Visit, page_url: str) -
 
 
 @pytest.mark.parametrize(
-    ("look", "dark", "viewport"),
+    ("appearance", "dark", "viewport"),
     [("light", False, DESKTOP), ("dark", True, DESKTOP), ("phone", False, PHONE)],
 )
-def test_axe_finds_nothing_and_nothing_is_clipped(
-    browser: Browser, page_url: str, look: str, dark: bool, viewport: ViewportSize
+def test_axe_finds_no_fault_and_nothing_is_clipped(
+    browser: Browser, page_url: str, appearance: str, dark: bool, viewport: ViewportSize
 ) -> None:
     context = browser.new_context(viewport=viewport, color_scheme="dark" if dark else "light")
     visit = Visit(context.new_page())
@@ -320,7 +322,7 @@ def test_axe_finds_nothing_and_nothing_is_clipped(
     visit.answered(1)
     visit.say("snap")
     expect(visit.notice).to_be_visible()
-    page.screenshot(path=SCREENSHOTS / f"{look}.png")
+    page.screenshot(path=SCREENSHOTS / f"{appearance}.png")
     faults += faults_of(page)
     for card in ("#settings", "#more"):
         page.locator(f"{card} > button").click()

@@ -1,4 +1,4 @@
-"""What the page tells its reader about a real API that limits, drains, is gone and comes back."""
+"""What the page says about a real API that limits, drains, stops and returns."""
 
 import json
 import signal
@@ -24,7 +24,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def limited_key(folder: Path) -> str:
-    """A key that may ask once in a minute."""
+    """A key with a limit of one request a minute."""
     create = [str(PYTHON), "-m", "api", "keys", "create", "limited", "--requests-per-minute", "1"]
     settings = {"API_KEYS_FILE": str(folder / "keys.json"), "PATH": "/usr/bin"}
     made = subprocess.run(create, cwd=ROOT, env=settings, capture_output=True, text=True, check=True)
@@ -47,7 +47,7 @@ def api(folder: Path, limited_key: str, first_up: Up) -> Iterator[Service]:
         service.stop()
 
 
-def test_a_limit_is_told_with_the_seconds_to_wait(
+def test_the_page_says_how_long_a_limit_lasts(
     visit: Visit, api: Service, limited_key: str, folder: Path
 ) -> None:
     with page_process(folder / "page.log", api.url, FRONTEND_API_KEY=limited_key) as url:
@@ -59,16 +59,16 @@ def test_a_limit_is_told_with_the_seconds_to_wait(
         expect(visit.notice).to_contain_text("seconds. Your message is kept.")
 
 
-def test_a_key_that_is_refused_is_told(visit: Visit, api: Service, folder: Path) -> None:
+def test_the_page_says_that_its_key_is_refused(visit: Visit, api: Service, folder: Path) -> None:
     with page_process(folder / "page.log", api.url, FRONTEND_API_KEY="a-key-that-nobody-made") as url:
         visit.page.goto(url)
         expect(visit.page.locator("#banner")).to_contain_text("refused this page's key")
 
 
-def test_draining_stopping_and_starting_again_are_told_and_need_no_reload(
+def test_the_page_reports_draining_stopping_and_restarting_without_a_reload(
     visit: Visit, api: Service, folder: Path
 ) -> None:
-    """The stream that runs is cut when the time to drain is over, and what came stays.
+    """The running stream is cut when the drain ends, and what arrived stays.
 
     The engine is frozen after its first words, so that no machine is fast enough to finish the answer.
     """
