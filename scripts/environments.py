@@ -1,8 +1,8 @@
-"""What a bare machine lacks: system packages, and one virtual environment for each service.
+"""Install what a bare machine lacks: system packages, and one virtual environment for each service.
 
-Only the standard library. Every function returns at once where nothing is to be done: an environment
-carries a stamp of the lock it was built from, written last, so one that was interrupted is built anew
-(from uv's cache, without downloading again).
+Only the standard library. Every function returns at once if there is nothing to do. An environment carries
+a stamp of the lock that it was built from. The stamp is written last, so an interrupted environment is
+built again (from uv's cache, without a new download).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ OLDEST, NEWEST = (3, 11), (3, 12)
 NEEDED_DISK_GIB = 6
 BENCHMARKS = ROOT / "trainer" / "requirements-benchmarks.txt"
 RAY = ROOT / "trainer" / "requirements-ray.txt"
-# Imported once after installation: it proves that the environment works, and it compiles the modules,
+# Imported once after installation. This proves that the environment works, and it compiles the modules,
 # which would otherwise delay the first start.
 PROOFS = {
     "trainer": "import trl, peft, datasets, gguf",
@@ -38,7 +38,7 @@ PROOFS = {
 
 
 class SetupError(Exception):
-    """One line: what failed, and what to do."""
+    """One line that says what failed and what to do."""
 
 
 def say(line: str) -> None:
@@ -46,7 +46,7 @@ def say(line: str) -> None:
 
 
 def check_python() -> None:
-    """Raises: SetupError unless the interpreter is one that the locks are made for."""
+    """Check that the locks are made for this interpreter. Raises: SetupError."""
     found = sys.version_info[:2]
     if not OLDEST <= found <= NEWEST:
         raise SetupError(
@@ -56,15 +56,15 @@ def check_python() -> None:
 
 
 def has_nvidia_gpu() -> bool:
-    """True if the NVIDIA driver answers."""
+    """Return whether the NVIDIA driver answers."""
     program = shutil.which("nvidia-smi")
     return program is not None and subprocess.run([program, "-L"], capture_output=True).returncode == 0
 
 
 def install_system_packages(*, browser: bool = False) -> None:
-    """Install what is missing through apt, as root or by passwordless sudo.
+    """Install missing packages with apt, as root or by passwordless sudo.
 
-    Raises: SetupError with the exact line to run where that may not be done.
+    Raises: SetupError with the exact line to run if neither is possible.
     """
     missing = _missing_packages(browser)
     if not missing:
@@ -112,7 +112,7 @@ def add(name: str, lock: Path) -> None:
 def build_trainer(profile: str) -> None:
     """Build `.venv/trainer`, with lm-eval if the profile asks for benchmarks. Raises: SetupError.
 
-    A profile that cannot be read is left to the trainer, which says what is wrong with it.
+    If a profile cannot be read, the trainer reports what is wrong with it.
     """
     build("trainer")
     command = [python("trainer"), "-m", "trainer", "run", "--dry-run", "--config", profile]
@@ -122,29 +122,29 @@ def build_trainer(profile: str) -> None:
 
 
 def python(name: str) -> str:
-    """The interpreter of a service's environment."""
+    """Return the interpreter of a service's environment."""
     return str(VENVS / name / "bin" / "python")
 
 
 def service_environment() -> dict[str, str]:
-    """The environment for our processes: compiled modules kept, or every start costs ten seconds."""
+    """Return our processes' environment. It keeps compiled modules, which save ten seconds a start."""
     kept = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
     return {**kept, "PYTHONUNBUFFERED": "1"}
 
 
 def end_with_parent() -> None:
-    """Linux: have the kernel end a child if we are killed ourselves (PR_SET_PDEATHSIG)."""
+    """On Linux, make the kernel end a child if this process is killed (PR_SET_PDEATHSIG)."""
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
 
 def _lock(name: str) -> Path:
-    """Trainer and API have a second lock for NVIDIA machines: Unsloth, and vLLM's other package."""
+    """Return the service's lock; on NVIDIA machines trainer and API have another one."""
     cuda = ROOT / name / "requirements-cuda.txt"
     return cuda if cuda.is_file() and has_nvidia_gpu() else ROOT / name / "requirements.txt"
 
 
 def _changes(lock: Path) -> dict[str, Path]:
-    """The files beside a lock that say which dependencies are left out or taken otherwise."""
+    """Return the files next to a lock that exclude or override dependencies."""
     variant = lock.stem.removeprefix("requirements")
     files = {option: lock.with_name(f"{option}{variant}.txt") for option in ("excludes", "overrides")}
     return {option: file for option, file in files.items() if file.is_file()}
@@ -158,11 +158,11 @@ def _missing_packages(browser: bool) -> list[str]:
     missing = []
     if importlib.util.find_spec("ensurepip") is None:
         missing.append(f"python{sys.version_info[0]}.{sys.version_info[1]}-venv")
-    if not has_nvidia_gpu() and not _has_library("libnuma.so.1"):  # vLLM's CPU build links it
+    if not has_nvidia_gpu() and not _has_library("libnuma.so.1"):  # vLLM's CPU build links to it
         missing.append("libnuma1")
     if browser and not shutil.which("chromium"):
         missing += ["chromium", "fonts-dejavu-core"]
-    if browser and not _has_library("libatomic.so.1"):  # the node inside Playwright links it
+    if browser and not _has_library("libatomic.so.1"):  # Playwright's node links to it
         missing.append("libatomic1")
     return missing
 
@@ -176,7 +176,7 @@ def _has_library(name: str) -> bool:
 
 
 def _uv() -> Path:
-    """uv, in an environment of its own: it installs a service in seconds from its cache."""
+    """Return uv, installed in an environment of its own; it installs a service in seconds from its cache."""
     tools = VENVS / "tools"
     uv = tools / "bin" / "uv"
     stamp = tools / ".finechat-stamp"
@@ -193,7 +193,7 @@ def _uv() -> Path:
 
 
 def _uv_environment() -> dict[str, str]:
-    """uv does not read pip's settings; hand over where this machine keeps wheels, if it says."""
+    """Return uv's variables for this machine's wheels, because uv does not read pip's settings."""
     environment = dict(os.environ)
     if links := find_links():
         environment.setdefault("UV_FIND_LINKS", ",".join(links))
@@ -201,7 +201,7 @@ def _uv_environment() -> dict[str, str]:
 
 
 def find_links() -> list[str]:
-    """The folders and pages where this machine keeps wheels, if pip's settings name any."""
+    """Return the folders and pages of wheels that pip's settings name."""
     return (os.environ.get("PIP_FIND_LINKS") or _pip_setting("global.find-links")).split()
 
 
@@ -212,7 +212,7 @@ def _pip_setting(key: str) -> str:
 
 
 def _once(stamp: Path, inputs: Sequence[Path], install: Callable[[], None]) -> None:
-    """Install unless the stamp, written last, says that these very files were installed."""
+    """Install unless the stamp, which is written last, says that exactly these files were installed."""
     digest = hashlib.sha256(sys.version.encode())
     for file in inputs:
         digest.update(file.read_bytes())
@@ -226,7 +226,7 @@ def _once(stamp: Path, inputs: Sequence[Path], install: Callable[[], None]) -> N
     except SetupError as error:
         raise SetupError(
             f"environment {stamp.parent.name} could not be built: {error}. Run the same command "
-            "again: what was downloaded whole is kept"
+            "again: complete downloads are kept"
         ) from None
     stamp.write_text(digest.hexdigest())
     say(f"{label}: ready after {time.monotonic() - begun:.1f} s")

@@ -1,12 +1,12 @@
-"""A Docker Engine with Compose v2 for one command, on a Debian machine, as root, without an image registry.
+"""Run one command with a private Docker Engine and Compose v2, on Debian, as root, without an image registry.
 
-`python scripts/private_engine.py COMMAND...` runs the command with DOCKER_HOST, BASE_IMAGE and UV_FIND_LINKS
-set, which the Compose files read, and OUTSIDE_HOST, which answers on port 80; it ends with the command's exit
-code.
-Debian's packages are unpacked and not installed. The engine, the command and all containers live in network,
-mount and process namespaces of their own, so the kernel ends all of it with this process, however that ends;
-the machine's network, mounts and packages are never touched. The packages and the base image (Debian with
-Python) are kept in .venv/containers; images, containers and volumes are not.
+`python scripts/private_engine.py COMMAND...` sets DOCKER_HOST, BASE_IMAGE and UV_FIND_LINKS, which the
+Compose files read, and OUTSIDE_HOST, which answers on port 80. It exits with the command's exit code.
+
+Debian's packages are unpacked and not installed. The engine, the command and all containers run in their
+own network, mount and process namespaces. The kernel therefore ends all of them with this process, however
+it ends, and the machine's network, mounts and packages are never touched. The packages and the base image
+(Debian with Python) are kept in .venv/containers; images, containers and volumes are not.
 """
 
 from __future__ import annotations
@@ -24,28 +24,28 @@ from urllib.parse import urlsplit
 
 from environments import VENVS, SetupError, end_with_parent, find_links, say
 
-KEPT = VENVS.resolve() / "containers"  # runc refuses a root file system behind a link
+KEPT = VENVS.resolve() / "containers"  # runc refuses a root file system behind a symbolic link
 ROOTFS, BASE, ENGINE = KEPT / "root", KEPT / "base.tar", KEPT / "engine"
 BASE_IMAGE = "python:3.11-slim-bookworm"
 RELEASE, COMPOSE_RELEASE = "bookworm", "trixie"
-# bookworm's own engine has only Compose v1; these three need nothing else of trixie.
+# Bookworm's own engine has only Compose v1. These three packages need nothing else from trixie.
 NEWER = ("docker.io", "docker-cli", "docker-compose", "docker-buildx")
 PACKAGES = (*NEWER, "containerd", "debootstrap", "iptables", "runc", "slirp4netns", "tini")
 UNSHARE = ("unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
 INSIDE = "--inside"
 T = TypeVar("T")
-# What this machine needs to reach its package index goes into the base image, and into nothing else.
+# What this machine needs to reach its package index goes only into the base image.
 INDEX_SETTINGS = ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "UV_DEFAULT_INDEX", "UV_INDEX",
                   "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")  # fmt: skip
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
-CERTIFICATES_INSIDE = Path("/etc/ssl/this-machine.crt")  # a name that no package writes again
+CERTIFICATES_INSIDE = Path("/etc/ssl/this-machine.crt")  # a file name that no package overwrites
 BRIDGE, WHEELS_PORT, CGROUP = "172.31.0.1", 3141, "finechat-test"
 MIN_FREE_GIB = 30
 
 
 def why_not() -> str | None:
-    """What keeps this machine from running an engine, or None."""
+    """Return why this machine cannot run an engine, or None."""
     if os.geteuid() != 0:
         return "it needs root"
     if f"VERSION_CODENAME={RELEASE}" not in Path("/etc/os-release").read_text():
@@ -57,7 +57,7 @@ def why_not() -> str | None:
 
 
 def main(command: Sequence[str]) -> int:
-    """Run the command beside an engine; its exit code. Raises: SetupError."""
+    """Run the command with an engine and return its exit code. Raises: SetupError."""
     if problem := why_not():
         raise SetupError(f"a private container engine cannot run here: {problem}")
     KEPT.mkdir(parents=True, exist_ok=True)
@@ -94,14 +94,14 @@ def main(command: Sequence[str]) -> int:
 
 
 def _first_of(space: subprocess.Popen[bytes]) -> str:
-    """The process that unshare has begun in the new namespaces."""
+    """Return the process that unshare has started in the new namespaces."""
     children = Path(f"/proc/{space.pid}/task/{space.pid}/children")
     found = _wait("the namespaces", lambda: children.read_text().split())
     return found[0]
 
 
 def _unpack(root: Path) -> None:
-    """Debian's packages, downloaded by an apt with lists and pins of its own, into `root`."""
+    """Download Debian's packages into `root`, with separate lists and pins for apt."""
     sources = [f"deb [signed-by={KEYRING}] {_mirror()} {r} main\n" for r in (RELEASE, COMPOSE_RELEASE)]
     apt = KEPT / "apt"
     for folder in ("lists/partial", "archives/partial"):
@@ -125,22 +125,22 @@ def _unpack(root: Path) -> None:
     _must([*command, "install", "--download-only", "--reinstall", "--no-install-recommends", *PACKAGES])
     for package in sorted((apt / "archives").glob("*.deb")):
         _must(["dpkg-deb", "--extract", str(package), str(root)])
-    for name in ("iptables", "ip6tables"):  # which update-alternatives would have made
+    for name in ("iptables", "ip6tables"):  # update-alternatives would have made this link
         (root / "usr/sbin" / name).symlink_to("xtables-nft-multi")
     shutil.rmtree(apt)
 
 
 def _mirror() -> str:
-    """Where this machine has its Debian packages from."""
+    """Return the source of this machine's Debian packages."""
     told = _must(["apt-get", "indextargets", "--format", "$(CODENAME) $(COMPONENT) $(REPO_URI)"])
     places = [line.split()[2] for line in told.splitlines() if line.startswith(f"{RELEASE} main ")]
     if not places:
-        raise SetupError(f"apt knows no source of Debian {RELEASE} main")
+        raise SetupError(f"apt has no source of Debian {RELEASE} main")
     return places[0]
 
 
 def _inside(command: Sequence[str]) -> int:
-    """In the new namespaces: the packages over /usr, the engine, the base image, the command."""
+    """In the new namespaces, mount the packages over /usr, start the engine and run the command."""
     _must(["mount", "-t", "overlay", "overlay", "-o", f"lowerdir={ROOTFS}/usr:/usr", "/usr"])
     _must(["ip", "link", "set", "lo", "up"])
     os.environ["PATH"] = "/usr/sbin:/usr/bin:/sbin:/bin:" + os.environ["PATH"]
@@ -173,7 +173,7 @@ def _inside(command: Sequence[str]) -> int:
 
 
 def _make_base(tar: Path) -> None:
-    """A small Debian with Python as a tar, which is what the official Python image amounts to."""
+    """Make a tar of a small Debian with Python, which stands in for the official Python image."""
     system = KEPT / "base"
     system.mkdir(exist_ok=True)
     _must(["mount", "-t", "tmpfs", "tmpfs", str(system)])
@@ -196,7 +196,7 @@ def _index_settings() -> dict[str, str]:
 
 
 def _serve_wheels() -> str:
-    """A page with this machine's own wheels that builds can read, or an empty string."""
+    """Return a page with this machine's own wheels that builds can read, or an empty string."""
     places = find_links()
     if not places or not Path(places[0]).is_dir():
         return places[0] if places else ""
@@ -217,7 +217,7 @@ def _remove_traces() -> None:
 
 
 def _once(path: Path, make: Callable[[Path], None]) -> None:
-    """Make `path` unless it is there; whole or not at all."""
+    """Make `path` unless it exists, completely or not at all."""
     if path.exists():
         return
     say(f"   container engine: making {path.name}")

@@ -1,4 +1,4 @@
-"""Processes that end as a whole: each is started in a session of its own, so its tree can be ended."""
+"""Start processes, each in its own session, so that its whole tree can be ended."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ STOP_WITHIN_S = 8
 
 
 class Children:
-    """The processes we started."""
+    """The processes that this program started."""
 
     def __init__(self) -> None:
         self._running: list[subprocess.Popen[bytes]] = []
@@ -23,7 +23,7 @@ class Children:
     def start(
         self, command: list[str], environment: dict[str, str], log: Path | None = None
     ) -> subprocess.Popen[bytes]:
-        """Start a process from the project's folder. log: a file for its output, or our own."""
+        """Start a process in the project's folder. log: a file for its output; None: our own output."""
         output = log.open("wb") if log else None
         process = subprocess.Popen(
             command,
@@ -39,9 +39,9 @@ class Children:
         return process
 
     def stop(self) -> None:
-        """SIGTERM to every process, SIGKILL to what is left of its group after STOP_WITHIN_S.
+        """Send SIGTERM to every process, and SIGKILL to what is left of its group after STOP_WITHIN_S.
 
-        Not SIGTERM to the group: the API drains its streams, which its engine must live to see.
+        The group gets no SIGTERM: the API drains its streams, and needs its engine until then.
         """
         for process in self._running:
             process.terminate()

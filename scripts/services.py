@@ -1,4 +1,4 @@
-"""The API and the page as `make up` runs them: their settings, start, readiness and end."""
+"""Start the API and the page for `make up`, wait until they are ready, and watch them."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Settings:
 
 
 def check_ports(settings: Settings) -> None:
-    """Raises: SetupError naming the port that is taken."""
+    """Check that the ports are free. Raises: SetupError naming a port that is not."""
     if settings.api_port == settings.page_port:
         raise SetupError(f"API_PORT and FRONTEND_PORT are both {settings.api_port}; change one")
     for name, port in (("API_PORT", settings.api_port), ("FRONTEND_PORT", settings.page_port)):
@@ -56,7 +56,7 @@ def check_ports(settings: Settings) -> None:
 
 
 def start_api(settings: Settings, children: Children) -> subprocess.Popen[bytes]:
-    """The API, over the current model."""
+    """Start the API with the current model."""
     environment = {
         **service_environment(),
         "ARTIFACTS_DIR": str(settings.artifacts),
@@ -66,7 +66,7 @@ def start_api(settings: Settings, children: Children) -> subprocess.Popen[bytes]
 
 
 def start_page(settings: Settings, children: Children) -> subprocess.Popen[bytes]:
-    """The page; FRONTEND_* variables of the user win over its title, intro and examples."""
+    """Start the page. The user's FRONTEND_* variables override its title, intro and examples."""
     environment = {
         "FRONTEND_TITLE": "finechat",
         "FRONTEND_INTRO": _current(settings, "manifest.json")["description"],
@@ -83,7 +83,7 @@ def start_page(settings: Settings, children: Children) -> subprocess.Popen[bytes
 
 
 def _write_examples(settings: Settings) -> Path:
-    """Held-out prompts for the page to offer."""
+    """Write held-out prompts for the page to offer."""
     samples = _current(settings, "samples.json")
     examples = [{"title": title_of(s["reference"]), "prompt": s["prompt"]} for s in samples]
     path = settings.artifacts / "examples.json"
@@ -92,7 +92,7 @@ def _write_examples(settings: Settings) -> Path:
 
 
 def title_of(reference: str) -> str:
-    """The first line of an answer that says anything, without its Markdown heading."""
+    """Return the first line of an answer that has text, without its Markdown heading."""
     lines = (line.strip("# ")[:60].strip() for line in reference.splitlines())
     return next((line for line in lines if line), "Example")
 
@@ -108,13 +108,13 @@ def wait_until_ready(url: str, process: subprocess.Popen[bytes], name: str, sett
                 if response.status == 200:
                     say(f"   {name}: answers at {url}")
                     return
-        except OSError:  # URLError is one
+        except OSError:  # URLError is an OSError
             time.sleep(0.2)
     raise SetupError(f"the {name} was not ready after {READY_WITHIN_S} s; see {_log(settings, name)}")
 
 
 def first_token_s(settings: Settings, begun: float) -> float:
-    """Stream one short answer; seconds from the start of `make up` to its first token."""
+    """Stream one short answer; return the seconds from the start of `make up` to its first token."""
     headers = {"Content-Type": "application/json", **_authorization(settings)}
     body = {**example_request(settings), "max_tokens": 8}
     request = urllib.request.Request(
@@ -131,13 +131,13 @@ def first_token_s(settings: Settings, begun: float) -> float:
 
 
 def example_request(settings: Settings) -> dict[str, Any]:
-    """A chat request with the held-out prompt that is shown as an example."""
+    """Return a chat request with the held-out prompt that the page shows as an example."""
     messages = [{"role": "user", "content": sample_of(settings)["prompt"]}]
     return {"model": _current(settings, "manifest.json")["name"], "messages": messages, "stream": True}
 
 
 def watch(services: dict[str, subprocess.Popen[bytes]], settings: Settings) -> None:
-    """Stay until a service ends or the API says that its engine is dead. Raises: SetupError."""
+    """Wait until a service ends or the API reports that its engine is dead. Raises: SetupError."""
     while True:
         for name, process in services.items():
             if process.poll() is not None:
@@ -147,17 +147,17 @@ def watch(services: dict[str, subprocess.Popen[bytes]], settings: Settings) -> N
         except urllib.error.HTTPError:
             raise SetupError(f"the API's engine has failed (log: {_log(settings, 'API')})") from None
         except OSError:
-            pass  # too busy to answer in time, or ending: the next look tells
+            pass  # too busy to answer in time, or ending: the next check will show
         time.sleep(WATCH_EVERY_S)
 
 
 def _current(settings: Settings, file: str) -> Any:
-    """A JSON file of the model that is current."""
+    """Return a JSON file of the current model."""
     return json.loads((settings.artifacts / "models" / "current" / file).read_text(encoding="utf-8"))
 
 
 def sample_of(settings: Settings) -> Any:
-    """The longest sample that fine-tuning made right, or else the first."""
+    """Return the longest sample that only fine-tuning made right, or else the first one."""
     samples = _current(settings, "samples.json")
     mended = [s for s in samples if s["tuned"] == s["reference"] != s["base"]]
     return max(mended, key=lambda s: len(s["reference"]), default=samples[0])

@@ -1,4 +1,4 @@
-"""`make setup`: the system packages and the three environments, and nothing else."""
+"""`make setup`: install the system packages and the three environments."""
 
 import sys
 

@@ -1,7 +1,8 @@
-"""`make up`: from a bare machine to a chat page over a model that was fine-tuned here.
+"""`make up`: take a bare machine to a chat page with a model that was fine-tuned on it.
 
-Set up, train, serve; what is finished is skipped. Stays in the foreground: Ctrl-C or SIGTERM ends
-every process it started within ten seconds. Settings are environment variables, listed in README.md.
+The steps are: set up, train, serve. Finished work is skipped. The program stays in the foreground; Ctrl-C
+or SIGTERM ends every process that it started within ten seconds. Settings are environment variables, listed
+in README.md.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ STEPS = ("system", "environments", "model", "services")
 
 
 def main() -> int:
-    """Run the steps; 0 after a stop that was asked for, 1 after a problem told in one line."""
+    """Run the steps. Return 0 after a requested stop, 1 after a problem that one line describes."""
     begun = time.monotonic()
     children = Children()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -69,7 +70,7 @@ def _up(settings: Settings, children: Children, begun: float) -> None:
     pool = ThreadPoolExecutor(1)
     with _Step("environments", "one for each service, kept in .venv"):
         build_trainer(settings.profile)
-        # The other two are built while the model trains: they are mostly download and disk.
+        # The other two are built while the model trains, because they mostly wait for network and disk.
         others = [pool.submit(build, name) for name in ("api", "frontend")]
         pool.shutdown(wait=False)
     with _Step("model", f"profile {settings.profile}, into {settings.artifacts}"):
@@ -101,7 +102,7 @@ def _wait_for(others: list[Future[None]]) -> None:
 
 
 def _show_sample(settings: Settings) -> None:
-    """One held-out answer before and after fine-tuning, as the evaluation recorded it."""
+    """Print one held-out answer before and after fine-tuning, as the evaluation recorded it."""
     sample = sample_of(settings)
     for title, text in (
         ("A prompt that it was never trained on", sample["prompt"]),
@@ -126,7 +127,7 @@ def _say_where(settings: Settings, first_token_after_s: float) -> None:
 
 
 class _Step:
-    """One line when a step begins and one when it ends, with what is left."""
+    """Print a line when a step begins and one when it ends, with the steps that are left."""
 
     def __init__(self, name: str, what: str) -> None:
         self._place = STEPS.index(name) + 1
@@ -150,4 +151,4 @@ def _interrupt(number: int, frame: object) -> None:
 if __name__ == "__main__":
     code = main()
     sys.stdout.flush()
-    os._exit(code)  # not SystemExit: that would wait for an installation in the background
+    os._exit(code)  # not SystemExit, which would wait for an installation in the background

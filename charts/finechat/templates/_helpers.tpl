@@ -17,8 +17,8 @@ labels:
 {{/* For every pod: user 1000 as in the Dockerfiles, and no access to Kubernetes. */}}
 {{- define "finechat.pod" -}}
 automountServiceAccountToken: false
-enableServiceLinks: false # API_PORT=tcp://... of a Service named api would be read as a setting
-shareProcessNamespace: true # so that orphans are reaped, as by Docker's init
+enableServiceLinks: false # otherwise a Service named api would set API_PORT=tcp://..., which is a setting
+shareProcessNamespace: true # so that orphaned processes are reaped, as Docker's init does
 securityContext:
   runAsNonRoot: true
   runAsUser: 1000
