@@ -175,7 +175,7 @@ def _has_library(name: str) -> bool:
     return True
 
 
-def _uv() -> Path:
+def uv() -> Path:
     """Return uv, installed in an environment of its own; it installs a service in seconds from its cache."""
     tools = VENVS / "tools"
     uv = tools / "bin" / "uv"
@@ -233,7 +233,7 @@ def _once(stamp: Path, inputs: Sequence[Path], install: Callable[[], None]) -> N
 
 
 def _run_uv(arguments: list[str]) -> None:
-    done = _run([str(_uv()), *arguments], env=_uv_environment())
+    done = _run([str(uv()), *arguments], env=_uv_environment())
     if done.returncode != 0:
         raise SetupError(_last_line(done))
 

@@ -1,4 +1,4 @@
-"""All three services together. Tests run in this order: the first start trains, the last one restarts."""
+"""All three services together, from the first start, which trains, to a stop that leaves nothing behind."""
 
 import contextlib
 import json
@@ -201,18 +201,6 @@ def test_a_killed_engine_is_told_to_streams_and_readers_and_started_again(first_
     expect(visit.page.locator("#chatbot .note")).to_contain_text("Stopped")
 
 
-def test_stopping_ends_every_process(first_up: Up) -> None:
-    first_up.stop()
-    artifacts = str(first_up.artifacts).encode()
-    left = [
-        process.parent.name for process in Path("/proc").glob("[0-9]*/environ") if artifacts in _read(process)
-    ]
-    assert left == [], "processes outlived make up"
-    for url in (first_up.api_url, first_up.page_url):
-        with pytest.raises(urllib.error.URLError):
-            get(url)
-
-
 def is_ready(up: Up) -> bool:
     with contextlib.suppress(urllib.error.HTTPError):
         return get(f"{up.api_url}/health/ready")[0] == 200
@@ -226,9 +214,7 @@ def _read(path: Path) -> bytes:
         return b""
 
 
-def test_second_start_trains_nothing_is_sooner_ready_and_asks_for_the_key(
-    first_up: Up, tmp_path: Path
-) -> None:
+def test_a_second_start_trains_nothing_asks_for_the_key_and_stops_whole(first_up: Up, tmp_path: Path) -> None:
     key = "a-key-for-this-test-only"
     up = start(tmp_path, first_up.artifacts, API_KEY=key)
     try:
@@ -247,6 +233,12 @@ def test_second_start_trains_nothing_is_sooner_ready_and_asks_for_the_key(
             client(up, "wrong").chat.completions.create(**question)
     finally:
         up.stop()
+    own = f"API_PORT={up.api_url.rpartition(':')[2]}".encode()
+    left = [file.parent.name for file in Path("/proc").glob("[0-9]*/environ") if own in _read(file)]
+    assert left == [], "processes outlived make up"
+    for url in (up.api_url, up.page_url):
+        with pytest.raises(urllib.error.URLError):
+            get(url)
 
 
 @pytest.mark.parametrize("name", ["API_PORT", "FRONTEND_PORT"])
