@@ -146,23 +146,13 @@ class TurnEvents:
         inputs: Update,
         stop: asyncio.Event,
     ) -> AsyncGenerator[Update, None]:
-        ui, names = (
-            self._ui,
-            {"entries": inputs[self._ui.model], "rival": inputs[self._ui.rival_model]},
-        )
-        streams, coming, saved_at = [], set(sides), time.monotonic()
+        ui, coming, saved_at = self._ui, set(sides), time.monotonic()
         votable = sides == list(SIDES) and not any(conversations.is_answered(open_chat[s]) for s in sides)
         shown = {
             box: conversations.for_chatbot(open_chat[side], start=open_chat["start"])
             for side, box in zip(SIDES, ui.chatbots, strict=True)
         }
-        for side in sides:
-            asked = conversations.reopen(open_chat[side])
-            begun = open_chat[side][-1]["content"] if conversations.is_answered(open_chat[side]) else ""
-            question = turn.Question(
-                asked, inputs[ui.controls[0]], self._sampling(inputs), open_chat["start"], begun
-            )
-            streams.append(turn.answer(self._api, str(names[side]), question))
+        streams = [self._stream(open_chat, side, inputs) for side in sides]
         async with aclosing(turn.together(stop, *streams)) as turns:
             async for place, latest in turns:
                 side = sides[place]
@@ -184,6 +174,21 @@ class TurnEvents:
                 yield update
         if coming:
             yield self._stopped(open_chat, coming)
+
+    def _stream(
+        self, open_chat: Chat, side: conversations.Side, inputs: Update
+    ) -> AsyncGenerator[turn.Turn, None]:
+        """Ask one side's model the open question, or for the rest of its incomplete answer."""
+        conversation = open_chat[side]
+        name = inputs[self._ui.model if side == "entries" else self._ui.rival_model]
+        question = turn.Question(
+            conversations.reopen(conversation),
+            inputs[self._ui.controls[0]],
+            self._sampling(inputs),
+            open_chat["start"],
+            prefix=conversation[-1]["content"] if conversations.is_answered(conversation) else "",
+        )
+        return turn.answer(self._api, str(name), question)
 
     def _issue_ballot(self, open_chat: Chat, inputs: Update) -> None:
         """Allow a vote on two answers that have just come from the API, each whole and from its beginning."""
