@@ -24,19 +24,15 @@ from trainer.fit.run.processes import run_arms as run_here
 from trainer.fit.run.sweep import Sweep, no_result
 from trainer.identity import artifact_id, differences, evaluation_key, made_by, merged_key, older_line
 from trainer.judge.evaluate import evaluate
-from trainer.judge.gates import check_current, failed_gates, shippable
+from trainer.judge.gates import failed_gates, shippable
 from trainer.objective import objective_of
 from trainer.objective.score import mean_score
 from trainer.pages import data_report
 from trainer.pages.evaluation import write_page
 from trainer.progress import Stages, say
+from trainer.ship.manifest import build_manifest
 from trainer.ship.merge import merge
-from trainer.ship.store import (
-    build_manifest,
-    find_finished,
-    make_current,
-    publish,
-)
+from trainer.ship.store import Artifact, find, make_current, publish
 
 MERGE_CHECK = "merge_check.json"
 SAMPLES = "samples.json"
@@ -136,36 +132,36 @@ class Pipeline:
             return
         identifier = artifact_id(self.config, base.sha256, prepared.fingerprint)
         with only_writer(self.models / identifier):
-            if find_finished(self.models, identifier):
+            artifact = find(self.models, identifier)
+            if artifact:
                 for name in STAGES[2:]:
                     self._stages.skipped(name, f"{identifier} is finished")
-                self._describe_older(identifier)
+                self._describe_older(artifact)
             else:
-                self._make(base, prepared, identifier, until)
-            if until == "publish":
-                manifest = read_json(self.models / identifier / "manifest.json")
-                is_current = (self.models / "current").resolve() == (self.models / identifier).resolve()
-                check_current(manifest, self._ship_despite, is_current)
-                make_current(self.models, identifier)
-                for failed in failed_gates(manifest["evaluation"]):
+                artifact = self._make(base, prepared, identifier, until)
+            if artifact and until == "publish":
+                make_current(artifact, self._ship_despite)
+                for failed in failed_gates(artifact.manifest["evaluation"]):
                     say(f"  WARNING: `current` is a model that FAILED its gate {failed}")
 
-    def _make(self, base: BaseModel, prepared: Prepared, identifier: str, until: str) -> None:
+    def _make(self, base: BaseModel, prepared: Prepared, identifier: str, until: str) -> Artifact | None:
+        """Run the stages after `prepare`, up to and with `until`; the last one returns the artifact."""
         setting, selection = self.sweep(base, prepared)
         if until == "sweep":
-            return
+            return None
         winner = self.train(base, prepared, setting)
         if until == "train":
-            return
+            return None
         key = self._merged_key(base, prepared, winner)
         merged = self.artifacts / "merged" / f"{self.config.name}-{key[:8]}"
         with only_writer(merged):  # artifacts that differ in their evaluation share it
             self._merge(base, prepared, winner, merged)
             if until == "merge":
-                return
+                return None
             evaluation = self._evaluate(base, prepared, merged, key, identifier)
-            if until != "evaluate":
-                self._publish(base, prepared, winner, selection, merged, evaluation, identifier)
+            if until == "evaluate":
+                return None
+            return self._publish(base, prepared, winner, selection, merged, evaluation, identifier)
 
     def _publish(
         self,
@@ -176,7 +172,7 @@ class Pipeline:
         merged: Path,
         evaluation: dict[str, Any],
         identifier: str,
-    ) -> None:
+    ) -> Artifact:
         with self._stages.stage("publish", f"write {self.models / identifier}"):
             merge_check = read_json(merged / MERGE_CHECK)
             answers = {name: evaluation.pop(name) for name in ("samples", "side_by_side")}
@@ -185,14 +181,15 @@ class Pipeline:
             manifest = build_manifest(
                 identifier, self.config, base, prepared, winner, selection, merge_check, evaluation
             )
-            publish(merged, self.models / identifier, manifest, self._objective, base.licence_files())
+            files = base.licence_files()
+            return publish(merged, self.models / identifier, manifest, self._objective, files)
 
-    def _describe_older(self, identifier: str) -> None:
-        """Say if other code or packages made the finished artifact, which stays as it is."""
-        packages = read_json(self.models / identifier / "manifest.json")["packages"]
-        now = made_by()
+    def _describe_older(self, artifact: Artifact) -> None:
+        """Print whether other code or packages made the finished artifact, which stays as it is."""
+        packages, now = artifact.manifest["packages"], made_by()
         if differs := differences({name: packages[name] for name in now if name in packages}, now):
-            say(f"  {identifier} was made by {differs}; remove {self.models / identifier} to make it again")
+            where = artifact.directory
+            say(f"  {where.name} was made by {differs}; remove {where} to make it again")
 
     def _merged_key(self, base: BaseModel, prepared: Prepared, winner: Run) -> str:
         place = place_of(self.config, base, prepared.fingerprint, winner.arm, self.artifacts)

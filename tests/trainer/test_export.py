@@ -15,7 +15,7 @@ from tests.support.trainer import model_of
 from trainer.cli import main
 from trainer.config import load
 from trainer.identity import config_hash
-from trainer.ship.store import write_manifest
+from trainer.ship.manifest import write_manifest
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "docs/artifact.schema.json").read_text())
 IDENTIFIER = "tiny-00000000"

@@ -12,7 +12,7 @@ from trainer.cli import main
 from trainer.config import load
 from trainer.identity import config_hash
 from trainer.ship import push as push_module
-from trainer.ship.store import find_finished
+from trainer.ship.store import find
 
 LLAMA = ("--set", "name=Llama-tiny", "--set", "base.licence=llama3.2")
 Edit = Callable[[dict[str, Any]], None]
@@ -136,9 +136,15 @@ def test_a_repository_name_that_the_licence_forbids_is_refused(pushed: Any) -> N
         (lambda m: m["merge_check"].update(passed=False), "did not pass its merge check"),
         (lambda m: m["evaluation"].update(override="why not"), "by an override (why not)"),
         (lambda m: m["files"].pop("config.json"), "does not name: config.json"),
-        (lambda m: m["files"]["config.json"].update(sha256="0" * 64), "is not what the manifest recorded"),
-        (lambda m: m["files"].update(gone={"sha256": "0" * 64, "bytes": 0}), "is not what the manifest"),
-        (lambda m: m.update(config_hash="0" * 64), "no artifact of Llama-tiny with configuration"),
+        (
+            lambda m: m["files"]["config.json"].update(sha256="0" * 64),
+            "config.json is missing or altered",
+        ),
+        (
+            lambda m: m["files"].update(gone={"sha256": "0" * 64, "bytes": 0}),
+            "gone is missing or altered",
+        ),
+        (lambda m: m.update(config_hash="0" * 64), "no finished artifact of Llama-tiny with configuration"),
     ],
 )
 def test_an_artifact_that_is_not_proven_is_refused(
@@ -166,7 +172,7 @@ def test_what_the_licence_asks_for_must_be_there(pushed: Any, artifact: Path, na
 
 
 def test_an_artifact_of_an_older_schema_is_not_taken_for_finished(artifact: Path) -> None:
-    assert find_finished(artifact.parent, artifact.name) == artifact
+    assert find(artifact.parent, artifact.name)
     manifest = json.loads((artifact / "manifest.json").read_text())
     (artifact / "manifest.json").write_text(json.dumps({**manifest, "schema_version": 0}))
-    assert find_finished(artifact.parent, artifact.name) is None
+    assert find(artifact.parent, artifact.name) is None

@@ -1,8 +1,8 @@
-"""The verb `export`: a finished artifact in the formats of other servers, `exports/<id>/<format>/`.
+"""The verb `export`: write a finished artifact in the formats of other servers, `exports/<id>/<format>/`.
 
-Every export carries the artifact's manifest with an `export` entry that says how it was made, and the
-artifact's card and licence files. The FP8 one is a model directory under contract 1, which the API can
-serve. What is exported already, from the same artifact and unaltered, is left alone.
+Every export carries the artifact's card and licence files, and its manifest with an `export` entry that
+describes how the export was made. The FP8 export is a model directory under contract 1, which the API can
+serve. An unaltered export of the same artifact is left alone.
 """
 
 import datetime
@@ -13,16 +13,15 @@ from typing import Any
 
 from trainer.base_model import LICENCE_FILES, load_tokenizer
 from trainer.config import RunConfig
-from trainer.errors import ArtifactError
 from trainer.files import only_writer, read_json, require_room, sha256_file, whole_directory
-from trainer.identity import config_hash
 from trainer.progress import Stages
 from trainer.ship.fp8 import write_fp8
 from trainer.ship.gguf_file import Matrices, write_gguf
+from trainer.ship.manifest import MANIFEST, write_manifest
 from trainer.ship.merge import weight_bytes
 from trainer.ship.modelfile import modelfile
 from trainer.ship.stops import stop_tokens
-from trainer.ship.store import first_altered, write_manifest
+from trainer.ship.store import first_altered, newest
 
 METHODS = {
     "gguf-f16": "matrices in float16, vectors in float32",
@@ -33,15 +32,16 @@ METHODS = {
 
 
 def export(config: RunConfig, artifacts: Path, formats: Sequence[str]) -> None:
-    """Write every format that is not there yet. Raises: ArtifactError if there is no whole artifact."""
-    artifact, manifest = find_artifact(config, artifacts / "models")
+    """Write every format that does not exist yet. Raises: ArtifactError if there is no whole artifact."""
+    found = newest(artifacts / "models", config)
+    artifact, manifest = found.directory, found.manifest
     stages = Stages(tuple(formats))
     for name in formats:
         directory = artifacts / "exports" / artifact.name / name
         entry = {
             "format": name,
             "artifact": artifact.name,
-            "artifact_manifest_sha256": sha256_file(artifact / "manifest.json"),
+            "artifact_manifest_sha256": sha256_file(artifact / MANIFEST),
             "method": METHODS[name],
         }
         with only_writer(directory):
@@ -55,32 +55,8 @@ def export(config: RunConfig, artifacts: Path, formats: Sequence[str]) -> None:
                     write_manifest(scratch, _export_manifest(manifest, entry))
 
 
-def find_artifact(config: RunConfig, models: Path) -> tuple[Path, dict[str, Any]]:
-    """The newest artifact of this configuration, and its manifest; all its files are hashed.
-
-    Raises: ArtifactError if there is none, or a file is not as its manifest says.
-    """
-    key = config_hash(config)
-    found = []
-    for path in models.glob("*/manifest.json"):
-        manifest = read_json(path)
-        if not path.parent.is_symlink() and manifest and manifest["config_hash"] == key:
-            found.append((manifest["created_at"], path.parent, manifest))
-    if not found:
-        raise ArtifactError(
-            f"{models} has no finished artifact of {config.name}: make one with `python -m trainer run`"
-        )
-    _, directory, manifest = max(found, key=lambda entry: entry[0])
-    if altered := first_altered(directory, manifest):
-        raise ArtifactError(
-            f"{directory / altered} is missing or altered since it was made; "
-            "`python -m trainer run` makes the artifact again"
-        )
-    return directory, manifest
-
-
 def _is_finished(directory: Path, entry: dict[str, str]) -> bool:
-    manifest = read_json(directory / "manifest.json")
+    manifest = read_json(directory / MANIFEST)
     return bool(manifest and manifest["export"] == entry and not first_altered(directory, manifest))
 
 
@@ -101,7 +77,7 @@ def _write(artifact: Path, manifest: dict[str, Any], name: str, destination: Pat
 
 
 def _export_manifest(manifest: dict[str, Any], entry: dict[str, str]) -> dict[str, Any]:
-    """The artifact's manifest under an id of its own, which is its directory's name where it is served."""
+    """Return the artifact's manifest under an id of its own, the directory's name where it is served."""
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     return {
         **manifest,

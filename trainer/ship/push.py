@@ -1,13 +1,12 @@
-"""`push`: a finished artifact to a model repository of the Hugging Face Hub, shown before it is done.
+"""The verb `push`: upload a finished artifact to a model repository of the Hugging Face Hub.
 
-Without `--upload` it only tells what would go where, and needs neither network nor token. An artifact
-that is not whole, did not pass its checks, or misses what the base's licence asks for is refused both
-ways. It makes the repository and one commit; it never changes the visibility of one that is there.
+Without `--upload` it only prints what would go where, and needs neither network nor token. Both ways it
+refuses an artifact that is not whole, did not pass its checks, or lacks what the base's licence requires. It
+creates the repository and makes one commit; it never changes the visibility of an existing repository.
 """
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HFValidationError
@@ -15,12 +14,11 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from trainer.config import RunConfig
 from trainer.errors import ArtifactError, ConfigError, GateError, MissingError, TrainerError
-from trainer.files import read_json, sha256_file
-from trainer.identity import config_hash
 from trainer.licence import llama_terms, wrong_name
 from trainer.progress import say
+from trainer.ship.manifest import MANIFEST
+from trainer.ship.store import Artifact, newest
 
-MANIFEST = "manifest.json"
 # Weights of an earlier push under other names would be loaded in place of these.
 REPLACED = ["*.safetensors", "*.safetensors.index.json"]
 
@@ -28,15 +26,16 @@ REPLACED = ["*.safetensors", "*.safetensors.index.json"]
 def push(
     config: RunConfig, models: Path, repository: str, private: bool, upload: bool, allow_override: bool
 ) -> None:
-    """Check, tell, and with `upload` upload the newest artifact of this configuration.
+    """Check and print, and with `upload` upload, the newest artifact of this configuration.
 
     repository: OWNER/NAME. allow_override: take one that a person shipped against a failed gate.
 
     Raises: ConfigError, ArtifactError, GateError, MissingError.
     """
     _check_repository(repository, config.base.licence)
-    directory, manifest = newest_artifact(config, models)
-    passed = list(checks(directory, manifest, allow_override))
+    artifact = newest(models, config)
+    directory, manifest = artifact.directory, artifact.manifest
+    passed = list(checks(artifact, allow_override))
     visibility = "private" if private else "public"
     say(f"{manifest['id']} to {repository} ({visibility})")
     sizes = {name: (directory / name).stat().st_size for name in _names(directory)}
@@ -53,24 +52,12 @@ def push(
         say("nothing was uploaded; the same command with --upload does it")
 
 
-def newest_artifact(config: RunConfig, models: Path) -> tuple[Path, dict[str, Any]]:
-    """The directory and manifest of the artifact made last by exactly this configuration."""
-    key = config_hash(config)
-    made = [
-        (path.parent, manifest)
-        for path in models.glob(f"*/{MANIFEST}")
-        if (manifest := read_json(path))
-        and (manifest.get("id"), manifest.get("config_hash")) == (path.parent.name, key)
-    ]
-    if not made:
-        raise ArtifactError(
-            f"{models} holds no artifact of {config.name} with configuration {key[:16]}; make it with `run`"
-        )
-    return max(made, key=lambda pair: str(pair[1]["created_at"]))
+def checks(artifact: Artifact, allow_override: bool) -> Iterator[str]:
+    """Yield each check that a verified artifact passes.
 
-
-def checks(directory: Path, manifest: dict[str, Any], allow_override: bool) -> Iterator[str]:
-    """Yield each check that passed. Raises: GateError or ArtifactError at the first that did not."""
+    Raises: GateError or ArtifactError at the first one that it does not pass.
+    """
+    directory, manifest = artifact.directory, artifact.manifest
     name, evaluation = manifest["id"], manifest["evaluation"]
     override = evaluation.get("override")
     if override and not allow_override:
@@ -81,7 +68,7 @@ def checks(directory: Path, manifest: dict[str, Any], allow_override: bool) -> I
     if manifest["merge_check"]["passed"] is not True:
         raise GateError(f"{name} did not pass its merge check; see {directory / MANIFEST}")
     yield f"merge check over {manifest['merge_check']['positions']} tokens"
-    _check_files(directory, manifest)
+    _check_strays(artifact)
     yield "every file has the SHA-256 of the manifest"
     licence = manifest["base_model"]["licence"]
     _check_licence(directory, licence)
@@ -100,15 +87,12 @@ def _check_repository(repository: str, licence: str) -> None:
         raise ConfigError(f"--to {repository!r}: {problem}")
 
 
-def _check_files(directory: Path, manifest: dict[str, Any]) -> None:
-    known = manifest["files"]
-    strays = sorted(set(_names(directory)) - set(known) - {MANIFEST})
+def _check_strays(artifact: Artifact) -> None:
+    strays = sorted(set(_names(artifact.directory)) - set(artifact.manifest["files"]) - {MANIFEST})
     if strays:
-        raise ArtifactError(f"{directory} holds files that the manifest does not name: {', '.join(strays)}")
-    for name, entry in known.items():
-        file = directory / name
-        if not file.is_file() or sha256_file(file) != entry["sha256"]:
-            raise ArtifactError(f"{file} is not what the manifest recorded; make it again with `run`")
+        raise ArtifactError(
+            f"{artifact.directory} holds files that the manifest does not name: {', '.join(strays)}"
+        )
 
 
 def _check_licence(directory: Path, licence: str) -> None:
@@ -143,8 +127,8 @@ def _upload(directory: Path, identifier: str, repository: str, private: bool) ->
     except TrainerError:
         raise
     except Exception as error:  # the hub's, the network's and the storage's errors share no base
-        told = " ".join(str(error).split())
-        raise ArtifactError(f"upload to {repository} failed ({type(error).__name__}): {told}") from None
+        reason = " ".join(str(error).split())
+        raise ArtifactError(f"upload to {repository} failed ({type(error).__name__}): {reason}") from None
     return str(address)
 
 

@@ -1,0 +1,97 @@
+"""The manifest of an artifact: what made it, how it was measured, and the hash of every file."""
+
+import datetime
+import importlib.metadata
+from pathlib import Path
+from typing import Any
+
+from trainer.base_model import BaseModel
+from trainer.config import RunConfig, public_source
+from trainer.data.prepare import Prepared
+from trainer.data.tokenize import DATE
+from trainer.device import describe_hardware
+from trainer.files import sha256_file, write_json
+from trainer.fit.choose.intervals import score_interval
+from trainer.fit.run.arm import Run
+from trainer.identity import config_hash, made_by
+
+MANIFEST = "manifest.json"
+SCHEMA_VERSION = 1
+TRAINING = ("steps", "best_step", "train_seconds", "tokens_per_second")
+PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers")
+
+
+def build_manifest(
+    identifier: str,
+    config: RunConfig,
+    base: BaseModel,
+    prepared: Prepared,
+    winner: Run,
+    selection: dict[str, Any],
+    merge_check: dict[str, Any],
+    evaluation: dict[str, Any],
+) -> dict[str, Any]:
+    """Return the whole manifest but `files`, which `write_manifest` adds once the directory is complete."""
+    report = prepared.report
+    data = {
+        "source": public_source(config.data.source),
+        "fingerprint": report["fingerprint"],
+        "rows": report["rows"],
+    }
+    if config.data.source == "stdlib-docs":
+        data["python_version"] = report["python_version"]
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "id": identifier,
+        "name": config.name,
+        "description": config.description,
+        "created_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "base_model": {
+            "id": config.base.id,
+            "revision": base.revision,
+            "licence": config.base.licence,
+            "weights_sha256": base.weights_sha256,
+        },
+        "adapter": {
+            "rank": winner.arm.setting.rank,
+            "alpha": config.lora.alpha_at(winner.arm.setting.rank),
+            "target_modules": list(config.lora.target_modules),
+            "learning_rate": winner.arm.setting.learning_rate,
+        },
+        "training": {
+            **{key: winner.record[key] for key in TRAINING},
+            "seed": winner.arm.seed,
+            "engine": config.train.engine,
+            "dtype": config.train.dtype,
+            "quantization": config.train.quantization,
+            "validation_loss": score_interval(winner.validation).as_dict(),
+        },
+        "data": data,
+        "chat_template_date": DATE,
+        "config_hash": config_hash(config),
+        "seed": config.seed,
+        "packages": {**{name: importlib.metadata.version(name) for name in PACKAGES}, **made_by()},
+        "hardware": describe_hardware(),
+        "selection": {key: value for key, value in selection.items() if key != "arms"},
+        "merge_check": merge_check,
+        "evaluation": evaluation,
+    }
+
+
+def write_manifest(directory: Path, manifest: dict[str, Any]) -> dict[str, Any]:
+    """Write manifest.json with the size and hash of every other file of the directory, and return it.
+
+    All become readable to everyone: safetensors writes files that only their owner may read, and a
+    service in a container runs as another user.
+    """
+    for file in directory.rglob("*"):
+        if file.is_file():
+            file.chmod(0o644)
+    files = {
+        str(file.relative_to(directory)): {"sha256": sha256_file(file), "bytes": file.stat().st_size}
+        for file in sorted(directory.rglob("*"))
+        if file.is_file() and file.name != MANIFEST
+    }
+    whole = {**manifest, "files": files}
+    write_json(directory / MANIFEST, whole)
+    return whole
