@@ -4,6 +4,9 @@ Every node has this tree and its environment at the same paths, and shares the a
 are submitted at once, each with its requirements, so that Ray places them and an autoscaler knows what to
 add. A run whose node is lost starts again elsewhere and continues from its last checkpoint. Only this module
 imports Ray, and only when a command asks for it.
+
+What has run (tests/trainer/test_cluster.py): three nodes on one machine without a GPU, one of them killed. What
+has not: more than one host, GPUs, an autoscaler.
 """
 
 import os
