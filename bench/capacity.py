@@ -77,8 +77,8 @@ def check(speed: Speed, rows: Sequence[Row]) -> Row:
         words = [len(text.split()) for text, _ in chats]
         around = round((row["prompt_tokens"] - sum(words)) / requests)  # tokens that the chat template adds
         sizes = [(around + count, tokens) for count, (_, tokens) in zip(words, chats, strict=True)]
-        told = benchmark(replace(speed, slots=max(speed.slots, streams)), sizes, streams)
-        ratios = {name: told[name] / row[name] for name in CHECKED}
+        figures = benchmark(replace(speed, slots=max(speed.slots, streams)), sizes, streams)
+        ratios = {name: figures[name] / row[name] for name in CHECKED}
         found.setdefault(f"{row['lengths']} {streams}", []).append(ratios)
     return {
         point: {name: round(statistics.median(turn[name] for turn in turns), 2) for name in CHECKED}
@@ -171,14 +171,14 @@ def fewest(
     seen: dict[int, Row] = {}
 
     def meets(replicas: int) -> bool:
-        told = seen[replicas] = simulate(trace, speed, replicas, dispatch)
-        return all(told[f"{name}_p{percentile}_ms"] <= most for name, most in target.items())
+        figures = seen[replicas] = simulate(trace, speed, replicas, dispatch)
+        return all(figures[f"{name}_p{percentile}_ms"] <= most for name, most in target.items())
 
     few, enough = 0, 1
     while not meets(enough):
         if enough == len(trace):
-            told = {name: seen[enough][f"{name}_p{percentile}_ms"] for name in target}
-            raise ValueError(f"a replica for each request gives {told} ms, and {target} is wanted")
+            figures = {name: seen[enough][f"{name}_p{percentile}_ms"] for name in target}
+            raise ValueError(f"a replica for each request gives {figures} ms, and {target} is wanted")
         few, enough = enough, min(2 * enough, len(trace))
     while enough - few > 1:
         middle = (few + enough) // 2
@@ -213,19 +213,19 @@ def main() -> None:
             trace = read_trace(options.trace)
         else:
             trace = generate(options.rate, options.seconds, options.burst)
-        replicas, told = fewest(trace, speed, target, options.percentile, options.dispatch)
+        replicas, figures = fewest(trace, speed, target, options.percentile, options.dispatch)
     except (OSError, ValueError) as error:
         sys.exit(f"capacity: {error}")
     gpus = replicas * options.gpus
-    told = {"replicas": replicas, "gpus": gpus, **cost(told, gpus, options.gpu_hour), **told}
-    told["predicted_over_measured"] = check(speed, rows)
-    print(json.dumps(told, indent=1))
+    figures = {"replicas": replicas, "gpus": gpus, **cost(figures, gpus, options.gpu_hour), **figures}
+    figures["predicted_over_measured"] = check(speed, rows)
+    print(json.dumps(figures, indent=1))
 
 
-def cost(told: Row, gpus: int, gpu_hour: float | None) -> Row:
+def cost(figures: Row, gpus: int, gpu_hour: float | None) -> Row:
     if gpu_hour is None:
         return {}
-    tokens_an_hour = 3600 * told["output_tokens_per_s"]
+    tokens_an_hour = 3600 * figures["output_tokens_per_s"]
     return {"an_hour": gpus * gpu_hour, "a_million_tokens": round(1e6 * gpus * gpu_hour / tokens_an_hour, 3)}
 
 

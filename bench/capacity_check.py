@@ -70,17 +70,17 @@ def main() -> None:
             for service in services:
                 service.stop()
     hardware = {"machine": platform.machine(), "cores": len(cores), "cores_a_replica": share}
-    told = {"hardware": hardware, "rows": kept["rows"] + rows, "runs": [*kept["runs"], run]}
-    RESULT.write_text(json.dumps(told, indent=1) + "\n")
-    print(table([trace for run in told["runs"] for trace in run["traces"]]))
+    results = {"hardware": hardware, "rows": kept["rows"] + rows, "runs": [*kept["runs"], run]}
+    RESULT.write_text(json.dumps(results, indent=1) + "\n")
+    print(table([trace for run in results["runs"] for trace in run["traces"]]))
 
 
 async def _measure(urls: Sequence[str]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """The curve, and what was predicted from it."""
     rows = await _curve(urls)
     speed = fit(rows, SLOTS, STEP_TOKENS)
-    told = {"speed": vars(speed), "predicted_over_measured": check(speed, rows)}
-    print(told, flush=True)
+    results = {"speed": vars(speed), "predicted_over_measured": check(speed, rows)}
+    print(results, flush=True)
     capacity = REPLICAS * statistics.median(
         row["output_tokens_per_s"] for row in rows if row["streams"] == 16
     )
@@ -99,7 +99,7 @@ async def _measure(urls: Sequence[str]) -> tuple[list[dict[str, Any]], dict[str,
             "ratio": {key: round(predicted[key] / measured[key], 2) for key in COMPARED},
         })  # fmt: skip
         print(traces[-1], flush=True)
-    return rows, {**told, "traces": traces}
+    return rows, {**results, "traces": traces}
 
 
 async def _curve(urls: Sequence[str]) -> list[dict[str, Any]]:

@@ -145,7 +145,7 @@ async def measure(url: str, load: Load) -> dict[str, Any]:
 
 def summary(answers: list[Answer], wall_s: float) -> dict[str, float]:
     """Summarise the results. Rates are in tokens a second, times in milliseconds."""
-    told = {
+    figures = {
         "wall_s": round(wall_s, 3),
         "prompt_tokens": sum(answer.prompt_tokens for answer in answers),
         "output_tokens": sum(answer.tokens for answer in answers),
@@ -157,8 +157,8 @@ def summary(answers: list[Answer], wall_s: float) -> dict[str, float]:
         "e2e": [answer.ended - answer.begun for answer in answers],
     }
     for name, seconds in spans.items():
-        told |= {f"{name}_p{p}_ms": round(1000 * _quantile(seconds, p), 3) for p in (50, 95, 99)}
-    return told
+        figures |= {f"{name}_p{p}_ms": round(1000 * _quantile(seconds, p), 3) for p in (50, 95, 99)}
+    return figures
 
 
 def _quantile(values: list[float], percent: int) -> float:
@@ -182,8 +182,13 @@ def request_of(place: SplitResult, model: str, prompt: str, tokens: int) -> byte
         "stream_options": {"include_usage": True},
     }
     body = json.dumps(asked).encode()
-    told = {"host": place.netloc, "content-type": "application/json", "content-length": len(body), **_key()}
-    lines = "".join(f"{name}: {value}\r\n" for name, value in told.items())
+    headers = {
+        "host": place.netloc,
+        "content-type": "application/json",
+        "content-length": len(body),
+        **_key(),
+    }
+    lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
     return f"POST {place.path}/v1/chat/completions HTTP/1.1\r\n{lines}\r\n".encode() + body
 
 

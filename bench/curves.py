@@ -59,10 +59,10 @@ def main() -> None:
         found = {name: future.result() for name, future in futures.items()}
         gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
         RESULT.write_text(json.dumps({"gpu": gpu, "steps": options.steps, "cases": found}) + "\n")
-    told = json.loads(RESULT.read_text())
+    results = json.loads(RESULT.read_text())
     PAGE.parent.mkdir(exist_ok=True)
-    PAGE.write_text(page(told), encoding="utf-8")
-    for line in rows(told):
+    PAGE.write_text(page(results), encoding="utf-8")
+    for line in rows(results):
         print(*line, sep=" | ")
 
 
@@ -94,8 +94,8 @@ def run(name: str, steps: int, seed: int, overrides: list[str]) -> dict[str, Any
     }
 
 
-def page(told: dict[str, Any]) -> str:
-    cases = {name: case for name, case in told["cases"].items() if "failed" not in case}
+def page(results: dict[str, Any]) -> str:
+    cases = {name: case for name, case in results["cases"].items() if "failed" not in case}
     reference = next(iter(cases))
     lines = [
         Line(name, i, binned(case["step_losses"]), [], False) for i, (name, case) in enumerate(cases.items())
@@ -103,24 +103,24 @@ def page(told: dict[str, Any]) -> str:
     keys = "".join(
         f'<span class="keyed c{i}"><span class=key></span>{name}</span> ' for i, name in enumerate(cases)
     )
-    panel = curves("training loss", lines, told["steps"], losses_scale(lines, told["steps"]))
+    panel = curves("training loss", lines, results["steps"], losses_scale(lines, results["steps"]))
     body = f"""<h1>Do the engines learn the same?</h1>
-<p>{told["steps"]} steps of SmolLM2-135M-Instruct on the quickstart's rows, rank {RANK}, on
-{told["gpu"] or "a CPU"}. All cases see the same rows in the same order, except the other seeds of
+<p>{results["steps"]} steps of SmolLM2-135M-Instruct on the quickstart's rows, rank {RANK}, on
+{results["gpu"] or "a CPU"}. All cases see the same rows in the same order, except the other seeds of
 <code>plain</code>, which show what luck alone does.</p>
 <p>{keys}</p>
 <div class=panels><div>{panel}</div></div>
 <h2>Validation loss against {reference}</h2>
-{table(["case", "validation loss", "difference [95%]", "largest difference of a step"], rows(told))}
+{table(["case", "validation loss", "difference [95%]", "largest difference of a step"], rows(results))}
 <p class=quiet>Nats a token; intervals by bootstrap over the validation rows. Losses are means of {BINS} bins
 of steps. Every validation loss is measured by transformers on the unquantised base. Made by
 <code>bench/curves.py</code>.</p>"""
     return document("Do the engines learn the same?", body, STYLE)
 
 
-def rows(told: dict[str, Any]) -> list[list[Any]]:
+def rows(results: dict[str, Any]) -> list[list[Any]]:
     """Return a line per case. Steps are compared if the case saw the same rows at each as the first one."""
-    cases = told["cases"]
+    cases = results["cases"]
     first = next(iter(cases))
     lines: list[list[Any]] = []
     for name, case in cases.items():

@@ -55,8 +55,8 @@ REFUSAL_CPU_MS, REFUSAL_WAIT_MS = 1.0, 50.0
 
 
 async def streams(service: Service, headers: Headers) -> tuple[dict[str, Any], bool]:
-    told = await compare_streams(service, headers, prompts=500, streams=200, tokens=20)
-    return told, told["lost_or_duplicated"] == 0
+    results = await compare_streams(service, headers, prompts=500, streams=200, tokens=20)
+    return results, results["lost_or_duplicated"] == 0
 
 
 # fuzz
@@ -64,7 +64,7 @@ async def streams(service: Service, headers: Headers) -> tuple[dict[str, Any], b
 
 async def fuzz(service: Service, headers: Headers) -> tuple[dict[str, Any], bool]:
     """Valid requests cost an answer of a few tokens each, so there are fewer of them."""
-    told: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     kept = True
     for mode, examples in (("negative", 6800), ("positive", 200)):
         key, folder = headers["authorization"], service.log.parent
@@ -73,11 +73,11 @@ async def fuzz(service: Service, headers: Headers) -> tuple[dict[str, Any], bool
         )
         if not one["passed"]:
             print(one["output"])
-        told[mode] = {"cases": one["cases"], "passed": one["passed"]}
+        results[mode] = {"cases": one["cases"], "passed": one["passed"]}
         kept = kept and one["passed"]
-    told["answers_by_status"] = statuses = _statuses(service, headers)
+    results["answers_by_status"] = statuses = _statuses(service, headers)
     defects = {"500", "502", "504"} & set(statuses)
-    return told, kept and not defects and told["negative"]["cases"] >= 20_000
+    return results, kept and not defects and results["negative"]["cases"] >= 20_000
 
 
 def _statuses(service: Service, headers: Headers) -> dict[str, int]:
@@ -111,8 +111,8 @@ async def requests(service: Service, headers: Headers) -> tuple[dict[str, Any], 
         marks.append(_sizes(service))
     seconds = time.monotonic() - begun
     grown = marks[-1]["api_mib"] - marks[0]["api_mib"]
-    told = {"requests_per_s": round(10_000 / seconds, 1), "every_2500_requests": marks}
-    return told, grown < 50 and marks[-1]["api_files"] <= marks[0]["api_files"] + 5
+    results = {"requests_per_s": round(10_000 / seconds, 1), "every_2500_requests": marks}
+    return results, grown < 50 and marks[-1]["api_files"] <= marks[0]["api_files"] + 5
 
 
 def _sizes(service: Service) -> dict[str, float]:
@@ -131,7 +131,7 @@ async def rejected(service: Service, headers: Headers) -> tuple[dict[str, Any], 
     limited = {"authorization": f"Bearer {service.settings['LIMITED_KEY']}"}
     asked = body(service, max_tokens=1)
     await ask(service.port, asked, limited)
-    told = {
+    results = {
         "nothing": await _cost(service, asked, headers, 200, path="/health/live", method="GET"),
         "wrong key": await _cost(service, asked, {"authorization": "Bearer x"}, 401),
         "bad body": await _cost(service, body(service, max_tokens=0), headers, 400),
@@ -139,8 +139,8 @@ async def rejected(service: Service, headers: Headers) -> tuple[dict[str, Any], 
         "over the key's limit": await _cost(service, asked, limited, 429),
     }
     async with _full_house(service, headers):
-        told["full house"] = await _cost(service, asked, headers, 503, background=True)
-    return told, all(one["cpu_ms"] < REFUSAL_CPU_MS for one in told.values())
+        results["full house"] = await _cost(service, asked, headers, 503, background=True)
+    return results, all(one["cpu_ms"] < REFUSAL_CPU_MS for one in results.values())
 
 
 async def _cost(
@@ -208,7 +208,7 @@ async def overload(service: Service, headers: Headers) -> tuple[dict[str, Any], 
     answers = await asyncio.gather(*tasks)
     refusals = [answer.seconds * 1000 for answer in answers if answer.status == 503]
     accepted = [answer.seconds for answer in answers if answer.status == 200]
-    told = {
+    results = {
         "capacity_per_s": round(capacity, 1),
         "arrivals_per_s": round(len(answers) / 20, 1),
         "accepted": len(accepted),
@@ -218,7 +218,7 @@ async def overload(service: Service, headers: Headers) -> tuple[dict[str, Any], 
         "accepted_s_full_use": _spread([answer.seconds for answer in calm]),
         "accepted_s_overload": _spread(accepted),
     }
-    return told, told["other"] == 0 and quantile(refusals, 0.99) <= REFUSAL_WAIT_MS
+    return results, results["other"] == 0 and quantile(refusals, 0.99) <= REFUSAL_WAIT_MS
 
 
 def _spread(values: list[float]) -> dict[str, float]:
@@ -259,8 +259,8 @@ async def swaps(service: Service, headers: Headers) -> tuple[dict[str, Any], boo
         )
     done = True
     await asyncio.gather(*clients)
-    told = {"answers": answers, "failed": failed, "of_two_models": mixed, "swaps": marks}
-    return told, not failed and not mixed
+    results = {"answers": answers, "failed": failed, "of_two_models": mixed, "swaps": marks}
+    return results, not failed and not mixed
 
 
 def _point(models: Path, id: str) -> None:
@@ -325,15 +325,15 @@ def main() -> int:
         print(f"{name}: starting", flush=True)
         with running(options.artifacts.resolve(), settings) as (service, headers):
             begun, load = time.monotonic(), os.getloadavg()[0]
-            told, fine = asyncio.run(part(service, headers))
-        told |= {"kept": fine, "seconds": round(time.monotonic() - begun), "load_before": round(load, 1)}
-        _write(name, told)
-        print(json.dumps({name: told}, indent=1), flush=True)
+            results, fine = asyncio.run(part(service, headers))
+        results |= {"kept": fine, "seconds": round(time.monotonic() - begun), "load_before": round(load, 1)}
+        _write(name, results)
+        print(json.dumps({name: results}, indent=1), flush=True)
         kept += fine
     return 0 if kept == len(options.parts or PARTS) else 1
 
 
-def _write(name: str, told: dict[str, Any]) -> None:
+def _write(name: str, results: dict[str, Any]) -> None:
     known = json.loads(RESULT.read_text()) if RESULT.exists() else {}
     known["hardware"] = {
         "processor": next(
@@ -343,7 +343,7 @@ def _write(name: str, told: dict[str, Any]) -> None:
         "machine": platform.machine(),
     }
     known["versions"] = _versions()
-    known[name] = {**told, "date": time.strftime("%Y-%m-%d", time.gmtime())}
+    known[name] = {**results, "date": time.strftime("%Y-%m-%d", time.gmtime())}
     RESULT.write_text(json.dumps(known, indent=1) + "\n")
 
 

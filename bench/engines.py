@@ -56,8 +56,8 @@ def main(cases: list[str]) -> None:
     with ThreadPoolExecutor(AT_ONCE) as threads:
         for case, result in zip(cases, threads.map(run, cases), strict=True):
             found[case] = result
-            told = {"gpu": gpu_name(), "runs": found, "largest_relative_difference": differences(found)}
-            RESULT.write_text(json.dumps(told, indent=1) + "\n")
+            results = {"gpu": gpu_name(), "runs": found, "largest_relative_difference": differences(found)}
+            RESULT.write_text(json.dumps(results, indent=1) + "\n")
             print(case, {k: v for k, v in result.items() if not isinstance(v, list)}, flush=True)
     print(json.dumps(differences(found), indent=1))
 
@@ -93,15 +93,15 @@ def run(case: str) -> dict[str, Any]:
 
 def differences(found: dict[str, Any]) -> dict[str, dict[str, float]]:
     """Compare unsloth with plain for each precision that both have finished."""
-    told = {}
+    results = {}
     for precision in PRECISIONS:
         plain, unsloth = (found.get(f"{engine}/{precision}", {}) for engine in ("plain", "unsloth"))
         if "step_losses" in plain and "step_losses" in unsloth:
-            told[precision] = {
+            results[precision] = {
                 name: max(abs(a - b) / abs(a) for a, b in zip(plain[name], unsloth[name], strict=True))
                 for name in ("step_losses", "row_losses")
             }
-    return told
+    return results
 
 
 def base_of(shape: dict[str, int]) -> Path:
@@ -140,8 +140,8 @@ def make_rows() -> None:
         for _ in range(600):
             count = max(12, min(900, int(rng.lognormvariate(5.3, 0.8))))
             words = [f"w{rng.randrange(200) * 97}" for _ in range(count)]
-            asked, told = " ".join(words[: count // 3]), " ".join(words[count // 3 :])
-            turns = [{"from": "human", "value": asked}, {"from": "gpt", "value": told}]
+            asked, answer = " ".join(words[: count // 3]), " ".join(words[count // 3 :])
+            turns = [{"from": "human", "value": asked}, {"from": "gpt", "value": answer}]
             file.write(json.dumps({"conversations": turns, "source": "made"}) + "\n")
 
 

@@ -143,8 +143,8 @@ class Connection:
 
     async def send(self, method: str, path: str, body: bytes = b"", headers: Headers = {}) -> None:  # noqa: B006
         lines = {"host": "test", "content-length": str(len(body)), "content-type": "application/json"}
-        told = "".join(f"{name}: {value}\r\n" for name, value in (lines | dict(headers)).items())
-        self.writer.write(f"{method} {path} HTTP/1.1\r\n{told}\r\n".encode() + body)
+        fields = "".join(f"{name}: {value}\r\n" for name, value in (lines | dict(headers)).items())
+        self.writer.write(f"{method} {path} HTTP/1.1\r\n{fields}\r\n".encode() + body)
         await self.writer.drain()
 
     async def head(self) -> Answer:
@@ -209,9 +209,9 @@ def body(service: Service, number: int = 0, **fields: Any) -> bytes:
 
 def events(body: bytes) -> list[Any]:
     """Return the JSON events of a whole stream, whose last event must be [DONE]."""
-    *told, done, rest = body.split(b"\n\n")
+    *lines, done, rest = body.split(b"\n\n")
     assert (done, rest) == (b"data: [DONE]", b""), body[-300:]
-    return [json.loads(event.removeprefix(b"data: ")) for event in told]
+    return [json.loads(event.removeprefix(b"data: ")) for event in lines]
 
 
 def descendants(pid: int) -> list[int]:

@@ -40,8 +40,8 @@ async def main() -> None:
             for session in range(chats):
                 await open_page(client, config, str(session))
             cpu = cpu_s(process.pid)
-            told = await asyncio.gather(*(chat(client, config, str(n)) for n in range(chats)))
-            rows.append(summary(chats, told, cpu_s(process.pid) - cpu, process.pid))
+            updates = await asyncio.gather(*(chat(client, config, str(n)) for n in range(chats)))
+            rows.append(summary(chats, updates, cpu_s(process.pid) - cpu, process.pid))
     server.close()
     result = {
         "hardware": {"machine": platform.machine(), "cores": os.cpu_count(), "load": os.getloadavg()[0]},
@@ -144,7 +144,7 @@ async def open_page(client: httpx.AsyncClient, config: Any, session: str) -> Non
 
 async def chat(client: httpx.AsyncClient, config: Any, session: str) -> list[float]:
     """Return the seconds from asking to each update of the conversation; the last is its end."""
-    begun, told = time.monotonic(), []
+    begun, updates = time.monotonic(), []
     asking = event(config, "click", "send")
     asked = await client.post("/gradio_api/run/predict", json=body(asking, session))
     of = dict(zip(asking.outputs, asked.json()["data"], strict=True))
@@ -159,17 +159,17 @@ async def chat(client: httpx.AsyncClient, config: Any, session: str) -> list[flo
                 continue
             message = json.loads(line.removeprefix("data: "))
             if message["msg"] == "process_generating" and "word" in json.dumps(message["output"]["data"][0]):
-                told.append(time.monotonic() - begun)
+                updates.append(time.monotonic() - begun)
             if message["msg"] == "process_completed":
                 assert message["success"], message
                 break
-    return told
+    return updates
 
 
-def summary(chats: int, told: list[list[float]], page_cpu_s: float, pid: int) -> dict[str, Any]:
+def summary(chats: int, updates: list[list[float]], page_cpu_s: float, pid: int) -> dict[str, Any]:
     """Return one row of the result."""
-    firsts = sorted(times[0] for times in told)
-    gaps = sorted(after - before for times in told for before, after in itertools.pairwise(times))
+    firsts = sorted(times[0] for times in updates)
+    gaps = sorted(after - before for times in updates for before, after in itertools.pairwise(times))
     status = Path(f"/proc/{pid}/status").read_text().splitlines()
     memory = next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
     return {
@@ -179,7 +179,7 @@ def summary(chats: int, told: list[list[float]], page_cpu_s: float, pid: int) ->
             "median": round(statistics.median(gaps), 3),
             "p99": round(gaps[int(len(gaps) * 0.99)], 3),
         },
-        "longer_than_the_api_s": round(max(times[-1] for times in told) - (TOKENS - 1) / TOKENS_PER_S, 3),
+        "longer_than_the_api_s": round(max(times[-1] for times in updates) - (TOKENS - 1) / TOKENS_PER_S, 3),
         "page_cpu_s_per_s": round(page_cpu_s / (TOKENS / TOKENS_PER_S), 2),
         "memory_mib": memory // 1024,
     }

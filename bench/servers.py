@@ -54,14 +54,14 @@ def differences(own: Any, default: Any) -> Arguments:
 
 def flags(arguments: Arguments) -> list[str]:
     """Return the arguments as flags of vLLM's command line."""
-    told = []
+    words: list[str] = []
     for name, value in arguments.items():
         flag = name.replace("_", "-")
         if isinstance(value, bool):
-            told.append(f"--{flag}" if value else f"--no-{flag}")
+            words.append(f"--{flag}" if value else f"--no-{flag}")
         else:
-            told += [f"--{flag}", json.dumps(value) if isinstance(value, dict | list) else str(value)]
-    return told
+            words += [f"--{flag}", json.dumps(value) if isinstance(value, dict | list) else str(value)]
+    return words
 
 
 class Server:
@@ -111,7 +111,7 @@ class Server:
         """Return a row's figures, including the number of cores that each part kept busy."""
         before = self._cpu()
         if self.name == "engine":
-            told = self._line(json.dumps(vars(load)))
+            line = self._line(json.dumps(vars(load)))
         else:
             options = [f"--{name}={value}" for name, value in vars(load).items()]
             client = [
@@ -124,8 +124,8 @@ class Server:
             )
             if done.returncode:
                 raise RuntimeError(f"{self.name}: {done.stderr[-1500:]}")
-            told = done.stdout
-        row: dict[str, Any] = json.loads(told)
+            line = done.stdout
+        row: dict[str, Any] = json.loads(line)
         used = {name: round((now - before[name]) / row["wall_s"], 3) for name, now in self._cpu().items()}
         return {**used, **row}
 

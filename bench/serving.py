@@ -151,7 +151,7 @@ def table(rows: list[Row]) -> str:
     ]
     turns: dict[tuple[str, ...], dict[int, Row]] = {}
     for row in rows:
-        turns.setdefault(tuple(_told(row[key]) for key in CASE), {})[row["repeat"]] = row
+        turns.setdefault(tuple(_text(row[key]) for key in CASE), {})[row["repeat"]] = row
     for case in sorted(turns, key=lambda case: (case[0], int(case[1]))):
         own, stock = turns[case], turns.get((*case[:2], "stock", "auto", ""), {})
         cells = []
@@ -169,15 +169,15 @@ def _median(turns: dict[int, Row], name: str) -> float:
     return float(statistics.median(row[name] for row in turns.values()))
 
 
-def _told(value: Any) -> str:
+def _text(value: Any) -> str:
     return (json.dumps(value) if value else "") if isinstance(value, dict) else str(value)
 
 
 def starts(rows: list[Row]) -> str:
     """Return a Markdown table of seconds from process start to first token."""
     lines = ["| server | cold start, s | warm starts, s |", "|---|---|---|"]
-    for case in dict.fromkeys(tuple(_told(row[key]) for key in CASE[2:]) for row in rows):
-        own = [row for row in rows if tuple(_told(row[key]) for key in CASE[2:]) == case]
+    for case in dict.fromkeys(tuple(_text(row[key]) for key in CASE[2:]) for row in rows):
+        own = [row for row in rows if tuple(_text(row[key]) for key in CASE[2:]) == case]
         cold, warm = (
             ", ".join(f"{r['ready_s']:.0f}" for r in own if r["cold"] is is_cold) for is_cold in (True, False)
         )
@@ -235,8 +235,8 @@ def _write(kept: dict[str, Any]) -> None:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    told = {**kept, "hardware": hardware, "versions": found}
-    path.write_text(json.dumps(told, indent=1) + "\n")
+    results = {**kept, "hardware": hardware, "versions": found}
+    path.write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -40,8 +40,8 @@ def shares(lines: list[str], parts: dict[str, str]) -> dict[str, Any]:
     found: Counter[str] = Counter()
     functions: Counter[str] = Counter()
     for line in lines:
-        told, _, count = line.rstrip().rpartition(" ")
-        stack = [frame for frame in told.split(";") if frame]
+        frames, _, count = line.rstrip().rpartition(" ")
+        stack = [frame for frame in frames.split(";") if frame]
         if not stack or any(IDLE.search(frame) for frame in stack[-2:]):
             continue
         names = (name for name, pattern in parts.items() if any(re.search(pattern, f) for f in stack))
@@ -60,9 +60,9 @@ def read(folder: Path) -> list[dict[str, Any]]:
     rows = []
     for file in sorted(folder.glob("*-*-*-*.txt")):
         server, lengths, streams, process = file.stem.rsplit("-", 3)
-        told = shares(file.read_text().splitlines(), PARTS[process])
+        figures = shares(file.read_text().splitlines(), PARTS[process])
         rows.append(
-            {"server": server, "lengths": lengths, "streams": int(streams), "process": process, **told}
+            {"server": server, "lengths": lengths, "streams": int(streams), "process": process, **figures}
         )
     return sorted(rows, key=lambda row: (row["streams"], row["process"]))
 

@@ -29,11 +29,11 @@ async def compare_streams(
     entire = await at_once(8, prompts, whole)
     counts = {"equal": 0, "ties": 0, "lost_or_duplicated": 0}
     gaps = []
-    for told, answer in zip(streamed, entire, strict=True):
-        outcome, gap = _compare(told, answer)
+    for received, answer in zip(streamed, entire, strict=True):
+        outcome, gap = _compare(received, answer)
         counts[outcome] += 1
         gaps += [gap] if outcome == "ties" else []
-    generated = sum(told[-1]["usage"]["completion_tokens"] for told in streamed)
+    generated = sum(received[-1]["usage"]["completion_tokens"] for received in streamed)
     return {
         **counts,
         "tie_gaps_nats": gaps,
@@ -43,11 +43,11 @@ async def compare_streams(
     }
 
 
-def _compare(told: list[Any], answer: Any) -> tuple[str, float]:
+def _compare(stream: list[Any], answer: Any) -> tuple[str, float]:
     """Return whether the texts are equal, or differ first at a token whose two best choices are a tie."""
-    text = "".join(choice["delta"].get("content") or "" for event in told for choice in event["choices"])
+    text = "".join(choice["delta"].get("content") or "" for event in stream for choice in event["choices"])
     whole = answer["choices"][0]["message"]["content"]
-    if text == whole and told[-1]["usage"] == answer["usage"]:
+    if text == whole and stream[-1]["usage"] == answer["usage"]:
         return "equal", 0.0
     position, gap = 0, float("inf")
     for entry in answer["choices"][0]["logprobs"]["content"]:

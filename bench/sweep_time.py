@@ -59,13 +59,15 @@ def main() -> None:
     begun = time.monotonic()
     subprocess.run([*command, "--artifacts", str(artifacts), *flags], cwd=engines.ROOT, check=True)
     seconds = time.monotonic() - begun
-    told = {
+    results = {
         "gpu": engines.gpu_name(), "seconds": round(seconds, 1), "steps": steps,
         "quantization": options.quantization, "parallel_arms": options.parallel, "arms": arms(artifacts),
     }  # fmt: skip
-    print(json.dumps(told, indent=1))
-    card = told["gpu"].removeprefix("NVIDIA ").split()[0].lower() if cuda else "cpu"
-    (engines.ROOT / "bench" / "results" / f"sweep-{card}.json").write_text(json.dumps(told, indent=1) + "\n")
+    print(json.dumps(results, indent=1))
+    card = results["gpu"].removeprefix("NVIDIA ").split()[0].lower() if cuda else "cpu"
+    (engines.ROOT / "bench" / "results" / f"sweep-{card}.json").write_text(
+        json.dumps(results, indent=1) + "\n"
+    )
 
 
 def arms(artifacts: Path) -> list[dict[str, Any]]:
@@ -81,8 +83,8 @@ def make_rows() -> None:
         for _ in range(STEPS * ROWS_A_STEP * 10 // 9):  # a tenth is held out
             count = max(24, min(2000, int(rng.lognormvariate(6.12, 0.6))))
             words = [f"w{rng.randrange(4000)}" for _ in range(count)]
-            asked, told = " ".join(words[: count // 3]), " ".join(words[count // 3 :])
-            turns = [{"from": "human", "value": asked}, {"from": "gpt", "value": told}]
+            asked, answer = " ".join(words[: count // 3]), " ".join(words[count // 3 :])
+            turns = [{"from": "human", "value": asked}, {"from": "gpt", "value": answer}]
             file.write(json.dumps({"conversations": turns, "source": "made"}) + "\n")
 
 

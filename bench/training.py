@@ -311,8 +311,8 @@ def _write(device: str, rows: list[dict[str, Any]]) -> None:
         if importlib.util.find_spec(package):
             found[package] = importlib.metadata.version(package)
     hardware = {"name": name, "cpus": len(os.sched_getaffinity(0)), "machine": platform.machine()}
-    told = {"hardware": hardware, "versions": found, "rows": rows}
-    path.write_text(json.dumps(told, indent=1) + "\n")
+    results = {"hardware": hardware, "versions": found, "rows": rows}
+    path.write_text(json.dumps(results, indent=1) + "\n")
 
 
 def _moment(device: str) -> Any:

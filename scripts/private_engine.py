@@ -8,7 +8,8 @@ own network, mount and process namespaces. The kernel therefore ends all of them
 it ends, and the machine's network, mounts and packages are never touched. The packages and the base image
 (Debian with Python) are kept in .venv/containers; images, containers and volumes are not.
 
-What has run: the container tests, on Debian 12 as root. What has not: any other system, and GPUs in containers.
+What has run: the container tests, on Debian 12 as root. What has not: any other system, and GPUs in
+containers.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a model can hold: a number of tokens for prompt and answer together, and only its own token ids."""
+"""Check requests against the model's context length and vocabulary."""
 
 from collections.abc import Iterable
 
@@ -24,6 +24,6 @@ def token_budget(
 
 
 def require_known_tokens(field: str, ids: Iterable[int], vocab_size: int) -> None:
-    """Raises: InvalidRequest with the name of the field if it has a token id that the model does not have."""
+    """Refuse token ids that the model does not have. Raises: InvalidRequest naming the field."""
     if (id := max(ids, default=0)) >= vocab_size:
         raise InvalidRequest(f"The model has no token {id}: its ids end at {vocab_size - 1}.", param=field)

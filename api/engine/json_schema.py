@@ -1,8 +1,9 @@
-"""JSON Schemas from a client: bounded, and where an answer must obey one, within what is really enforced.
+"""Check clients' JSON Schemas: their size, and that the grammar library enforces everything in them.
 
 Keywords are an allow list. The grammar library ignores some that are not on it (`multipleOf`, `allOf`) and
-reads others differently from the standard (`type` beside `anyOf`); such a schema is refused, because an
-answer that silently disobeys it helps nobody. What a grammar costs, only compiling it tells: engine/grammars.
+reads others differently from the standard (`type` next to `anyOf`). Such a schema is refused, because an
+answer that silently disobeys it helps nobody. Only compiling a grammar shows its cost; engine/grammars.py
+does that.
 """
 
 import re
@@ -13,7 +14,7 @@ import orjson
 from api.errors import InvalidRequest
 
 MAX_BYTES = 32 * 2**10
-MAX_DEPTH = 24  # of the JSON, so about half as many schemas within each other
+MAX_DEPTH = 24  # levels of JSON, which allow about half as many nested schemas
 MAX_PROPERTIES = 512
 MAX_ENUM_VALUES = 1024
 MAX_PATTERN_CHARS = 256
@@ -43,8 +44,8 @@ _BY_TYPE = {
     "boolean": frozenset(),
     "null": frozenset(),
 }
-# A schema of one of these kinds has nothing beside it but annotations and what is named here.
-_BESIDE: dict[str, frozenset[str]] = {
+# A schema with one of these keywords may have no others than annotations and those named here.
+_ALLOWED_WITH: dict[str, frozenset[str]] = {
     "$ref": frozenset(),
     "anyOf": frozenset(),
     "enum": frozenset({"type"}),
@@ -55,8 +56,8 @@ _FORMATS = frozenset(
     "relative-json-pointer".split()
 )
 _REFERENCE = re.compile(r"#(/(\$defs|definitions)/[^/~%]+)?")
-# What the library reads as JSON Schema means it. Other escapes let a quote, a backslash or a control
-# character into the middle of a string; an anchor in the middle is ignored, and the pattern is printed.
+# Escapes that the library reads as JSON Schema does. Others let a quote, a backslash or a control character
+# into the middle of a string; the library ignores an anchor in the middle and prints the pattern.
 _ESCAPE = r"\\[dDwsS.^$*+?()\[\]{}|/-]"
 _CLASS = rf'\[\^?(?:[^\[\]\\"\x00-\x1f]|{_ESCAPE})+\]'
 _ATOM = rf'(?:[^"\\(\[^$\x00-\x1f]|{_ESCAPE}|{_CLASS}|\((?:\?:|(?!\?)))'
@@ -73,7 +74,7 @@ _PYTHON_TYPES: dict[str, tuple[type, ...]] = {
 
 
 def require_bounded(schema: dict[str, Any], param: str) -> None:
-    """Raises: InvalidRequest if it is too large or too deep to be handled at all."""
+    """Limit the schema's size. Raises: InvalidRequest if it is too large or too deep to be handled at all."""
     if is_deep(schema):
         raise InvalidRequest(f"{param}: a schema is nested deeper than {MAX_DEPTH} levels.", param=param)
     if len(orjson.dumps(schema)) > MAX_BYTES:
@@ -81,7 +82,7 @@ def require_bounded(schema: dict[str, Any], param: str) -> None:
 
 
 def is_deep(value: Any) -> bool:
-    """Whether a JSON value is nested deeper than MAX_DEPTH."""
+    """Return whether a JSON value is nested deeper than MAX_DEPTH."""
     level = [value]
     for _ in range(MAX_DEPTH):
         level = [child for value in level for child in _children(value)]
@@ -89,7 +90,7 @@ def is_deep(value: Any) -> bool:
 
 
 def enforceable(schema: dict[str, Any], param: str, root: str = "#") -> dict[str, Any]:
-    """The schema as the grammar library is to read it, with its references counted from `root`.
+    """Return the schema as the grammar library should read it, with its references relative to `root`.
 
     Raises: InvalidRequest naming the place and the keyword that cannot be enforced.
     """
@@ -98,7 +99,7 @@ def enforceable(schema: dict[str, Any], param: str, root: str = "#") -> dict[str
 
 
 class _Walk:
-    """One pass over a schema, which makes the copy and counts what is bounded."""
+    """A pass over a schema that makes the copy and counts what is limited."""
 
     def __init__(self, param: str, root: str) -> None:
         self._param = param
@@ -109,8 +110,8 @@ class _Walk:
     def schema(self, schema: Any, at: str) -> dict[str, Any]:
         if not isinstance(schema, dict):
             raise self._error(at, "a schema must be an object")
-        kind = next((kind for kind in _BESIDE if kind in schema), None)
-        allowed = _BESIDE[kind] | {kind} if kind else self._by_type(schema, at)
+        kind = next((kind for kind in _ALLOWED_WITH if kind in schema), None)
+        allowed = _ALLOWED_WITH[kind] | {kind} if kind else self._by_type(schema, at)
         copy: dict[str, Any] = {}
         for keyword, value in schema.items():
             if keyword in _DEFINITIONS and at == "#":
@@ -118,8 +119,8 @@ class _Walk:
             elif keyword in allowed:
                 copy[keyword] = self._keyword(keyword, value, schema, f"{at}/{keyword}")
             elif keyword not in _ANNOTATIONS:
-                beside = f" beside {kind!r}" if kind else ""
-                raise self._error(at, f"{keyword!r} cannot be enforced{beside}")
+                combined = f" beside {kind!r}" if kind else ""
+                raise self._error(at, f"{keyword!r} cannot be enforced{combined}")
         return copy
 
     def _by_type(self, schema: dict[str, Any], at: str) -> frozenset[str]:
@@ -200,5 +201,5 @@ def _children(value: Any) -> list[Any]:
 
 
 def _is_of(value: Any, type: str) -> bool:
-    """Python's True is an int; JSON's is not."""
+    """Return whether a JSON value has this type. In Python True is an int, in JSON it is not a number."""
     return isinstance(value, _PYTHON_TYPES[type]) and (type == "boolean" or not isinstance(value, bool))

@@ -1,4 +1,4 @@
-"""The conversation and the tools that a prompt is rendered from, in no dialect's words.
+"""The messages and tools from which a prompt is rendered, independent of any dialect.
 
 Every dialect translates its own messages into these.
 """

@@ -1,4 +1,4 @@
-"""How the next token is chosen and when an answer ends, in no dialect's words."""
+"""The parameters for choosing tokens and ending answers, independent of any dialect."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Messages and tools as a chat template takes them, or as text for a template that knows no tools.
+"""Prepare messages and tools for a chat template, or as text for a template that knows no tools.
 
 Llama 3's template lays out tools, calls and results itself. For any other template they are written in
 Hermes' form, which most open models that call functions know: a part of the system message, and tags around
@@ -62,7 +62,7 @@ def _native(message: Message) -> dict[str, Any]:
 
 
 def _plain(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """Write consecutive results as one turn of the user, because templates may insist on alternation."""
+    """Write consecutive results as one user turn, because templates may require alternating roles."""
     turns: list[dict[str, Any]] = []
     results: list[str] | None = None
     for message in messages:
@@ -91,7 +91,7 @@ def _add_to_system(turns: list[dict[str, Any]], text: str) -> None:
 
 
 def _called(call: Call) -> dict[str, Any]:
-    """Return a call with its arguments as an object, or as plain text if they are no JSON."""
+    """Return a call with its arguments as an object, or as plain text if they are not JSON."""
     arguments: Any = call.arguments
     try:
         parsed = orjson.loads(arguments)

@@ -1,11 +1,11 @@
-{{/* What pods, and nothing else, are told apart by. Called with (list $ "api"). */}}
+{{/* The labels that select the pods of one component. Call it with (list $ "api"). */}}
 {{- define "finechat.selector" -}}
 app.kubernetes.io/name: finechat
 app.kubernetes.io/instance: {{ (first .).Release.Name }}
 app.kubernetes.io/component: {{ last . }}
 {{- end }}
 
-{{/* Names and labels of one object. Called with (list $ "api"). */}}
+{{/* Name and labels of one object. Call it with (list $ "api"). */}}
 {{- define "finechat.metadata" -}}
 name: {{ (first .).Release.Name }}-{{ last . }}
 labels:
@@ -14,7 +14,7 @@ labels:
   helm.sh/chart: finechat-{{ (first .).Chart.Version }}
 {{- end }}
 
-{{/* For every pod: user 1000 as in the Dockerfiles, and no access to Kubernetes. */}}
+{{/* Settings of every pod: user 1000 as in the Dockerfiles, and no access to Kubernetes. */}}
 {{- define "finechat.pod" -}}
 automountServiceAccountToken: false
 enableServiceLinks: false # otherwise a Service named api would set API_PORT=tcp://..., which is a setting
@@ -28,7 +28,7 @@ securityContext:
   seccompProfile: {type: RuntimeDefault}
 {{- end }}
 
-{{/* For every container. */}}
+{{/* Settings of every container. */}}
 {{- define "finechat.container" -}}
 imagePullPolicy: IfNotPresent
 securityContext:
