@@ -1,0 +1,55 @@
+"""A gate passes only if its condition is true: NaN, an unknown value and an empty list do not pass."""
+
+import math
+from pathlib import Path
+
+import pytest
+
+from trainer.config import BenchmarkConfig
+from trainer.errors import GateError
+from trainer.judge.benchmarks import gate_of
+from trainer.judge.evaluate import _gate
+from trainer.judge.gates import failed_gates, shippable
+from trainer.objective import sft
+from trainer.objective.score import Measure, RowScore
+
+MARGIN = Measure("margin", "nats a pair", "mean margin", lower_is_better=False)
+
+
+def scores(total: float) -> list[RowScore]:
+    return [RowScore(total, 2, False), RowScore(0.0, 2, True)]
+
+
+@pytest.mark.parametrize("base, tuned", [(1.0, math.nan), (math.nan, 1.0), (math.inf, math.inf)])
+def test_a_score_that_is_no_number_fails_its_gate(base: float, tuned: float) -> None:
+    for measure in (sft.SCORE, MARGIN):
+        assert _gate("test", measure, scores(base), scores(tuned), allowed=100.0)["passed"] is False
+
+
+def test_a_gate_knows_in_which_direction_its_score_is_better() -> None:
+    worse, better = scores(1.0), scores(2.0)
+    assert _gate("test", sft.SCORE, worse, better, 0.0)["passed"] is False
+    assert _gate("test", MARGIN, worse, better, 0.0)["passed"] is True
+    made = _gate("test", MARGIN, better, worse, 0.1)
+    assert (made["name"], made["passed"]) == ("test margin", False)
+    assert made["detail"] == "-0.2500 nats a pair against the base, at least -0.1000 allowed"
+
+
+def test_a_benchmark_whose_change_is_no_number_fails_its_gate() -> None:
+    metric = {
+        "n": 2, "difference": {"value": math.nan}, "benchmark": {"informative": True},
+    }  # fmt: skip
+    assert gate_of(BenchmarkConfig(task="mmlu", max_drop=1.0), metric)["passed"] is False
+
+
+@pytest.mark.parametrize("passed", [False, None, math.nan, "yes", 1])
+def test_a_gate_that_is_not_true_has_failed(passed: object) -> None:
+    evaluation = {"gates": [{"name": "test loss", "passed": passed, "detail": "d"}]}
+    assert failed_gates(evaluation) == ["test loss: d"]
+    with pytest.raises(GateError, match="tiny is not shipped and `current` stays: test loss: d"):
+        shippable(evaluation, "tiny", ship_despite=False, details=Path("page.html"))
+
+
+def test_an_evaluation_without_gates_ships_nothing() -> None:
+    with pytest.raises(GateError, match="has no gates"):
+        shippable({"gates": []}, "tiny", ship_despite=True, details=Path("page.html"))
