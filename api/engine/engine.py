@@ -30,6 +30,7 @@ from api.settings import Settings
 
 _STOP_GRACE_S = 1.0
 _GC_THRESHOLD = 10_000  # new objects before a collection; hundreds of streams always hold thousands alive
+_COUNT_EVERY = 8  # tokens of a whole answer: so many fewer may be charged when its client leaves
 _GREEDY = 1e-5  # vLLM samples greedily below this temperature
 _FAILED = "The engine has failed. Try again after it restarts."
 _LORA_RANKS = (8, 16, 32, 64, 128, 256)  # the maximum ranks that vLLM accepts
@@ -167,7 +168,7 @@ class Engine:
         *, stream: bool, model: str = "", logprobs: int | None = None, cache_salt: str | None = None,
         json_schema: str | None = None,
     ) -> AsyncGenerator[Delta, None]:  # fmt: skip
-        """Yield text as it is generated (stream), or one delta with all of it for each choice.
+        """Yield text as it is generated: token by token (stream), or several tokens at a time.
 
         Closing the iterator aborts the request.
         model: the name of a comparison model; any other name means the artifact.
@@ -192,7 +193,8 @@ class Engine:
             max_tokens=max_tokens,
             logprobs=logprobs,
             structured_outputs=StructuredOutputsParams(json=json_schema) if json_schema else None,
-            output_kind=RequestOutputKind.DELTA if stream else RequestOutputKind.FINAL_ONLY,
+            output_kind=RequestOutputKind.DELTA,
+            stream_interval=1 if stream else _COUNT_EVERY,
         )
         compared = self._comparison is not None and model in self._comparison.names
         outputs = self._llms[compared].generate(

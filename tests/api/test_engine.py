@@ -1,6 +1,7 @@
 """What of the engine needs no vLLM to be true; the rest is in tests/system."""
 
 import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +15,36 @@ from api.engine.presets import hardware_arguments
 from api.engine.sampling import Sampling
 from api.errors import EngineFailed, EngineStartError
 from api.settings import Settings
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(("stream", "tokens"), [(True, 1), (False, 8)])
+async def test_answers_come_while_they_are_generated_also_those_that_are_sent_whole(
+    artifacts: Path, monkeypatch: pytest.MonkeyPatch, stream: bool, tokens: int
+) -> None:
+    """Or a whole answer whose client leaves would cost its key nothing but the prompt."""
+    asked: list[Any] = []
+    exceptions = SimpleNamespace(EngineDeadError=RuntimeError, EngineGenerateError=RuntimeError)
+    kinds = SimpleNamespace(DELTA="delta", FINAL_ONLY="final only")
+    for name, module in {
+        "vllm": SimpleNamespace(SamplingParams=SimpleNamespace),
+        "vllm.sampling_params": SimpleNamespace(RequestOutputKind=kinds, StructuredOutputsParams=None),
+        "vllm.v1.engine.exceptions": exceptions,
+    }.items():
+        monkeypatch.setitem(sys.modules, name, module)
+
+    async def generate(prompt: Any, params: Any, **_: Any) -> AsyncIterator[Any]:
+        asked.append(params)
+        for text in ("a", "b"):
+            completion = SimpleNamespace(index=0, text=text, token_ids=[1] * tokens, logprobs=None)
+            completion.finish_reason = None
+            yield SimpleNamespace(outputs=[completion], num_cached_tokens=0)
+
+    engine = Engine(Settings(artifacts_dir=artifacts), read_artifact(artifacts))
+    engine._llms = [SimpleNamespace(generate=generate)]
+    deltas = [delta async for delta in engine.generate("x", [1], Sampling(), 16, stream=stream)]
+    assert [(delta.text, delta.tokens) for delta in deltas] == [("a", tokens), ("b", tokens)]
+    assert (asked[0].output_kind, asked[0].stream_interval) == ("delta", tokens)
 
 
 @pytest.mark.anyio

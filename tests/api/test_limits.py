@@ -1,5 +1,6 @@
 """Limits of a key in the answers of the service, and the file of usage."""
 
+import asyncio
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -98,6 +99,28 @@ async def test_a_client_that_leaves_gets_back_what_it_did_not_use(
         house.engine.hold_before = None
         again = await client.post(URL, json=ask(max_tokens=200))
         assert again.status_code == 200, again.text
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("leaves", [False, True])
+async def test_an_answer_that_ends_early_costs_what_was_generated_by_then(
+    make_house: MakeHouse, tmp_path: Path, stream: bool, leaves: bool
+) -> None:
+    keys, usage = tmp_path / "keys.json", tmp_path / "usage.db"
+    secret = create_key(keys, "ann", Limits())
+    house = make_house(FakeEngine(hold_before=2), keys_file=keys, usage_file=usage)
+    headers = {"authorization": f"Bearer {secret}", **({} if leaves else {"x-request-timeout": "0.5"})}
+    async with house.serving() as url, httpx.AsyncClient(base_url=url, headers=headers) as client:
+        asked = asyncio.create_task(client.post(URL, json=ask(stream=stream)))
+        await eventually(lambda: bool(house.engine.calls))
+        await asyncio.sleep(0.1)
+        if leaves:
+            asked.cancel()
+        await eventually(lambda: house.engine.aborted == 1)
+        await asyncio.wait([asked])
+    [line] = read_usage(usage)
+    assert (line.requests, line.prompt_tokens, line.completion_tokens) == (1, 22, 2)
 
 
 @pytest.mark.anyio
