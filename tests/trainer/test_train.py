@@ -157,6 +157,29 @@ def test_the_best_checkpoint_is_restored_by_our_own_loss(
 
 
 @pytest.mark.usefixtures("spoilt")
+def test_a_run_that_is_moved_half_way_still_restores_its_best_checkpoint(
+    config_values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config_values["train"].update(restore_best=True, warmup_steps=0)
+    config = configured(config_values, tmp_path)
+    whole = trained(config, tmp_path / "whole", 12)
+    own = LoraTrainer.training_step
+
+    def killed(self: LoraTrainer, *args: Any, **kwargs: Any) -> Any:
+        if self.state.global_step == 9:
+            raise KeyboardInterrupt
+        return own(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(LoraTrainer, "training_step", killed)
+        trained(config, tmp_path / "before", 12)
+    (tmp_path / "before").rename(tmp_path / "after")
+    moved = trained(config, tmp_path / "after", 12)
+    assert moved.record["resumed_from"] == "checkpoint-8"
+    assert (moved.record["best_step"], moved.validation) == (whole.record["best_step"], whole.validation)
+
+
+@pytest.mark.usefixtures("spoilt")
 def test_a_run_without_a_better_loss_for_long_enough_stops(
     config_values: dict[str, Any], tmp_path: Path
 ) -> None:
