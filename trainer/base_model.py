@@ -1,7 +1,7 @@
-"""The base model as a Hugging Face directory, from a path, a GGUF inside a package, or the Hub.
+"""Provide the base model as a Hugging Face directory, from a path, a GGUF in a package, or the Hub.
 
-A GGUF is converted once, to bf16, into `artifacts/bases/`. Its tokenizer, chat template and licence
-come along. Nothing here knows a model's name: what differs stands in the YAML file.
+A GGUF is converted once, to bf16, into `artifacts/bases/`, with its tokenizer, chat template and licence.
+No code here knows a model's name; the YAML file states what differs.
 """
 
 import importlib.metadata
@@ -37,7 +37,7 @@ class BaseModel:
 
 
 def fetch(config: BaseModelConfig, artifacts: Path) -> BaseModel:
-    """Make the base model ready on disk. Raises: BaseModelError."""
+    """Return the base model, downloaded or converted if need be. Raises: BaseModelError."""
     if config.gguf_package:
         return _converted(config, artifacts)
     if config.path:
@@ -58,7 +58,7 @@ def load_tokenizer(directory: Path) -> Any:
 
 
 def load_model(directory: Path, dtype: str, device: str) -> Any:
-    """The causal language model in `dtype` on `device`, in evaluation mode."""
+    """Return the causal language model in `dtype` on `device`, in evaluation mode."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -86,7 +86,7 @@ def _download(config: BaseModelConfig) -> Path:
 
 
 def gguf_file(config: BaseModelConfig) -> Path:
-    """The package's one GGUF, checked against `gguf_sha256`. Raises: BaseModelError."""
+    """Return the package's one GGUF, checked against `gguf_sha256`. Raises: BaseModelError."""
     package = config.gguf_package
     assert package is not None
     try:
@@ -105,7 +105,7 @@ def gguf_file(config: BaseModelConfig) -> Path:
 
 
 def _converted(config: BaseModelConfig, artifacts: Path) -> BaseModel:
-    """Return the model of the package's GGUF, converted now or found whole."""
+    """Return the model of the package's GGUF. Convert it unless a whole conversion exists."""
     content = config.gguf_sha256 or sha256_file(gguf_file(config))
     directory = artifacts / "bases" / f"{config.gguf_package}-{fingerprint(config.id, content)[:8]}"
     hashes = _whole(directory)
@@ -143,9 +143,9 @@ def _convert(config: BaseModelConfig, directory: Path) -> tuple[str, str]:
 
 
 def _whole(directory: Path) -> tuple[str, str] | None:
-    """Return the `base_hashes` of a converted model, or None if its weights are not as they were written.
+    """Return the `base_hashes` of a converted model, or None if its weights are missing or have changed.
 
-    Its other files may be edited, such as the chat template: they are hashed as they are now.
+    A user may edit the other files, such as the chat template; they are hashed as they are now.
     """
     record = read_json(directory / "base.json")
     if record is None:
@@ -155,7 +155,7 @@ def _whole(directory: Path) -> tuple[str, str] | None:
 
 
 def _require_safetensors(directory: Path) -> None:
-    """Raises: BaseModelError if transformers would load other weights than those that we hash and serve."""
+    """Raise BaseModelError if transformers would load weights that are not safetensors."""
     if any((directory / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json")):
         return
     found = ", ".join(sorted(file.name for file in directory.glob("*.bin"))) or "no weights"

@@ -1,7 +1,6 @@
-"""The one YAML file of a run, checked: frozen models, unknown keys refused, ranges on the fields.
+"""Read and check the YAML file of a run: frozen models, unknown keys refused, ranges on the fields.
 
-`load` reads a file (overrides win over it, it wins over the defaults). Hashes are over the resolved
-values, so that a finished stage is known by what made it and not by its file's layout.
+Overrides win over the file, and the file wins over the defaults. `identity` hashes the resolved values.
 """
 
 from collections.abc import Sequence
@@ -32,7 +31,7 @@ class Frozen(BaseModel):
 
 
 class BaseModelConfig(Frozen):
-    """Where the base weights come from: a directory, a GGUF inside an installed package, or the Hub."""
+    """The source of the base weights: a directory, a GGUF in an installed package, or the Hub."""
 
     id: str = Field(min_length=1)
     revision: str = "main"
@@ -49,7 +48,7 @@ class BaseModelConfig(Frozen):
 
 
 class GeneralChatConfig(Frozen):
-    """Guards general chat: the base model's own answers to prompts of ours, some to train on."""
+    """Rows that keep and measure general chat: the base model's own answers to our prompts."""
 
     prompts: Path = CONFIGS / "general_prompts.txt"
     train_prompts: int = Field(ge=0)
@@ -58,12 +57,12 @@ class GeneralChatConfig(Frozen):
 
 
 class DataFilters(Frozen):
-    """Rows that are left out, each counted by its reason; None or empty: no such filter."""
+    """Filters on rows. Each dropped row is counted by its reason. None or empty: no such filter."""
 
     min_score: float | None = Field(None, description="A row without a score is left out too.")
     max_score: float | None = Field(None, description="A row without a score is left out too.")
-    min_characters: int | None = Field(None, ge=1, description="Over all turns of a row.")
-    max_characters: int | None = Field(None, ge=1, description="Over all turns of a row.")
+    min_characters: int | None = Field(None, ge=1, description="In all turns of a row together.")
+    max_characters: int | None = Field(None, ge=1, description="In all turns of a row together.")
     only_sources: tuple[str, ...] = ()
     without_sources: tuple[str, ...] = ()
     languages: tuple[str, ...] = Field((), description="ISO 639-1; rows surely in another are left out.")
@@ -84,7 +83,9 @@ class DataConfig(Frozen):
         min_length=1, description="`stdlib-docs`, `hub:OWNER/NAME@REVISION`, or a file or folder."
     )
     max_length: int = Field(ge=32, le=131072, description="Tokens a row; longer rows are dropped.")
-    held_out_share: float = Field(0.1, gt=0, le=0.3, description="Of groups, for each held-out side.")
+    held_out_share: float = Field(
+        0.1, gt=0, le=0.3, description="Share of the groups that each held-out side gets."
+    )
     train_rows: int | None = Field(None, ge=1, description="At most; None: all that the split leaves.")
     validation_rows: int = Field(ge=1, description="At most.")
     test_rows: int = Field(ge=1, description="At most.")
@@ -99,7 +100,7 @@ class DataConfig(Frozen):
 
 
 class LoraConfig(Frozen):
-    """One alpha rule for every arm: `alpha` fixed, or `alpha = scaling * rank`.
+    """One rule for alpha in every arm: `alpha` fixed, or `alpha = scaling * rank`.
 
     PEFT multiplies the update by alpha / rank: a fixed alpha lets it shrink as the rank grows, which
     keeps the best learning rate about the same at every rank; a fixed scaling keeps the factor.
@@ -123,7 +124,7 @@ class LoraConfig(Frozen):
 
 
 class SweepConfig(Frozen):
-    """A grid of rank × learning rate × seed, every arm `steps` long (None: as long as `train`).
+    """A grid of rank × learning rate × seed. Every arm is `steps` long; None: as long as `train` says.
 
     With `halvings` the arms first run for a half, a quarter, ... of the steps, and the worse half of
     the settings stops there.
@@ -134,7 +135,7 @@ class SweepConfig(Frozen):
     seeds: tuple[int, ...] = Field((7,), min_length=1)
     steps: int | None = Field(None, ge=1)
     halvings: int = Field(0, ge=0, le=6)
-    parallel_arms: int = Field(1, ge=1, le=16, description="Arms at once, sharing the machine.")
+    parallel_arms: int = Field(1, ge=1, le=16, description="Arms that train at once and share the machine.")
 
     @model_validator(mode="after")
     def _known_length(self) -> "SweepConfig":
@@ -144,15 +145,17 @@ class SweepConfig(Frozen):
 
 
 class TrainConfig(Frozen):
-    """One run. The learning rate rises over `warmup_steps`, stays, and falls to zero at the end.
+    """One run. The learning rate rises over `warmup_steps`, stays constant, and falls to zero at the end.
 
-    The fall takes `cooldown_share` of the steps. Until it begins, runs of any length are the same run,
-    so a short one can be gone on with and short ones compare fairly (Hägele et al. 2024, 2405.18392).
+    The fall takes `cooldown_share` of the steps. Until it begins, runs of any length are the same run, so a
+    short run can be continued and short runs compare fairly (Hägele et al. 2024, 2405.18392).
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["float32", "bfloat16", "float16"]
-    tokens_per_step: int = Field(ge=32, description="Of all the packed rows of a step, at most.")
+    tokens_per_step: int = Field(
+        ge=32, description="The most tokens that the packed rows of a step have together."
+    )
     rows_per_step: int = Field(
         1, ge=1, description="Packed rows of a step: several processes share them, one takes them in turn."
     )
@@ -163,7 +166,7 @@ class TrainConfig(Frozen):
     weight_decay: float = Field(0.0, ge=0)
     save_every_steps: int = Field(ge=1)
     logging_steps: int = Field(
-        1, ge=1, description="For each of which the mean loss is logged; a GPU stands still meanwhile."
+        1, ge=1, description="Steps between logged mean losses. A GPU waits while one is logged."
     )
     restore_best: bool = Field(
         False, description="Measure the validation loss at every checkpoint and end with the best one."
@@ -174,7 +177,7 @@ class TrainConfig(Frozen):
     gradient_checkpointing: bool = False
     engine: Literal["plain", "compiled", "unsloth"] = "plain"
     quantization: Literal["none", "4bit", "fp8"] = Field(
-        "none", description="Of the frozen base in training."
+        "none", description="Number format of the frozen base in training."
     )
     optimizer: Literal["adamw_torch_fused", "adamw_8bit"] = "adamw_torch_fused"
     trackers: tuple[Literal["tensorboard", "trackio", "wandb", "mlflow"], ...] = ()
@@ -184,7 +187,7 @@ class TrainConfig(Frozen):
 
     @property
     def row_tokens(self) -> int:
-        """Up to which rows of the data are packed into one: what a device works on at once."""
+        """Return the tokens of a packed row, the most that a device works on at once."""
         return self.tokens_per_step // self.rows_per_step
 
     @model_validator(mode="after")
@@ -207,26 +210,32 @@ class TrainConfig(Frozen):
 
 
 class BenchmarkConfig(Frozen):
-    """One public benchmark, run on base and tuned model by lm-eval; see trainer/judge/benchmarks.py."""
+    """One public benchmark that lm-eval runs on base and tuned model; see trainer/judge/benchmarks.py."""
 
     task: Literal["ifeval", "gsm8k", "arc_challenge", "mmlu"]
     file: Path | None = Field(None, description="JSON Lines; None: the task's data set from the Hub.")
     limit: int | None = Field(None, ge=1, description="Items, drawn by a fixed seed; None: all.")
-    max_drop: float = Field(ge=0, le=1, description="Of the score, against the base.")
+    max_drop: float = Field(
+        ge=0, le=1, description="The largest drop of the score, against the base, that passes."
+    )
 
 
 class EvaluateConfig(Frozen):
-    """What must hold before `current` moves; losses are nats a token on rows never trained on."""
+    """The gates that a model must pass before `current` moves. Losses are nats a token on held-out rows."""
 
     samples: int = Field(3, ge=1, le=64, description="Test prompts answered by base and tuned model.")
     max_new_tokens: int = Field(256, ge=1)
-    max_loss_increase: float = Field(0.0, ge=0, description="On the test rows, against the base.")
+    max_loss_increase: float = Field(
+        0.0, ge=0, description="The largest increase on the test rows, against the base, that passes."
+    )
     max_general_loss_increase: float = Field(ge=0)
     min_stopped: float = Field(0.9, ge=0, le=1, description="Share of samples that ended by themselves.")
     prompts: Path = Field(
         CONFIGS / "side_by_side_prompts.txt", description="Answered by both models on the evaluation page."
     )
-    prompt_tokens: int = Field(256, ge=1, le=4096, description="Of an answer to one of `prompts`.")
+    prompt_tokens: int = Field(
+        256, ge=1, le=4096, description="The most tokens of an answer to one of `prompts`."
+    )
     benchmarks: tuple[BenchmarkConfig, ...] = ()
 
     @model_validator(mode="after")
@@ -239,7 +248,7 @@ class EvaluateConfig(Frozen):
 
 class RunConfig(Frozen):
     name: str = Field(pattern=NAME, description="The model name that clients will send.")
-    description: str = Field(min_length=1, description="What it is for, told on page and card.")
+    description: str = Field(min_length=1, description="What the model is for. Page and card show it.")
     seed: int = 7
     base: BaseModelConfig
     data: DataConfig
@@ -270,7 +279,7 @@ class RunConfig(Frozen):
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read a YAML file and apply `a.b=value` overrides; relative paths count from the file's folder.
+    """Read a YAML file and apply `a.b=value` overrides. Relative paths start at the file's folder.
 
     Raises: ConfigError naming every wrong key and value at once.
     """
@@ -293,7 +302,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 
 def _problems(error: ValidationError) -> str:
-    """Every wrong value, without what only follows from another (a list left short by its items)."""
+    """Describe every wrong value, but not what only follows from another (a list left short by its items)."""
     places = {e["loc"] for e in error.errors()}
     return "; ".join(
         f"{'.'.join(map(str, e['loc']))}: {e['msg']} (got {_short(e['input'])})"
@@ -343,12 +352,12 @@ def _anchored(path: str, folder: Path) -> str:
 
 
 def is_local(source: str) -> bool:
-    """True if `data.source` is a path and neither built in nor on the Hub."""
+    """Return whether `data.source` is a path, and neither built in nor on the Hub."""
     return source != "stdlib-docs" and not source.startswith("hub:")
 
 
 def public_source(source: str) -> str:
-    """The source as it may be published: of a path only the last part, not the folders of this machine."""
+    """Return the source as it may be published: only the last part of a path, not this machine's folders."""
     return Path(source).name if is_local(source) else source
 
 

@@ -1,4 +1,4 @@
-"""Directories and files that are either whole or not there: after a kill -9 nothing half-written counts."""
+"""Write directories and files that are whole or do not exist, even after a kill -9, and hash them."""
 
 import contextlib
 import fcntl
@@ -66,7 +66,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The value of a JSON file, or None if there is none or it is broken."""
+    """Return the value of a JSON file, or None if it does not exist or is broken."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError, ValueError):
@@ -80,7 +80,7 @@ def sha256_file(path: Path) -> str:
 
 @contextlib.contextmanager
 def only_writer(path: Path) -> Iterator[None]:
-    """Be the one process that makes `path`; wait while another does. Look again whether it is there.
+    """Hold the lock on making `path`. Wait while another process holds it; then check again if `path` exists.
 
     The lock goes with the process, however that ends.
     """
@@ -95,7 +95,7 @@ def only_writer(path: Path) -> Iterator[None]:
 
 
 def require_room(path: Path, needed_bytes: int, what: str) -> None:
-    """Refuse to begin what the disk cannot hold. Raises: MissingError with both sizes."""
+    """Raise MissingError, with both sizes, if the disk of `path` has less room than `needed_bytes`."""
     place = next(p for p in (path, *path.absolute().parents) if p.is_dir())
     free_bytes = shutil.disk_usage(place).free
     if free_bytes < needed_bytes:

@@ -1,8 +1,8 @@
-"""Stage `prepare`: the data source to tokenised rows on disk, with a report of what was dropped.
+"""Stage `prepare`: turn the data source into tokenised rows on disk, and report what was dropped.
 
-Out comes `artifacts/data/<hash>/`: `train.arrow`, and so for `validation`, `test` and `general` (the
-columns of `row_file`), `report.json` and `report.html`. `identity` decides the directory, so that a finished
-data set is never made again. The rows are held in memory as text, never as tokens.
+The result is `artifacts/data/<hash>/`: an Arrow file each for `train`, `validation`, `test` and `general`,
+with the columns of `row_file`, and `report.json` and `report.html`. `identity` names the directory, so a
+finished data set is never made again. The rows are held in memory as text, never as tokens.
 """
 
 import gc
@@ -44,7 +44,7 @@ WritePage = Callable[[Path, Mapping[str, Any], Sequence[Example]], None]
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """directory: holds the splits. report: what report.json holds."""
+    """Prepared data. directory: holds the splits. report: the content of report.json."""
 
     directory: Path
     report: dict[str, Any]
@@ -54,11 +54,11 @@ class Prepared:
         return str(self.report["fingerprint"])
 
     def dataset(self, split_name: str) -> Dataset:
-        """Memory-mapped."""
+        """Return a split, memory-mapped."""
         return Dataset.from_file(str(self.directory / f"{split_name}.arrow"))
 
     def rows(self, split_name: str) -> list[TokenRow]:
-        """A held-out side, whole in memory; `train` is read through `dataset`."""
+        """Return a held-out side, whole in memory. Read `train` through `dataset`."""
         return [TokenRow(**row) for row in self.dataset(split_name)]
 
 
@@ -69,10 +69,10 @@ def prepare(
     write_page: WritePage | None = None,
     keep_older: bool = False,
 ) -> Prepared:
-    """Return the prepared data, made now or found finished.
+    """Return the prepared data. Make it unless it exists.
 
-    write_page: makes `report.html` with the data. keep_older: take data that other code or packages made, if
-    there is any. Raises: DataError.
+    write_page: writes `report.html` beside new data. keep_older: prefer the newest data that other code or
+    packages made. Raises: DataError.
     """
     check_files(config.data.contamination)
     folder, key = artifacts / "data", data_key(config, base.sha256)
@@ -125,7 +125,7 @@ def _make(
 
 
 def _select(data: DataConfig) -> Cleaned:
-    """The rows to split. Raises: DataError if none is left."""
+    """Return the rows to split. Raises: DataError if none is left."""
     cleaned = clean(read_rows(data.source), data.filters)
     gc.freeze()  # or the collector walks these rows again and again while the next ones are made
     if data.contamination:
@@ -145,7 +145,7 @@ def _tokenise(
     cleaned: Cleaned,
     file: RowFile,
 ) -> None:
-    """Add rows that fit to `file`, up to `limit`; a row that does not fit whole is dropped, never cut."""
+    """Add the rows that fit to `file`, up to `limit`. Drop a row that is too long; never cut it."""
     reason = f"longer than {max_length} tokens"
     fitting = []
     for conversation in conversations:
@@ -173,7 +173,7 @@ def _tokenise(
 def _ahead(
     make: Callable[[Batch], list[TokenRow]], batches: Iterable[Batch]
 ) -> Iterator[tuple[Batch, list[TokenRow]]]:
-    """Each batch and what is made of it, in order; two threads are at work on the next ones.
+    """Yield each batch with its rows, in order, while two threads work on the next batches.
 
     The tokenizer runs without the interpreter's lock, so one batch is encoded while another is rendered.
     """
@@ -189,7 +189,7 @@ def _ahead(
 
 
 def _examples(conversations: Iterable[Conversation], chat: ChatTokenizer, max_length: int) -> list[Example]:
-    """The first rows of train, which come in the order of their hashes: a random choice."""
+    """Return the first rows of train. Rows come in the order of their hashes, so this is a random choice."""
     rows = ((c.source, chat.row(c)) for c in conversations if chat.may_fit(c, max_length))
     fitting = ((source, row) for source, row in rows if len(row.input_ids) <= max_length)
     return [Example(source, chat.runs(row)) for source, row in itertools.islice(fitting, EXAMPLES)]

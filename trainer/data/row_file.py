@@ -51,7 +51,7 @@ class RowFile:
 
 
 def rows_fingerprint(files: Mapping[str, RowFile]) -> str:
-    """What `config.fingerprint` gives for {split: [[input_ids, labels], ...]}, a batch at a time."""
+    """Return what `identity.fingerprint` gives for {split: [[input_ids, labels], ...]}, a batch at a time."""
     digest = hashlib.sha256(b"[{")
     for i, (name, file) in enumerate(sorted(files.items())):
         digest.update(f"{', ' if i else ''}{json.dumps(name)}: [".encode())

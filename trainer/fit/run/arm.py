@@ -1,4 +1,4 @@
-"""One arm of the sweep: what it varies, where its runs live, and what a run leaves behind."""
+"""Describe one arm of a sweep: what it varies, where its runs lie, and what a finished run holds."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ from trainer.objective.score import RowScore
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What the sweep chooses."""
+    """The hyperparameters that the sweep chooses."""
 
     rank: int
     learning_rate: float
@@ -35,9 +35,10 @@ class Arm:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """An arm trained for some steps. adapter: a PEFT directory. validation: in the split's order.
+    """An arm that was trained for some steps.
 
-    diverged: why there is neither, or None.
+    adapter: a PEFT directory. validation: one score a row, in the order of the split. diverged: why the run
+    has neither, or None. record: the content of result.json.
     """
 
     arm: Arm
@@ -48,7 +49,7 @@ class Run:
 
 
 def arms(config: RunConfig) -> list[Arm]:
-    """The grid rank × learning rate × seed, smallest rank first."""
+    """Return the grid rank × learning rate × seed, smallest rank first."""
     sweep = config.sweep
     return [
         Arm(Setting(rank, rate), seed)
@@ -60,10 +61,10 @@ def arms(config: RunConfig) -> list[Arm]:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where an arm's runs live: a folder for each length.
+    """Where an arm's runs lie. Each length of a run has a folder in `directory`.
 
-    key: of all that shapes them, but code and packages. older: runs of the same key that other code made, if
-    ours are still to be made or if these are kept: then they are in `directory`.
+    key: `identity.run_key`. older: runs of the same key that other code or packages made. It is None once our
+    code has begun its own, unless the older ones are kept; then `directory` is theirs.
     """
 
     key: str
@@ -79,7 +80,7 @@ def place_of(
     artifacts: Path,
     keep_older: bool = False,
 ) -> Place:
-    """Return the arm's place. keep_older: that of the newest runs that other code made, if there are any."""
+    """Return where the arm's runs lie. keep_older: prefer the newest runs of other code or packages."""
     setting, runs = arm.setting, artifacts / "runs"
     key = run_key(config, base.sha256, data_fingerprint, setting.rank, setting.learning_rate, arm.seed)
     older = older_directory(runs, f"{arm.name}-", key)
@@ -90,13 +91,13 @@ def place_of(
 
 
 def run_name(config: RunConfig, steps: int | None) -> str:
-    """The folder of a run inside its arm's; steps: None for as long as the configuration says."""
+    """Return the name of a run's folder. steps: None for as long as the configuration says."""
     steps = steps or config.train.max_steps
     return f"steps-{steps}" if steps else f"epochs-{config.train.epochs:g}"
 
 
 def read_run(directory: Path, arm: Arm) -> Run | None:
-    """The finished run, or None if it has not finished."""
+    """Return the run, or None if it has not finished."""
     record = read_json(directory / "result.json")
     if record is None:
         return None

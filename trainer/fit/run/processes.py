@@ -13,7 +13,7 @@ from pathlib import Path
 
 from trainer.fit.run.arm import Arm
 from trainer.fit.run.callbacks import LOG, last_step
-from trainer.fit.run.node import last_words, start
+from trainer.fit.run.node import failure_of, start
 from trainer.progress import Progress
 
 POLL_S = 0.2
@@ -26,7 +26,7 @@ def run_arms(
     parallel: int = 1,
     processes: int = 1,
 ) -> dict[Arm, str]:
-    """Run the arms and return those that failed, each with its last words.
+    """Run the arms and return those that failed, and why.
 
     directories: each arm's run. command: the `arm` verb with its configuration, to which the arm's own
     flags are appended. parallel: the most runs at once. processes: the number that share each run.
@@ -51,7 +51,7 @@ def run_arms(
                         continue
                     del running[arm]
                     if process.returncode != 0:
-                        failed[arm] = last_words(directories[arm], process.returncode)
+                        failed[arm] = failure_of(directories[arm], process.returncode)
                         progress.say(f"  {arm.name}: failed: {failed[arm]}")
         finally:
             for process in running.values():

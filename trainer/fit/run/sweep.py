@@ -23,7 +23,7 @@ from trainer.identity import older_line, sweep_key
 from trainer.pages.sweep import write_page
 from trainer.progress import say
 
-# Runs the arms in their directories for some steps; returns those that failed, each with its last words.
+# Runs the arms in their directories for some steps; returns those that failed, and why.
 RunArms = Callable[[Mapping[Arm, Path], int | None], dict[Arm, str]]
 
 
