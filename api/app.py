@@ -23,7 +23,7 @@ from api.http.request_log import RequestLog
 from api.http.state import RequestState
 from api.ledger.account import RATE_HEADERS
 from api.ledger.ledger import Ledger, open_ledger
-from api.operations import admin, health
+from api.operations import admin, health, metrics
 from api.service import Service
 from api.telemetry.log import log
 
@@ -48,16 +48,18 @@ def create_app(service: Service, cors_origins: Sequence[str] = ()) -> ASGIApp:
     app = FastAPI(title="finechat", lifespan=lifespan, docs_url=None, redoc_url=None, redirect_slashes=False)
     for module in (chat, completions, responses, models):
         app.include_router(module.router)
-    app.include_router(health.router, responses={"4XX": {"model": ErrorBody}})
+    for module in (health, metrics):
+        app.include_router(module.router, responses={"4XX": {"model": ErrorBody}})
     _describe_keys(app.openapi(), service.ledger.required)
-    return _wrapped(app, service, service.ledger, health.OPEN_PATHS, cors_origins)
+    return _wrapped(app, service, service.ledger, health.OPEN_PATHS, metrics.PATHS, cors_origins)
 
 
 def create_admin_app(service: Service, key: str) -> ASGIApp:
     """Return the operator's application: every path needs `key`, which no client has."""
     app = FastAPI(openapi_url=None, redirect_slashes=False)
-    app.include_router(admin.router)
-    return _wrapped(app, service, open_ledger(api_key=key), frozenset())
+    for module in (admin, metrics):
+        app.include_router(module.router)
+    return _wrapped(app, service, open_ledger(api_key=key), frozenset(), frozenset())
 
 
 def _wrapped(
@@ -65,6 +67,7 @@ def _wrapped(
     service: Service,
     ledger: Ledger,
     open_paths: frozenset[str],
+    operator_paths: frozenset[str],
     cors_origins: Sequence[str] = (),
 ) -> ASGIApp:
     app.state.service = service
@@ -73,7 +76,7 @@ def _wrapped(
     app.exception_handler(RequestValidationError)(_invalid)
     app.exception_handler(Exception)(_defect)
     routes = frozenset(path for route in app.routes if (path := getattr(route, "path", None)))
-    inside: ASGIApp = AccessControl(app, ledger, open_paths)
+    inside: ASGIApp = AccessControl(app, ledger, open_paths, operator_paths, service.operator)
     if cors_origins:
         inside = _open_to(cors_origins, inside)
     return RequestLog(inside, service.metrics, service.tracing, routes, error_body)

@@ -22,10 +22,13 @@ from api.telemetry.tracing import Tracing, start_tracing
 
 @dataclass(frozen=True, slots=True)
 class Service:
+    """operator: knows the operator's key alone."""
+
     lifecycle: Lifecycle
     admission: Admission
     metrics: Metrics
     ledger: Ledger
+    operator: Ledger | None
     tracing: Tracing | None
     grammars: Grammars
     runner: Runner
@@ -59,6 +62,7 @@ def build_service(
         api_key=settings.key.get_secret_value() if settings.key else None,
         artifact=lambda: lifecycle.artifact.manifest.id,
     )
+    admin_key = settings.admin_key.get_secret_value() if settings.admin_key else None
     grammars = Grammars()
     runner = Runner(lifecycle, admission, grammars, ledger, metrics, settings.request_timeout_s)
     return Service(
@@ -66,6 +70,7 @@ def build_service(
         admission,
         metrics,
         ledger,
+        open_ledger(api_key=admin_key) if admin_key else None,
         start_tracing(),
         grammars,
         runner,

@@ -140,7 +140,8 @@ class Settings(BaseSettings):
         description="port of the operator's endpoints, on the loopback only; without it they are off",
     )
     admin_key: Key | None = Field(
-        None, description="key of that port; at least 16 characters, and different from API_KEY"
+        None,
+        description="key of that port and of /metrics; at least 16 characters, and different from API_KEY",
     )
     cors_origins: Origins = Field(
         (), description="origins whose web pages may call the API, separated by commas"
@@ -231,16 +232,15 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _admin_only_with_a_strong_key_of_its_own(self) -> "Settings":
-        if self.admin_port is None:
-            return self
-        if self.admin_port == self.port:
+        if self.admin_port is not None and self.admin_port == self.port:
             raise ValueError(f"API_ADMIN_PORT={self.admin_port} must differ from API_PORT")
-        if _is_weak(self.admin_key):
+        if (self.admin_port or self.admin_key) and _is_weak(self.admin_key):
+            port = self.admin_port
+            needs = f"API_ADMIN_PORT={port} needs API_ADMIN_KEY with" if port else "API_ADMIN_KEY must have"
             raise ValueError(
-                f"API_ADMIN_PORT={self.admin_port} needs API_ADMIN_KEY with at least {MIN_OPEN_KEY_CHARS} "
-                "characters (`openssl rand -hex 24` makes one)"
+                f"{needs} at least {MIN_OPEN_KEY_CHARS} characters (`openssl rand -hex 24` makes one)"
             )
-        if self.admin_key == self.key:
+        if self.admin_key is not None and self.admin_key == self.key:
             raise ValueError("API_ADMIN_KEY must differ from API_KEY, which clients know")
         return self
 

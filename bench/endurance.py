@@ -48,6 +48,8 @@ from bench.load import (  # noqa: E402
 from bench.streams import compare_streams  # noqa: E402
 
 RESULT = ROOT / "bench" / "results" / "endurance.json"
+ADMIN_KEY = "operators-key-of-this-benchmark"
+OPERATOR = {"authorization": f"Bearer {ADMIN_KEY}"}
 REFUSAL_CPU_MS, REFUSAL_WAIT_MS = 1.0, 50.0
 
 
@@ -75,14 +77,14 @@ async def fuzz(service: Service, headers: Headers) -> tuple[dict[str, Any], bool
             print(one["output"])
         results[mode] = {"cases": one["cases"], "passed": one["passed"]}
         kept = kept and one["passed"]
-    results["answers_by_status"] = statuses = _statuses(service, headers)
+    results["answers_by_status"] = statuses = _statuses(service)
     defects = {"500", "502", "504"} & set(statuses)
     return results, kept and not defects and results["negative"]["cases"] >= 20_000
 
 
-def _statuses(service: Service, headers: Headers) -> dict[str, int]:
+def _statuses(service: Service) -> dict[str, int]:
     counts: dict[str, int] = {}
-    for line in service.get("/metrics", headers)[1].splitlines():
+    for line in service.get("/metrics", OPERATOR)[1].splitlines():
         if found := re.match(r'finechat_requests_total\{route="(?!/health).*status="(\w+)"\} (\d+)', line):
             counts[found[1]] = counts.get(found[1], 0) + int(found[2])
     return counts
@@ -269,9 +271,9 @@ def _point(models: Path, id: str) -> None:
     new.replace(models / "current")
 
 
-def _swapped(service: Service, headers: Headers) -> float:
+def _swapped(service: Service) -> float:
     with contextlib.suppress(AssertionError):  # no swap yet
-        return service.metric('finechat_swaps_total{outcome="done"}', headers)
+        return service.metric('finechat_swaps_total{outcome="done"}', OPERATOR)
     return 0.0
 
 
@@ -298,7 +300,13 @@ def running(artifacts: Path, settings: dict[str, str]) -> Iterator[tuple[Service
         keys = {"API_KEYS_FILE": str(folder / "keys.json"), "API_USAGE_FILE": str(folder / "usage.db")}
         unlimited = _create_key(keys, "bench")
         limited = _create_key(keys, "limited", "--requests-per-minute", "1")
-        own = {"API_MAX_NUM_SEQS": "8", **keys, **settings, "LIMITED_KEY": limited}
+        own = {
+            "API_MAX_NUM_SEQS": "8",
+            "API_ADMIN_KEY": ADMIN_KEY,
+            **keys,
+            **settings,
+            "LIMITED_KEY": limited,
+        }
         service = Service(artifacts, folder / "api.log", own)
         try:
             service.start()

@@ -14,6 +14,7 @@ from api.errors import (
     BodyTooLarge,
     ClientGone,
     HeadersTooLarge,
+    NotFound,
 )
 from api.http.state import RequestState
 from api.ledger.keys import Key
@@ -33,10 +34,21 @@ SECURITY_HEADERS = {
 class AccessControl:
     """ASGI: pass on only requests that are authorised and small."""
 
-    def __init__(self, app: ASGIApp, ledger: Ledger, open_paths: frozenset[str]) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        ledger: Ledger,
+        open_paths: frozenset[str],
+        operator_paths: frozenset[str] = frozenset(),
+        operator: Ledger | None = None,
+    ) -> None:
+        """operator_paths: open to the key that `operator` knows, and to a client's key only if it is the only
+        key there is."""
         self._app = app
         self._ledger = ledger
         self._open_paths = open_paths
+        self._operator_paths = operator_paths
+        self._operator = operator
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -59,9 +71,16 @@ class AccessControl:
         if not self._ledger.required or scope["path"] in self._open_paths:
             return None
         scheme, _, credential = _header(scope, b"authorization").partition(b" ")
-        key = await self._ledger.find(credential.strip()) if scheme.lower() == b"bearer" else None
+        if scheme.lower() != b"bearer":
+            raise unauthorised()
+        for_operator = scope["path"] in self._operator_paths
+        if for_operator and self._operator and await self._operator.find(credential.strip()):
+            return None
+        key = await self._ledger.find(credential.strip())
         if key is None:
             raise unauthorised()
+        if for_operator and (self._operator or self._ledger.many_keys):
+            raise NotFound("There is no such path.")
         return key
 
 

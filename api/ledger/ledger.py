@@ -37,9 +37,13 @@ class Reservation(ABC):
 
 
 class Ledger(ABC):
-    """Keys, limits and usage. `required`: whether a request needs a key at all."""
+    """Keys, limits and usage.
+
+    required: a request needs a key. many_keys: there may be other keys than the one from the environment.
+    """
 
     required = True
+    many_keys = True
 
     def __init__(self, api_key: str | None) -> None:
         """api_key: the key from the environment. It has no limits, and no backend is asked about it."""

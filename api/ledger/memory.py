@@ -31,6 +31,7 @@ class MemoryLedger(Ledger):
         """Raises: SettingsError if a file cannot be used."""
         super().__init__(api_key)
         self.required = keys_file is not None or api_key is not None
+        self.many_keys = keys_file is not None
         self._keys_file = keys_file
         reserved = API_KEY_NAME if api_key is not None else None
         self._watched = WatchedKeys(keys_file, reserved, now) if keys_file else None

@@ -1,10 +1,9 @@
-"""Serve /health/live (should the process be restarted?), /health/ready (send requests?) and /metrics.
+"""Serve /health/live (should the process be restarted?) and /health/ready (send requests?).
 
 /health/live stays 200 while the model loads, while a dead engine is restarted, and while the service drains.
 """
 
 from fastapi import APIRouter, Response
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel
 
 from api.engine.lifecycle import State
@@ -35,11 +34,6 @@ async def ready(service: ServiceOfApp, response: Response) -> Health:
         response.status_code = 503
         response.headers["retry-after"] = "5"
     return _health(service)
-
-
-@router.get("/metrics", response_class=Response)
-async def metrics(service: ServiceOfApp) -> Response:
-    return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
 
 def _health(service: Service) -> Health:

@@ -4,12 +4,17 @@ import asyncio
 import logging
 import re
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
+from api.app import create_admin_app
 from api.errors import EngineFailed
 from api.http import access
+from api.ledger.key_file import create_key
+from api.ledger.keys import Limits
 from tests.support.api import KEY, URL, FakeEngine, House, ask, assert_openai_error, eventually
 
 pytestmark = pytest.mark.anyio
@@ -54,6 +59,36 @@ async def test_right_key_opens_everything(make_house: MakeHouse) -> None:
         for path in ("/v1/models", "/metrics", "/openapi.json"):
             assert (await client.get(path)).status_code == 200
         assert (await client.post(URL, json=ask())).status_code == 200
+
+
+async def test_metrics_name_every_key_so_only_the_operator_reads_them(
+    make_house: MakeHouse, tmp_path: Path
+) -> None:
+    keys, operator = tmp_path / "keys.json", "operators-key-0123456789"
+    secret = create_key(keys, "ann", Limits())
+
+    async def statuses(**settings: Any) -> list[int]:
+        house = make_house(**settings)
+        credentials = ("", KEY, secret, operator)
+        async with house.client() as client:
+            headers = [{"authorization": f"Bearer {credential}"} for credential in credentials]
+            return [(await client.get("/metrics", headers=one)).status_code for one in headers]
+
+    assert await statuses(key=KEY, keys_file=keys, admin_key=operator) == [401, 404, 404, 200]
+    assert await statuses(keys_file=keys, admin_key=operator) == [401, 401, 404, 200]
+    assert await statuses(key=KEY, admin_key=operator) == [401, 404, 401, 200]
+    assert await statuses(key=KEY, keys_file=keys) == [401, 404, 404, 401]
+    assert await statuses(key=KEY) == [401, 200, 401, 401], "it is the only key"
+    assert await statuses() == [200] * 4, "nobody needs a key"
+    house = make_house(key=KEY, admin_key=operator)
+    async with house.client(headers={"authorization": f"Bearer {operator}"}) as client:
+        assert (await client.get("/v1/models")).status_code == 401, "it opens nothing else"
+    app = create_admin_app(house.service, operator)
+    for key, status in ((operator, 200), (KEY, 401)):
+        transport = httpx.ASGITransport(app)
+        headers = {"authorization": f"Bearer {key}"}
+        async with httpx.AsyncClient(transport=transport, base_url="http://admin", headers=headers) as admin:
+            assert (await admin.get("/metrics")).status_code == status
 
 
 async def test_unknown_path_and_wrong_method_answer_in_openais_body(make_house: MakeHouse) -> None:

@@ -67,7 +67,7 @@ async def test_the_admin_port_has_nothing_else(make_house: MakeHouse) -> None:
     house = make_house()
     await house.load()
     async with admin_of(house) as admin:
-        for path in ("/v1/models", "/metrics", "/openapi.json", "/docs", "/health/ready"):
+        for path in ("/v1/models", "/openapi.json", "/docs", "/health/ready"):
             assert_openai_error(await admin.get(path), 404, "not_found")
         assert_openai_error(await admin.post(URL, json=ask()), 404, "not_found")
 

@@ -17,6 +17,7 @@ from tests.support.api import FakeEngine, House, ask, eventually
 
 URL = "/v1/chat/completions"
 MakeHouse = Callable[..., House]
+ADMIN_KEY = "operators-key-0123456789"
 
 
 def test_usage_outlives_the_process_and_is_added_up(tmp_path: Path) -> None:
@@ -64,7 +65,7 @@ async def test_answers_tell_the_limits_and_usage_is_kept(
 ) -> None:
     keys, usage = tmp_path / "keys.json", tmp_path / "usage.db"
     secret = create_key(keys, "ann", Limits(requests_per_minute=1, tokens_per_minute=1000))
-    house = make_house(keys_file=keys, usage_file=usage)
+    house = make_house(keys_file=keys, usage_file=usage, admin_key=ADMIN_KEY)
     await house.load()
     answer = await answer_of(house, secret, stream=stream, max_tokens=20)
     assert answer.status_code == 200
@@ -76,7 +77,7 @@ async def test_answers_tell_the_limits_and_usage_is_kept(
     await house.service.ledger.close()
     [line] = read_usage(usage)
     assert (line.key, line.requests, line.prompt_tokens, line.completion_tokens) == ("ann", 1, 22, 3)
-    async with house.client(headers={"authorization": f"Bearer {secret}"}) as client:
+    async with house.client(headers={"authorization": f"Bearer {ADMIN_KEY}"}) as client:
         metrics = (await client.get("/metrics")).text
     assert 'finechat_key_tokens_total{key="ann"} 25.0' in metrics and secret not in metrics
 

@@ -200,12 +200,12 @@ def test_the_autoscaler_reads_a_metric_that_the_api_has(objects: Objects, ask: A
     assert int(metric["pods"]["target"]["averageValue"]) <= int(limit)
 
 
-def test_prometheus_is_given_the_key_where_its_operator_is(chart: Chart, ask: Ask) -> None:
+def test_prometheus_is_given_the_operators_key_where_its_operator_is(chart: Chart, ask: Ask) -> None:
     assert ("PodMonitor", "api") not in chart.render()
     monitor = chart.render("--api-versions", "monitoring.coreos.com/v1")["PodMonitor", "api"]["spec"]
     [endpoint] = monitor["podMetricsEndpoints"]
     assert endpoint["path"] in ask("api", ROUTES, {})
-    assert endpoint["authorization"]["credentials"] == {"name": "finechat", "key": "API_KEY"}
+    assert endpoint["authorization"]["credentials"] == {"name": "finechat", "key": "API_ADMIN_KEY"}
 
 
 def test_a_tenth_of_the_replicas_at_most_is_disrupted(objects: Objects) -> None:

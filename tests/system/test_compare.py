@@ -22,6 +22,7 @@ from tests.support import ROOT
 from tests.support.system import Up, get
 
 KEY = "a-key-for-this-test-only"
+ADMIN_KEY = "an-operators-key-for-this-test"
 TOKENS = 12
 # transformers and PEFT: greedy answers of the merged model, of the base, and of the base with each adapter.
 REFERENCE = """
@@ -74,7 +75,9 @@ class Compared:
         return told.choices[0].message.content or ""
 
     def cached_tokens(self) -> float:
-        request = urllib.request.Request(f"{self.url}/metrics", headers={"Authorization": f"Bearer {KEY}"})
+        request = urllib.request.Request(
+            f"{self.url}/metrics", headers={"Authorization": f"Bearer {ADMIN_KEY}"}
+        )
         with urllib.request.urlopen(request, timeout=10) as answer:
             page = answer.read().decode()
         [line] = [x for x in page.splitlines() if x.startswith("finechat_cached_prompt_tokens_total ")]
@@ -92,6 +95,7 @@ def compared(first_up: Up, artifacts: Path, tmp_path_factory: pytest.TempPathFac
         "ARTIFACTS_DIR": str(artifacts),
         "API_PORT": str(port),
         "API_KEY": KEY,
+        "API_ADMIN_KEY": ADMIN_KEY,
         "API_KEYS_FILE": str(folder / "keys.json"),
         "API_BASE_DIR": str(base),
         "API_ADAPTERS": ",".join(f"{name}={path}" for name, path in adapters.items()),
