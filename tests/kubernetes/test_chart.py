@@ -28,8 +28,9 @@ print(json.dumps([metric.name for metric in Metrics().registry.collect()]))
 """
 ROUTES = """
 import json
-from api.operations import health
-print(json.dumps({route.path: route.path in health.OPEN_PATHS for route in health.router.routes}))
+from api.operations import health, metrics
+routes = [*health.router.routes, *metrics.router.routes]
+print(json.dumps({route.path: route.path in health.OPEN_PATHS for route in routes}))
 """
 API_SETTINGS = """
 import json, os
