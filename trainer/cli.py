@@ -1,6 +1,6 @@
-"""`python -m trainer VERB --config FILE`: the command line, and how errors are told.
+"""`python -m trainer VERB --config FILE`: the command line, and how it reports errors.
 
-Exit codes: 0 done, 1 a problem told in one line, 130 interrupted.
+Exit codes: 0 done, 1 a problem reported in one line, 130 interrupted.
 """
 
 import argparse
@@ -31,7 +31,7 @@ VERBS = {
     "train": "the chosen setting over the whole of the data",
     "merge": "the winner merged into the base, and checked",
     "evaluate": "the merged model against the base, and the gates",
-    "push": "the finished artifact to the Hugging Face Hub; told only, until --upload",
+    "push": "the finished artifact to the Hugging Face Hub; printed only, without --upload",
     "export": "the finished artifact as GGUF for llama.cpp and Ollama, and in FP8",
 }
 STAGES = ("run", "prepare", "sweep", "arm", "train", "merge", "evaluate")
@@ -44,20 +44,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         _run(options)
     except TrainerError as error:
-        return _tell(str(error))
+        return _report(str(error))
     except KeyboardInterrupt:
-        return _tell("interrupted; the same command goes on from here", 130)
+        return _report("interrupted; the same command continues from here", 130)
     except Exception as error:
         if not _is_full_disk(error):
             raise
-        return _tell(f"the disk under {options.artifacts} is full; free some and run the same command")
+        return _report(f"the disk under {options.artifacts} is full; free some and run the same command")
     return 0
 
 
 def _is_full_disk(error: Exception) -> bool:
-    """Python tells it by number, safetensors in words, and torch by where its file should have ended."""
-    told = "No space left" in str(error) or "unexpected pos" in str(error)
-    return told or getattr(error, "errno", None) == errno.ENOSPC
+    """Recognise a full disk: Python gives a number, safetensors a text, torch a wrong file position."""
+    named = "No space left" in str(error) or "unexpected pos" in str(error)
+    return named or getattr(error, "errno", None) == errno.ENOSPC
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -249,6 +249,6 @@ def _terminate(signum: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _tell(message: str, code: int = 1) -> int:
+def _report(message: str, code: int = 1) -> int:
     print(f"trainer: {message}", file=sys.stderr, flush=True)
     return code

@@ -1,4 +1,4 @@
-"""The errors that a person is told about in one line; anything else is a defect and shows its traceback.
+"""The errors that the command line reports in one line; any other is a defect and shows its traceback.
 
 TrainerError
 ├── ConfigError      the YAML file or an override

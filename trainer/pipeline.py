@@ -79,7 +79,7 @@ class Pipeline:
 
     def prepare(self, base: BaseModel) -> Prepared:
         with self._stages.stage("prepare", f"tokenise {self.config.data.source}"):
-            return prepare(self.config, base, self.artifacts, data_report.write_page, self._keep_older)
+            return self._prepared(base)
 
     def sweep(self, base: BaseModel, prepared: Prepared) -> tuple[Setting, dict[str, Any]]:
         ranks = " and ".join(map(str, self.config.sweep.ranks))
@@ -122,7 +122,11 @@ class Pipeline:
     def found_or_made(self) -> tuple[BaseModel, Prepared]:
         """Base and data for a single arm, without the lines of the stages."""
         base = base_model.fetch(self.config.base, self.artifacts)
-        return base, prepare(self.config, base, self.artifacts, data_report.write_page, self._keep_older)
+        return base, self._prepared(base)
+
+    def _prepared(self, base: BaseModel) -> Prepared:
+        write_page, rows_of = data_report.write_page, self._objective.rows
+        return prepare(self.config, base, self.artifacts, write_page, self._keep_older, rows_of)
 
     def run(self, until: str = "publish") -> None:
         """The stages up to and with `until`. Raises: TrainerError."""

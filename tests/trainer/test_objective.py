@@ -38,8 +38,9 @@ def doubled() -> Any:
         return [RowScore(-row.total, 1, row.hit) for row in sft.scores(model, rows, pad_id)]
 
     return SimpleNamespace(
-        NAME="doubled", METHOD="LoRA", HITS=sft.HITS, pack=sft.pack, collate=sft.collate, loss=loss,
-        scores=scores, SCORE=Measure("likelihood", "nats a row", "log-likelihood", lower_is_better=False),
+        NAME="doubled", METHOD="LoRA", HITS=sft.HITS, rows=sft.rows, pack=sft.pack, collate=sft.collate,
+        loss=loss, scores=scores,
+        SCORE=Measure("likelihood", "nats a row", "log-likelihood", lower_is_better=False),
     )  # fmt: skip
 
 

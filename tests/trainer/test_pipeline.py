@@ -114,7 +114,7 @@ def test_killed_training_resumes_with_identical_losses(tmp_path: Path, config_fi
     assert process.wait() == -signal.SIGKILL
     resumed = trainer("arm", config_file, killed, *more)
     assert resumed.returncode == 0, resumed.stderr
-    assert "goes on from steps-40/checkpoint-" in resumed.stdout
+    assert "continues from steps-40/checkpoint-" in resumed.stdout
     assert losses(killed)["resumed_from"] and not losses(whole)["resumed_from"]
     assert losses(killed)["train_curve"] == losses(whole)["train_curve"]
     assert losses(killed)["validation"] == losses(whole)["validation"]
@@ -209,7 +209,7 @@ def test_sigterm_ends_a_run_and_its_arms(tmp_path: Path, config_file: Path) -> N
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     assert process.wait(PATIENCE_S) == 130
-    assert process.stderr and "goes on from here" in process.stderr.read()
+    assert process.stderr and "continues from here" in process.stderr.read()
     process.stderr.close()
 
 

@@ -1,8 +1,8 @@
-"""Rows of general chat: the base model's own answers, sampled, to prompts of ours.
+"""Make rows of general chat: the base model's own answers to the project's prompts.
 
-Training on a few keeps the base's manner; on held-out ones the tuned model's extra loss is an
-unbiased estimate of the divergence KL(base || tuned) a token, since the answers are samples of the
-base at temperature 1. The prompts are ours, so no third-party text is stored.
+Training on a few of them keeps the base's manner. On held-out ones the tuned model's extra loss is an
+unbiased estimate of KL(base || tuned) a token, because the answers are samples of the base's bare
+distribution at temperature 1. The prompts belong to the project, so no third-party text is stored.
 """
 
 from pathlib import Path
@@ -25,7 +25,7 @@ def answer_prompts(
     device: str,
     seed: int,
 ) -> tuple[list[TokenRow], list[TokenRow]]:
-    """Rows to train on and rows to measure on, from disjoint prompts."""
+    """Return rows to train on and rows to measure on, from disjoint prompts."""
     wanted = config.train_prompts + config.test_prompts
     prompts = read_prompts(config.prompts, "data.general.prompts")
     if len(prompts) < wanted:
@@ -41,7 +41,7 @@ def answer_prompts(
 
 
 def read_prompts(file: Path, key: str) -> list[str]:
-    """One prompt a line; empty lines and lines that begin with # are left out.
+    """Read one prompt a line, without empty lines and lines that begin with #.
 
     key: the setting that names the file. Raises: DataError if it cannot be read or holds no prompt.
     """

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,8 @@ SPLITS = ("train", "validation", "test", "general")
 BATCH = 256  # rows a call of the tokenizer
 EXAMPLES = 10  # rows that the page shows
 Batch = Sequence[Conversation]
+# Tokenises and labels a batch, as the objective wants it.
+RowsOf = Callable[[ChatTokenizer, Batch], list[TokenRow]]
 # Writes a page beside report.json, from what that holds.
 WritePage = Callable[[Path, Mapping[str, Any], Sequence[Example]], None]
 
@@ -68,11 +71,12 @@ def prepare(
     artifacts: Path,
     write_page: WritePage | None = None,
     keep_older: bool = False,
+    rows_of: RowsOf = ChatTokenizer.rows,
 ) -> Prepared:
     """Return the prepared data. Make it unless it exists.
 
     write_page: writes `report.html` beside new data. keep_older: prefer the newest data that other code or
-    packages made. Raises: DataError.
+    packages made. rows_of: the objective's. Raises: DataError.
     """
     check_files(config.data.contamination)
     folder, key = artifacts / "data", data_key(config, base.sha256)
@@ -83,12 +87,19 @@ def prepare(
         if older:
             say(older_line("this data was", older.differs, kept=False))
         with only_writer(directory):
-            report = read_json(directory / "report.json") or _make(config, base, directory, key, write_page)
+            report = read_json(directory / "report.json") or _make(
+                config, base, directory, key, write_page, rows_of
+            )
     return Prepared(directory, report)
 
 
 def _make(
-    config: RunConfig, base: BaseModel, directory: Path, key: str, write_page: WritePage | None
+    config: RunConfig,
+    base: BaseModel,
+    directory: Path,
+    key: str,
+    write_page: WritePage | None,
+    rows_of: RowsOf,
 ) -> dict[str, Any]:
     data = config.data
     chat = ChatTokenizer(load_tokenizer(base.directory))
@@ -102,7 +113,7 @@ def _make(
     with whole_directory(directory) as scratch:
         files = {name: RowFile(scratch / f"{name}.arrow") for name in SPLITS}
         for name, conversations, limit in sides:
-            _tokenise(conversations, chat, data.max_length, limit, cleaned, files[name])
+            _tokenise(conversations, chat, rows_of, data.max_length, limit, cleaned, files[name])
         if data.general:
             device = choose_device(config.train.device)
             extra, measured = answer_prompts(
@@ -140,6 +151,7 @@ def _select(data: DataConfig) -> Cleaned:
 def _tokenise(
     conversations: Sequence[Conversation],
     chat: ChatTokenizer,
+    rows_of: RowsOf,
     max_length: int,
     limit: int | None,
     cleaned: Cleaned,
@@ -154,7 +166,7 @@ def _tokenise(
         else:
             cleaned.drop(reason, conversation.where)
     batches = [fitting[start : start + BATCH] for start in range(0, len(fitting), BATCH)]
-    for batch, rows in _ahead(chat.rows, batches):
+    for batch, rows in _ahead(partial(rows_of, chat), batches):
         kept: list[TokenRow] = []
         for conversation, row in zip(batch, rows, strict=True):
             if limit is not None and len(file) + len(kept) == limit:

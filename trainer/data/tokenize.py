@@ -1,8 +1,8 @@
-"""Conversations to `input_ids` and `labels`, for any fast tokenizer with a chat template.
+"""Turn conversations into `input_ids` and `labels`, for any fast tokenizer with a chat template.
 
-Labels stand on assistant turns only, the end-of-turn token included, and are -100 elsewhere. Text
-never becomes a control token: what looks like one inside a message is spelled out as plain text. In
-all other cases the ids are those of the tokenizer's own `apply_chat_template`.
+Only assistant turns have labels, with the end-of-turn token; all other labels are -100. Text never becomes
+a control token: a message that contains one is encoded with that token spelled out as plain text. In all
+other cases the ids are those of the tokenizer's own `apply_chat_template`.
 """
 
 import itertools
@@ -59,11 +59,11 @@ class ChatTokenizer:
         self._backend.no_padding()
 
     def row(self, conversation: Conversation) -> TokenRow:
-        """Token ids of the whole conversation, with labels on every answer."""
+        """Return the token ids of a whole conversation, with labels on every answer."""
         return self.rows([conversation])[0]
 
     def rows(self, conversations: Sequence[Conversation]) -> list[TokenRow]:
-        """One row for each, tokenised in one call: use batches of some hundreds. Threads may share it."""
+        """Return a row for each, tokenised in one call: use batches of hundreds. Threads may share it."""
         fenced = [self._fence(c.messages) for c in conversations]
         texts = [self._render(turns, add_generation_prompt=False) for turns in fenced]
         rows = []
@@ -77,12 +77,12 @@ class ChatTokenizer:
         return rows
 
     def may_fit(self, conversation: Conversation, max_length: int) -> bool:
-        """False where even the longest tokens make too many: encoding 50 MB of text takes gigabytes."""
+        """Return False if even the longest tokens make too many: encoding 50 MB of text takes gigabytes."""
         characters = sum(len(message.content) for message in conversation.messages)
         return characters <= max_length * self._longest_token
 
     def runs(self, row: TokenRow) -> list[tuple[str, bool]]:
-        """The row's text in pieces, True where it is learned, for people to read."""
+        """Return the row's text in pieces, True where it is learned, for people to read."""
         pairs = zip(row.input_ids, row.labels, strict=True)
         return [
             (str(self.tokenizer.decode([token for token, _ in run])), learned)
@@ -90,12 +90,12 @@ class ChatTokenizer:
         ]
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
-        """Token ids up to where the next answer begins."""
+        """Return the token ids up to where the next answer begins."""
         (pieces,) = self._encode([self._render(self._fence(messages), add_generation_prompt=True)])
         return [token for piece in pieces for token in piece.ids]
 
     def _answer_spans(self, turns: list[Turn], text: str) -> Iterator[tuple[int, int]]:
-        """Character ranges of the answers in the rendered text."""
+        """Yield the character range of each answer in the rendered text."""
         for i, turn in enumerate(turns):
             if turn["role"] != "assistant":
                 continue
@@ -105,7 +105,7 @@ class ChatTokenizer:
             if not (text.startswith(through.rstrip()) and through.startswith(before)):
                 raise BaseModelError(
                     "this chat template renders a turn differently once others follow, so answers "
-                    "cannot be told from prompts; use a template that only appends"
+                    "cannot be separated from prompts; use a template that only appends"
                 )
             # Past the end-of-turn token some templates put a line break that no model need learn.
             yield len(before), len(through.rstrip())
@@ -118,7 +118,7 @@ class ChatTokenizer:
         return rendered
 
     def _fence(self, messages: Sequence[Message]) -> list[Turn]:
-        """What the template takes, control tokens inside messages fenced as stand-ins."""
+        """Return the template's input, with stand-ins for control tokens inside messages."""
 
         def fenced(content: str) -> str:
             bare = content.replace("\ufdd0", "").replace("\ufdd1", "")
@@ -127,12 +127,12 @@ class ChatTokenizer:
         return [{"role": m.role, "content": fenced(m.content)} for m in messages]
 
     def _plain_ids(self, control: str) -> list[int]:
-        """The ids of a control token spelled out as text."""
+        """Return the ids of a control token spelled out as text."""
         ids = self.tokenizer(control, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         return list(ids)
 
     def _encode(self, texts: Sequence[str]) -> list[list["Piece"]]:
-        """The pieces of each text: what lies between stand-ins, in one call, and the stand-ins."""
+        """Return the pieces of each text: the stand-ins, and what lies between them, encoded in one call."""
         plain: list[str] = []
         for text in texts:
             plain.extend(_STAND_IN.split(text)[::2])
@@ -153,7 +153,7 @@ class ChatTokenizer:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Some characters of a text and their tokens. encoding: None for a control token spelled out."""
+    """A part of a text and its tokens. encoding: None for a control token spelled out."""
 
     start: int
     end: int
@@ -161,7 +161,7 @@ class Piece:
     encoding: Any
 
     def labels(self, answers: Sequence[tuple[int, int]]) -> list[int]:
-        """The ids of tokens that lie within an answer (in characters of the text), IGNORED elsewhere."""
+        """Return the ids of tokens within an answer (a range of characters), and IGNORED elsewhere."""
         labels = [IGNORED] * len(self.ids)
         for first, last in answers:
             if first < self.end and self.start < last:
@@ -170,7 +170,7 @@ class Piece:
         return labels
 
     def _tokens(self, first: int, last: int) -> tuple[int, int]:
-        """The range of tokens that begin at `first` or later and end by `last`."""
+        """Return the range of tokens that begin at `first` or later and end by `last`."""
         everything = range(len(self.ids))
         if self.encoding is None:
             return (0, len(self.ids)) if first <= self.start and self.end <= last else (0, 0)

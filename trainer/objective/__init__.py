@@ -10,7 +10,8 @@ from typing import Any, Protocol
 from datasets import Dataset
 
 from trainer.config import RunConfig
-from trainer.data.tokenize import TokenRow
+from trainer.data.conversation import Conversation
+from trainer.data.tokenize import ChatTokenizer, TokenRow
 from trainer.engines import Engine
 from trainer.objective import sft
 from trainer.objective.score import Measure, RowScore
@@ -25,6 +26,9 @@ class Objective(Protocol):
     METHOD: str
     SCORE: Measure
     HITS: Measure
+
+    def rows(self, chat: ChatTokenizer, conversations: Sequence[Conversation]) -> list[TokenRow]:
+        """Tokenise and label a batch of conversations, in their order."""
 
     def pack(self, rows: Dataset, length: int) -> Dataset:
         """Join prepared rows into the examples that a step takes, each of up to `length` tokens."""

@@ -17,7 +17,8 @@ import torch
 from datasets import Dataset
 from torch.nn import functional
 
-from trainer.data.tokenize import IGNORED, TokenRow
+from trainer.data.conversation import Conversation
+from trainer.data.tokenize import IGNORED, ChatTokenizer, TokenRow
 from trainer.engines import Engine
 from trainer.objective.forward import batches, target_hidden
 from trainer.objective.score import Measure, RowScore
@@ -38,6 +39,11 @@ HITS = Measure(
     lower_is_better=False,
 )
 HEAD_ROWS = 256  # target positions through the LM head at once: bounds memory at large vocabularies
+
+
+def rows(chat: ChatTokenizer, conversations: Sequence[Conversation]) -> list[TokenRow]:
+    """Tokenise conversations, one row each, with labels on every answer."""
+    return chat.rows(conversations)
 
 
 def pack(rows: Dataset, length: int) -> Dataset:

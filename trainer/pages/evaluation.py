@@ -1,7 +1,7 @@
-"""`evaluation.html`: what the evaluation measured, what it decided, and answers side by side.
+"""`evaluation.html`: the measurements of an evaluation, its gates, and answers side by side.
 
-For people; the same figures are in the manifest. The page stands alone: no script, nothing from
-outside, light and dark, all text escaped. It shows test rows, so it is as private as they are.
+The manifest has the same figures for programs. The page stands alone: no script, nothing from outside, light
+and dark, all text escaped. It shows test rows, so it is as private as they are.
 """
 
 from collections.abc import Mapping, Sequence
@@ -38,7 +38,7 @@ def page(
     samples: Sequence[Mapping[str, str]],
     side_by_side: Sequence[Mapping[str, str]],
 ) -> str:
-    """The whole evaluation.html."""
+    """Return the whole page."""
     metrics = evaluation["metrics"]
     known = measures(objective)
     shares = [metric for metric in metrics if metric["unit"].startswith("share")]
@@ -72,10 +72,10 @@ def _verdict(evaluation: Mapping[str, Any]) -> str:
         return "<p class=verdict>It passed every gate.</p>"
     count = f"{len(failed)} of {len(evaluation['gates'])} gates failed"
     if override := evaluation.get("override"):
-        told = f"{count}, and it was shipped all the same, by {override}."
+        verdict = f"{count}, and it was shipped all the same, by {override}."
     else:
-        told = f"{count}: it may not be shipped."
-    return f'<p class="verdict bad" role="alert">{escape(told)}</p>'
+        verdict = f"{count}: it may not be shipped."
+    return f'<p class="verdict bad" role="alert">{escape(verdict)}</p>'
 
 
 def _gate(gate: Mapping[str, Any]) -> list[str]:
@@ -112,7 +112,7 @@ def _chart(title: str, metrics: Sequence[Mapping[str, Any]], top: float | None) 
 
 
 def _answers(texts: Mapping[str, str], columns: Sequence[str]) -> str:
-    """One prompt and what each column said to it."""
+    """Return one prompt with the answer of each column."""
     cells = "".join(
         f"<div><h3>{column.capitalize()}</h3><pre>{escape(texts[column])}</pre></div>" for column in columns
     )

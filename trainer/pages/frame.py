@@ -1,7 +1,7 @@
 """A page that stands alone: no script, nothing from outside, light and dark.
 
-`document` is the frame and the look of every page that the trainer writes, `table` escapes what it is
-given. What a page tells stands in the module that writes it.
+`document` is the frame and style of every page that the trainer writes; `table` escapes its cells. The
+module of each page has its content.
 """
 
 from collections.abc import Iterable, Sequence
@@ -35,11 +35,11 @@ pre { padding: .8rem; margin: 0; white-space: pre-wrap; overflow-wrap: anywhere;
 
 
 class Figure(str):
-    """A number as it is to be shown; `table` sets it to the right, as it does an int."""
+    """A formatted number; `table` aligns it to the right, like an int."""
 
 
 def document(title: str, body: str, style: str) -> str:
-    """The whole HTML file. title: plain text. body: markup. style: what this page adds to `STYLE`."""
+    """Return the whole HTML file. title: plain text. body: markup. style: added to `STYLE`."""
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -56,7 +56,7 @@ def document(title: str, body: str, style: str) -> str:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """A table that scrolls sideways on a narrow screen; a heading over figures stands over them."""
+    """Return a table that scrolls sideways on a narrow screen, with figures aligned to the right."""
     kept = [list(row) for row in rows]
     right = [bool(kept) and all(_is_figure(row[i]) for row in kept) for i in range(len(head))]
     heads = "".join(
@@ -72,5 +72,5 @@ def _is_figure(value: Any) -> bool:
 
 
 def _cell(value: Any) -> str:
-    told = f"{value:,}" if isinstance(value, int) else escape(str(value))
-    return f"<td class=n>{told}</td>" if _is_figure(value) else f"<td>{told}</td>"
+    text = f"{value:,}" if isinstance(value, int) else escape(str(value))
+    return f"<td class=n>{text}</td>" if _is_figure(value) else f"<td>{text}</td>"

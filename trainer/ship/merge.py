@@ -1,9 +1,9 @@
-"""Stage `merge`: base + adapter to one model, in fp32, proven equal before it is cast.
+"""Stage `merge`: merge base and adapter in fp32, and prove the result equal before it is cast.
 
-The check runs base with adapter, the merged model, and the merged model as written and loaded again
-over the same held-out target positions. A merge in bf16 would differ by 1.7 in a logit and agree on
-0.97 of the tokens (docs/log.md), hence fp32; the cast itself is held to a looser bound. Tied embeddings
-stay tied, and `generation_config.json` gets every token that ends an answer.
+The check runs base with adapter, the merged model, and the merged model written and loaded again, over the
+same held-out target positions. A merge in bf16 would differ by 1.7 in a logit and agree on 0.97 of the tokens
+(docs/log.md), hence fp32; the cast itself has a looser bound. Tied embeddings stay tied, and
+`generation_config.json` gets every token that ends an answer.
 """
 
 import math
@@ -41,7 +41,7 @@ def merge(
 ) -> dict[str, Any]:
     """Write the merged model and tokenizer to `destination`; return the manifest's `merge_check`.
 
-    dtype: of the weights as shipped. compute_dtype: what they are loaded in for the last check.
+    dtype: of the shipped weights. compute_dtype: of the same weights loaded for the last check.
 
     Raises: MissingError if the disk is too small, GateError if the merged model does not reproduce
     base + adapter.
@@ -75,7 +75,7 @@ def merge(
 
 
 def weight_bytes(directory: Path, dtype: str) -> int:
-    """How large a model directory's weights are in `dtype`, by the shapes in its safetensors headers."""
+    """Return the size of a model's weights in `dtype`, by the shapes in its safetensors headers."""
     parameters = 0
     for file in directory.glob("*.safetensors"):
         with safe_open(file, "pt") as opened:
@@ -84,7 +84,7 @@ def weight_bytes(directory: Path, dtype: str) -> int:
 
 
 def _require_same_tie(base: Path, merged: Path) -> None:
-    """Raises: GateError if the merged model does not share input and output embeddings as the base does."""
+    """Compare the sharing of input and output embeddings with the base's. Raises: GateError."""
     tied, kept = (AutoConfig.from_pretrained(d).tie_word_embeddings for d in (base, merged))
     names: set[str] = set()
     for file in merged.glob("*.safetensors"):
@@ -99,7 +99,7 @@ def _require_same_tie(base: Path, merged: Path) -> None:
 
 @torch.inference_mode()
 def _logits(model: Any, rows: Sequence[TokenRow], pad_id: int) -> Any:
-    """(n, vocab) fp32 logits at the rows' first CHECK_POSITIONS target positions, in main memory."""
+    """Return (n, vocab) fp32 logits at the first CHECK_POSITIONS target positions, in main memory."""
     found: list[Any] = []
     for row in rows:
         left = CHECK_POSITIONS - sum(map(len, found))
@@ -111,7 +111,7 @@ def _logits(model: Any, rows: Sequence[TokenRow], pad_id: int) -> Any:
 
 
 def _device_with_room(device: str, base: Path) -> str:
-    """`device`, or the CPU where the fp32 weights would not fit into the GPU's free memory."""
+    """Return `device`, or `cpu` if the fp32 weights do not fit into the GPU's free memory."""
     if device == "cpu":
         return device
     free, _ = torch.cuda.mem_get_info()

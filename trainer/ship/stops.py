@@ -1,7 +1,7 @@
-"""The tokens that end an answer, found from the tokenizer, its chat template and the base model.
+"""Find the tokens that end an answer, from the tokenizer, its chat template and the base model.
 
-A model that was trained to end its turns must be told so: with an end-of-turn token that is missing
-from `generation_config.json`, a server goes on past the answer. Nothing here knows a model's name.
+Without the end-of-turn token in `generation_config.json` a server continues past the answer of a model that
+was trained to end its turns. Nothing here depends on a model's name.
 """
 
 from pathlib import Path
@@ -16,7 +16,7 @@ _ANSWER = "finechat-answer"
 
 
 def end_of_turn_id(tokenizer: Any) -> int:
-    """The control token that the chat template puts behind an answer.
+    """Return the control token that the chat template puts after an answer.
 
     Raises: BaseModelError if the template puts none there.
     """
@@ -37,7 +37,7 @@ def special_ids(tokenizer: Any) -> set[int]:
 
 
 def set_stop_tokens(model: Any, tokenizer: Any) -> None:
-    """Give the model every id that ends an answer, and both of them a pad token that is not the end of turn.
+    """Give the model every id that ends an answer, and model and tokenizer a pad token of their own.
 
     The ids are the base model's own, the tokenizer's and the template's end of turn.
     Raises: BaseModelError as `end_of_turn_id`.
@@ -45,15 +45,15 @@ def set_stop_tokens(model: Any, tokenizer: Any) -> None:
     end_of_turn = end_of_turn_id(tokenizer)
     config = model.generation_config
     ids = {end_of_turn, tokenizer.eos_token_id, *_listed(config.eos_token_id)} - {None}
-    if tokenizer.pad_token_id in (None, end_of_turn):  # whoever masks padding would mask the end too
+    if tokenizer.pad_token_id in (None, end_of_turn):  # a mask of padding would hide the end too
         tokenizer.pad_token = _pad_token(tokenizer, end_of_turn)
     config.eos_token_id = sorted(ids)
     config.pad_token_id = model.config.pad_token_id = tokenizer.pad_token_id
-    config._from_model_config = False  # else a loader may put the ids of config.json in their place
+    config._from_model_config = False  # otherwise a loader may use the ids of config.json
 
 
 def stop_tokens(directory: Path, tokenizer: Any) -> list[str]:
-    """The texts of the tokens that end an answer, by the directory's generation_config.json."""
+    """Return the tokens that end an answer as texts, by the directory's generation_config.json."""
     config = GenerationConfig.from_pretrained(directory)
     return [str(tokenizer.convert_ids_to_tokens(i)) for i in _listed(config.eos_token_id)]
 
@@ -63,7 +63,7 @@ def _listed(ids: Any) -> list[Any]:
 
 
 def _pad_token(tokenizer: Any, end_of_turn: int) -> str:
-    """A control token made for padding; else one that no answer ends with; else the end of turn."""
+    """Return a control token made for padding; else one that ends no answer; else the end of turn."""
     controls = {i: tokenizer.convert_ids_to_tokens(i) for i in sorted(special_ids(tokenizer))}
     made_for_it = [token for token in controls.values() if "pad" in token]
     others = [token for i, token in controls.items() if i not in (end_of_turn, tokenizer.bos_token_id)]

@@ -92,7 +92,7 @@ def _train(
         if settings.patience:
             trainer.add_callback(Patience(settings.patience))
         if world.first and checkpoint:
-            progress.say(f"  {arm.name}: goes on from {checkpoint.parent.name}/{checkpoint.name}")
+            progress.say(f"  {arm.name}: continues from {checkpoint.parent.name}/{checkpoint.name}")
         record = _run(trainer, checkpoint, directory, world)
     if world.first:
         _finish(arm, base, record, directory)
