@@ -16,43 +16,37 @@ import contextlib
 import time
 import uuid
 from collections import defaultdict, deque
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import count, islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from redis.asyncio import Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
-from api.errors import LimitsUnavailable, RateLimited, SettingsError
+from api.errors import RateLimited
 from api.ledger.account import Account
 from api.ledger.keys import API_KEY_NAME, NORMAL, Key, Limits, new_key, no_such_key, require_free
 from api.ledger.ledger import Ledger, Reservation, unauthorised
 from api.ledger.redis_keys import KnownKeys
+from api.ledger.redis_link import RedisLink, gone
 from api.ledger.usage import Line, today
 from api.telemetry.log import log
 
 BEAT_S = 1.0
 LEASE_S = 10.0
 GRACE_S = 3.0  # for all replicas to report what they run, after Redis was away
-TIMEOUT_S = 2.0
 CLOSE_S = 5.0
 REMEMBER_REFUSAL_S = 1.0
 KEYS = "finechat:keys"  # a hash: SHA-256 → Key as JSON
 USAGE = (
     "finechat:usage:"  # and a day: a hash of <name>:requests, <name>:prompt_tokens, <name>:completion_tokens
 )
-_QUESTIONS = 16  # at once, each on a connection
 _BATCH = 100
 _SCRIPTS = Path(__file__).parent / "scripts"
 _GATE, _REPLICAS, _ARTIFACTS = "finechat:gate", "finechat:replicas", "finechat:artifacts"
 _ACCOUNT, _HELD, _CHARGES = "finechat:account:", "finechat:held:", "finechat:charges:"
 _WRITTEN = "finechat:written:"
-_GONE = "Keys and limits cannot be looked up now. Try again in a few seconds."
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,13 +77,9 @@ class RedisLedger(Ledger):
         now: a clock for tests; without it time is Redis's. Raises: SettingsError.
         """
         super().__init__(api_key)
-        try:
-            self._redis: Any = Redis.from_url(
-                url, socket_timeout=TIMEOUT_S, socket_connect_timeout=TIMEOUT_S,
-                retry=Retry(NoBackoff(), 0), decode_responses=True,
-            )  # fmt: skip
-        except ValueError as error:
-            raise SettingsError(f"API_REDIS_URL: {error}") from None
+        self._woken = asyncio.Event()
+        self._link = RedisLink(url, self._woken)
+        self._redis = self._link.client
         self._shared_now: Callable[[], float | str] = now or (lambda: "")
         self._now = now or time.monotonic
         self._today = today
@@ -100,13 +90,9 @@ class RedisLedger(Ledger):
         self._numbers = count(1)
         self._held: dict[str, Key] = {}  # reservations of running requests
         self._settled: deque[_Settled] = deque()  # not written yet, the oldest first
-        self._questions = asyncio.Semaphore(_QUESTIONS)
-        self._woken = asyncio.Event()
         self._working: asyncio.Task[None] | None = None
         self._closing = False
-        self._reachable = False
-        self._times_reached = 0
-        self._logged_gone = self._logged_reserved = False
+        self._logged_reserved = False
         self._served: set[str] = set()
         common = (_SCRIPTS / "common.lua").read_text()
         self._scripts = {
@@ -115,6 +101,7 @@ class RedisLedger(Ledger):
         }
 
     def start(self) -> None:
+        self._link.serving = True
         self._working = asyncio.create_task(self._work())
 
     async def close(self) -> None:
@@ -136,8 +123,7 @@ class RedisLedger(Ledger):
         await self._redis.aclose()
 
     async def _find(self, digest: str) -> Key | None:
-        if not self._reachable:
-            raise LimitsUnavailable(_GONE)
+        self._link.require_reachable()
         key = await self._keys.find(digest)
         return None if key is not None and self._is_reserved(key) else key
 
@@ -157,7 +143,7 @@ class RedisLedger(Ledger):
             return RedisReservation(self, key, "", Account(key.limits, self._now))
         day = self._today()
         reservation = f"{uuid.uuid4().hex} {tokens} {answers}"
-        told = await self._ask(
+        told = await self._link.ask(
             lambda: self._scripts["admit"](
                 keys=[
                     _GATE, KEYS, f"{_ACCOUNT}{key.name}", f"{_HELD}{key.name}", f"{_CHARGES}{key.name}",
@@ -167,7 +153,7 @@ class RedisLedger(Ledger):
             )
         )  # fmt: skip
         if told[0] == "closed":
-            raise LimitsUnavailable(_GONE)
+            raise gone()
         current = self._keys.update(key.sha256, told[1] if told[0] != "unknown" else None)
         if current is None:
             raise unauthorised()
@@ -202,13 +188,13 @@ class RedisLedger(Ledger):
                 lines += _lines(place.removeprefix(USAGE), await self._redis.hgetall(place))
             return [line for line in lines if name in (None, line.key)]
 
-        return await self._run(read)
+        return await self._link.run(read)
 
     async def keys(self) -> list[Key]:
         async def read() -> list[Key]:
             return [Key.model_validate_json(text) for text in await self._redis.hvals(KEYS)]
 
-        return sorted(await self._run(read), key=lambda key: key.name)
+        return sorted(await self._link.run(read), key=lambda key: key.name)
 
     async def create(self, name: str, limits: Limits, priority: int = NORMAL) -> str:
         secret, key = new_key(name, limits, priority)
@@ -219,14 +205,14 @@ class RedisLedger(Ledger):
             pipeline.multi()
             pipeline.hset(KEYS, key.sha256, key.model_dump_json())
 
-        await self._run(lambda: self._redis.transaction(add, KEYS))
+        await self._link.run(lambda: self._redis.transaction(add, KEYS))
         return secret
 
     async def revoke(self, name: str) -> None:
         found = [key.sha256 for key in await self.keys() if key.name == name]
         if not found:
             raise no_such_key(name)
-        await self._run(lambda: self._redis.hdel(KEYS, *found))
+        await self._link.run(lambda: self._redis.hdel(KEYS, *found))
 
     async def verify(self) -> None:
         await self.keys()
@@ -241,31 +227,7 @@ class RedisLedger(Ledger):
         return True
 
     async def _read_keys(self, digests: list[str]) -> list[str | None]:
-        return await self._run(lambda: self._redis.hmget(KEYS, digests))
-
-    async def _ask(self, question: Callable[[], Awaitable[T]]) -> T:
-        """Ask for a request: when its turn has come, and only if Redis can be reached."""
-
-        async def asked() -> T:
-            async with self._questions:
-                if not self._reachable:  # `_work` finds out when it is: nobody waits for a timeout meanwhile
-                    raise LimitsUnavailable(_GONE)
-                return await self._guarded(question)
-
-        return await _uncancelled(asked())
-
-    async def _run(self, question: Callable[[], Awaitable[T]]) -> T:
-        return await _uncancelled(self._guarded(question))
-
-    async def _guarded(self, question: Callable[[], Awaitable[T]]) -> T:
-        """Raises: LimitsUnavailable, because of an error of Redis."""
-        times_reached = self._times_reached
-        try:
-            return await question()
-        except RedisError as error:
-            if times_reached == self._times_reached:  # or it was asked before Redis came back
-                self._lose(error)
-            raise LimitsUnavailable(_GONE) from error
+        return await self._link.run(lambda: self._redis.hmget(KEYS, digests))
 
     async def _work(self) -> None:
         """Write usage, renew leases, and find Redis again when it was away."""
@@ -274,12 +236,12 @@ class RedisLedger(Ledger):
             self._woken.clear()
             try:
                 # First, because requests wait for what runs here. Only a beat shows that Redis is back.
-                if not self._reachable or time.monotonic() >= due:
+                if not self._link.reachable or time.monotonic() >= due:
                     await self.beat()
                     due = time.monotonic() + BEAT_S
                 await self.write()
             except Exception as error:  # whatever it is, nothing else here finds Redis again
-                self._lose(error)
+                self._link.lose(error)
                 await asyncio.sleep(BEAT_S)
                 continue
             with contextlib.suppress(TimeoutError):
@@ -309,21 +271,14 @@ class RedisLedger(Ledger):
 
     async def beat(self) -> None:
         """Report that this replica is there, renew its leases, and read its keys again."""
-        away = not self._reachable
-        if away:  # every idle connection may have died with Redis, and would fail a request
-            with contextlib.suppress(RedisError, OSError):
-                await self._redis.connection_pool.disconnect(inuse_connections=False)
-        served = await self._scripts["beat"](
-            keys=[_GATE, _REPLICAS, _ARTIFACTS],
-            args=[self._shared_now(), LEASE_S, GRACE_S, self._id, self._artifact()],
-        )
-        self._compare(set(served))
-        await self._renew()
-        await self._keys.refresh()
-        if away:  # what was lost meanwhile needs another beat
-            self._reachable, self._logged_gone = True, False
-            self._times_reached += 1
-            log.info("event=redis_reached")
+        async with self._link.beat():
+            served = await self._scripts["beat"](
+                keys=[_GATE, _REPLICAS, _ARTIFACTS],
+                args=[self._shared_now(), LEASE_S, GRACE_S, self._id, self._artifact()],
+            )
+            self._compare(set(served))
+            await self._renew()
+            await self._keys.refresh()
 
     async def _renew(self) -> None:
         held = defaultdict(list)
@@ -346,13 +301,6 @@ class RedisLedger(Ledger):
             log.info("event=replicas_agree artifact=%s", *served)
         self._served = served
 
-    def _lose(self, error: Exception) -> None:
-        self._reachable = False
-        self._woken.set()
-        if not self._logged_gone and self._working is not None:
-            self._logged_gone = True
-            log.error("event=redis_gone error=%r", str(error))
-
 
 @dataclass(slots=True)
 class RedisReservation(Reservation):
@@ -363,15 +311,6 @@ class RedisReservation(Reservation):
 
     def settle(self, prompt_tokens: int, completion_tokens: int) -> None:
         self.ledger.settle(self.key, self.reservation, prompt_tokens, completion_tokens)
-
-
-async def _uncancelled(work: Awaitable[T]) -> T:
-    """Await `work` in a task of its own.
-
-    redis-py can swallow a cancellation, by Python 3.11's asyncio.wait_for
-    (github.com/python/cpython/issues/86296), and a request whose client is gone must end.
-    """
-    return await asyncio.shield(asyncio.ensure_future(work))
 
 
 def _lines(day: str, counts: Mapping[str, str]) -> list[Line]:

@@ -21,6 +21,7 @@ from redis.exceptions import RedisError
 
 from api.errors import LimitsUnavailable, RateLimited, Unauthorised
 from api.ledger import redis as redis_ledger
+from api.ledger import redis_link
 from api.ledger.keys import NORMAL, Key, Limits
 from api.ledger.redis import KEYS, USAGE, RedisLedger
 from api.ledger.usage import today
@@ -40,8 +41,9 @@ API_KEY = "the-one-from-outside"
 
 @pytest.fixture
 def redis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RedisServer]:
-    for name, seconds in (("BEAT_S", 0.05), ("LEASE_S", 0.5), ("GRACE_S", 0.2), ("TIMEOUT_S", 0.6)):
+    for name, seconds in (("BEAT_S", 0.05), ("LEASE_S", 0.5), ("GRACE_S", 0.2)):
         monkeypatch.setattr(redis_ledger, name, seconds)
+    monkeypatch.setattr(redis_link, "TIMEOUT_S", 0.6)
     with redis_server(tmp_path) as server:
         yield server
 
@@ -58,7 +60,7 @@ async def replica(redis: RedisServer, artifact: str = "a") -> AsyncIterator[Redi
     ledger = RedisLedger(redis.url, API_KEY, lambda: artifact)
     ledger.start()
     try:
-        await eventually(lambda: ledger._reachable)
+        await eventually(lambda: ledger._link.reachable)
         gate = client(redis).hget("finechat:gate", "from")
         await asyncio.sleep(max(0.0, float(gate) - time.time()))
         yield ledger
@@ -205,7 +207,7 @@ async def test_without_redis_nobody_comes_in_and_nothing_is_lost(redis: RedisSer
                 begun = time.monotonic()
                 with pytest.raises(LimitsUnavailable):
                     await one.admit(ann, 1, 1)
-                assert time.monotonic() - begun < 2 * redis_ledger.TIMEOUT_S
+                assert time.monotonic() - begun < 2 * redis_link.TIMEOUT_S
                 await asyncio.sleep(0.02)
             ended.settle(60, 7)
             await asyncio.sleep(2 * redis_ledger.LEASE_S)
@@ -306,7 +308,7 @@ async def test_unknown_keys_in_a_flood_take_one_question_at_a_time(
     counted.sent.clear()
     flood = [asyncio.create_task(ledger.find(b"unknown %d" % number)) for number in range(3000)]
     await asyncio.sleep(0)
-    assert ledger._questions._value == redis_ledger._QUESTIONS, "none of those that requests wait for"
+    assert ledger._link._questions._value == redis_link.QUESTIONS, "none of those that requests wait for"
     await _request(ledger, b"ann")
     assert not all(one.done() for one in flood), "a known key does not wait for the flood"
     assert set(await asyncio.gather(*flood)) == {None}
@@ -344,14 +346,14 @@ async def test_only_a_beat_shows_that_redis_is_back(
     ann = key(redis)
     held = await ledger.admit(ann, 1, 1)
     redis.freeze()
-    ledger._lose(RedisError("a connection died"))
+    ledger._link.lose(RedisError("a connection died"))
     for _ in range(3):
         ledger._woken.set()
         await asyncio.sleep(0.01)
-    assert not ledger._reachable and "redis_reached" not in caplog.text
+    assert not ledger._link.reachable and "redis_reached" not in caplog.text
     redis.thaw()
     held.settle(1, 1)
-    await eventually(lambda: ledger._reachable)
+    await eventually(lambda: ledger._link.reachable)
     assert caplog.text.count("event=redis_gone") == caplog.text.count("event=redis_reached") == 1
 
 
@@ -366,14 +368,14 @@ async def test_a_late_failure_of_an_old_question_does_not_lose_redis_again(
         await fails.wait()
         raise RedisError("its connection had died")
 
-    old = asyncio.create_task(ledger._ask(question))
+    old = asyncio.create_task(ledger._link.ask(question))
     await asyncio.sleep(0)
-    ledger._lose(RedisError("gone"))
-    await eventually(lambda: ledger._reachable)
+    ledger._link.lose(RedisError("gone"))
+    await eventually(lambda: ledger._link.reachable)
     fails.set()
     with pytest.raises(LimitsUnavailable):
         await old
-    assert ledger._reachable
+    assert ledger._link.reachable
 
 
 async def _request(ledger: RedisLedger, credential: bytes) -> None:
