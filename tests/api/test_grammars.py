@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from api.engine import grammars as grammars_module
 from api.engine.artifact import Artifact, read_artifact
 from api.engine.grammars import MAX_WAITING, Grammars
 from api.errors import InvalidRequest, Overloaded, Unavailable
@@ -27,7 +28,9 @@ def artifact(artifacts: Path) -> Artifact:
 
 
 @pytest.fixture
-async def grammars() -> AsyncIterator[Grammars]:
+async def grammars(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Grammars]:
+    """A busy machine may take more than a minute to start the worker."""
+    monkeypatch.setattr(grammars_module, "TIMEOUT_S", 600)
     made = Grammars()
     yield made
     await made.close()

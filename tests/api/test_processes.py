@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from api.engine import fork_server
+from api.engine import grammars as grammars_module
 from api.engine.artifact import read_artifact
 from api.engine.engine import Engine
 from api.engine.grammars import Grammars
@@ -51,8 +52,9 @@ def runs(pid: int) -> bool:
 
 
 @pytest.fixture
-async def grammars(artifacts: Path) -> AsyncIterator[Grammars]:
-    """With a worker that has tried a schema out."""
+async def grammars(artifacts: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Grammars]:
+    """With a worker that has tried a schema, however long it took to start on a busy machine."""
+    monkeypatch.setattr(grammars_module, "TIMEOUT_S", 600)
     made = Grammars()
     await made.require('{"type": "object"}', read_artifact(artifacts), "response_format")
     yield made
