@@ -1,7 +1,7 @@
-"""The stages in their order: base → prepare → sweep → train → merge → evaluate → publish.
+"""Run the stages in order: base → prepare → sweep → train → merge → evaluate → publish.
 
-Every stage looks for its finished result first, so a run that was stopped anywhere goes on from there
-and a second run does nothing.
+Every stage looks for its finished result first. So a stopped run continues where it was, and a second run
+does nothing.
 """
 
 from collections.abc import Sequence
@@ -129,7 +129,7 @@ class Pipeline:
         return prepare(self.config, base, self.artifacts, write_page, self._keep_older, rows_of)
 
     def run(self, until: str = "publish") -> None:
-        """The stages up to and with `until`. Raises: TrainerError."""
+        """Run the stages up to and with `until`. Raises: TrainerError."""
         base = self.base()
         prepared = self.prepare(base)
         if until in ("base", "prepare"):

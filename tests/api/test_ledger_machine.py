@@ -247,7 +247,7 @@ def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
         yield server
 
 
-@pytest.mark.skipif(SERVER is None, reason="no redis-server here; `make setup-tests` brings one")
+@pytest.mark.skipif(SERVER is None, reason="no redis-server here; `make test` brings one")
 def test_redis(redis: RedisServer) -> None:
     machine = type("RedisMachine", (LedgerMachine,), {"redis_url": redis.url})
     run_state_machine_as_test(machine, settings=STORIES)

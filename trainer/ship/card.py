@@ -1,7 +1,7 @@
-"""The model card of an artifact, from its manifest: measured values only, in Hugging Face's model-index.
+"""Write the model card of an artifact from its manifest, with measured values only, in the model-index form.
 
-`write_card` writes README.md and, where the base's licence asks for one, NOTICE. What was not measured
-is said not to be; nothing is taken from elsewhere.
+`write_card` writes README.md and, where the base's licence requires one, NOTICE. The card names what was not
+measured, and takes nothing from elsewhere.
 """
 
 from collections.abc import Mapping
@@ -100,15 +100,16 @@ def write_card(directory: Path, manifest: dict[str, Any], objective: Objective) 
     """Write README.md and NOTICE into the artifact directory, beside the base's licence files."""
     terms = llama_terms(manifest["base_model"]["licence"])
     notice = directory / "NOTICE"
-    if terms and terms.notice not in (told := notice.read_text(encoding="utf-8") if notice.exists() else ""):
-        notice.write_text(f"{told}{terms.notice}\n", encoding="utf-8")
+    text = notice.read_text(encoding="utf-8") if notice.exists() else ""
+    if terms and terms.notice not in text:
+        notice.write_text(f"{text}{terms.notice}\n", encoding="utf-8")
     files = sorted(p.name for p in directory.glob("LICENSE*"))
     front = card_data(manifest, objective, files[0] if files else None).to_yaml()
     ModelCard(_body(manifest, objective, front)).save(directory / "README.md")
 
 
 def card_data(manifest: dict[str, Any], objective: Objective, licence_file: str | None) -> ModelCardData:
-    """The card's metadata. `datasets` is set for a data set of the Hub, `language` never: not known."""
+    """Return the card's metadata. `datasets` is set for a data set of the Hub; `language` is not known."""
     source = manifest["data"]["source"]
     repository, _, revision = source.removeprefix(HUB).partition("@")
     on_hub = source.startswith(HUB)
@@ -171,7 +172,7 @@ def _body(manifest: dict[str, Any], objective: Objective, front: str) -> str:
         settings=_table(map(_setting, manifest["selection"]["settings"])),
         positions=check["positions"],
         merges=_table([_merge("merged", check["fp32"]), _merge("as shipped", check["shipped"])]),
-        limitations="\n".join(f"- {told}" for told in _limitations(manifest, objective)),
+        limitations="\n".join(f"- {line}" for line in _limitations(manifest, objective)),
         licence=_licence(base["licence"], base["id"]),
     )
 
@@ -208,9 +209,9 @@ def _steps(training: dict[str, Any]) -> str:
 
 
 def _engine(training: dict[str, Any]) -> str:
-    told = f"{training['engine']}, {training['dtype']}"
+    engine = f"{training['engine']}, {training['dtype']}"
     frozen = training["quantization"]
-    return told if frozen == "none" else f"{told}, on a base frozen in {frozen}"
+    return engine if frozen == "none" else f"{engine}, on a base frozen in {frozen}"
 
 
 def _accelerator(hardware: dict[str, Any]) -> str:
@@ -228,7 +229,7 @@ def _metric(metric: dict[str, Any], known: Mapping[str, Measure]) -> list[str]:
 
 
 def benchmark_note(metric: Mapping[str, Any]) -> str:
-    """How a benchmark was run, and whether it can tell anything."""
+    """Describe how a benchmark was run, and whether it is informative."""
     record = metric["benchmark"]
     note = (
         f"{metric['name']}: {metric['n']} of {record['of_items']} items of {record['dataset']}, by "
@@ -251,11 +252,11 @@ def _warning(evaluation: Mapping[str, Any]) -> str:
 
 
 def _gates(evaluation: dict[str, Any]) -> str:
-    told = "; ".join(
+    gates = "; ".join(
         f"{gate['name']} {'passed' if gate['passed'] else '**failed**'} ({gate['detail']})"
         for gate in evaluation["gates"]
     )
-    return f"Gates before shipping: {told}."
+    return f"Gates before shipping: {gates}."
 
 
 def _setting(setting: dict[str, Any]) -> list[str]:
@@ -274,32 +275,32 @@ def _merge(what: str, agreement: dict[str, Any]) -> list[str]:
 
 
 def _limitations(manifest: dict[str, Any], objective: Objective) -> list[str]:
-    """What a reader might take for granted and the measurements do not show."""
+    """Return what a reader might take for granted and the measurements do not show."""
     measured = {metric["name"]: metric for metric in manifest["evaluation"]["metrics"]}
-    told = []
+    lines = []
     if general := measured.get(GENERAL.name):
-        told.append(
+        lines.append(
             f"General chat: the loss on the base model's own answers changed by "
             f"{interval(general['difference'])} {general['unit']} on {general['n']} rows; above zero is "
             "further from the base model."
         )
     else:
-        told.append("What tuning did to general chat was not measured.")
+        lines.append("What tuning did to general chat was not measured.")
     rows = measured[objective.SCORE.name]["n"]
-    told += [
+    lines += [
         f"The results are on {rows} test rows of the same source as the training rows. Other data, other "
         "languages and longer conversations were not measured.",
         "Safety, bias and truthfulness were not measured. Tuning can weaken what the base model was taught "
         "to refuse.",
     ]
-    return told
+    return lines
 
 
 def _licence(licence: str, base: str) -> str:
     terms = llama_terms(licence)
     files = "its licence and notice files, where it has them, are in this directory."
-    told = f"That of the base model, {base}: `{licence}`; {files}"
-    return f"{told}\n\n{terms.notice}" if terms else told
+    text = f"That of the base model, {base}: `{licence}`; {files}"
+    return f"{text}\n\n{terms.notice}" if terms else text
 
 
 def interval(value: dict[str, float], form: str = ".3f") -> str:

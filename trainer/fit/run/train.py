@@ -1,8 +1,8 @@
-"""Stage `train`: one arm for a number of steps, from the prepared rows to an adapter and its losses.
+"""Stage `train`: train one arm for a number of steps, from the prepared rows to an adapter and its scores.
 
-Killed at any moment, it goes on from its last whole checkpoint and ends with the same adapter. A run
-that diverges is finished too, with the reason in place of an adapter, and is not tried again. Of several
-processes the first writes.
+A run that was killed continues from its last whole checkpoint and ends with the same adapter. A run that
+diverges is finished too, with the reason in place of an adapter, and is not repeated. Where several processes
+share a run, rank 0 writes.
 Writes `runs/<arm>/<steps>/`: `log.jsonl`, `adapter/` and, last, `result.json`.
 """
 
