@@ -1,18 +1,23 @@
 """Make docs/sweep: a sweep of rank, learning rate and seed, and what it shows.
 
     .venv/trainer/bin/python bench/sweep.py --data FOLDER --artifacts DIRECTORY
+    .venv/trainer/bin/python bench/sweep.py --again
 
 The program runs the arms of docs/sweep/config.yaml that DIRECTORY does not hold finished (this needs a
 GPU). Then it writes docs/sweep: results.json, index.html, and rows.npz with every arm's loss on every
-validation row. It prints how much ranks differ at each learning rate, and learning rates at each rank.
+validation row. It prints how much ranks differ at each learning rate, and learning rates at each rank. With
+--again nothing runs: the choice is made again from rows.npz, and results.json and index.html are rewritten
+with it.
 """
 
 import argparse
+import json
 import shutil
 import sys
 from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -23,18 +28,36 @@ sys.path.insert(0, str(ROOT))
 from trainer import base_model  # noqa: E402
 from trainer.config import load  # noqa: E402
 from trainer.data.prepare import prepare  # noqa: E402
-from trainer.fit.choose.select import Standing  # noqa: E402
+from trainer.files import write_json  # noqa: E402
+from trainer.fit.choose.choice import choose  # noqa: E402
+from trainer.fit.choose.comparison import Standing  # noqa: E402
+from trainer.fit.choose.scores import scores  # noqa: E402
+from trainer.fit.choose.summary import compare_with_best, describe_choice  # noqa: E402
 from trainer.fit.run.arm import Arm, Run, Setting, arms, place_of, read_run, run_name  # noqa: E402
 from trainer.fit.run.processes import run_arms  # noqa: E402
 from trainer.fit.run.sweep import Sweep  # noqa: E402
+from trainer.objective import sft  # noqa: E402
 from trainer.objective.score import RowScore  # noqa: E402
+from trainer.pages.sweep import write_page  # noqa: E402
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="the chat rows")
-    parser.add_argument("--artifacts", type=Path, required=True, help="where runs are, or will be")
+    parser.add_argument("--data", type=Path, help="the chat rows")
+    parser.add_argument("--artifacts", type=Path, help="where runs are, or will be")
+    parser.add_argument("--again", action="store_true", help="choose again from rows.npz")
     options = parser.parse_args()
+    if options.again:
+        choose_again()
+    elif options.data and options.artifacts:
+        run_sweep(options)
+    else:
+        parser.error("give --data and --artifacts, or --again")
+    print("\n".join(claims(load_rows())))
+
+
+def run_sweep(options: argparse.Namespace) -> None:
+    """Run what is not finished and copy the page here."""
     overrides = [f"data.source={options.data.absolute()}"]
     config = load(PAGE / "config.yaml", overrides)
     base = base_model.fetch(config.base, options.artifacts)
@@ -51,7 +74,23 @@ def main() -> None:
     }
     folder = run_name(config, config.sweep.steps)
     save_rows(run for arm, path in directories.items() if (run := read_run(path / folder, arm)))
-    print("\n".join(claims(load_rows())))
+
+
+def choose_again() -> None:
+    """Rewrite what follows from the rows in results.json, and the page."""
+    results = json.loads((PAGE / "results.json").read_text())
+    write_json(PAGE / "results.json", {**results, **chosen(results)})
+    write_page(PAGE, {**results, **chosen(results)})
+
+
+def chosen(results: dict[str, Any]) -> dict[str, Any]:
+    """Return the entries of results.json that follow from the rows alone."""
+    standing = Standing(scores(load_rows(), sft.SCORE), sft.SCORE)
+    measured = {setting["name"]: setting for setting in results["settings"]}
+    settings = [
+        {**measured[score.setting.name], **compare_with_best(standing, score)} for score in standing.scores
+    ]
+    return {**describe_choice(standing, choose(standing)), "settings": settings}
 
 
 def save_rows(runs: Iterable[Run]) -> None:
@@ -95,9 +134,9 @@ def claims(runs: Sequence[Run]) -> list[str]:
 
 
 def _range(runs: Sequence[Run]) -> str:
-    standing = Standing(runs)
+    standing = Standing(scores(runs, sft.SCORE), sft.SCORE)
     best, worst = standing.best, standing.scores[-1]
-    gap = standing.difference(worst)
+    gap = standing.difference(worst).interval
     return f"{best.setting.name} {best.cost:.4f} is best, {worst.setting.name} worse by {gap}"
 
 

@@ -148,7 +148,7 @@ def manifest() -> dict[str, Any]:
             "power": None,
             "settings": [
                 {
-                    "name": "r2", "seeds": [7], "steps": 6, "validation_score": 1.0,
+                    "name": "r2", "seeds": [7], "compared_seeds": [7], "steps": 6, "validation_score": 1.0,
                     "difference_to_best": interval,
                 }
             ],

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from trainer.pages.charts import Scale
+from trainer.pages.charts import Bar, Line, Scale, curves, forest, losses_scale
 from trainer.pages.sweep import page, write_page
 
 RATES = (1e-4, 3e-4, 1e-3)
@@ -58,6 +58,7 @@ def setting(rank: int, rate: float, arms: list[dict[str, Any]], best: float) -> 
         "rank": rank,
         "learning_rate": rate,
         "seeds": [a["seed"] for a in arms],
+        "compared_seeds": [a["seed"] for a in arms],
         "steps": max(a["steps"] for a in arms),
         "validation_score": mean,
         "ci_low": mean - 0.02,
@@ -95,11 +96,14 @@ def made_sweep() -> dict[str, Any]:
         "rows": 2000,
         "steps": STEPS,
         "arms": arms,
-        "settings": [setting(rank, rate, group, min(means)) for rank, rate, group in groups],
-        "seed_noise": {"standard_deviation": 0.0008, "degrees_of_freedom": 11},
+        "settings": sorted(
+            (setting(rank, rate, group, min(means)) for rank, rate, group in groups),
+            key=lambda found: found["validation_score"],
+        ),
         "seed_noise_at": {"0.0001": {"standard_deviation": 0.0004, "degrees_of_freedom": 3}},
         "winner": "r32-lr0.0003",
         "separable": False,
+        "verdict": "not separable",
         "reason": "r64-lr0.0003 has the lowest validation loss, 0.8193, but 2,000 rows and 2 seeds cannot "
         "tell r32-lr0.0003 from it (difference 0.0034 [-0.0006, 0.0074]), so the smaller rank wins",
         "power": "A difference of 0.0057 nats a token would have been found four times in five",
@@ -180,7 +184,7 @@ def test_a_diverged_arm_is_told_and_bends_no_scale() -> None:
 
 def test_a_setting_of_which_an_arm_diverged_has_a_row_and_no_figures() -> None:
     sweep = made_sweep()
-    sweep["settings"].pop()
+    sweep["settings"] = [s for s in sweep["settings"] if s["name"] != "r64-lr0.001"]
     for a in sweep["arms"][-2:]:
         a.update(validation_score=None, train_curve=[[1, math.nan]], validation_curve=[], diverged="loss nan")
     made = page(sweep)
@@ -203,9 +207,55 @@ def test_steps_of_stopped_arms_are_told_for_each_seed() -> None:
 
 def test_noise_that_is_not_measured_is_said_not_to_be() -> None:
     sweep = made_sweep()
-    assert "11 degrees of freedom" in page(sweep)
-    sweep["seed_noise"] = None
-    assert "the luck of a seed is not measured" in page(sweep)
+    assert "0.0004 at 0.0001 (3 degrees of freedom)" in page(sweep)
+    one_seed(sweep)
+    made = page(sweep)
+    assert "with one seed the noise of a seed is not measured" in made
+    assert "with one seed it is not known which settings are worse" in made
+    assert cells(made, "r16-lr0.0003")[-1] == "not known: one seed"
+
+
+def one_seed(sweep: dict[str, Any]) -> None:
+    """Leave one seed, as a sweep of one seed would be summarised."""
+    sweep["arms"] = [a for a in sweep["arms"] if a["seed"] == SEEDS[0]]
+    for found in sweep["settings"]:
+        found.update(seeds=[SEEDS[0]], compared_seeds=[SEEDS[0]], seed_spread=None, tied=True)
+    sweep.update(seed_noise_at={}, power=None, verdict="not known: one seed")
+
+
+def test_the_seeds_of_each_comparison_are_shown() -> None:
+    sweep = made_sweep()
+    assert "Not every setting has a run" not in page(sweep)
+    lost, other = sweep["settings"][1:3]
+    lost.update(seeds=[8], compared_seeds=[8])
+    other.update(difference_to_best=None, compared_seeds=[], tied=False)
+    made = page(sweep)
+    assert cells(made, lost["name"])[3] == "8"
+    assert "not known: one seed" in cells(made, lost["name"])[-1]
+    assert cells(made, "r8-lr0.0003")[3] == "7, 8"
+    assert cells(made, other["name"])[-1].startswith("left out: no seed in common with the best")
+    assert "Not every setting has a run at every seed" in made and "share no seed with the best" in made
+    lost.update(seeds=[7, 8])
+    assert "compared over seed 8" in cells(page(sweep), lost["name"])[-1]
+
+
+def test_no_label_of_a_chart_is_cut() -> None:
+    """A character is at most 0.6 em wide, of 12 units; the charts show what lies in their view box."""
+    for steps, high in ((500, 0.02), (100_000, 0.0002), (2000, 0.11)):
+        line = Line("r8", 0, [(1, 1.0), (steps, 0.5)], [], False)
+        bars = [Bar("r64-lr0.00025", 0, high / 2, -high / 10, high, True, True)]
+        drawn = (
+            curves("rank 8", [line], steps, losses_scale([line], steps)),
+            forest(bars, "validation loss"),
+        )
+        for chart in drawn:
+            width = float(re.findall(r'viewBox="0 0 (\d+)', chart)[0])
+            labels = re.findall(r'<text x="([\d.]+)" y="[\d.]+" class="(mid|end)[^"]*">([^<]*)<', chart)
+            assert any(anchor == "mid" for _, anchor, _ in labels)
+            for x, anchor, text in labels:
+                wide = 7.2 * len(text)
+                left = float(x) - (wide / 2 if anchor == "mid" else wide)
+                assert left >= 0 and left + wide <= width, text
 
 
 def test_a_best_at_the_end_of_the_grid_is_told() -> None:
@@ -220,7 +270,7 @@ def test_a_best_at_the_end_of_the_grid_is_told() -> None:
 def test_a_difference_far_from_all_others_is_an_arrow_with_its_value() -> None:
     sweep = made_sweep()
     assert "not drawn to scale" not in page(sweep)
-    sweep["settings"][0]["difference_to_best"] = {"value": 2.5, "low": 2.4, "high": 2.6}
+    sweep["settings"][-1]["difference_to_best"] = {"value": 2.5, "low": 2.4, "high": 2.6}
     made = page(sweep)
     assert made.count('class="arrow"') == 1 and "not drawn to scale" in made and ">+2.5</text>" in made
     assert ">+0.03</text>" in made, "the others keep their scale"
@@ -228,11 +278,16 @@ def test_a_difference_far_from_all_others_is_an_arrow_with_its_value() -> None:
 
 def test_a_sweep_of_one_arm_makes_a_page() -> None:
     sweep = made_sweep()
-    sweep["arms"], sweep["settings"] = sweep["arms"][:1], sweep["settings"][:1]
+    sweep["arms"] = sweep["arms"][:1]
+    sweep["settings"] = [s for s in sweep["settings"] if s["name"] == "r8-lr0.0001"]
     sweep["settings"][0].update(
-        difference_to_best={"value": 0.0, "low": 0.0, "high": 0.0}, tied=True, seeds=[7], seed_spread=None
+        difference_to_best={"value": 0.0, "low": 0.0, "high": 0.0},
+        tied=True,
+        seeds=[7],
+        seed_spread=None,
+        compared_seeds=[7],
     )
-    sweep.update(seed_noise=None, power=None, failed={}, winner=sweep["settings"][0]["name"])
+    sweep.update(seed_noise_at={}, power=None, failed={}, winner=sweep["settings"][0]["name"])
     assert not Tags(page(sweep)).open
 
 

@@ -29,7 +29,7 @@ from trainer.base_model import load_model, load_tokenizer
 from trainer.config import BenchmarkConfig
 from trainer.errors import MissingError
 from trainer.files import sha256_file
-from trainer.fit.choose.intervals import ratio_interval
+from trainer.fit.choose.intervals import share_difference, share_interval
 from trainer.generation import bare_distribution
 from trainer.judge.tasks import PUNKT_PACKAGE, TASKS, sentence_splitter
 from trainer.progress import say
@@ -176,14 +176,14 @@ def _copy_sentence_splitter(folder: Path) -> None:
 
 def metric_of(benchmark: BenchmarkConfig, items: int, floor: Any, base: Any, tuned: Any) -> dict[str, Any]:
     """Return the manifest's entry of a benchmark. floor, base, tuned: (n,) scores of the drawn items."""
-    task, ones = TASKS[benchmark.task], np.ones(len(base))
+    task = TASKS[benchmark.task]
     record = {
         "dataset": benchmark.file.name if benchmark.file else task.dataset,
         "measure": task.score,
         "shots": 0,
         "of_items": items,
-        "floor": ratio_interval(floor, ones).as_dict(),
-        "informative": ratio_interval(base - floor, ones).low > 0,
+        "floor": share_interval(floor).as_dict(),
+        "informative": share_difference(base, floor).low > 0,
     }
     if benchmark.file:
         record["file_sha256"] = sha256_file(benchmark.file)
@@ -192,9 +192,9 @@ def metric_of(benchmark: BenchmarkConfig, items: int, floor: Any, base: Any, tun
         "split": task.split,
         "unit": "share of items",
         "n": len(base),
-        "base": ratio_interval(base, ones).as_dict(),
-        "tuned": ratio_interval(tuned, ones).as_dict(),
-        "difference": ratio_interval(tuned - base, ones).as_dict(),
+        "base": share_interval(base).as_dict(),
+        "tuned": share_interval(tuned).as_dict(),
+        "difference": share_difference(tuned, base).as_dict(),
         "benchmark": record,
     }
 

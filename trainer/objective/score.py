@@ -1,5 +1,6 @@
 """The score of a row and what it means, shared by every objective and by all that read its results."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,7 +10,7 @@ class Measure:
     """What a figure measures.
 
     name: `loss`. unit: `nats a token`. meaning: a phrase for card and page. reading: what a better value
-    says, as a sentence, where it is not plain.
+    says, as a sentence, where it is not plain. beyond_a_seed: a difference that a seed does not explain.
     """
 
     name: str
@@ -17,6 +18,7 @@ class Measure:
     meaning: str
     lower_is_better: bool
     reading: str = ""
+    beyond_a_seed: float = math.inf
 
     @property
     def sign(self) -> int:

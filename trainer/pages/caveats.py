@@ -1,27 +1,15 @@
-"""What a sweep can and cannot tell, as sentences that follow from its own numbers."""
+"""What a sweep can and cannot show, as sentences that follow from its own numbers."""
 
 from collections.abc import Sequence
 from typing import Any
 
 
-def limits(sweep: dict[str, Any]) -> list[str]:
-    """What the numbers hold and what they do not, for this sweep."""
-    seeds = max(len(setting["seeds"]) for setting in sweep["settings"])
-    noise = sweep["seed_noise"]
-    if noise:
-        held = (
-            f"The intervals of differences hold two kinds of luck: which {sweep['rows']:,} rows were held "
-            "out, and what a seed does to one setting and not to all, a standard deviation of "
-            f"{noise['standard_deviation']:.4f} {sweep['score']['unit']} estimated from "
-            f"{count(noise['degrees_of_freedom'], 'degree')} of freedom.{_by_rate(sweep['seed_noise_at'])}"
-        )
-    else:
-        held = (
-            f"The intervals hold the choice of the {sweep['rows']:,} validation rows and nothing else: "
-            f"with {count(seeds, 'seed')} a setting the luck of a seed is not measured."
-        )
+def caveats(sweep: dict[str, Any]) -> list[str]:
+    """Return what the numbers of this sweep cover and what they do not."""
     return [
-        held,
+        _coverage(sweep),
+        *_several(sweep),
+        *_unequal_seeds(sweep),
         "Differences are paired: every setting is measured on the same rows, so rows that are hard for "
         "all of them cancel.",
         *_edges(sweep),
@@ -32,44 +20,79 @@ def limits(sweep: dict[str, Any]) -> list[str]:
     ]
 
 
-def _by_rate(noises: dict[str, Any]) -> str:
-    if len(noises) < 2:
-        return ""
-    listed = ", ".join(f"{noise['standard_deviation']:.4f} at {rate}" for rate, noise in noises.items())
-    return f" Settings of one learning rate are compared by the noise at that rate: {listed}."
-
-
-def in_order(sweep: dict[str, Any], more: Sequence[dict[str, Any]] = ()) -> list[dict[str, Any]]:
-    """The best score first; after them the settings that were stopped early, and those without a score."""
-    sign = 1 if sweep["score"]["lower_is_better"] else -1
-    return sorted(
-        [*sweep["settings"], *more],
-        key=lambda s: (s["validation_score"] is None, -s["steps"], sign * (s["validation_score"] or 0.0)),
+def _coverage(sweep: dict[str, Any]) -> str:
+    if one_seed(sweep):
+        return (
+            f"The intervals cover the choice of the {sweep['rows']:,} validation rows and nothing else: with "
+            "one seed the noise of a seed is not measured. Whether settings differ is not known."
+        )
+    measured = ", ".join(
+        f"{noise['standard_deviation']:.4f} at {rate} "
+        f"({count(noise['degrees_of_freedom'], 'degree')} of freedom)"
+        for rate, noise in sweep["seed_noise_at"].items()
+    )
+    return (
+        f"The intervals of differences cover two kinds of chance: which {sweep['rows']:,} rows were held "
+        "out, and what a seed does to one setting and not to all. Settings of one learning rate share an "
+        f"estimate of the second. Its standard deviation for one run, {sweep['score']['unit']}: {measured}. "
+        "Settings of different rates have only their own seeds, so their intervals are wider."
     )
 
 
+def one_seed(sweep: dict[str, Any]) -> bool:
+    """Whether the best setting has one seed, so that every comparison is over one."""
+    return max(len(setting["compared_seeds"]) for setting in sweep["settings"]) < 2
+
+
+def _several(sweep: dict[str, Any]) -> list[str]:
+    compared = sum(setting["difference_to_best"] is not None for setting in sweep["settings"]) - 1
+    if compared < 2:
+        return []
+    return [
+        f"Each interval covers one comparison at 95%, so of {compared} intervals one may exclude zero by "
+        "chance. Ranks are called separable only if the best one is measurably better than every other."
+    ]
+
+
+def _unequal_seeds(sweep: dict[str, Any]) -> list[str]:
+    """Explain how settings are compared if runs were lost."""
+    seeds = {seed for setting in sweep["settings"] for seed in setting["seeds"]}
+    if all(set(setting["seeds"]) == seeds for setting in sweep["settings"]):
+        return []
+    return [
+        "Not every setting has a run at every seed. A setting is compared with the best over the seeds that "
+        "both have. Settings are ordered by the score that they would have over all seeds, by a "
+        "least-squares fit of setting + seed at each learning rate."
+    ]
+
+
+def in_order(sweep: dict[str, Any], more: Sequence[dict[str, Any]] = ()) -> list[dict[str, Any]]:
+    """Return settings in the sweep's order, best first; those that stopped early or have no score go last."""
+    return sorted([*sweep["settings"], *more], key=lambda s: (s["validation_score"] is None, -s["steps"]))
+
+
 def _edges(sweep: dict[str, Any]) -> list[str]:
-    """Where the lowest loss lies at the end of the grid, or the grid had one value only."""
+    """Report a best setting at the end of the grid, and a grid of one value."""
     best = in_order(sweep)[0]
-    told = []
+    found = []
     for key, noun in (("learning_rate", "learning rate"), ("rank", "rank")):
         tried = sorted({arm[key] for arm in sweep["arms"]})
         if len(tried) == 1:
-            told.append(f"Only one {noun} was tried, {tried[0]:g}; what others would do is not known.")
+            found.append(f"Only one {noun} was tried, {tried[0]:g}; what others would do is not known.")
         elif best[key] in (tried[0], tried[-1]):
             end = "lowest" if best[key] == tried[0] else "highest"
-            told.append(
+            found.append(
                 f"The {_best(sweep)} is at the {end} {noun} that was tried, {best[key]:g}: a better one may "
                 "lie beyond it."
             )
-    return told
+    return found
 
 
 def _best(sweep: dict[str, Any]) -> str:
-    """`lowest loss`"""
+    """Return `lowest loss`."""
     return f"{'lowest' if sweep['score']['lower_is_better'] else 'highest'} {sweep['score']['name']}"
 
 
 def count(number: int, noun: str) -> str:
-    """`1 step`, `2,000 steps`"""
+    """Return `1 step`, `2,000 steps`."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"

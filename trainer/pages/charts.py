@@ -15,9 +15,11 @@ Point = tuple[float, float]
 COLOURS = 6
 ROW = 22
 LOG_FROM = 8  # an axis whose ends differ by more than this factor is logarithmic
-FAR = 4  # a difference beyond this many times the median is told at the edge, not drawn to scale
+FAR = 4  # a difference beyond this many times the median is written at the edge, not drawn to scale
 WARM = 0.1  # the share of the steps whose steep losses may leave the panel, to show the rest larger
 LEFT, RIGHT, TOP, BOTTOM = 58, 404, 28, 226
+PANEL_WIDTH = 436  # room for half a label of seven characters beyond RIGHT
+FOREST_LEFT, FOREST_RIGHT, FOREST_WIDTH = 112, 392, 420
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +48,7 @@ class Bar:
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """From values to user units."""
+    """Map values to user units."""
 
     low: float
     high: float
@@ -62,7 +64,7 @@ class Scale:
         return round(self.start + share * (self.end - self.start), 1)
 
     def ticks(self, most: int = 6) -> list[float]:
-        """Round values between the ends: 1, 2 or 5 times a power of ten."""
+        """Return round values between the ends: 1, 2 or 5 times a power of ten."""
         if self.log:
             decades = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
             return [m * 10.0**d for d in decades for m in (1, 2, 5) if self.low <= m * 10.0**d <= self.high]
@@ -73,7 +75,7 @@ class Scale:
 
 
 def losses_scale(lines: Sequence[Line], steps: int) -> Scale:
-    """The vertical scale that panels share: of the arms that did not diverge, after the first steps."""
+    """Return the scale that panels share, from arms that did not diverge, after their first steps."""
     counted = [line for line in lines if not line.cut] or lines
     points = [(s, v) for line in counted for s, v in (*line.train, *line.validation) if v > 0]
     values = [v for s, v in points if s >= WARM * steps] or [v for _, v in points] or [1.0]
@@ -85,7 +87,7 @@ def losses_scale(lines: Sequence[Line], steps: int) -> Scale:
 
 
 def curves(title: str, lines: Sequence[Line], steps: int, y: Scale) -> str:
-    """One panel: training loss as lines, validation loss as dots, over the training steps."""
+    """Draw one panel: training loss as lines, validation loss as dots, over the training steps."""
     x = Scale(0, steps, LEFT, RIGHT)
     parts = [f'<text x="{LEFT}" y="16" class="title">{escape(title)}</text>']
     for tick in y.ticks():
@@ -100,7 +102,7 @@ def curves(title: str, lines: Sequence[Line], steps: int, y: Scale) -> str:
     box = f"{LEFT - 5} {TOP} {RIGHT - LEFT + 10} {BOTTOM - TOP + 5}"
     place = 'x="{}" y="{}" width="{}" height="{}"'.format(*box.split())
     parts.append(f'<svg {place} viewBox="{box}">{drawn}</svg>')
-    return _svg(f"Loss over training steps, {title}", 420, 270, parts)
+    return _svg(f"Loss over training steps, {title}", PANEL_WIDTH, 270, parts)
 
 
 def _line(line: Line, x: Scale, y: Scale) -> str:
@@ -115,14 +117,14 @@ def _line(line: Line, x: Scale, y: Scale) -> str:
     return f'<g class="c{line.colour % COLOURS}">{"".join(parts)}</g>'
 
 
-def forest(bars: Sequence[Bar]) -> str:
-    """A row for every setting: its difference to the best, the interval, and a line at zero."""
+def forest(bars: Sequence[Bar], axis: str) -> str:
+    """Draw a row for every setting: its difference to the best, the interval, and a line at zero."""
     highs = [bar.high for bar in bars]
     limit = FAR * median(h for h in highs if h > 0) if any(h > 0 for h in highs) else 1.0
     high = max((h for h in highs if 0 < h <= limit), default=limit)
     low = min(0.0, *(bar.low for bar in bars))
     room = 0.04 * (high - low)
-    x = Scale(low - room, high + room, 112, 412)
+    x = Scale(low - room, high + room, FOREST_LEFT, FOREST_RIGHT)
     bottom = ROW * len(bars) + 12
     parts = [f'<line x1="{x(0)}" x2="{x(0)}" y1="4" y2="{bottom}" class="zero"/>']
     for tick in x.ticks(5):
@@ -131,18 +133,17 @@ def forest(bars: Sequence[Bar]) -> str:
             f'<text x="{x(tick)}" y="{bottom + 16}" class="mid">{f"{tick:+g}" if tick else "0"}</text>'
         )
     parts += [_bar(bar, x, ROW * i + 16) for i, bar in enumerate(bars)]
-    parts.append(
-        f'<text x="262" y="{bottom + 36}" class="mid">validation loss above the best, nats a token</text>'
-    )
-    return _svg("Differences to the best setting with 95% intervals", 420, bottom + 44, parts)
+    middle = (FOREST_LEFT + FOREST_RIGHT) / 2
+    parts.append(f'<text x="{middle:g}" y="{bottom + 36}" class="mid">{escape(axis)}</text>')
+    return _svg("Differences to the best setting with 95% intervals", FOREST_WIDTH, bottom + 44, parts)
 
 
 def _bar(bar: Bar, x: Scale, y: float) -> str:
     name = f'<text x="104" y="{y + 4}" class="end{" title" if bar.winner else ""}">{escape(bar.name)}</text>'
     told = f"<title>{escape(bar.name)}: {bar.value:+.4f} [{bar.low:+.4f}, {bar.high:+.4f}]</title>"
     if bar.value > x.high:
-        mark = f'<path d="M398,{y - 5}l10,5l-10,5" class="arrow"/>'
-        drawn = f'{mark}<text x="392" y="{y + 4}" class="end">{bar.value:+.3g}</text>'
+        mark = f'<path d="M{FOREST_RIGHT - 14},{y - 5}l10,5l-10,5" class="arrow"/>'
+        drawn = f'{mark}<text x="{FOREST_RIGHT - 20}" y="{y + 4}" class="end">{bar.value:+.3g}</text>'
     else:
         ends = f'x1="{x(bar.low)}" x2="{min(x(bar.high), x.end)}"'
         drawn = (

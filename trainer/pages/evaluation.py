@@ -52,7 +52,7 @@ def page(
 <h2>Gates</h2>
 {table(["Gate", "", "Measured"], [_gate(gate) for gate in evaluation["gates"]])}
 <h2>Measures</h2>
-<p>Dots are values, bars are 95% bootstrap intervals: hollow for the base, full for the tuned model.</p>
+<p>Dots are values, bars are 95% intervals: hollow for the base, full for the tuned model.</p>
 {_chart("Shares, where more is better", shares, 1.0)}
 {_chart("Losses, where less is better", less, None)}
 {_chart("Scores, where more is better", more, None)}

@@ -10,7 +10,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from trainer.pages.caveats import count, in_order, limits
+from trainer.pages.caveats import caveats, count, in_order, one_seed
 from trainer.pages.charts import COLOURS, FAR, Bar, Line, Point, curves, forest, losses_scale
 from trainer.pages.frame import Figure, document, table
 
@@ -44,7 +44,7 @@ def page(sweep: dict[str, Any]) -> str:
 <h2>{sweep["score"]["name"].capitalize()} by source</h2>
 {_by_source(sweep, settings)}
 <h2>What this can and cannot tell</h2>
-<ul>{"".join(f"<li>{escape(limit)}</li>" for limit in limits(sweep))}</ul>"""
+<ul>{"".join(f"<li>{escape(caveat)}</li>" for caveat in caveats(sweep))}</ul>"""
     return document(f"Sweep: {sweep['model']} on {sweep['data']}", body, STYLE)
 
 
@@ -64,6 +64,7 @@ def _without_score(sweep: dict[str, Any]) -> list[dict[str, Any]]:
             "learning_rate": rate,
             "seeds": [arm["seed"] for arm in arms],
             "steps": max(arm["steps"] for arm in arms),
+            "compared_seeds": [],
             "tied": False,
             **empty,
         }
@@ -110,11 +111,17 @@ def _differences(sweep: dict[str, Any], settings: Sequence[dict[str, Any]]) -> s
         "Lower is better, zero is the best setting; lines are 95% intervals. A ring cannot be told from "
         "the best, a full dot is worse. The chosen setting stands in bold."
     )
-    if len(bars) < len(settings):
+    if one_seed(sweep):
+        told += " Lines cover rows only: with one seed it is not known which settings are worse."
+    if any(s["validation_score"] is None for s in settings):
         told += " Settings of which an arm diverged are in the table only."
+    if any(_left_out(s) for s in settings):
+        told += " So are settings that share no seed with the best."
     if any(s["steps"] < sweep["steps"] for s in sweep["settings"]):
         told += " One that was stopped early is compared with the best after as many steps."
-    drawn = forest(bars)
+    score = sweep["score"]
+    side = "above" if score["lower_is_better"] else "below"
+    drawn = forest(bars, f"validation {score['name']} {side} the best, {score['unit']}")
     if 'class="arrow"' in drawn:
         told += f" An arrow: more than {FAR} times the median of the upper ends, not drawn to scale."
     return f"<p>{told}</p>{_legend(sweep)}<div class=forest>{drawn}</div>"
@@ -186,7 +193,7 @@ def _setting_row(setting: dict[str, Any], arms: Sequence[dict[str, Any]], winner
         setting["name"],
         setting["rank"],
         Figure(f"{setting['learning_rate']:g}"),
-        len(setting["seeds"]),
+        Figure(", ".join(map(str, setting["seeds"]))),
         setting["steps"],
         NONE if value is None else Figure(f"{value:.4f} [{low:.4f}, {high:.4f}]"),
         _difference(difference),
@@ -197,14 +204,28 @@ def _setting_row(setting: dict[str, Any], arms: Sequence[dict[str, Any]], winner
 
 
 def _notes(setting: dict[str, Any], arms: Sequence[dict[str, Any]], winner: bool) -> list[str]:
-    difference = setting["difference_to_best"]
-    seeds: dict[str, list[str]] = {}
+    """Return what the figures of a row do not show: its place, the seeds compared, and how arms ended."""
+    ended: dict[str, list[str]] = {}
     for arm in arms:
-        if told := arm["stopped"] or (arm["diverged"] and f"diverged: {arm['diverged']}"):
-            seeds.setdefault(told, []).append(str(arm["seed"]))
-    tied = setting["tied"] and difference and any(difference.values())
-    standing = ["chosen"] if winner else ["cannot be told from the best"] if tied else []
-    return standing + [f"seed {', '.join(which)} {told}" for told, which in seeds.items()]
+        if end := arm["stopped"] or (arm["diverged"] and f"diverged: {arm['diverged']}"):
+            ended.setdefault(end, []).append(str(arm["seed"]))
+    notes = ["chosen"] if winner else []
+    compared = setting["compared_seeds"]
+    if _left_out(setting):
+        notes.append("left out: no seed in common with the best")
+    elif setting["tied"] and any(setting["difference_to_best"].values()):
+        if len(compared) < 2:
+            notes.append("not known: one seed")
+        elif not winner:
+            notes.append("cannot be told from the best")
+    if compared and compared != setting["seeds"]:
+        notes.append(f"compared over seed {', '.join(map(str, compared))}")
+    return notes + [f"seed {', '.join(seeds)} {end}" for end, seeds in ended.items()]
+
+
+def _left_out(setting: dict[str, Any]) -> bool:
+    """Whether the setting has a score, but no seed in common with the best."""
+    return setting["validation_score"] is not None and setting["difference_to_best"] is None
 
 
 def _difference(difference: dict[str, float] | None) -> Figure:

@@ -52,8 +52,9 @@ Validation rows chose the setting; test rows chose nothing and give the results 
 |---|---|---|---|---|
 {results}
 
-Intervals are paired bootstraps over rows, one training seed: they hold the choice of rows, not the
-luck of a seed. The test prompts, a fixed list of general ones, and both models' answers: evaluation.html.
+Losses have paired bootstrap intervals, shares have score intervals (Wilson; Tango for a difference). They
+cover the choice of rows, not the noise of a seed: this is one training run. The test prompts, a fixed list of
+general ones, and both models' answers: evaluation.html.
 {benchmarks}
 {gates}
 
@@ -262,11 +263,20 @@ def _gates(evaluation: dict[str, Any]) -> str:
 def _setting(setting: dict[str, Any]) -> list[str]:
     return [
         setting["name"],
-        str(len(setting["seeds"])),
+        ", ".join(map(str, setting["seeds"])),
         str(setting["steps"]),
         f"{setting['validation_score']:.4f}",
-        interval(setting["difference_to_best"], ".4f"),
+        _difference(setting),
     ]
+
+
+def _difference(setting: dict[str, Any]) -> str:
+    """Return the difference to the best and, if it is not over the setting's own seeds, over which."""
+    if setting["difference_to_best"] is None:
+        return "left out: no seed in common with the best"
+    seeds = setting["compared_seeds"]
+    over = "" if seeds == setting["seeds"] else f", over seed {', '.join(map(str, seeds))}"
+    return interval(setting["difference_to_best"], ".4f") + over
 
 
 def _merge(what: str, agreement: dict[str, Any]) -> list[str]:

@@ -1,12 +1,14 @@
-"""What a sweep found, as one JSON value: every arm, every setting, the choice, and its noise."""
+"""Summarise a sweep as one JSON value: every arm, every setting, the choice, and the noise of a seed."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trainer.config import RunConfig, public_source
-from trainer.fit.choose.intervals import ratio_interval, score_interval
-from trainer.fit.choose.select import Choice, Score, SeedNoise, Standing
+from trainer.fit.choose.choice import Choice
+from trainer.fit.choose.comparison import Standing
+from trainer.fit.choose.intervals import score_interval
+from trainer.fit.choose.scores import Score, SeedNoise, scores
 from trainer.fit.run.arm import Run
 from trainer.objective import objective_of
 from trainer.objective.score import mean_score
@@ -19,22 +21,23 @@ def summarise(
     failed: Mapping[str, str],
     sources: Sequence[str],
 ) -> dict[str, Any]:
-    """What `results.json` holds. rungs: the runs of each, the last to the sweep's end.
+    """Return what `results.json` holds. rungs: the runs of each, the last to the sweep's end.
 
-    sources: of each validation row. Scores are the objective's, as `score` says. An arm that stopped early
-    is given as it was when it stopped, and compared with the best of then.
+    sources: the source of each validation row. Scores are the objective's, as `score` says. An arm that
+    stopped early is described as it was when it stopped, and compared with the best setting at that point.
+    Settings are listed best first, those that stopped early after the others.
     """
     measure = objective_of(config).SCORE
-    standings = [Standing(runs, measure) for runs in rungs]
+    standings = [Standing(scores(runs, measure), measure) for runs in rungs]
     steps = max(run.record["steps"] for run in rungs[-1])
-    arms, settings = {}, {}
-    for runs, standing in zip(rungs, standings, strict=True):
+    arms: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
+    for runs in rungs:
         for run in runs:
-            stopped = runs is not rungs[-1]
-            arms[run.arm.name] = _arm(run, steps if stopped else None, sources)
-        for score in standing.scores:
-            settings[score.setting.name] = _setting(standing, score, runs)
-    last = standings[-1]
+            arms[run.arm.name] = _arm(run, None if runs is rungs[-1] else steps, sources)
+    for runs, standing in reversed(list(zip(rungs, standings, strict=True))):
+        for score in (*standing.scores, *standing.left_out):
+            settings.setdefault(score.setting.name, _setting(standing, score, runs))
     return {
         "model": config.base.id,
         "data": public_source(config.data.source),
@@ -47,15 +50,22 @@ def summarise(
         },
         "rows": len(sources),
         "steps": steps,
-        "winner": choice.winner.name,
-        "separable": choice.separable,
-        "reason": choice.reason,
-        "power": choice.power,
-        "seed_noise": last.noise and _noise(last.noise),
-        "seed_noise_at": {f"{rate:g}": _noise(noise) for rate, noise in last.noise_at.items() if noise},
+        **describe_choice(standings[-1], choice),
         "failed": dict(failed),
         "settings": list(settings.values()),
         "arms": list(arms.values()),
+    }
+
+
+def describe_choice(standing: Standing, choice: Choice) -> dict[str, Any]:
+    """Return the winner, the verdict on ranks, the reason, and the noise of a seed at each learning rate."""
+    return {
+        "winner": choice.winner.name,
+        "separable": choice.separable,
+        "verdict": choice.verdict,
+        "reason": choice.reason,
+        "power": choice.power,
+        "seed_noise_at": {f"{rate:g}": _noise(noise) for rate, noise in standing.noise_at.items() if noise},
     }
 
 
@@ -67,7 +77,7 @@ def _noise(noise: SeedNoise) -> dict[str, Any]:
 
 
 def _arm(run: Run, of_steps: int | None, sources: Sequence[str]) -> dict[str, Any]:
-    """of_steps: what it would have run, if it was stopped at a rung."""
+    """of_steps: the steps that it would have run, if it was stopped at a rung."""
     record = run.record
     interval = None if run.diverged else score_interval(run.validation)
     return {
@@ -101,8 +111,9 @@ def _by_source(run: Run, sources: Sequence[str]) -> dict[str, Any]:
 
 
 def _setting(standing: Standing, score: Score, runs: Sequence[Run]) -> dict[str, Any]:
-    interval = ratio_interval(standing.measure.sign * score.totals, score.weights)
-    gap = standing.difference(score)
+    """compared_seeds: those that the setting and the best both have; none: it is left out of the choice."""
+    interval = score.interval(standing.measure)
+    compared = {} if score in standing.left_out else compare_with_best(standing, score)
     return {
         "name": score.setting.name,
         "rank": score.setting.rank,
@@ -112,7 +123,19 @@ def _setting(standing: Standing, score: Score, runs: Sequence[Run]) -> dict[str,
         "validation_score": interval.value,
         "ci_low": interval.low,
         "ci_high": interval.high,
-        "difference_to_best": gap.as_dict(),
-        "seed_spread": float(score.costs.max() - score.costs.min()) if len(score.seeds) > 1 else None,
-        "tied": gap.low <= 0,
+        "difference_to_best": None,
+        "compared_seeds": [],
+        "seed_spread": max(score.costs) - min(score.costs) if len(score.seeds) > 1 else None,
+        "tied": False,
+        **compared,
+    }
+
+
+def compare_with_best(standing: Standing, score: Score) -> dict[str, Any]:
+    """Return the part of a setting's entry that follows from its comparison with the best."""
+    difference = standing.difference(score)
+    return {
+        "difference_to_best": difference.interval.as_dict(),
+        "compared_seeds": list(difference.seeds),
+        "tied": not difference.measurable,
     }

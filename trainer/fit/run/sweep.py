@@ -15,11 +15,14 @@ from trainer.config import RunConfig
 from trainer.data.prepare import Prepared
 from trainer.errors import ArmError
 from trainer.files import write_json
-from trainer.fit.choose.select import Choice, Standing, choose, survivors
+from trainer.fit.choose.choice import Choice, choose, survivors
+from trainer.fit.choose.comparison import Standing
+from trainer.fit.choose.scores import scores
 from trainer.fit.choose.summary import summarise
 from trainer.fit.run.arm import Arm, Run, Setting, arms, place_of, read_run, run_name
 from trainer.fit.run.checkpoint import remove_trunks
 from trainer.identity import older_line, sweep_key
+from trainer.objective import objective_of
 from trainer.pages.sweep import write_page
 from trainer.progress import say
 
@@ -66,11 +69,12 @@ class Sweep:
         """
         for line in self._older_lines():
             say(line)
+        measure = objective_of(self._config).SCORE
         alive = list(self._directories)
         rungs: list[Rung] = []
         for steps in _rung_steps(self._config):
             rungs.append(Rung(steps, self._rung(alive, steps)))
-            standing = Standing(rungs[-1].runs)
+            standing = Standing(scores(rungs[-1].runs, measure), measure)
             if not standing.scores:
                 raise ArmError(f"no arm finished: {self._why_none(rungs[-1].runs)}")
             staying = survivors(standing)
@@ -81,6 +85,8 @@ class Sweep:
         say(f"  {choice.reason}")
         if choice.power:
             say(f"  {choice.power}")
+        for score in standing.left_out:
+            say(f"  {score.setting.name} left the choice: it shares no seed with {choice.best.name}")
         return choice.winner, self._write(rungs, choice)
 
     def _rung(self, alive: Sequence[Arm], steps: int | None) -> list[Run]:
