@@ -1,6 +1,7 @@
 import json
 import math
 import random
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -238,6 +239,16 @@ def test_raw_rows_say_where_they_stand(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_text(json.dumps(GOOD))
     assert list(read_rows(str(file))) == [RawRow("rows.jsonl:1", GOOD)]
+
+
+def test_stdlib_docs_is_the_same_in_every_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    def queries(executable: str = "/work/clone/.venv/bin/python") -> None:
+        """Query the executable for information."""
+
+    monkeypatch.setattr(sys, "prefix", "/work/other/.venv")
+    assert make_row("platform.queries", "platform.queries", queries) is not None
+    monkeypatch.setattr(sys, "prefix", "/work/clone/.venv")
+    assert make_row("platform.queries", "platform.queries", queries) is None
 
 
 def test_stdlib_docs_is_the_same_in_every_process(monkeypatch: pytest.MonkeyPatch) -> None:

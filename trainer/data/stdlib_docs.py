@@ -84,6 +84,8 @@ def make_row(qualified: str, owner: str, obj: Any) -> dict[str, Any] | None:
         return None
     if _NOT_PORTABLE.search(shown) or _NOT_PORTABLE.search(text):
         return None
+    if sys.prefix in shown or sys.executable in shown:  # the default of platform.architecture
+        return None
     summary = first_sentence(text)
     bare = shown[len(qualified.rpartition(".")[0]) + 1 :]
     return {
