@@ -1,0 +1,15 @@
+"""Mark the files whose tests train, start processes, or run real parts: `make test-fast` leaves them out."""
+
+import pytest
+
+SLOW = {
+    "trainer": "benchmarks cluster compiled engines export pipeline push several_processes train".split(),
+    "api": "comparison fork_server grammars ledger_machine redis_ledger replicas serving_bench "
+    "validators".split(),
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.stem.removeprefix("test_") in SLOW.get(item.path.parent.name, ()):
+            item.add_marker("slow")
