@@ -232,7 +232,7 @@ def _tokens(one: Admitted) -> int:
 
 
 STORIES = settings(
-    max_examples=50, stateful_step_count=30, deadline=None, derandomize=True, database=None,
+    max_examples=25, stateful_step_count=20, deadline=None, derandomize=True, database=None,
     suppress_health_check=[HealthCheck.too_slow],
 )  # fmt: skip
 
