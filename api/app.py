@@ -22,7 +22,8 @@ from api.http.access import AccessControl
 from api.http.request_log import RequestLog
 from api.http.state import RequestState
 from api.ledger.account import RATE_HEADERS
-from api.ledger.ledger import Ledger, open_ledger
+from api.ledger.backends import open_ledger
+from api.ledger.ledger import Ledger
 from api.operations import admin, health, metrics
 from api.service import Service
 from api.telemetry.log import log

@@ -11,8 +11,9 @@ from pydantic import ValidationError
 from api.engine.artifact import Artifact, read_artifact
 from api.engine.comparison import ComparisonModels, read_comparison_models
 from api.errors import LimitsUnavailable, SettingsError, StartError
+from api.ledger.backends import open_ledger
 from api.ledger.keys import NORMAL, Key, Limits
-from api.ledger.ledger import Ledger, open_ledger
+from api.ledger.ledger import Ledger
 from api.settings import CONFIG, SECRETS, Settings, read_settings, reference
 
 Verb = Callable[[Ledger], Awaitable[None]]

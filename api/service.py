@@ -14,7 +14,8 @@ from api.engine.lifecycle import Lifecycle
 from api.errors import ModelNotFound
 from api.generation.admission import Admission
 from api.generation.runner import Runner
-from api.ledger.ledger import Ledger, open_ledger
+from api.ledger.backends import open_ledger
+from api.ledger.ledger import Ledger
 from api.settings import Settings
 from api.telemetry.metrics import Metrics
 from api.telemetry.tracing import Tracing, start_tracing

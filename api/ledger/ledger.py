@@ -1,7 +1,8 @@
 """The interface of the ledger: who may use the service, how much each key has left, and what it has used.
 
 `memory.MemoryLedger` keeps everything in this process and two files; `redis.RedisLedger` shares it between
-replicas. `open_ledger` chooses. tests/api/test_ledger.py is the contract that both pass. One request:
+replicas. `backends.open_ledger` chooses, and tests/api/test_ledger.py is the contract that both pass. For
+one request:
 
     key = await ledger.find(credential)                      # None: nobody we know
     ledger.check(key, answers)                               # before any work is done for it
@@ -13,8 +14,6 @@ import hashlib
 import hmac
 import secrets
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from pathlib import Path
 
 from api.errors import Unauthorised
 from api.ledger.account import Account
@@ -113,24 +112,3 @@ class Ledger(ABC):
 
 def unauthorised() -> Unauthorised:
     return Unauthorised("A valid API key is needed: `Authorization: Bearer $API_KEY`.")
-
-
-def open_ledger(
-    *,
-    keys_file: Path | None = None,
-    usage_file: Path | None = None,
-    redis_url: str | None = None,
-    api_key: str | None = None,
-    artifact: Callable[[], str] = lambda: "",
-) -> Ledger:
-    """Open the ledger that the settings describe. redis_url excludes the two files.
-
-    artifact: returns the id of what this replica serves now. Raises: SettingsError.
-    """
-    if redis_url is not None:
-        from api.ledger.redis import RedisLedger  # nobody else needs the package
-
-        return RedisLedger(redis_url, api_key, artifact)
-    from api.ledger.memory import MemoryLedger
-
-    return MemoryLedger(keys_file, usage_file, api_key)

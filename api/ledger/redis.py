@@ -8,7 +8,7 @@ Scripts decide (scripts/*.lua), each of them as a whole, and by Redis's clock fo
 - Without Redis nobody is let in about whom it would have to decide. Running requests continue, and their
   usage is kept here until Redis is back.
 
-Only `ledger.open_ledger` imports this module, and only with API_REDIS_URL.
+Only `backends.open_ledger` imports this module, and only with API_REDIS_URL.
 """
 
 import asyncio
