@@ -90,7 +90,7 @@ def _open_to(origins: Sequence[str], app: ASGIApp) -> ASGIApp:
         allow_origins=origins,
         allow_methods=("GET", "POST"),
         allow_headers=("*",),  # OpenAI's client sends a dozen of its own
-        expose_headers=("x-request-id", "retry-after", *RATE_HEADERS),
+        expose_headers=("x-request-id", "retry-after", "x-should-retry", *RATE_HEADERS),
     )
 
 

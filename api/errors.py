@@ -151,9 +151,11 @@ class RateLimited(ApiError):
     code = "rate_limit_exceeded"
 
     def __init__(self, message: str, retry_after_s: float | None) -> None:
-        """retry_after_s: None if waiting does not help."""
+        """retry_after_s: None if waiting does not help; OpenAI's clients then do not try again."""
         super().__init__(message)
-        if retry_after_s is not None:
+        if retry_after_s is None:
+            self.headers = {"x-should-retry": "false"}
+        else:
             self.headers = {"retry-after": str(math.ceil(retry_after_s) or 1)}
 
 

@@ -105,9 +105,10 @@ class Account:
         """Return why a request that can cost this much must not run now, or None if it may."""
         self.drain()
         for refusal in (
+            self._never(tokens, answers),
             self._answers(answers),
-            _minute(self.requests, 1, "requests", "requests_per_minute"),
-            _minute(self.tokens, tokens, "tokens", "tokens_per_minute"),
+            _minute(self.requests, 1, "requests"),
+            _minute(self.tokens, tokens, "tokens"),
             self._day(tokens, used_today, day),
         ):
             if refusal is not None:
@@ -126,6 +127,23 @@ class Account:
                 headers[f"x-ratelimit-reset-{what}"] = f"{bucket.seconds_until(bucket.size):.3f}s"
         return headers
 
+    def _never(self, tokens: int, answers: int) -> RateLimited | None:
+        """Refuse what is more than a whole limit of the key, however long the client waits."""
+        limits = self.limits
+        for asked, most, could, unit, name in (
+            (answers, limits.answers_at_once, "asks for", "answers at once", "answers_at_once"),
+            (tokens, limits.tokens_per_minute, "could cost", "tokens a minute", "tokens_per_minute"),
+            (tokens, limits.tokens_per_day, "could cost", "tokens a day", "tokens_per_day"),
+        ):
+            if most is not None and asked > most:
+                what = unit.partition(" ")[0]
+                return RateLimited(
+                    f"The request {could} {asked} {what}, and this key may have {most} {unit} ({name}). "
+                    "It can never run; ask for less.",
+                    None,
+                )
+        return None
+
     def _answers(self, answers: int) -> RateLimited | None:
         most = self.limits.answers_at_once
         if most is None or self.answers + answers <= most:
@@ -136,17 +154,14 @@ class Account:
         most = self.limits.tokens_per_day
         if most is None or used_today + self.tokens_held + tokens <= most:
             return None
-        return RateLimited(f"This key has too little left of its {most} tokens for {day} (UTC).", None)
+        message = f"This key has too little left of its {most} tokens for {day} (UTC)."
+        if used_today + tokens <= most:  # an answer that ends may return what it does not use
+            return RateLimited(f"{message} Running requests hold {self.tokens_held} of them.", 1.0)
+        return RateLimited(message, None)
 
 
-def _minute(bucket: Bucket, amount: int, what: str, limit: str) -> RateLimited | None:
+def _minute(bucket: Bucket, amount: int, what: str) -> RateLimited | None:
     if bucket.size is None or bucket.fits(amount):
         return None
-    if amount > bucket.size:
-        return RateLimited(
-            f"The request could cost {amount} {what}, and this key has {bucket.size} a minute "
-            f"({limit}); ask for fewer with max_tokens.",
-            None,
-        )
     wait_s = bucket.seconds_until(amount)
     return RateLimited(f"This key has used its {bucket.size} {what} a minute.", wait_s)

@@ -1,6 +1,7 @@
 """The contract of the ledger: every backend keeps it. Time is the test's own."""
 
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -92,7 +93,6 @@ async def test_tokens_that_were_not_used_come_back(ledger: Ledger, backend: Back
     assert (await refused(ledger, ann, 30)).headers["retry-after"] == "6"
     held.settle(10, 5)
     await _written(ledger, backend)
-    assert "retry-after" not in (await refused(ledger, ann, 101)).headers, "it would never fit"
     await refused(ledger, ann, 100)
     await ledger.admit(ann, 85, 1)
 
@@ -113,13 +113,15 @@ async def test_what_a_long_answer_gives_back_late_is_not_given_twice(
 async def test_a_day_has_its_budget_and_running_requests_count(ledger: Ledger, backend: Backend) -> None:
     ann = await create(ledger, backend, tokens_per_day=100)
     held = await ledger.admit(ann, 90, 1)
-    await refused(ledger, ann, 11)
+    error = await refused(ledger, ann, 11)
+    assert error.headers["retry-after"] == "1" and "Running requests hold 90 of them" in error.message
     held.settle(40, 0)
     await _written(ledger, backend)
     (await ledger.admit(ann, 60, 1)).settle(50, 10)
     await _written(ledger, backend)
     error = await refused(ledger, ann)
     assert "for 2030-01-01" in error.message and "retry-after" not in error.headers
+    assert error.headers["x-should-retry"] == "false", "not today"
     backend.clock.day = "2030-01-02"
     await ledger.admit(ann, 100, 1)
 
@@ -133,6 +135,25 @@ async def test_answers_at_once(ledger: Ledger, backend: Backend) -> None:
     await _written(ledger, backend)
     await refused(ledger, ann, 1, 3)
     await ledger.admit(ann, 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("limit", "tokens", "answers"),
+    [("answers_at_once", 1, 3), ("tokens_per_minute", 101, 1), ("tokens_per_day", 101, 1)],
+)
+async def test_what_a_key_can_never_have_is_refused_without_a_time_to_try_again(
+    ledger: Ledger, backend: Backend, limit: str, tokens: int, answers: int
+) -> None:
+    """Also while another limit, which would come back, is used up."""
+    limits = {"requests_per_minute": 1, limit: 2 if limit == "answers_at_once" else 100}
+    ann = await create(ledger, backend, "ann", **limits)
+    for _ in range(2):
+        error = await refused(ledger, ann, tokens, answers)
+        assert limit in error.message and f" {tokens * answers} " in error.message
+        assert "retry-after" not in error.headers and error.headers["x-should-retry"] == "false"
+        with suppress(RateLimited):  # the second time it is refused, and so is the request that is too large
+            await ledger.admit(ann, 1, 1)
+    assert "retry-after" in (await refused(ledger, ann)).headers
 
 
 async def test_an_answer_that_runs_for_ten_minutes_stays_reserved(ledger: Ledger, backend: Backend) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import openai
 import pytest
 
 from api.errors import EngineFailed, SettingsError
@@ -80,6 +81,20 @@ async def test_answers_tell_the_limits_and_usage_is_kept(
     async with house.client(headers={"authorization": f"Bearer {ADMIN_KEY}"}) as client:
         metrics = (await client.get("/metrics")).text
     assert 'finechat_key_tokens_total{key="ann"} 25.0' in metrics and secret not in metrics
+
+
+@pytest.mark.anyio
+async def test_openais_client_does_not_repeat_what_its_key_can_never_have(
+    make_house: MakeHouse, tmp_path: Path
+) -> None:
+    keys = tmp_path / "keys.json"
+    secret = create_key(keys, "ann", Limits(answers_at_once=2))
+    house = make_house(keys_file=keys)
+    async with house.serving() as url, openai.AsyncOpenAI(api_key=secret, base_url=f"{url}/v1") as client:
+        with pytest.raises(openai.RateLimitError, match=r"3 answers.* 2 answers at once \(answers_at_once\)"):
+            await client.chat.completions.create(**ask(n=3))
+    counted, reason = house.service.metrics.registry, {"reason": "rate_limit_exceeded"}
+    assert counted.get_sample_value("finechat_rejections_total", reason) == 1
 
 
 @pytest.mark.anyio
