@@ -1,4 +1,7 @@
-"""`docker compose up` as a person runs it, without a GPU. In this order: the first start trains."""
+"""`docker compose up` as a person runs it, without a GPU.
+
+Each test brings the stack to where it needs it. In the order of this file that trains once.
+"""
 
 import json
 import os
@@ -33,6 +36,7 @@ def test_a_missing_variable_is_named(stack: Stack) -> None:
 
 
 def test_a_trainer_that_fails_keeps_the_api_from_starting_and_says_why(stack: Stack) -> None:
+    stack.compose("down", "--volumes")
     failing = {"PROFILE": "nobody", "COMPOSE_FILE": "docker-compose.yml:docker-compose.cpu.yml"}
     assert stack.try_compose("up", "--detach", "--wait", **failing).returncode != 0
     assert "llama-3.2-3b, quickstart" in stack.logs()
@@ -40,8 +44,9 @@ def test_a_trainer_that_fails_keeps_the_api_from_starting_and_says_why(stack: St
     stack.compose("down", "--volumes")
 
 
-def test_a_disk_that_is_too_small_is_told(stack: Stack) -> None:
+def test_a_disk_that_is_too_small_is_reported(stack: Stack) -> None:
     """Before the merge by both sizes; the whole quickstart fills it while it trains."""
+    stack.compose("down", "--volumes")
     small = {"COMPOSE_FILE": f"{stack.environment['COMPOSE_FILE']}:tests/containers/small.yml"}
     try:
         assert stack.try_compose("up", "--detach", "--wait", **small).returncode != 0
@@ -54,7 +59,9 @@ def test_a_disk_that_is_too_small_is_told(stack: Stack) -> None:
         stack.compose("down", "--volumes", **small)
 
 
-def test_down_while_it_trains_loses_nothing_that_is_finished(stack: Stack) -> None:
+def test_an_interrupted_start_continues_and_a_later_one_trains_nothing(stack: Stack) -> None:
+    """The life of an installation: first start, interrupted while it trains; use; down; second start."""
+    stack.compose("down", "--volumes")
     stack.compose("up", "--detach", "trainer")
     deadline = time.monotonic() + 120
     while "[3/7] sweep" not in stack.logs():
@@ -64,6 +71,17 @@ def test_down_while_it_trains_loses_nothing_that_is_finished(stack: Stack) -> No
     stack.up("first start, after an interruption")
     assert "[7/7] publish" in stack.logs()
     assert stack.inspect("trainer")["State"]["ExitCode"] == 0
+
+    _measure(stack)
+    model = stack.in_api(CURRENT)
+    usage = stack.compose("exec", "-T", "api", "python", "-m", "api", "usage")
+    assert "default  requests=" in usage
+    stack.compose("down")
+    stack.up("second start")
+    assert stack.seconds["second start"] < stack.seconds["first start, after an interruption"]
+    assert stack.logs().count("skipped") == 5
+    assert stack.in_api(CURRENT) == model
+    assert stack.compose("exec", "-T", "api", "python", "-m", "api", "usage") == usage
 
 
 def test_a_port_that_is_taken_is_named(stack: Stack) -> None:
@@ -84,6 +102,13 @@ def test_images_are_small(stack: Stack) -> None:
     assert sizes["finechat-api:cpu"] < 3500
 
 
+@pytest.fixture
+def running(stack: Stack) -> Stack:
+    """The stack with everything healthy; the first to ask waits for the training."""
+    stack.compose("up", "--detach", "--wait")
+    return stack
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
@@ -92,15 +117,15 @@ def browser() -> Iterator[Browser]:
         found.close()
 
 
-def test_a_person_chats_through_the_page_and_goes_on_after_the_api_was_killed(
-    stack: Stack, browser: Browser
+def test_a_person_chats_through_the_page_and_continues_after_the_api_was_killed(
+    running: Stack, browser: Browser
 ) -> None:
     page = browser.new_page(viewport={"width": 1280, "height": 860})
-    page.goto(stack.page_url)
+    page.goto(running.page_url)
     _say(page, "Name a color.", 1)
-    stack.try_compose("exec", "-T", "api", "python", "-c", KILL_THE_API)
+    running.try_compose("exec", "-T", "api", "python", "-c", KILL_THE_API)
     deadline = time.monotonic() + 180
-    while (state := stack.inspect("api"))["RestartCount"] == 0 or state["State"]["Health"][
+    while (state := running.inspect("api"))["RestartCount"] == 0 or state["State"]["Health"][
         "Status"
     ] != "healthy":
         assert time.monotonic() < deadline, state["State"]
@@ -123,9 +148,9 @@ def _say(page: Page, text: str, count: int) -> None:
     expect(answers.last).to_have_text(re.compile(r"\w"))
 
 
-def test_containers_may_do_no_more_than_they_need(stack: Stack) -> None:
+def test_containers_may_do_no_more_than_they_need(running: Stack) -> None:
     for service in SERVICES:
-        told = stack.inspect(service)
+        told = running.inspect(service)
         host = told["HostConfig"]
         assert host["ReadonlyRootfs"] and host["CapDrop"] == ["ALL"] and host["Init"]
         assert host["SecurityOpt"] == ["no-new-privileges:true"]
@@ -134,43 +159,35 @@ def test_containers_may_do_no_more_than_they_need(stack: Stack) -> None:
         assert KEY not in json.dumps(told) and ADMIN_KEY not in json.dumps(told)
         for ports in (told["NetworkSettings"]["Ports"] or {}).values():
             assert all(port["HostIp"] == "127.0.0.1" for port in ports or [])
-    assert stack.in_api("import os; print(os.getuid(), *sorted(os.listdir('/run/secrets')))").split() == [
+    assert running.in_api("import os; print(os.getuid(), *sorted(os.listdir('/run/secrets')))").split() == [
         "1000", "api_admin_key", "api_key"]  # fmt: skip
-    names = json.loads(stack.compose("config", "--format", "json", COMPOSE_FILE="docker-compose.yml"))
+    names = json.loads(running.compose("config", "--format", "json", COMPOSE_FILE="docker-compose.yml"))
     with_token = {name for name, service in names["services"].items()
                   if "hf_token" in {secret["source"] for secret in service.get("secrets", [])}}  # fmt: skip
     assert with_token == {"trainer"}
 
 
-def test_api_and_page_cannot_call_out(stack: Stack) -> None:
+def test_api_and_page_cannot_call_out(running: Stack) -> None:
     reach_out = REACH_OUT.format(os.environ["OUTSIDE_HOST"])
     trainer = ("run", "--rm", "--no-deps", "--entrypoint", "python", "trainer", "-c", reach_out)
-    assert stack.try_compose(*trainer).returncode == 0, "else this proves nothing"
+    assert running.try_compose(*trainer).returncode == 0, "else this proves nothing"
     for service in ("api", "frontend"):
-        assert stack.try_compose("exec", "-T", service, "python", "-c", reach_out).returncode != 0
+        assert running.try_compose("exec", "-T", service, "python", "-c", reach_out).returncode != 0
 
 
-def test_the_operators_port_answers_inside(stack: Stack) -> None:
+def test_the_operators_port_answers_inside(running: Stack) -> None:
     curl = 'curl -sf -H "Authorization: Bearer $(cat /run/secrets/api_admin_key)" 127.0.0.1:9000/admin/status'
-    assert json.loads(stack.compose("exec", "-T", "api", "sh", "-c", curl))["state"] == "ready"
+    assert json.loads(running.compose("exec", "-T", "api", "sh", "-c", curl))["state"] == "ready"
 
 
-def test_the_bench_measures_the_api(stack: Stack) -> None:
+def test_the_bench_measures_the_api(running: Stack) -> None:
+    assert _measure(running)["output_tokens_per_s"] > 0
+
+
+def _measure(stack: Stack) -> dict[str, float]:
     few = ("--requests", "4", "--streams", "2", "--words", "20", "--tokens", "8")
-    told = json.loads(stack.compose("run", "--rm", "--no-deps", "bench", *few))
-    assert told["output_tokens_per_s"] > 0
-
-
-def test_a_second_start_trains_nothing_and_keeps_model_and_usage(stack: Stack) -> None:
-    before = stack.in_api(CURRENT)
-    usage = stack.compose("exec", "-T", "api", "python", "-m", "api", "usage")
-    assert "default  requests=" in usage
-    stack.compose("down")
-    stack.up("second start")
-    assert stack.seconds["second start"] < stack.seconds["first start, after an interruption"]
-    assert stack.logs().count("skipped") == 5
-    assert stack.in_api(CURRENT) == before
-    assert stack.compose("exec", "-T", "api", "python", "-m", "api", "usage") == usage
+    measured: dict[str, float] = json.loads(stack.compose("run", "--rm", "--no-deps", "bench", *few))
+    return measured
 
 
 @pytest.mark.parametrize("service", SERVICES)
@@ -187,24 +204,24 @@ def test_a_change_of_the_code_rebuilds_only_the_last_layer(stack: Stack, service
     assert took < stack.seconds["build"] / 2, "the requirements were not installed again"
 
 
-def test_the_gpu_file_asks_for_a_gpu_and_says_so_where_there_is_none(stack: Stack) -> None:
+def test_the_gpu_file_asks_for_a_gpu_and_says_so_where_there_is_none(running: Stack) -> None:
     """The images are built on this engine's base, with the requirements that need no GPU."""
     for service in ("api", "trainer"):
-        locked = (stack.tree / service / "requirements.txt").read_text()
+        locked = (running.tree / service / "requirements.txt").read_text()
         without_vllm = re.sub(r"^vllm.*\n( +--hash.*\n)*", "", locked, flags=re.MULTILINE)
-        (stack.tree / service / "requirements-cuda.txt").write_text(without_vllm)
+        (running.tree / service / "requirements-cuda.txt").write_text(without_vllm)
     gpu = {"COMPOSE_FILE": "docker-compose.yml", "GPU_BASE_IMAGE": os.environ["BASE_IMAGE"]}
-    config = json.loads(stack.compose("config", "--format", "json", **gpu))
+    config = json.loads(running.compose("config", "--format", "json", **gpu))
     for service in ("trainer", "api"):
         [device] = config["services"][service]["deploy"]["resources"]["reservations"]["devices"]
         assert (device["driver"], device["capabilities"]) == ("nvidia", ["gpu"])
-    stack.compose("build", "trainer", "api", **gpu)
+    running.compose("build", "trainer", "api", **gpu)
     assert "prepare" in docker("run", "--rm", "--read-only", "finechat-trainer:gpu", "--help")
-    volume = f"{stack.inspect('api')['Config']['Labels']['com.docker.compose.project']}_artifacts"
+    volume = f"{running.inspect('api')['Config']['Labels']['com.docker.compose.project']}_artifacts"
     checked = docker("run", "--rm", "--read-only", "--env", f"API_KEY={KEY}", "--volume",
                      f"{volume}:/artifacts:ro", "finechat-api:gpu", "check")  # fmt: skip
     assert checked.startswith("ok: ")
-    refused = stack.try_compose("up", "--detach", "trainer", **gpu)
+    refused = running.try_compose("up", "--detach", "trainer", **gpu)
     assert refused.returncode != 0 and 'could not select device driver "nvidia"' in refused.stderr
 
 
