@@ -29,11 +29,11 @@ from trainer import base_model  # noqa: E402
 from trainer.config import load  # noqa: E402
 from trainer.data.prepare import prepare  # noqa: E402
 from trainer.files import write_json  # noqa: E402
+from trainer.fit.arm import Arm, Run, Setting, arms, place_of, read_run, run_name  # noqa: E402
 from trainer.fit.choose.choice import choose  # noqa: E402
 from trainer.fit.choose.comparison import Standing  # noqa: E402
 from trainer.fit.choose.scores import scores  # noqa: E402
 from trainer.fit.choose.summary import compare_with_best, describe_choice  # noqa: E402
-from trainer.fit.run.arm import Arm, Run, Setting, arms, place_of, read_run, run_name  # noqa: E402
 from trainer.fit.run.processes import run_arms  # noqa: E402
 from trainer.fit.run.sweep import Sweep  # noqa: E402
 from trainer.objective import sft  # noqa: E402
@@ -64,7 +64,7 @@ def run_sweep(options: argparse.Namespace) -> None:
     prepared = prepare(config, base, options.artifacts)
     command = ["arm", "--config", str(PAGE / "config.yaml"), "--artifacts", str(options.artifacts)]
     here = partial(run_arms, command=[*command, "--set", *overrides], parallel=config.sweep.parallel_arms)
-    Sweep(config, base, prepared, options.artifacts, here).run()
+    Sweep(config, base, prepared, options.artifacts, here, write_page).run()
     newest = max(options.artifacts.glob("sweeps/*/results.json"), key=lambda p: p.stat().st_mtime)
     for name in ("results.json", "index.html"):
         shutil.copy(newest.with_name(name), PAGE / name)

@@ -134,7 +134,7 @@ def _ours(engine: str, precision: str, base: Path, rows: Any, device: str, steps
 
     from trainer.base_model import load_tokenizer
     from trainer.config import LoraConfig, TrainConfig
-    from trainer.fit.run.arm import Arm, Setting
+    from trainer.fit.arm import Arm, Setting
     from trainer.fit.run.trainer import build_trainer
     from trainer.fit.run.world import World
     from trainer.objective import sft

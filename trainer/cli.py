@@ -124,8 +124,8 @@ def _cluster(config: RunConfig, options: argparse.Namespace) -> "Cluster | None"
 
 
 def _train_arm(config: RunConfig, pipeline: "Pipeline", options: argparse.Namespace) -> None:
+    from trainer.fit.arm import Arm, Setting, arms
     from trainer.fit.run.adapter import check_adapter
-    from trainer.fit.run.arm import Arm, Setting, arms
     from trainer.fit.run.train import train
 
     first = arms(config)[0]

@@ -31,7 +31,7 @@ KEEP_OLDER = "--keep-older-runs"
 CODE = "trainer code"
 PACKAGES = ("accelerate", "peft", "tokenizers", "torch", "transformers", "trl")
 ENGINE_PACKAGES = ("bitsandbytes", "unsloth", "unsloth_zoo")  # recorded where they are installed
-# Code that cannot change a run: none imports it, except to show something (tests/trainer/test_identity.py).
+# Code that cannot change a run, because none imports it (tests/trainer/test_identity.py).
 BESIDE_A_RUN = (
     "__main__.py",
     "cli.py",

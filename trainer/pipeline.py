@@ -16,8 +16,8 @@ from trainer.data.prepare import Prepared, prepare
 from trainer.device import choose_device
 from trainer.errors import ArmError
 from trainer.files import only_writer, read_json, whole_directory, write_json
+from trainer.fit.arm import Arm, Run, Setting, arms, place_of, read_run, run_name
 from trainer.fit.run.adapter import check_adapter
-from trainer.fit.run.arm import Arm, Run, Setting, arms, place_of, read_run, run_name
 from trainer.fit.run.checkpoint import step_of
 from trainer.fit.run.cluster import Cluster
 from trainer.fit.run.processes import run_arms as run_here
@@ -27,8 +27,9 @@ from trainer.judge.evaluate import evaluate
 from trainer.judge.gates import failed_gates, shippable
 from trainer.objective import objective_of
 from trainer.objective.score import mean_score
-from trainer.pages import data_report
-from trainer.pages.evaluation import write_page
+from trainer.pages.data_report import write_page as write_data_page
+from trainer.pages.evaluation import write_page as write_evaluation_page
+from trainer.pages.sweep import write_page as write_sweep_page
 from trainer.progress import Stages, say
 from trainer.ship.manifest import build_manifest
 from trainer.ship.merge import merge
@@ -91,7 +92,9 @@ class Pipeline:
             else:
                 parallel = self.config.sweep.parallel_arms
                 run_arms = partial(run_here, command=self._arm_command, parallel=parallel)
-            return Sweep(self.config, base, prepared, self.artifacts, run_arms, self._keep_older).run()
+            return Sweep(
+                self.config, base, prepared, self.artifacts, run_arms, write_sweep_page, self._keep_older
+            ).run()
 
     def train(self, base: BaseModel, prepared: Prepared, setting: Setting) -> Run:
         """The chosen setting for as long as the configuration says. Raises: ArmError."""
@@ -125,8 +128,8 @@ class Pipeline:
         return base, self._prepared(base)
 
     def _prepared(self, base: BaseModel) -> Prepared:
-        write_page, rows_of = data_report.write_page, self._objective.rows
-        return prepare(self.config, base, self.artifacts, write_page, self._keep_older, rows_of)
+        rows_of = self._objective.rows
+        return prepare(self.config, base, self.artifacts, write_data_page, self._keep_older, rows_of)
 
     def run(self, until: str = "publish") -> None:
         """Run the stages up to and with `until`. Raises: TrainerError."""
@@ -181,7 +184,7 @@ class Pipeline:
             merge_check = read_json(merged / MERGE_CHECK)
             answers = {name: evaluation.pop(name) for name in ("samples", "side_by_side")}
             write_json(merged / SAMPLES, answers["samples"])
-            write_page(merged / PAGE, identifier, evaluation, self._objective, **answers)
+            write_evaluation_page(merged / PAGE, identifier, evaluation, self._objective, **answers)
             manifest = build_manifest(
                 identifier, self.config, base, prepared, winner, selection, merge_check, evaluation
             )
@@ -237,7 +240,9 @@ class Pipeline:
                     self.config.train.dtype,
                     choose_device(self.config.train.device),
                 )
-                write_page(kept.with_suffix(".html"), identifier, summary, self._objective, **answers)
+                write_evaluation_page(
+                    kept.with_suffix(".html"), identifier, summary, self._objective, **answers
+                )
                 write_json(kept, {**summary, **answers})
             summary = read_json(kept)
             for metric in summary["metrics"]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from trainer.fit.run.arm import Arm, Run, Setting
+from trainer.fit.arm import Arm, Run, Setting
 from trainer.objective.score import RowScore
 
 # Three learning rates and the noise of a seed at each, as in docs/sweep.

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from tests.support.sweeps import run
+from trainer.fit.arm import Run, Setting
 from trainer.fit.choose.choice import Choice, choose, survivors
 from trainer.fit.choose.comparison import Standing
 from trainer.fit.choose.scores import layout, scores
-from trainer.fit.run.arm import Run, Setting
 from trainer.objective.score import Measure
 from trainer.objective.sft import SCORE
 

@@ -21,8 +21,8 @@ from trainer.cli import main
 from trainer.config import load
 from trainer.data.prepare import prepare
 from trainer.errors import MissingError
+from trainer.fit.arm import arms
 from trainer.fit.run import cluster
-from trainer.fit.run.arm import arms
 from trainer.fit.run.node import on_node, versions
 from trainer.fit.run.train import train
 

@@ -21,8 +21,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from trainer import preflight
 from trainer.config import load
 from trainer.errors import MissingError
+from trainer.fit.arm import Arm, Setting
 from trainer.fit.run import trainer as trainer_module
-from trainer.fit.run.arm import Arm, Setting
 from trainer.fit.run.world import World
 
 # Engines agree within this, relative, on every step's loss and every validation row, in fp32.

@@ -11,7 +11,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast, TrainerCallb
 from trainer.config import LoraConfig, TrainConfig
 from trainer.data.tokenize import IGNORED, TokenRow
 from trainer.engines import plain
-from trainer.fit.run.arm import Arm, Setting
+from trainer.fit.arm import Arm, Setting
 from trainer.fit.run.checkpoint import keep_trunk, seal, starting_point
 from trainer.fit.run.trainer import build_trainer
 from trainer.fit.run.world import World

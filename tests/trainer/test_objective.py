@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from trainer.config import LoraConfig, TrainConfig, load
 from trainer.data.tokenize import IGNORED, TokenRow
 from trainer.engines import plain
-from trainer.fit.run.arm import Arm, Setting
+from trainer.fit.arm import Arm, Setting
 from trainer.fit.run.trainer import LoraTrainer, build_trainer
 from trainer.fit.run.world import World
 from trainer.objective import Objective, objective_of, sft

@@ -23,7 +23,7 @@ from trainer.cli import main
 from trainer.config import load
 from trainer.data.prepare import prepare
 from trainer.data.tokenize import DATE
-from trainer.fit.run.arm import arms, place_of, run_name
+from trainer.fit.arm import arms, place_of, run_name
 from trainer.judge.gates import OVERRIDE
 
 ROOT = Path(__file__).parents[2]

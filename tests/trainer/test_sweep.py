@@ -12,9 +12,10 @@ from trainer.base_model import BaseModel
 from trainer.config import RunConfig, load
 from trainer.data.prepare import Prepared, prepare
 from trainer.errors import ArmError, ConfigError
-from trainer.fit.run.arm import Arm
+from trainer.fit.arm import Arm
 from trainer.fit.run.sweep import Sweep
 from trainer.fit.run.train import train
+from trainer.pages.sweep import write_page
 
 
 class InThisProcess:
@@ -35,7 +36,9 @@ class InThisProcess:
         return {arm: "out of luck" for arm in directories if arm.name in self.broken}
 
     def sweep(self, keep_older: bool = False) -> tuple[Any, dict[str, Any]]:
-        return Sweep(self.config, self.base, self.prepared, self.artifacts, self, keep_older).run()
+        return Sweep(
+            self.config, self.base, self.prepared, self.artifacts, self, write_page, keep_older
+        ).run()
 
 
 @pytest.fixture

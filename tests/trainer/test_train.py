@@ -13,8 +13,8 @@ import yaml
 from trainer import base_model
 from trainer.config import RunConfig, load
 from trainer.data.prepare import prepare
+from trainer.fit.arm import Arm, Run, Setting, place_of
 from trainer.fit.run import train as train_module
-from trainer.fit.run.arm import Arm, Run, Setting, place_of
 from trainer.fit.run.callbacks import DivergedError, StopDiverged, read_log
 from trainer.fit.run.train import train
 from trainer.fit.run.trainer import LoraTrainer

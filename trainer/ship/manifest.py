@@ -11,8 +11,8 @@ from trainer.data.prepare import Prepared
 from trainer.data.tokenize import DATE
 from trainer.device import describe_hardware
 from trainer.files import sha256_file, write_json
+from trainer.fit.arm import Run
 from trainer.fit.choose.intervals import score_interval
-from trainer.fit.run.arm import Run
 from trainer.identity import config_hash, made_by
 
 MANIFEST = "manifest.json"

@@ -12,9 +12,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from trainer.fit.arm import Setting
 from trainer.fit.choose.comparison import Difference, Standing
 from trainer.fit.choose.scores import Score
-from trainer.fit.run.arm import Setting
 from trainer.objective.score import Measure
 
 SEPARABLE = "separable"

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from trainer.fit.arm import Run, Setting
 from trainer.fit.choose.intervals import Interval, interval_of, resampled_ratios
-from trainer.fit.run.arm import Run, Setting
 from trainer.objective.score import Measure
 
 

@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trainer.config import RunConfig, public_source
+from trainer.fit.arm import Run
 from trainer.fit.choose.choice import Choice
 from trainer.fit.choose.comparison import Standing
 from trainer.fit.choose.intervals import score_interval
 from trainer.fit.choose.scores import Score, SeedNoise, scores
-from trainer.fit.run.arm import Run
 from trainer.objective import objective_of
 from trainer.objective.score import mean_score
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.errors import ConfigError, MissingError
-from trainer.fit.run.arm import Arm
+from trainer.fit.arm import Arm
 from trainer.fit.run.node import ROOT, versions
 from trainer.fit.run.processes import arm_flags, show_progress
 from trainer.progress import Progress, say

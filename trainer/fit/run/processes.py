@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from trainer.fit.run.arm import Arm
+from trainer.fit.arm import Arm
 from trainer.fit.run.callbacks import LOG, last_step
 from trainer.fit.run.node import failure_of, start
 from trainer.progress import Progress

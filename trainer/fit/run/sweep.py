@@ -15,19 +15,20 @@ from trainer.config import RunConfig
 from trainer.data.prepare import Prepared
 from trainer.errors import ArmError
 from trainer.files import write_json
+from trainer.fit.arm import Arm, Run, Setting, arms, place_of, read_run, run_name
 from trainer.fit.choose.choice import Choice, choose, survivors
 from trainer.fit.choose.comparison import Standing
 from trainer.fit.choose.scores import scores
 from trainer.fit.choose.summary import summarise
-from trainer.fit.run.arm import Arm, Run, Setting, arms, place_of, read_run, run_name
 from trainer.fit.run.checkpoint import remove_trunks
 from trainer.identity import older_line, sweep_key
 from trainer.objective import objective_of
-from trainer.pages.sweep import write_page
 from trainer.progress import say
 
 # Runs the arms in their directories for some steps; returns those that failed, and why.
 RunArms = Callable[[Mapping[Arm, Path], int | None], dict[Arm, str]]
+# Writes a page beside results.json, from what that holds.
+WritePage = Callable[[Path, dict[str, Any]], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,7 @@ class Sweep:
         prepared: Prepared,
         artifacts: Path,
         run_arms: RunArms,
+        write_page: WritePage,
         keep_older: bool = False,
     ) -> None:
         """keep_older: compare the runs that other code or packages made, too."""
@@ -60,6 +62,7 @@ class Sweep:
         self._prepared = prepared
         self._artifacts = artifacts
         self._run_arms = run_arms
+        self._write_page = write_page
         self._failed: dict[Arm, str] = {}
 
     def run(self) -> tuple[Setting, dict[str, Any]]:
@@ -128,7 +131,7 @@ class Sweep:
         key = sweep_key(self._config, [path.name for path in self._directories.values()])
         directory = self._artifacts / "sweeps" / key[:16]
         write_json(directory / "results.json", results)
-        write_page(directory, results)
+        self._write_page(directory, results)
         say(f"  the whole sweep: {directory / 'index.html'}")
         for arm, path in self._directories.items():
             if arm.setting != choice.winner:

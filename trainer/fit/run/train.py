@@ -23,7 +23,7 @@ from trainer.data.prepare import Prepared
 from trainer.device import choose_device
 from trainer.engines import Engine
 from trainer.files import only_writer, write_json
-from trainer.fit.run.arm import Arm, Run, place_of, read_run, run_name
+from trainer.fit.arm import Arm, Run, place_of, read_run, run_name
 from trainer.fit.run.callbacks import Checkpoints, DivergedError, Log, Patience, ShowProgress, StopDiverged
 from trainer.fit.run.checkpoint import keep_trunk, remove_checkpoints, starting_point
 from trainer.fit.run.trainer import LoraTrainer, build_trainer, cooldown_steps

@@ -19,7 +19,7 @@ from trainer.config import TrainConfig
 from trainer.data.tokenize import IGNORED, TokenRow
 from trainer.engines import Engine
 from trainer.errors import ConfigError
-from trainer.fit.run.arm import Arm
+from trainer.fit.arm import Arm
 from trainer.fit.run.world import World
 from trainer.objective import Objective
 from trainer.objective.forward import batches
