@@ -11,11 +11,10 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
-from api.dialects import models
+from api.dialects import models, openai_errors
 from api.dialects.chat import route as chat
 from api.dialects.completions import route as completions
 from api.dialects.invalid import invalid_request
-from api.dialects.openai_errors import ErrorBody, error_body
 from api.dialects.responses import route as responses
 from api.errors import ApiError, InternalError, InvalidRequest, MethodNotAllowed, NotFound
 from api.http.access import AccessControl
@@ -27,6 +26,9 @@ from api.ledger.ledger import Ledger
 from api.operations import admin, health, metrics
 from api.service import Service
 from api.telemetry.log import log
+
+# Each module names its routes, and who writes an error on their paths. Any other path gets OpenAI's errors.
+DIALECTS = (chat, completions, responses, models)
 
 
 def create_app(service: Service, cors_origins: Sequence[str] = ()) -> ASGIApp:
@@ -47,10 +49,10 @@ def create_app(service: Service, cors_origins: Sequence[str] = ()) -> ASGIApp:
             await asyncio.to_thread(service.tracing.close)
 
     app = FastAPI(title="finechat", lifespan=lifespan, docs_url=None, redoc_url=None, redirect_slashes=False)
-    for module in (chat, completions, responses, models):
-        app.include_router(module.router)
+    for dialect in DIALECTS:
+        app.include_router(dialect.router)
     for module in (health, metrics):
-        app.include_router(module.router, responses={"4XX": {"model": ErrorBody}})
+        app.include_router(module.router, responses={"4XX": {"model": openai_errors.ErrorBody}})
     _describe_keys(app.openapi(), service.ledger.required)
     return _wrapped(app, service, service.ledger, health.OPEN_PATHS, metrics.PATHS, cors_origins)
 
@@ -80,7 +82,10 @@ def _wrapped(
     inside: ASGIApp = AccessControl(app, ledger, open_paths, operator_paths, service.operator)
     if cors_origins:
         inside = _open_to(cors_origins, inside)
-    return RequestLog(inside, service.metrics, service.tracing, routes, error_body)
+    error_bodies = {route.path: dialect.error_body for dialect in DIALECTS for route in dialect.router.routes}
+    return RequestLog(
+        inside, service.metrics, service.tracing, routes, error_bodies, openai_errors.error_body
+    )
 
 
 def _open_to(origins: Sequence[str], app: ASGIApp) -> ASGIApp:

@@ -8,7 +8,6 @@ from fastapi import Request, Response
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
 
-from api.dialects.openai_errors import ErrorBody
 from api.errors import InvalidRequest, NotJson
 
 MAX_VALUES = 2**15
@@ -58,7 +57,7 @@ def _require_few_values(body: Any) -> None:
         pending += values
 
 
-def answers_with(body: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
+def answers_with(body: type[BaseModel], error: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
     """Return what the OpenAPI document says of the answers of an endpoint."""
     return {
         200: {
@@ -66,6 +65,6 @@ def answers_with(body: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
             "model": body,
             "content": {"text/event-stream": {}},
         },
-        "4XX": {"model": ErrorBody},
-        "5XX": {"model": ErrorBody},
+        "4XX": {"model": error},
+        "5XX": {"model": error},
     }

@@ -5,7 +5,7 @@ from typing import Literal
 from fastapi import APIRouter
 from pydantic import BaseModel
 
-from api.dialects.openai_errors import ErrorBody
+from api.dialects import openai_errors
 from api.engine.comparison import BASE
 from api.service import Service, ServiceOfApp
 
@@ -32,7 +32,10 @@ class ModelList(BaseModel):
     data: list[Model]
 
 
-router = APIRouter(responses={"4XX": {"model": ErrorBody}, "5XX": {"model": ErrorBody}})
+router = APIRouter(
+    responses={"4XX": {"model": openai_errors.ErrorBody}, "5XX": {"model": openai_errors.ErrorBody}}
+)
+error_body = openai_errors.error_body
 
 
 @router.get("/v1/models")

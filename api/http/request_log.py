@@ -3,12 +3,11 @@
 import re
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Mapping
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.errors import ApiError
-from api.http.state import RequestState
+from api.http.state import ErrorWriter, RequestState
 from api.telemetry.log import current_request_id, log
 from api.telemetry.metrics import Metrics
 from api.telemetry.tracing import Tracing
@@ -28,20 +27,25 @@ class RequestLog:
         metrics: Metrics,
         tracing: Tracing | None,
         routes: frozenset[str],
-        error_body: Callable[[ApiError], bytes],
+        error_bodies: Mapping[str, ErrorWriter],
+        error_body: ErrorWriter,
     ) -> None:
-        """routes: paths to report by name; any other is reported as `other`."""
+        """routes: paths to report by name; any other is reported as `other`.
+
+        error_bodies: who writes the errors of a path; `error_body` writes those of any other.
+        """
         self._app = app
         self._metrics = metrics
         self._tracing = tracing
         self._routes = routes
+        self._error_bodies = error_bodies
         self._error_body = error_body
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        state = RequestState(send, self._error_body)
+        state = RequestState(send, self._error_bodies.get(scope["path"], self._error_body))
         state.attach(scope)
         request_id = _id_of(scope)
         current_request_id.set(request_id)

@@ -10,6 +10,7 @@ from api.errors import ApiError
 from api.ledger.keys import Key
 from api.telemetry.metrics import Tally
 
+ErrorWriter = Callable[[ApiError], bytes]
 _STATE = "finechat"
 
 
@@ -18,12 +19,12 @@ class RequestState:
     """One request's state. `RequestLog` creates it, the layers inside fill it in.
 
     send: the server's own; chunks of a stream go through it past all layers, which change only the start of
-    an answer. error_body: writes an error in the client's dialect. key: None where none is needed. tally:
+    an answer. error_body: writes an error in the dialect of the path. key: None where none is needed. tally:
     None until the prompt is rendered. refusal: the reason of the error that the client was sent.
     """
 
     send: Send
-    error_body: Callable[[ApiError], bytes]
+    error_body: ErrorWriter
     key: Key | None = None
     tally: Tally | None = None
     refusal: str | None = None

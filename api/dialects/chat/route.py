@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
 
+from api.dialects import openai_errors
 from api.dialects.chat.frames import ChatFrames
 from api.dialects.chat.schema import (
     AssistantMessage,
@@ -25,9 +26,14 @@ from api.service import ServiceOfApp
 _FIELDS = FieldNames("messages", "max_tokens", "response_format")
 
 router = APIRouter(route_class=JsonRoute)
+error_body = openai_errors.error_body
 
 
-@router.post("/v1/chat/completions", response_class=JSONResponse, responses=answers_with(ChatCompletion))
+@router.post(
+    "/v1/chat/completions",
+    response_class=JSONResponse,
+    responses=answers_with(ChatCompletion, openai_errors.ErrorBody),
+)
 async def create_chat_completion(
     request: ChatRequest, service: ServiceOfApp, timeout: Timeout = None
 ) -> Response:

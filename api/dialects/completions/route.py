@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
 
+from api.dialects import openai_errors
 from api.dialects.chunks import Usage, head
 from api.dialects.completions.frames import CompletionFrames
 from api.dialects.completions.schema import (
@@ -24,9 +25,14 @@ DEFAULT_MAX_TOKENS = 16  # OpenAI's
 _FIELDS = FieldNames("prompt", "max_tokens")
 
 router = APIRouter(route_class=JsonRoute)
+error_body = openai_errors.error_body
 
 
-@router.post("/v1/completions", response_class=JSONResponse, responses=answers_with(Completion))
+@router.post(
+    "/v1/completions",
+    response_class=JSONResponse,
+    responses=answers_with(Completion, openai_errors.ErrorBody),
+)
 async def create_completion(
     request: CompletionRequest, service: ServiceOfApp, timeout: Timeout = None
 ) -> Response:

@@ -6,6 +6,7 @@ from typing import Any
 from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
 
+from api.dialects import openai_errors
 from api.dialects.json_route import JsonRoute, answers_with
 from api.dialects.responses.frames import ResponseFrames, call_item, ended, message_item
 from api.dialects.responses.schema import ItemStatus, ResponseBody, ResponseRequest, TextSettings
@@ -18,9 +19,14 @@ from api.service import ServiceOfApp
 _FIELDS = FieldNames("input", "max_output_tokens", "text.format")
 
 router = APIRouter(route_class=JsonRoute)
+error_body = openai_errors.error_body
 
 
-@router.post("/v1/responses", response_class=JSONResponse, responses=answers_with(ResponseBody))
+@router.post(
+    "/v1/responses",
+    response_class=JSONResponse,
+    responses=answers_with(ResponseBody, openai_errors.ErrorBody),
+)
 async def create_response(
     request: ResponseRequest, service: ServiceOfApp, timeout: Timeout = None
 ) -> Response:
