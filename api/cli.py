@@ -117,13 +117,13 @@ def _keys(settings: Settings, arguments: argparse.Namespace) -> None:
     async def revoke(ledger: Ledger) -> None:
         await ledger.revoke(arguments.name)
 
-    async def show(ledger: Ledger) -> None:
+    async def print_keys(ledger: Ledger) -> None:
         for key in await ledger.keys():
             known = key.limits.model_dump(exclude_none=True)
             limits = " ".join(f"{name}={value}" for name, value in known.items()) or "no limits"
             print(f"{key.name}  made {key.created_at}  priority={key.priority} {limits}")
 
-    verb = {"create": create, "revoke": revoke, "list": show}[arguments.action]
+    verb = {"create": create, "revoke": revoke, "list": print_keys}[arguments.action]
     _with_ledger(settings, settings.keys_file, None, verb)
 
 
@@ -135,14 +135,14 @@ def _usage(settings: Settings, day: str | None) -> None:
         if not file.exists():
             raise SettingsError(f"API_USAGE_FILE {file} does not exist: nothing has been served yet")
 
-    async def show(ledger: Ledger) -> None:
+    async def print_usage(ledger: Ledger) -> None:
         for line in await ledger.usage(day):
             print(
                 f"{line.day}  {line.key}  requests={line.requests} prompt_tokens={line.prompt_tokens} "
                 f"completion_tokens={line.completion_tokens}"
             )
 
-    _with_ledger(settings, None, file, show)
+    _with_ledger(settings, None, file, print_usage)
 
 
 def _replicas(settings: Settings, arguments: argparse.Namespace) -> None:

@@ -1,9 +1,9 @@
-"""Every failure that is reported to a person or a client. A dialect writes an ApiError in its own words.
+"""Every failure that is reported to a person or a client. A dialect writes an ApiError in its own format.
 
 StartError                     the service cannot start: one line, exit code 1
 ├── SettingsError              an environment variable is wrong or unsafe
 ├── ArtifactError              the artifact is missing, incomplete or altered
-├── AdapterError               the base or an adapter cannot be served beside it
+├── AdapterError               the base or an adapter cannot be served next to the model
 └── EngineStartError           the port is taken, or vLLM did not come up
 ClientGone                     the client hung up, so nobody is left to answer
 ApiError                       an HTTP answer with an error body

@@ -107,7 +107,7 @@ def page(results: dict[str, Any]) -> str:
     body = f"""<h1>Do the engines learn the same?</h1>
 <p>{results["steps"]} steps of SmolLM2-135M-Instruct on the quickstart's rows, rank {RANK}, on
 {results["gpu"] or "a CPU"}. All cases see the same rows in the same order, except the other seeds of
-<code>plain</code>, which show what luck alone does.</p>
+<code>plain</code>, which vary by chance alone.</p>
 <p>{keys}</p>
 <div class=panels><div>{panel}</div></div>
 <h2>Validation loss against {reference}</h2>

@@ -187,13 +187,13 @@ async def good(service: Service, asked: bytes, headers: Headers) -> Answer:
 
 async def at_once(most: int, count: int, one: Callable[[int], Awaitable[Any]]) -> list[Any]:
     """Call `one` with every number below `count`, at most `most` at a time."""
-    gate = asyncio.Semaphore(most)
+    slots = asyncio.Semaphore(most)
 
-    async def gated(number: int) -> Any:
-        async with gate:
+    async def in_a_slot(number: int) -> Any:
+        async with slots:
             return await one(number)
 
-    return await asyncio.gather(*(gated(number) for number in range(count)))
+    return await asyncio.gather(*(in_a_slot(number) for number in range(count)))
 
 
 def prompt(number: int) -> list[dict[str, str]]:

@@ -138,8 +138,8 @@ def body(of: Event, session: str) -> dict[str, Any]:
 
 async def open_page(client: httpx.AsyncClient, config: Any, session: str) -> None:
     """Load the page as a browser does. Gradio then makes its session, which costs more than any answer."""
-    look = body(event(config, "tick"), session)
-    (await client.post("/gradio_api/run/predict", json=look)).raise_for_status()
+    load = body(event(config, "tick"), session)
+    (await client.post("/gradio_api/run/predict", json=load)).raise_for_status()
 
 
 async def chat(client: httpx.AsyncClient, config: Any, session: str) -> list[float]:

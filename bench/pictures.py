@@ -47,16 +47,16 @@ def main() -> None:
                 sync_playwright() as playwright,
             ):
                 browser = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_FLAGS)
-                for name, comparing, look in PICTURES:
-                    take(browser, url, asked, name, comparing, look)
+                for name, comparing, options in PICTURES:
+                    take(browser, url, asked, name, comparing, options)
                 browser.close()
         finally:
             service.stop()
 
 
-def take(browser: Browser, url: str, asked: str, name: str, comparing: bool, look: dict[str, Any]) -> None:
+def take(browser: Browser, url: str, asked: str, name: str, comparing: bool, options: dict[str, Any]) -> None:
     """Picture the chat after one answer."""
-    context = browser.new_context(**look)
+    context = browser.new_context(**options)
     visit = Visit(context.new_page())
     visit.open(url)
     if comparing:

@@ -54,14 +54,14 @@ def differences(own: Any, default: Any) -> Arguments:
 
 def flags(arguments: Arguments) -> list[str]:
     """Return the arguments as flags of vLLM's command line."""
-    words: list[str] = []
+    result: list[str] = []
     for name, value in arguments.items():
         flag = name.replace("_", "-")
         if isinstance(value, bool):
-            words.append(f"--{flag}" if value else f"--no-{flag}")
+            result.append(f"--{flag}" if value else f"--no-{flag}")
         else:
-            words += [f"--{flag}", json.dumps(value) if isinstance(value, dict | list) else str(value)]
-    return words
+            result += [f"--{flag}", json.dumps(value) if isinstance(value, dict | list) else str(value)]
+    return result
 
 
 class Server:

@@ -157,8 +157,8 @@ def table(rows: list[Row]) -> str:
         cells = []
         for key in COMPARED:
             ratios = [own[turn][key] / stock[turn][key] for turn in own.keys() & stock.keys()]
-            beside = f" ({statistics.median(ratios):.2f})" if ratios else ""
-            cells.append(f"{_median(own, key):,.1f}{beside}")
+            ratio = f" ({statistics.median(ratios):.2f})" if ratios else ""
+            cells.append(f"{_median(own, key):,.1f}{ratio}")
         name = " ".join(part for part in case[2:] if part not in ("", "auto"))
         cores = ", ".join(f"{_median(own, f'{part}_cores'):.2f}" for part in ("client", "front", "core"))
         lines.append(f"| {case[0]} | {case[1]} | {name} | {' | '.join(cells)} | {cores} |")

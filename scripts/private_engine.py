@@ -135,8 +135,8 @@ def _unpack(root: Path) -> None:
 
 def _mirror() -> str:
     """Return the source of this machine's Debian packages."""
-    told = _must(["apt-get", "indextargets", "--format", "$(CODENAME) $(COMPONENT) $(REPO_URI)"])
-    places = [line.split()[2] for line in told.splitlines() if line.startswith(f"{RELEASE} main ")]
+    targets = _must(["apt-get", "indextargets", "--format", "$(CODENAME) $(COMPONENT) $(REPO_URI)"])
+    places = [line.split()[2] for line in targets.splitlines() if line.startswith(f"{RELEASE} main ")]
     if not places:
         raise SetupError(f"apt has no source of Debian {RELEASE} main")
     return places[0]

@@ -31,7 +31,7 @@ class Usage(BaseModel):
 
     @classmethod
     def of(cls, usage: events.Usage) -> "Usage":
-        """Return the usage in OpenAI's words."""
+        """Return the usage in OpenAI's format."""
         return cls(
             prompt_tokens=usage.prompt_tokens,
             completion_tokens=usage.completion_tokens,

@@ -99,10 +99,10 @@ def _trial(compiler: Any, schema: str) -> str:
 def _write(compiled: Any, choose: random.Random) -> int | None:
     """Write a random text, perhaps without an end; return its number of steps, or None if it got stuck."""
     matcher = xgrammar.GrammarMatcher(compiled)
-    words = xgrammar.allocate_token_bitmask(1, compiled.tokenizer_info.vocab_size)
+    bitmask = xgrammar.allocate_token_bitmask(1, compiled.tokenizer_info.vocab_size)
     for step in range(1, TOKENS + 1):
-        matcher.fill_next_token_bitmask(words)
-        bits = np.unpackbits(words.numpy().view(np.uint8), bitorder="little")
+        matcher.fill_next_token_bitmask(bitmask)
+        bits = np.unpackbits(bitmask.numpy().view(np.uint8), bitorder="little")
         possible = np.flatnonzero(bits[: compiled.tokenizer_info.vocab_size])
         if not len(possible):
             return None

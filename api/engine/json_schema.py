@@ -119,7 +119,7 @@ class _Walk:
             elif keyword in allowed:
                 copy[keyword] = self._keyword(keyword, value, schema, f"{at}/{keyword}")
             elif keyword not in _ANNOTATIONS:
-                combined = f" beside {kind!r}" if kind else ""
+                combined = f" together with {kind!r}" if kind else ""
                 raise self._error(at, f"{keyword!r} cannot be enforced{combined}")
         return copy
 

@@ -9,7 +9,7 @@ from api.engine.json_schema import enforceable, require_bounded
 from api.engine.messages import Tool
 from api.errors import InvalidRequest
 
-_FORMAT = "the.format"  # beside the functions' names, which have no point
+_FORMAT = "the.format"  # no function can have this name: theirs contain no point
 
 
 class AnswerSchema(NamedTuple):

@@ -1,4 +1,4 @@
-"""A request in no dialect's words: prompts, how to answer them, and what an answer may be."""
+"""A request in no dialect's format: prompts, how to answer them, and what an answer may be."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field

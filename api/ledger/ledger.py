@@ -61,7 +61,7 @@ class Ledger(ABC):
         """Return the key that `credential` is. Raises: LimitsUnavailable if the backend cannot be asked."""
         digest = hashlib.sha256(credential).hexdigest()
         key = self._api_key if self._api_key and self._api_key.sha256 == digest else await self._find(digest)
-        # A dictionary compares hashes, which tell an attacker nothing; this takes the same time always.
+        # The lookup compares hashes, so its timing reveals nothing. compare_digest takes constant time.
         return key if key and hmac.compare_digest(key.sha256, digest) else None
 
     @abstractmethod

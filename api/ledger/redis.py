@@ -44,7 +44,8 @@ USAGE = (
 )
 _BATCH = 100
 _SCRIPTS = Path(__file__).parent / "scripts"
-_GATE, _REPLICAS, _ARTIFACTS = "finechat:gate", "finechat:replicas", "finechat:artifacts"
+_HEARTBEAT = "finechat:gate"  # an old name that stays: running services share this key
+_REPLICAS, _ARTIFACTS = "finechat:replicas", "finechat:artifacts"
 _ACCOUNT, _HELD, _CHARGES = "finechat:account:", "finechat:held:", "finechat:charges:"
 _WRITTEN = "finechat:written:"
 
@@ -143,21 +144,21 @@ class RedisLedger(Ledger):
             return RedisReservation(self, key, "", Account(key.limits, self._now))
         day = self._today()
         reservation = f"{uuid.uuid4().hex} {tokens} {answers}"
-        told = await self._link.ask(
+        reply = await self._link.ask(
             lambda: self._scripts["admit"](
                 keys=[
-                    _GATE, KEYS, f"{_ACCOUNT}{key.name}", f"{_HELD}{key.name}", f"{_CHARGES}{key.name}",
+                    _HEARTBEAT, KEYS, f"{_ACCOUNT}{key.name}", f"{_HELD}{key.name}", f"{_CHARGES}{key.name}",
                     f"{USAGE}{day}",
                 ],
                 args=[self._shared_now(), LEASE_S, key.sha256, key.name, reservation],
             )
         )  # fmt: skip
-        if told[0] == "closed":
+        if reply[0] == "closed":
             raise gone()
-        current = self._keys.update(key.sha256, told[1] if told[0] != "unknown" else None)
+        current = self._keys.update(key.sha256, reply[1] if reply[0] != "unknown" else None)
         if current is None:
             raise unauthorised()
-        fits, _, requests, spent, answers_held, tokens_held, used = told
+        fits, _, requests, spent, answers_held, tokens_held, used = reply
         account = Account(current.limits, self._now)
         account.requests.charge("", float(requests))  # all of them together: nothing is given back here
         account.tokens.charge("", float(spent))
@@ -273,7 +274,7 @@ class RedisLedger(Ledger):
         """Report that this replica is there, renew its leases, and read its keys again."""
         async with self._link.beat():
             served = await self._scripts["beat"](
-                keys=[_GATE, _REPLICAS, _ARTIFACTS],
+                keys=[_HEARTBEAT, _REPLICAS, _ARTIFACTS],
                 args=[self._shared_now(), LEASE_S, GRACE_S, self._id, self._artifact()],
             )
             self._compare(set(served))

@@ -1,4 +1,4 @@
-"""The keys in Redis, as one replica knows them: those it has seen, and batched look-ups of the others."""
+"""The keys in Redis, as one replica knows them: those it has seen, and batched lookups of the others."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
@@ -14,8 +14,8 @@ _BATCH = 100
 class KnownKeys:
     """Keys that this replica has seen, by SHA-256.
 
-    An unknown credential is looked up in Redis, together with the others that arrived during the look-up
-    before it. There is one look-up at a time, so a flood of unknown credentials takes one connection.
+    An unknown credential is looked up in Redis, together with the others that arrived during the lookup
+    before it. There is one lookup at a time, so a flood of unknown credentials takes one connection.
     """
 
     def __init__(self, read: Callable[[list[str]], Awaitable[list[str | None]]]) -> None:

@@ -24,8 +24,11 @@ def nested(levels: int) -> dict[str, Any]:
         ({"oneOf": [{"type": "string"}]}, "'oneOf' cannot"),
         ({"not": {}}, "'not' cannot"),
         ({"properties": {}}, "'properties' cannot"),
-        ({"type": "string", "anyOf": [{"type": "string"}]}, "'type' cannot be enforced beside 'anyOf'"),
-        ({"$ref": "#", "type": "object"}, "beside '\\$ref'"),
+        (
+            {"type": "string", "anyOf": [{"type": "string"}]},
+            "'type' cannot be enforced together with 'anyOf'",
+        ),
+        ({"$ref": "#", "type": "object"}, "together with '\\$ref'"),
         ({"$ref": "https://example.com/x"}, "a reference must be"),
         ({"$ref": "#/properties/x"}, "a reference must be"),
         ({"$id": "x"}, "'\\$id' cannot"),

@@ -61,8 +61,8 @@ async def replica(redis: RedisServer, artifact: str = "a") -> AsyncIterator[Redi
     ledger.start()
     try:
         await eventually(lambda: ledger._link.reachable)
-        gate = client(redis).hget("finechat:gate", "from")
-        await asyncio.sleep(max(0.0, float(gate) - time.time()))
+        opens = client(redis).hget("finechat:gate", "from")
+        await asyncio.sleep(max(0.0, float(opens) - time.time()))
         yield ledger
     finally:
         await ledger.close()

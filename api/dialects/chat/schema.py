@@ -47,7 +47,7 @@ class ToolCall(Strict):
 
     @classmethod
     def of(cls, call: neutral.Call) -> "ToolCall":
-        """Return the call in OpenAI's words."""
+        """Return the call in OpenAI's format."""
         return cls(id=call.id, function=MadeCall(name=call.name, arguments=call.arguments))
 
     def call(self) -> neutral.Call:
@@ -57,7 +57,7 @@ class ToolCall(Strict):
 
 class ChatMessage(Strict):
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | Parts | None = Field(None, description="May be null beside tool_calls only.")
+    content: str | Parts | None = Field(None, description="May be null only with tool_calls.")
     tool_calls: list[ToolCall] | None = Field(None, min_length=1, max_length=MAX_CALLS)
     tool_call_id: CallId | None = None
     # Clients send answers back with all that OpenAI's answers have.

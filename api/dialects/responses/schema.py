@@ -221,7 +221,7 @@ class ResponseUsage(BaseModel):
 
     @classmethod
     def of(cls, usage: Usage) -> "ResponseUsage":
-        """Return the usage in the words of this dialect."""
+        """Return the usage in this dialect's format."""
         return cls(
             input_tokens=usage.prompt_tokens,
             input_tokens_details=InputTokensDetails(cached_tokens=usage.cached_tokens),

@@ -1,10 +1,10 @@
 -- May a request of this key run? If so, reserve what it can cost at most, by the limits that the key has now.
--- KEYS: gate, keys, account, held, charges, usage of today
+-- KEYS: heartbeat, keys, account, held, charges, usage of today
 -- ARGV: time, lease, SHA-256 of the key, its name, reservation
 -- Returns {'closed'}, {'unknown'}, or {'yes' or 'no', key, requests spent, tokens spent, answers held, tokens held,
 -- tokens used today}
-local gate = redis.call('HMGET', KEYS[1], 'beat', 'from')
-if not gate[1] or now - gate[1] > tonumber(ARGV[2]) or now < tonumber(gate[2]) then return {'closed'} end
+local heartbeat = redis.call('HMGET', KEYS[1], 'beat', 'from')
+if not heartbeat[1] or now - heartbeat[1] > tonumber(ARGV[2]) or now < tonumber(heartbeat[2]) then return {'closed'} end
 local key = redis.call('HGET', KEYS[2], ARGV[3])
 if not key then return {'unknown'} end
 local limits = cjson.decode(key).limits or {}

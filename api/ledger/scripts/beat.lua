@@ -1,6 +1,6 @@
--- A replica is there. After a time without any, or when Redis has lost what it knew, nobody is let in until all
--- replicas have had the time to say what runs at them.
--- KEYS: gate, replicas, artifacts
+-- Record that a replica is alive. After a time without any replica, or when Redis has lost its data, no request is
+-- admitted until all replicas have had the time to report what they run.
+-- KEYS: heartbeat, replicas, artifacts
 -- ARGV: time, lease, that time, replica, its artifact
 -- Returns the artifacts of all replicas
 local last = redis.call('HGET', KEYS[1], 'beat')
