@@ -103,7 +103,9 @@ def page(results: dict[str, Any]) -> str:
     keys = "".join(
         f'<span class="keyed c{i}"><span class=key></span>{name}</span> ' for i, name in enumerate(cases)
     )
-    panel = curves("training loss", lines, results["steps"], losses_scale(lines, results["steps"]))
+    panel = curves(
+        "training loss", lines, results["steps"], losses_scale(lines, results["steps"]), "loss, nats a token"
+    )
     body = f"""<h1>Do the engines learn the same?</h1>
 <p>{results["steps"]} steps of SmolLM2-135M-Instruct on the quickstart's rows, rank {RANK}, on
 {results["gpu"] or "a CPU"}. All cases see the same rows in the same order, except the other seeds of

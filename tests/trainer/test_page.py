@@ -72,17 +72,17 @@ def test_page_is_whole_escaped_and_takes_nothing_from_outside() -> None:
     assert not tags.seen & {"script", "link", "img", "iframe", "b", "i", "x"}
     assert not re.search(r"https?:|url\(|@import|\bsrc=", told)
     assert html_page.STYLE in told, "it looks as the other pages do"
-    assert "TUNED" in told and "no regression could show" in told
+    assert "TUNED" in told and "cannot detect a regression" in told
 
 
 @pytest.mark.parametrize(
     ("evaluated", "verdict"),
     [
-        (evaluation(PASSED), "It passed every gate."),
-        (evaluation(PASSED, FAILED), "1 of 2 gates failed: it may not be shipped."),
+        (evaluation(PASSED), "The model passed every gate."),
+        (evaluation(PASSED, FAILED), "1 of 2 gates failed: the model may not be shipped."),
         (
             evaluation(FAILED, override=OVERRIDE),
-            f"1 of 1 gates failed, and it was shipped all the same, by {OVERRIDE}.",
+            f"1 of 1 gates failed, and the model was shipped all the same, with {OVERRIDE}.",
         ),
     ],
     ids=("passed", "failed", "overridden"),

@@ -172,7 +172,18 @@ def test_every_arm_is_a_curve_and_every_setting_a_row_of_the_forest() -> None:
     assert forest.count("hollow") == sum(s["tied"] for s in sweep["settings"])
 
 
-def test_a_diverged_arm_is_told_and_bends_no_scale() -> None:
+def test_the_charts_are_labelled_with_the_score_of_the_objective() -> None:
+    sweep = made_sweep()
+    sweep["score"].update(name="margin", unit="nats a <pair>", lower_is_better=False)
+    sweep.update(metric="margin", reason="", power=None)
+    made = page(sweep)
+    charts = "".join(re.findall("<svg.*</svg>", made))
+    assert charts.count(">margin, nats a &lt;pair&gt;") == len(RANKS)
+    assert ">validation margin below the best, nats a &lt;pair&gt;</text>" in charts
+    assert "nats a token" not in made and "validation loss" not in made.lower()
+
+
+def test_a_diverged_arm_is_named_and_bends_no_scale() -> None:
     sweep = made_sweep()
     with_it = page(sweep)
     assert "seed 8 diverged: loss 9.1 at step 40" in cells(with_it, "r64-lr0.001")[-1]
@@ -188,8 +199,8 @@ def test_a_setting_of_which_an_arm_diverged_has_a_row_and_no_figures() -> None:
     for a in sweep["arms"][-2:]:
         a.update(validation_score=None, train_curve=[[1, math.nan]], validation_curve=[], diverged="loss nan")
     made = page(sweep)
-    told = cells(made, "r64-lr0.001")
-    assert told[5:8] == ["–", "–", "–"] and told[-1] == "seed 7, 8 diverged: loss nan"
+    row = cells(made, "r64-lr0.001")
+    assert row[5:8] == ["–", "–", "–"] and row[-1] == "seed 7, 8 diverged: loss nan"
     assert "nan" not in "".join(re.findall("<svg.*</svg>", made)) and "in the table only" in made
 
 
@@ -200,7 +211,7 @@ def test_a_setting_that_was_stopped_early_stands_after_the_whole_ones() -> None:
     assert "compared with the best after as many steps" in made
 
 
-def test_steps_of_stopped_arms_are_told_for_each_seed() -> None:
+def test_steps_of_stopped_arms_are_named_for_each_seed() -> None:
     notes = cells(page(made_sweep()), "r8-lr0.0001")[-1]
     assert notes == "seed 7, 8 out after 125 of 500 steps"
 
@@ -210,7 +221,7 @@ def test_noise_that_is_not_measured_is_said_not_to_be() -> None:
     assert "0.0004 at 0.0001 (3 degrees of freedom)" in page(sweep)
     one_seed(sweep)
     made = page(sweep)
-    assert "with one seed the noise of a seed is not measured" in made
+    assert "One seed does not measure the variation between seeds" in made
     assert "with one seed it is not known which settings are worse" in made
     assert cells(made, "r16-lr0.0003")[-1] == "not known: one seed"
 
@@ -245,7 +256,7 @@ def test_no_label_of_a_chart_is_cut() -> None:
         line = Line("r8", 0, [(1, 1.0), (steps, 0.5)], [], False)
         bars = [Bar("r64-lr0.00025", 0, high / 2, -high / 10, high, True, True)]
         drawn = (
-            curves("rank 8", [line], steps, losses_scale([line], steps)),
+            curves("rank 8", [line], steps, losses_scale([line], steps), "loss, nats a token"),
             forest(bars, "validation loss"),
         )
         for chart in drawn:
@@ -258,7 +269,7 @@ def test_no_label_of_a_chart_is_cut() -> None:
                 assert left >= 0 and left + wide <= width, text
 
 
-def test_a_best_at_the_end_of_the_grid_is_told() -> None:
+def test_a_best_at_the_end_of_the_grid_is_named() -> None:
     sweep = made_sweep()
     assert "at the highest rank that was tried, 64" in page(sweep)
     assert "learning rate that was tried" not in page(sweep)

@@ -1,21 +1,21 @@
-"""What a sweep can and cannot show, as sentences that follow from its own numbers."""
+"""State what a sweep can and cannot show, in sentences that follow from its results."""
 
 from collections.abc import Sequence
 from typing import Any
 
 
 def caveats(sweep: dict[str, Any]) -> list[str]:
-    """Return what the numbers of this sweep cover and what they do not."""
+    """Return what the figures of this sweep cover and what they do not."""
     return [
         _coverage(sweep),
         *_several(sweep),
         *_unequal_seeds(sweep),
-        "Differences are paired: every setting is measured on the same rows, so rows that are hard for "
+        "Differences are paired: all settings are measured on the same rows, so rows that are hard for "
         "all of them cancel.",
         *_edges(sweep),
-        "The best of several settings looks a little better on these rows than it is; the figures of the "
-        "model card are measured on test rows that nothing was chosen on.",
-        f"{sweep['score']['reading']} It is no judgement of style, safety or knowledge, and it holds for "
+        "The best of several settings looks slightly better on these rows than it is. So the model card "
+        "reports figures on test rows, which no choice was based on.",
+        f"{sweep['score']['reading']} The score does not judge style, safety or knowledge, and it holds for "
         f"data like {sweep['data']} and {count(sweep['steps'], 'step')}.",
     ]
 
@@ -23,8 +23,8 @@ def caveats(sweep: dict[str, Any]) -> list[str]:
 def _coverage(sweep: dict[str, Any]) -> str:
     if one_seed(sweep):
         return (
-            f"The intervals cover the choice of the {sweep['rows']:,} validation rows and nothing else: with "
-            "one seed the noise of a seed is not measured. Whether settings differ is not known."
+            f"The intervals cover the sampling of the {sweep['rows']:,} validation rows and nothing else. "
+            "One seed does not measure the variation between seeds: it is not known whether settings differ."
         )
     measured = ", ".join(
         f"{noise['standard_deviation']:.4f} at {rate} "
@@ -33,9 +33,10 @@ def _coverage(sweep: dict[str, Any]) -> str:
     )
     return (
         f"The intervals of differences cover two kinds of chance: which {sweep['rows']:,} rows were held "
-        "out, and what a seed does to one setting and not to all. Settings of one learning rate share an "
-        f"estimate of the second. Its standard deviation for one run, {sweep['score']['unit']}: {measured}. "
-        "Settings of different rates have only their own seeds, so their intervals are wider."
+        "out, and how a seed affects one setting more than another. Settings with the same learning rate "
+        "share one estimate of this seed noise. Its standard deviation for one run, in "
+        f"{sweep['score']['unit']}: {measured}. Settings with different learning rates are compared by their "
+        "own seeds alone, so their intervals are wider."
     )
 
 
@@ -49,8 +50,8 @@ def _several(sweep: dict[str, Any]) -> list[str]:
     if compared < 2:
         return []
     return [
-        f"Each interval covers one comparison at 95%, so of {compared} intervals one may exclude zero by "
-        "chance. Ranks are called separable only if the best one is measurably better than every other."
+        f"Each interval covers one comparison at 95%, so one of these {compared} may exclude zero by chance. "
+        "Ranks are called separable only if the best one is measurably better than every other."
     ]
 
 
@@ -61,7 +62,7 @@ def _unequal_seeds(sweep: dict[str, Any]) -> list[str]:
         return []
     return [
         "Not every setting has a run at every seed. A setting is compared with the best over the seeds that "
-        "both have. Settings are ordered by the score that they would have over all seeds, by a "
+        "both have. Settings are ordered by an estimate of their score over all seeds: a "
         "least-squares fit of setting + seed at each learning rate."
     ]
 
@@ -78,12 +79,12 @@ def _edges(sweep: dict[str, Any]) -> list[str]:
     for key, noun in (("learning_rate", "learning rate"), ("rank", "rank")):
         tried = sorted({arm[key] for arm in sweep["arms"]})
         if len(tried) == 1:
-            found.append(f"Only one {noun} was tried, {tried[0]:g}; what others would do is not known.")
+            found.append(f"Only one {noun} was tried, {tried[0]:g}, so nothing is known about others.")
         elif best[key] in (tried[0], tried[-1]):
             end = "lowest" if best[key] == tried[0] else "highest"
             found.append(
-                f"The {_best(sweep)} is at the {end} {noun} that was tried, {best[key]:g}: a better one may "
-                "lie beyond it."
+                f"The {_best(sweep)} was reached at the {end} {noun} that was tried, {best[key]:g}: a better "
+                "one may lie beyond it."
             )
     return found
 

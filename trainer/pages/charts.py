@@ -1,8 +1,8 @@
-"""Every chart of the pages, as SVG: curves, differences with their intervals, pairs of dots, a histogram.
+"""Draw the charts of the pages as SVG: curves, differences with their intervals, pairs of dots, a histogram.
 
-Own code rather than matplotlib, which would add 77 MB (seven packages) to every set-up for a few
-charts, and whose SVG does not follow the page from light to dark. Colours are the page's classes
-`c0` to `c5`; sizes are in user units, which are pixels at the size a panel is meant to be seen.
+matplotlib would add 77 MB (seven packages) to every set-up for a few charts, and its SVG does not follow the
+page from light to dark. Colours are the page's classes `c0` to `c5`. Sizes are in user units, which are
+pixels at the intended size of a panel.
 """
 
 import math
@@ -15,8 +15,8 @@ Point = tuple[float, float]
 COLOURS = 6
 ROW = 22
 LOG_FROM = 8  # an axis whose ends differ by more than this factor is logarithmic
-FAR = 4  # a difference beyond this many times the median is written at the edge, not drawn to scale
-WARM = 0.1  # the share of the steps whose steep losses may leave the panel, to show the rest larger
+FAR = 4  # a difference beyond this many times the median is an arrow with a figure, not to scale
+WARM = 0.1  # the share of the steps whose steep losses may leave the panel, so that the rest is larger
 LEFT, RIGHT, TOP, BOTTOM = 58, 404, 28, 226
 PANEL_WIDTH = 436  # room for half a label of seven characters beyond RIGHT
 FOREST_LEFT, FOREST_RIGHT, FOREST_WIDTH = 112, 392, 420
@@ -35,7 +35,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """One setting's difference to the best. hollow: it cannot be told from the best."""
+    """One setting's difference to the best. hollow: it is not measurably worse than the best."""
 
     name: str
     colour: int
@@ -86,8 +86,11 @@ def losses_scale(lines: Sequence[Line], steps: int) -> Scale:
     return Scale(low - room, high + room, BOTTOM, TOP)
 
 
-def curves(title: str, lines: Sequence[Line], steps: int, y: Scale) -> str:
-    """Draw one panel: training loss as lines, validation loss as dots, over the training steps."""
+def curves(title: str, lines: Sequence[Line], steps: int, y: Scale, measured: str) -> str:
+    """Draw one panel: training loss as lines, validation scores as dots, over the training steps.
+
+    measured: what the upright axis measures, with its unit.
+    """
     x = Scale(0, steps, LEFT, RIGHT)
     parts = [f'<text x="{LEFT}" y="16" class="title">{escape(title)}</text>']
     for tick in y.ticks():
@@ -95,14 +98,14 @@ def curves(title: str, lines: Sequence[Line], steps: int, y: Scale) -> str:
         parts.append(f'<text x="{LEFT - 6}" y="{y(tick) + 4}" class="end">{tick:g}</text>')
     parts += [f'<text x="{x(tick)}" y="244" class="mid">{tick:,.0f}</text>' for tick in x.ticks()]
     parts.append('<text x="231" y="264" class="mid">training step</text>')
-    told = f"loss, nats a token{', log scale' if y.log else ''}"
-    parts.append(f'<text transform="translate(13 127) rotate(-90)" class="mid">{told}</text>')
+    label = escape(f"{measured}{', log scale' if y.log else ''}")
+    parts.append(f'<text transform="translate(13 127) rotate(-90)" class="mid">{label}</text>')
     drawn = "".join(_line(line, x, y) for line in lines)
     # An inner svg cuts off what leaves the panel.
     box = f"{LEFT - 5} {TOP} {RIGHT - LEFT + 10} {BOTTOM - TOP + 5}"
     place = 'x="{}" y="{}" width="{}" height="{}"'.format(*box.split())
     parts.append(f'<svg {place} viewBox="{box}">{drawn}</svg>')
-    return _svg(f"Loss over training steps, {title}", PANEL_WIDTH, 270, parts)
+    return _svg(f"{measured}, over training steps, {title}", PANEL_WIDTH, 270, parts)
 
 
 def _line(line: Line, x: Scale, y: Scale) -> str:
@@ -140,7 +143,7 @@ def forest(bars: Sequence[Bar], axis: str) -> str:
 
 def _bar(bar: Bar, x: Scale, y: float) -> str:
     name = f'<text x="104" y="{y + 4}" class="end{" title" if bar.winner else ""}">{escape(bar.name)}</text>'
-    told = f"<title>{escape(bar.name)}: {bar.value:+.4f} [{bar.low:+.4f}, {bar.high:+.4f}]</title>"
+    title = f"<title>{escape(bar.name)}: {bar.value:+.4f} [{bar.low:+.4f}, {bar.high:+.4f}]</title>"
     if bar.value > x.high:
         mark = f'<path d="M{FOREST_RIGHT - 14},{y - 5}l10,5l-10,5" class="arrow"/>'
         drawn = f'{mark}<text x="{FOREST_RIGHT - 20}" y="{y + 4}" class="end">{bar.value:+.3g}</text>'
@@ -150,7 +153,7 @@ def _bar(bar: Bar, x: Scale, y: float) -> str:
             f'<line {ends} y1="{y}" y2="{y}"/>'
             f'<circle cx="{x(bar.value)}" cy="{y}" r="4.5" class="{"hollow" if bar.hollow else "solid"}"/>'
         )
-    return f'{name}<g class="c{bar.colour % COLOURS}">{told}{drawn}</g>'
+    return f'{name}<g class="c{bar.colour % COLOURS}">{title}{drawn}</g>'
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
-"""`report.html`: what became of the data, with a few rows of it.
+"""Write `report.html`: how many rows each step kept, dropped or repaired, with a few of the rows.
 
-The page stands alone: no script, nothing from outside, light and dark. All that comes from the data is
-escaped. It shows rows of the training data, so it is as private as they are.
+The page needs no script and no other file, and follows light and dark. Everything that comes from the data is
+escaped. The page contains rows of the training data, so it is as private as they are.
 """
 
 from collections.abc import Mapping, Sequence

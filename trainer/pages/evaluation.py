@@ -1,7 +1,7 @@
-"""`evaluation.html`: the measurements of an evaluation, its gates, and answers side by side.
+"""Write `evaluation.html`: the measurements of an evaluation, its gates, and answers side by side.
 
-The manifest has the same figures for programs. The page stands alone: no script, nothing from outside, light
-and dark, all text escaped. It shows test rows, so it is as private as they are.
+The manifest holds the same figures for programs. The page needs no script and no other file, follows light
+and dark, and escapes all text. It contains test rows, so it is as private as they are.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,7 +26,7 @@ def write_page(
     samples: Sequence[Mapping[str, str]],
     side_by_side: Sequence[Mapping[str, str]],
 ) -> None:
-    """Write the page. evaluation: as in the manifest, or before it was decided whether to ship."""
+    """Write the page. evaluation: the manifest's, or the one on which shipping is decided."""
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(page(identifier, evaluation, objective, samples, side_by_side), encoding="utf-8")
 
@@ -47,21 +47,21 @@ def page(
         for lower in (True, False)
     )
     body = f"""<h1>Evaluation</h1>
-<p><code>{escape(identifier)}</code> against its base model, on rows that neither was trained on here.</p>
+<p><code>{escape(identifier)}</code> compared with its base model, on rows that this training did not use.</p>
 {_verdict(evaluation)}
 <h2>Gates</h2>
 {table(["Gate", "", "Measured"], [_gate(gate) for gate in evaluation["gates"]])}
 <h2>Measures</h2>
-<p>Dots are values, bars are 95% intervals: hollow for the base, full for the tuned model.</p>
-{_chart("Shares, where more is better", shares, 1.0)}
-{_chart("Losses, where less is better", less, None)}
-{_chart("Scores, where more is better", more, None)}
+<p>Dots are values and bars are 95% intervals. The base is hollow, the tuned model is full.</p>
+{_chart("Shares: higher is better", shares, 1.0)}
+{_chart("Losses: lower is better", less, None)}
+{_chart("Scores: higher is better", more, None)}
 {table(["Measure", "Rows", "Base", "Tuned", "Difference, paired"], [_metric(m, known) for m in metrics])}
 {_benchmarks(metrics)}
 <h2>Test prompts</h2>
 {"".join(_answers(sample, ("reference", "base", "tuned")) for sample in samples)}
 <h2>General prompts</h2>
-<p>The same list for every model, answered greedily; long answers are cut.</p>
+<p>Every model gets the same list and answers it greedily. Long answers are cut.</p>
 {"".join(_answers(answers, ("base", "tuned")) for answers in side_by_side)}"""
     return document(f"Evaluation of {identifier}", body, STYLE)
 
@@ -69,12 +69,12 @@ def page(
 def _verdict(evaluation: Mapping[str, Any]) -> str:
     failed = failed_gates(evaluation)
     if not failed:
-        return "<p class=verdict>It passed every gate.</p>"
+        return "<p class=verdict>The model passed every gate.</p>"
     count = f"{len(failed)} of {len(evaluation['gates'])} gates failed"
     if override := evaluation.get("override"):
-        verdict = f"{count}, and it was shipped all the same, by {override}."
+        verdict = f"{count}, and the model was shipped all the same, with {override}."
     else:
-        verdict = f"{count}: it may not be shipped."
+        verdict = f"{count}: the model may not be shipped."
     return f'<p class="verdict bad" role="alert">{escape(verdict)}</p>'
 
 
@@ -94,7 +94,7 @@ def _metric(metric: Mapping[str, Any], known: Mapping[str, Measure]) -> list[Any
 def _benchmarks(metrics: Sequence[Mapping[str, Any]]) -> str:
     notes = [escape(benchmark_note(metric)) for metric in metrics if "benchmark" in metric]
     if not notes:
-        return "<p>No public benchmark was asked for.</p>"
+        return "<p>The profile names no public benchmark.</p>"
     return "<ul>" + "".join(f"<li>{note}</li>" for note in notes) + "</ul>"
 
 

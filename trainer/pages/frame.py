@@ -1,7 +1,7 @@
-"""A page that stands alone: no script, nothing from outside, light and dark.
+"""Write the frame of a page that needs no script and no other file, in light and dark.
 
-`document` is the frame and style of every page that the trainer writes; `table` escapes its cells. The
-module of each page has its content.
+`document` gives every page of the trainer its frame and style; `table` escapes its cells. Each page's own
+module writes its content.
 """
 
 from collections.abc import Iterable, Sequence
@@ -26,7 +26,7 @@ th { color: var(--quiet); font-weight: 500; }
 svg { width: 100%; height: auto; }
 text { fill: var(--quiet); font-size: 12px; }
 """
-# For pages that show texts: a box for each, its title above it.
+# For pages with texts: each in a box, its title above it.
 BOXES = """
 figure { margin: 1rem 0; border: 1px solid var(--line); border-radius: 6px; overflow: hidden; }
 figcaption, figure p { padding: .4rem .8rem; margin: 0; color: var(--quiet); background: var(--panel); }

@@ -1,7 +1,7 @@
-"""The sweep as a page that can be published: `index.html` beside the sweep's `results.json`.
+"""Write a sweep as a page that can be published: `index.html` beside `results.json`.
 
-All of it is computed from the results it is given, the limits of what they say too. It shows no rows of
-the training data, only the names of their sources.
+Everything on the page is computed from these results, the caveats included. The page names the sources of
+the training data and contains none of its rows.
 """
 
 import math
@@ -26,7 +26,7 @@ def write_page(directory: Path, sweep: dict[str, Any]) -> None:
 
 
 def page(sweep: dict[str, Any]) -> str:
-    """The whole index.html."""
+    """Return the whole page."""
     settings = in_order(sweep, _without_score(sweep))
     power = f"<p>{escape(_sentence(sweep['power']))}</p>" if sweep["power"] else ""
     body = f"""<h1>Which LoRA setting is worth shipping</h1>
@@ -43,13 +43,13 @@ def page(sweep: dict[str, Any]) -> str:
 {_failed(sweep["failed"])}
 <h2>{sweep["score"]["name"].capitalize()} by source</h2>
 {_by_source(sweep, settings)}
-<h2>What this can and cannot tell</h2>
+<h2>What this sweep can and cannot show</h2>
 <ul>{"".join(f"<li>{escape(caveat)}</li>" for caveat in caveats(sweep))}</ul>"""
     return document(f"Sweep: {sweep['model']} on {sweep['data']}", body, STYLE)
 
 
 def _without_score(sweep: dict[str, Any]) -> list[dict[str, Any]]:
-    """Entries for the settings that only arms tell of: one of their seeds diverged."""
+    """Return entries for the settings that have arms but no score, because one of their seeds diverged."""
     known = {(s["rank"], s["learning_rate"]) for s in sweep["settings"]}
     lost: dict[tuple[int, float], list[dict[str, Any]]] = {}
     for arm in sweep["arms"]:
@@ -107,24 +107,26 @@ def _differences(sweep: dict[str, Any], settings: Sequence[dict[str, Any]]) -> s
         for s in settings
         if (d := s["difference_to_best"]) is not None
     ]  # fmt: skip
-    told = (
-        "Lower is better, zero is the best setting; lines are 95% intervals. A ring cannot be told from "
-        "the best, a full dot is worse. The chosen setting stands in bold."
+    caption = (
+        "Zero is the best setting, and further right is worse. Lines are 95% intervals. A full dot is "
+        "measurably worse than the best setting, a ring is not. The chosen setting is in bold."
     )
     if one_seed(sweep):
-        told += " Lines cover rows only: with one seed it is not known which settings are worse."
+        caption += " The lines cover rows only: with one seed it is not known which settings are worse."
     if any(s["validation_score"] is None for s in settings):
-        told += " Settings of which an arm diverged are in the table only."
+        caption += " Settings with a diverged arm are in the table only."
     if any(_left_out(s) for s in settings):
-        told += " So are settings that share no seed with the best."
+        caption += " Settings that share no seed with the best are in the table only."
     if any(s["steps"] < sweep["steps"] for s in sweep["settings"]):
-        told += " One that was stopped early is compared with the best after as many steps."
+        caption += " A setting that was stopped early is compared with the best after as many steps."
     score = sweep["score"]
     side = "above" if score["lower_is_better"] else "below"
     drawn = forest(bars, f"validation {score['name']} {side} the best, {score['unit']}")
     if 'class="arrow"' in drawn:
-        told += f" An arrow: more than {FAR} times the median of the upper ends, not drawn to scale."
-    return f"<p>{told}</p>{_legend(sweep)}<div class=forest>{drawn}</div>"
+        caption += (
+            f" An arrow lies beyond {FAR} times the median of the upper ends and is not drawn to scale."
+        )
+    return f"<p>{caption}</p>{_legend(sweep)}<div class=forest>{drawn}</div>"
 
 
 def _curves(sweep: dict[str, Any]) -> str:
@@ -141,18 +143,21 @@ def _curves(sweep: dict[str, Any]) -> str:
             )
         )
     y = losses_scale([line for lines in panels.values() for line in lines], steps)
-    drawn = "".join(f"<div>{curves(f'rank {rank}', lines, steps, y)}</div>" for rank, lines in panels.items())
-    told = (
-        f"Lines: training loss, each point a mean over {count(_bin(steps), 'step')}. "
-        f"Dots: validation {sweep['score']['name']}. A line for each arm; a cross where one diverged. "
-        "The scale is that of the arms that did not, after their first steps, so a beginning may lie above "
-        "the panel."
+    score = sweep["score"]
+    measured = f"{score['name']}, {score['unit']}"
+    drawn = "".join(
+        f"<div>{curves(f'rank {rank}', lines, steps, y, measured)}</div>" for rank, lines in panels.items()
     )
-    return f"<p>{told}</p>{_legend(sweep)}<div class=panels>{drawn}</div>"
+    caption = (
+        f"Lines are the training loss, one for each arm; each point is a mean over "
+        f"{count(_bin(steps), 'step')}. Dots are the validation {score['name']}. A cross marks where an arm "
+        "diverged. The scale fits the other arms after their first steps, so a line may begin above it."
+    )
+    return f"<p>{caption}</p>{_legend(sweep)}<div class=panels>{drawn}</div>"
 
 
 def _bin(steps: int) -> int:
-    """Steps that one point of a smoothed curve stands for."""
+    """Return the steps that one point of a smoothed curve averages."""
     return max(1, -(-steps // BINS))
 
 
@@ -161,7 +166,7 @@ def _finite(curve: Sequence[Sequence[float]]) -> list[Point]:
 
 
 def _smooth(curve: Sequence[Sequence[float]], steps: int) -> list[Point]:
-    """Means over `_bin(steps)` steps, each at the mean of its steps."""
+    """Return means over `_bin(steps)` steps, each at the mean of its steps."""
     bins: dict[int, list[Point]] = {}
     for step, loss in _finite(curve):
         bins.setdefault(int((step - 1) // _bin(steps)), []).append((step, loss))
@@ -179,7 +184,7 @@ def _arms_of(sweep: dict[str, Any], setting: dict[str, Any]) -> list[dict[str, A
 def _settings(sweep: dict[str, Any], settings: Sequence[dict[str, Any]]) -> str:
     head = [
         "Setting", "Rank", "Learning rate", "Seeds", "Steps", f"Validation {sweep['score']['name']} [95%]",
-        "Difference to the best [95%]", "Spread over seeds", "Tokens a second", "",
+        "Difference to the best [95%]", "Spread over seeds", "Tokens per second", "",
     ]  # fmt: skip
     rows = [_setting_row(s, _arms_of(sweep, s), s["name"] == sweep["winner"]) for s in settings]
     return table(head, rows)
@@ -204,7 +209,7 @@ def _setting_row(setting: dict[str, Any], arms: Sequence[dict[str, Any]], winner
 
 
 def _notes(setting: dict[str, Any], arms: Sequence[dict[str, Any]], winner: bool) -> list[str]:
-    """Return what the figures of a row do not show: its place, the seeds compared, and how arms ended."""
+    """Return what the figures of a row leave out: its place, the seeds compared, and how arms ended."""
     ended: dict[str, list[str]] = {}
     for arm in arms:
         if end := arm["stopped"] or (arm["diverged"] and f"diverged: {arm['diverged']}"):
@@ -217,7 +222,7 @@ def _notes(setting: dict[str, Any], arms: Sequence[dict[str, Any]], winner: bool
         if len(compared) < 2:
             notes.append("not known: one seed")
         elif not winner:
-            notes.append("cannot be told from the best")
+            notes.append("not measurably worse than the best")
     if compared and compared != setting["seeds"]:
         notes.append(f"compared over seed {', '.join(map(str, compared))}")
     return notes + [f"seed {', '.join(seeds)} {end}" for end, seeds in ended.items()]
@@ -231,14 +236,14 @@ def _left_out(setting: dict[str, Any]) -> bool:
 def _difference(difference: dict[str, float] | None) -> Figure:
     if difference is None:
         return NONE
-    told = "{value:+.4f} [{low:+.4f}, {high:+.4f}]".format(**difference)
-    return Figure(told if any(difference.values()) else "the best")
+    text = "{value:+.4f} [{low:+.4f}, {high:+.4f}]".format(**difference)
+    return Figure(text if any(difference.values()) else "the best")
 
 
 def _failed(failed: dict[str, str]) -> str:
     if not failed:
         return ""
-    return "<p>Arms that failed and count for nothing:</p>" + table(["Arm", "Why"], failed.items())
+    return "<p>These arms failed and are left out:</p>" + table(["Arm", "Why"], failed.items())
 
 
 def _by_source(sweep: dict[str, Any], settings: Sequence[dict[str, Any]]) -> str:
@@ -257,16 +262,16 @@ def _by_source(sweep: dict[str, Any], settings: Sequence[dict[str, Any]]) -> str
         for name in names[:SOURCES_SHOWN]
     ]
     unit, order = sweep["score"]["unit"], f"by validation {sweep['score']['name']}"
-    told = (
+    caption = (
         f"Sources: {_few(len(names), SOURCES_SHOWN, 'by rows')}. Settings: "
-        f"{_few(len(settings), len(shown), order)}. {unit[:1].upper() + unit[1:]}, a mean over seeds where "
-        "there are several. These have no interval: read nothing into a source of few rows."
+        f"{_few(len(settings), len(shown), order)}. {unit[:1].upper() + unit[1:]}, averaged over seeds "
+        "where there are several. These means have no intervals: read nothing into a source with few rows."
     )
-    return f"<p>{told}</p>" + table(["Source", "Rows", *(s["name"] for s in shown)], rows)
+    return f"<p>{caption}</p>" + table(["Source", "Rows", *(s["name"] for s in shown)], rows)
 
 
-def _few(count: int, shown: int, order: str) -> str:
-    return "all" if count <= shown else f"the first {shown} of {count:,} {order}"
+def _few(total: int, shown: int, order: str) -> str:
+    return "all" if total <= shown else f"the first {shown} of {total:,} {order}"
 
 
 def _mean(values: Sequence[float]) -> Figure:

@@ -1,7 +1,7 @@
 """Write the model card of an artifact from its manifest, with measured values only, in the model-index form.
 
-`write_card` writes README.md and, where the base's licence requires one, NOTICE. The card names what was not
-measured, and takes nothing from elsewhere.
+`write_card` writes README.md and, where the base's licence requires one, NOTICE. The card also lists what
+was not measured, and takes nothing from elsewhere.
 """
 
 from collections.abc import Mapping
@@ -29,9 +29,9 @@ BODY = """---
 is a whole model.
 
 ## What it is for, and what it is not
-For the task above, in the chat format of the base model, on prompts like the rows of `{source}`. Not for
-decisions about people, and not as a source of facts: its answers were compared with references, never
-with the truth. What the base model should not be used for, this one should not either.
+Use it for the task above, in the chat format of the base model, on prompts like the rows of `{source}`. Do
+not use it for decisions about people or as a source of facts: its answers were compared with references and
+not with the truth. Do not use it for anything that the base model should not be used for.
 
 ## Training data
 `{source}`{made_with}, fingerprint `{fingerprint}`
@@ -53,8 +53,8 @@ Validation rows chose the setting; test rows chose nothing and give the results 
 {results}
 
 Losses have paired bootstrap intervals, shares have score intervals (Wilson; Tango for a difference). They
-cover the choice of rows, not the noise of a seed: this is one training run. The test prompts, a fixed list of
-general ones, and both models' answers: evaluation.html.
+cover the sampling of rows and not the variation between seeds, because this is one training run.
+evaluation.html contains the test prompts, a fixed list of general ones, and both models' answers.
 {benchmarks}
 {gates}
 
@@ -239,7 +239,7 @@ def benchmark_note(metric: Mapping[str, Any]) -> str:
     )
     if record["informative"]:
         return note
-    return f"{note}. Uninformative: the base is not measurably above that, so no regression could show"
+    return f"{note}. Uninformative: the base is not measurably above that, so this cannot detect a regression"
 
 
 def _warning(evaluation: Mapping[str, Any]) -> str:
@@ -247,9 +247,7 @@ def _warning(evaluation: Mapping[str, Any]) -> str:
     if not failed:
         return ""
     listed = "".join(f"\n> - {gate}" for gate in failed)
-    return (
-        f"\n> **It failed its gates and was shipped all the same, by `{evaluation['override']}`:**{listed}\n"
-    )
+    return f"\n> **It failed its gates and was shipped with `{evaluation['override']}`:**{listed}\n"
 
 
 def _gates(evaluation: dict[str, Any]) -> str:
@@ -271,7 +269,7 @@ def _setting(setting: dict[str, Any]) -> list[str]:
 
 
 def _difference(setting: dict[str, Any]) -> str:
-    """Return the difference to the best and, if it is not over the setting's own seeds, over which."""
+    """Return the difference to the best, and the compared seeds if they are not the setting's own."""
     if setting["difference_to_best"] is None:
         return "left out: no seed in common with the best"
     seeds = setting["compared_seeds"]
@@ -285,34 +283,34 @@ def _merge(what: str, agreement: dict[str, Any]) -> list[str]:
 
 
 def _limitations(manifest: dict[str, Any], objective: Objective) -> list[str]:
-    """Return what a reader might take for granted and the measurements do not show."""
+    """Return what a reader might take for granted and nothing measured."""
     measured = {metric["name"]: metric for metric in manifest["evaluation"]["metrics"]}
     lines = []
     if general := measured.get(GENERAL.name):
         lines.append(
             f"General chat: the loss on the base model's own answers changed by "
-            f"{interval(general['difference'])} {general['unit']} on {general['n']} rows; above zero is "
-            "further from the base model."
+            f"{interval(general['difference'])} {general['unit']} on {general['n']} rows; a positive "
+            "change is further from the base model."
         )
     else:
-        lines.append("What tuning did to general chat was not measured.")
+        lines.append("The effect of tuning on general chat was not measured.")
     rows = measured[objective.SCORE.name]["n"]
     lines += [
         f"The results are on {rows} test rows of the same source as the training rows. Other data, other "
         "languages and longer conversations were not measured.",
-        "Safety, bias and truthfulness were not measured. Tuning can weaken what the base model was taught "
-        "to refuse.",
+        "Safety, bias and truthfulness were not measured. Tuning can weaken the refusals that the "
+        "base model was trained for.",
     ]
     return lines
 
 
 def _licence(licence: str, base: str) -> str:
     terms = llama_terms(licence)
-    files = "its licence and notice files, where it has them, are in this directory."
-    text = f"That of the base model, {base}: `{licence}`; {files}"
+    files = "The base model's licence and notice files, if it has any, are in this directory."
+    text = f"This model has the licence of its base model, {base}: `{licence}`. {files}"
     return f"{text}\n\n{terms.notice}" if terms else text
 
 
 def interval(value: dict[str, float], form: str = ".3f") -> str:
-    """`-1.083 [-1.160, -1.003]`"""
+    """Return a difference with its interval, such as `-1.083 [-1.160, -1.003]`."""
     return f"{value['value']:+{form}} [{value['low']:+{form}}, {value['high']:+{form}}]"
