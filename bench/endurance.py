@@ -253,7 +253,7 @@ async def swaps(service: Service, headers: Headers) -> tuple[dict[str, Any], boo
     for number in range(10):
         begun = time.monotonic()
         _point(models, two[(two.index((models / "current").readlink().name) + 1) % 2])
-        while await asyncio.to_thread(_swapped, service, headers) <= number:
+        while await asyncio.to_thread(_swapped, service) <= number:
             assert time.monotonic() - begun < 300, service.log.read_text()[-2000:]
             await asyncio.sleep(0.5)
         marks.append(
