@@ -1,6 +1,7 @@
-"""`python -m trainer VERB --config FILE`: the command line, and how it reports errors.
+"""Fine-tune a chat model with LoRA, choose the best setting, and publish the merged model.
 
-Exit codes: 0 done, 1 a problem reported in one line, 130 interrupted.
+Every stage first completes the stages before it. Exit codes: 0 success, 1 a problem, reported in one line,
+130 interrupted.
 """
 
 import argparse
@@ -23,16 +24,16 @@ if TYPE_CHECKING:  # the stages import torch, which takes seconds; a wrong flag 
     from trainer.pipeline import Pipeline
 
 VERBS = {
-    "run": "all stages: prepare, sweep, train, merge, evaluate, publish",
-    "check": "say what this machine lacks for the configuration, and stop",
-    "prepare": "the base model and the tokenised data",
-    "sweep": "all arms, and the choice among them",
-    "arm": "one arm: --rank, --learning-rate, --seed, --steps; the sweep starts one for each",
-    "train": "the chosen setting over the whole of the data",
-    "merge": "the winner merged into the base, and checked",
-    "evaluate": "the merged model against the base, and the gates",
-    "push": "the finished artifact to the Hugging Face Hub; printed only, without --upload",
-    "export": "the finished artifact as GGUF for llama.cpp and Ollama, and in FP8",
+    "run": "run all stages: prepare, sweep, train, merge, evaluate, publish",
+    "check": "report what this machine lacks for the configuration",
+    "prepare": "get the base model and tokenise the data",
+    "sweep": "train every arm of the grid and choose a setting",
+    "arm": "train one arm; `sweep` starts this once for each arm",
+    "train": "train the chosen setting on all of the data",
+    "merge": "merge the trained adapter into the base, and check the result",
+    "evaluate": "compare the merged model with the base, and apply the gates",
+    "push": "print what would be uploaded to the Hugging Face Hub; --upload uploads it",
+    "export": "convert the finished artifact to GGUF (llama.cpp, Ollama) and FP8",
 }
 STAGES = ("run", "prepare", "sweep", "arm", "train", "merge", "evaluate")
 
@@ -70,14 +71,14 @@ def _run(options: argparse.Namespace) -> None:
     if options.verb == "push":
         _push(config, options)
         return
-    if options.verb == "export":  # of what is there; it needs no base, data or GPU
+    if options.verb == "export":  # it reads a finished artifact only and needs no base, data or GPU
         from trainer.ship.export import export
 
         export(config, options.artifacts, options.format or EXPORT_FORMATS)
         return
     from trainer import preflight
 
-    # torchrun and accelerate say by WORLD_SIZE how many processes run this very line.
+    # torchrun and accelerate set WORLD_SIZE to the number of processes that run this line.
     processes = getattr(options, "processes", int(os.environ.get("WORLD_SIZE", "1")))
     preflight.check_processes(config, options.verb, processes)
     preflight.check(config, trains_here=getattr(options, "executor", "local") == "local")
@@ -156,19 +157,21 @@ def _parser() -> argparse.ArgumentParser:
     for verb, what in VERBS.items():
         sub = verbs.add_parser(verb, help=what, description=what)
         sub.add_argument(
-            "--config", default="quickstart", help="a YAML file or the name of a shipped profile"
+            "--config",
+            default="quickstart",
+            help="a YAML file, or the name of a shipped profile (default: quickstart)",
         )
         sub.add_argument(
             "--artifacts",
             type=Path,
             default=Path(os.environ.get("ARTIFACTS_DIR", "artifacts")),
-            help="where everything is written (ARTIFACTS_DIR, default: artifacts)",
+            help="directory for all results (default: ARTIFACTS_DIR, or `artifacts`)",
         )
         sub.add_argument(
             "--set", action="append", default=[], metavar="KEY=VALUE",
-            help="override one setting, such as train.max_steps=5; wins over the file",
+            help="override one setting of the file, such as train.max_steps=5; repeatable",
         )  # fmt: skip
-        sub.add_argument("--dry-run", action="store_true", help="print the resolved configuration")
+        sub.add_argument("--dry-run", action="store_true", help="print the resolved configuration and stop")
         _add_own(verb, sub)
     return parser
 
@@ -177,49 +180,55 @@ def _add_own(verb: str, sub: argparse.ArgumentParser) -> None:
     if verb == "run":
         sub.add_argument(
             OVERRIDE, action="store_true", dest="ship_despite_failed_gates",
-            help="publish a model that failed its gates; its manifest, card and page will say so",
+            help="publish a model that failed its gates; manifest, card and page say so",
         )  # fmt: skip
     if verb in STAGES:
         sub.add_argument(
             KEEP_OLDER, action="store_true", dest="keep_older_runs",
-            help="use data and runs that other code or packages made, too; else they are made again",
+            help="also use data and runs that other code or packages made, instead of making them again",
         )  # fmt: skip
     if verb == "sweep":
         _add_executor(sub)
     if verb in ("run", "train"):
         sub.add_argument(
             "--processes", type=int, default=1, metavar="N",
-            help="that share the final training, one a GPU; the sweep's arms have one each, or with "
-            "train.shard_base as many, one arm after another",
+            help="processes that share the final training, one per GPU (default: 1). Each arm of the sweep "
+            "has one process; with train.shard_base it has N, and arms run one after another",
         )  # fmt: skip
     if verb == "arm":
-        sub.add_argument("--rank", type=int)
-        sub.add_argument("--learning-rate", type=float)
-        sub.add_argument("--seed", type=int)
-        sub.add_argument("--steps", type=int, help="default: as train.max_steps or train.epochs say")
+        sub.add_argument("--rank", type=int, help="default: the lowest of sweep.ranks")
+        sub.add_argument("--learning-rate", type=float, help="default: the lowest of sweep.learning_rates")
+        sub.add_argument("--seed", type=int, help="default: the first of sweep.seeds")
+        sub.add_argument("--steps", type=int, help="default: train.max_steps, or train.epochs")
     if verb == "push":
         sub.add_argument("--to", required=True, metavar="OWNER/NAME", help="the model repository")
-        sub.add_argument("--private", action="store_true", help="only for you, where it is new")
-        sub.add_argument("--upload", action="store_true", help="upload; needs HF_TOKEN")
+        sub.add_argument("--private", action="store_true", help="make a new repository private")
+        sub.add_argument("--upload", action="store_true", help="upload it; needs HF_TOKEN")
         sub.add_argument(
-            "--allow-override", action="store_true", help="although it was shipped against a gate"
+            "--allow-override", action="store_true", help=f"upload a model that was shipped by {OVERRIDE}"
         )
     if verb == "export":
-        sub.add_argument("--format", action="append", choices=EXPORT_FORMATS, help="repeatable; default: all")
+        sub.add_argument(
+            "--format", action="append", choices=EXPORT_FORMATS, help="repeatable (default: all)"
+        )
 
 
 def _add_executor(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--executor", choices=("local", "ray"), default="local",
-        help="where arms run: here, or on a Ray cluster, with the options that follow",
+        help="where arms run: on this machine, or on a Ray cluster with the options below (default: local)",
     )  # fmt: skip
-    sub.add_argument("--address", metavar="HOST:PORT", help="default: RAY_ADDRESS, or the one that runs here")
-    sub.add_argument("--cpus-per-arm", type=int, metavar="N", help="default: 1")
+    sub.add_argument(
+        "--address",
+        metavar="HOST:PORT",
+        help="the Ray cluster (default: RAY_ADDRESS, or the one on this machine)",
+    )
+    sub.add_argument("--cpus-per-arm", type=int, metavar="N", help="CPUs for each arm (default: 1)")
     sub.add_argument(
         "--gpus-per-arm",
         type=float,
         metavar="N",
-        help="or a share of one; default: 1 where there are GPUs",
+        help="GPUs for each arm, or a share of one (default: 1 if the cluster has GPUs)",
     )
 
 
@@ -237,7 +246,7 @@ def _arm_command(options: argparse.Namespace) -> list[str]:
 
 
 def _quieten_libraries() -> None:
-    """No progress bars and no telemetry from libraries; must run before they are imported."""
+    """Turn off progress bars and telemetry of libraries. Must run before they are imported."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TQDM_DISABLE", "1")

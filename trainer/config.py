@@ -59,13 +59,13 @@ class GeneralChatConfig(Frozen):
 class DataFilters(Frozen):
     """Filters on rows. Each dropped row is counted by its reason. None or empty: no such filter."""
 
-    min_score: float | None = Field(None, description="A row without a score is left out too.")
-    max_score: float | None = Field(None, description="A row without a score is left out too.")
-    min_characters: int | None = Field(None, ge=1, description="In all turns of a row together.")
-    max_characters: int | None = Field(None, ge=1, description="In all turns of a row together.")
+    min_score: float | None = Field(None, description="Rows without a score are dropped too.")
+    max_score: float | None = Field(None, description="Rows without a score are dropped too.")
+    min_characters: int | None = Field(None, ge=1, description="Over all turns of a row.")
+    max_characters: int | None = Field(None, ge=1, description="Over all turns of a row.")
     only_sources: tuple[str, ...] = ()
     without_sources: tuple[str, ...] = ()
-    languages: tuple[str, ...] = Field((), description="ISO 639-1; rows surely in another are left out.")
+    languages: tuple[str, ...] = Field((), description="ISO 639-1. Rows surely in another are dropped.")
 
     @model_validator(mode="after")
     def _something_can_pass(self) -> "DataFilters":
@@ -82,20 +82,18 @@ class DataConfig(Frozen):
     source: str = Field(
         min_length=1, description="`stdlib-docs`, `hub:OWNER/NAME@REVISION`, or a file or folder."
     )
-    max_length: int = Field(ge=32, le=131072, description="Tokens a row; longer rows are dropped.")
-    held_out_share: float = Field(
-        0.1, gt=0, le=0.3, description="Share of the groups that each held-out side gets."
-    )
-    train_rows: int | None = Field(None, ge=1, description="At most; None: all that the split leaves.")
-    validation_rows: int = Field(ge=1, description="At most.")
-    test_rows: int = Field(ge=1, description="At most.")
+    max_length: int = Field(ge=32, le=131072, description="Tokens per row. Longer rows are dropped.")
+    held_out_share: float = Field(0.1, gt=0, le=0.3, description="Share of the groups in each held-out side.")
+    train_rows: int | None = Field(None, ge=1, description="Maximum. None: all that the split leaves.")
+    validation_rows: int = Field(ge=1, description="Maximum.")
+    test_rows: int = Field(ge=1, description="Maximum.")
     general: GeneralChatConfig | None = None
     filters: DataFilters = DataFilters()
     near_duplicates: float | None = Field(
-        None, ge=0.5, le=1, description="Jaccard similarity from which the second row is dropped."
+        None, ge=0.5, le=1, description="Drop rows whose Jaccard similarity to a kept row is at least this."
     )
     contamination: tuple[Path, ...] = Field(
-        (), description="Evaluation files; rows that share 13 words in a row with one are dropped."
+        (), description="Evaluation files. Rows that share 13 consecutive words with one are dropped."
     )
 
 
@@ -124,10 +122,10 @@ class LoraConfig(Frozen):
 
 
 class SweepConfig(Frozen):
-    """A grid of rank × learning rate × seed. Every arm is `steps` long; None: as long as `train` says.
+    """A grid of rank × learning rate × seed. Each arm runs `steps` steps; None: as many as `train` says.
 
-    With `halvings` the arms first run for a half, a quarter, ... of the steps, and the worse half of
-    the settings stops there.
+    With `halvings` the arms pause at a quarter, a half, ... of the steps, and the worse half of the settings
+    stops there.
     """
 
     ranks: tuple[Annotated[int, Field(ge=1, le=1024)], ...] = Field(min_length=1)
@@ -135,7 +133,9 @@ class SweepConfig(Frozen):
     seeds: tuple[int, ...] = Field((7,), min_length=1)
     steps: int | None = Field(None, ge=1)
     halvings: int = Field(0, ge=0, le=6)
-    parallel_arms: int = Field(1, ge=1, le=16, description="Arms that train at once and share the machine.")
+    parallel_arms: int = Field(
+        1, ge=1, le=16, description="Arms that train at the same time on this machine."
+    )
 
     @model_validator(mode="after")
     def _known_length(self) -> "SweepConfig":
@@ -154,13 +154,13 @@ class TrainConfig(Frozen):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["float32", "bfloat16", "float16"]
     tokens_per_step: int = Field(
-        ge=32, description="The most tokens that the packed rows of a step have together."
+        ge=32, description="Maximum number of tokens in the packed rows of one step."
     )
     rows_per_step: int = Field(
-        1, ge=1, description="Packed rows of a step: several processes share them, one takes them in turn."
+        1, ge=1, description="Packed rows per step. Several processes share them; one takes them in turn."
     )
     epochs: float = Field(1.0, gt=0)
-    max_steps: int | None = Field(None, ge=1, description="Instead of `epochs`.")
+    max_steps: int | None = Field(None, ge=1, description="Replaces `epochs`.")
     warmup_steps: int = Field(5, ge=0)
     cooldown_share: float = Field(0.2, gt=0, le=1)
     weight_decay: float = Field(0.0, ge=0)
@@ -172,7 +172,7 @@ class TrainConfig(Frozen):
         False, description="Measure the validation loss at every checkpoint and end with the best one."
     )
     patience: int | None = Field(
-        None, ge=1, description="Checkpoints without a better validation loss until the run stops."
+        None, ge=1, description="Stop after this many checkpoints without a better validation loss."
     )
     gradient_checkpointing: bool = False
     engine: Literal["plain", "compiled", "unsloth"] = "plain"
@@ -182,7 +182,7 @@ class TrainConfig(Frozen):
     optimizer: Literal["adamw_torch_fused", "adamw_8bit"] = "adamw_torch_fused"
     trackers: tuple[Literal["tensorboard", "trackio", "wandb", "mlflow"], ...] = ()
     shard_base: bool = Field(
-        False, description="Share the base out over the processes of a training, for one that fits no GPU."
+        False, description="Split the base over the processes of a training, for a base that fits no GPU."
     )
 
     @property
@@ -213,28 +213,27 @@ class BenchmarkConfig(Frozen):
     """One public benchmark that lm-eval runs on base and tuned model; see trainer/judge/benchmarks.py."""
 
     task: Literal["ifeval", "gsm8k", "arc_challenge", "mmlu"]
-    file: Path | None = Field(None, description="JSON Lines; None: the task's data set from the Hub.")
-    limit: int | None = Field(None, ge=1, description="Items, drawn by a fixed seed; None: all.")
-    max_drop: float = Field(
-        ge=0, le=1, description="The largest drop of the score, against the base, that passes."
-    )
+    file: Path | None = Field(None, description="A JSON Lines file. None: the task's data set from the Hub.")
+    limit: int | None = Field(None, ge=1, description="Items, drawn by a fixed seed. None: all.")
+    max_drop: float = Field(ge=0, le=1, description="Largest drop of the score below the base's that passes.")
 
 
 class EvaluateConfig(Frozen):
     """The gates that a model must pass before `current` moves. Losses are nats a token on held-out rows."""
 
-    samples: int = Field(3, ge=1, le=64, description="Test prompts answered by base and tuned model.")
+    samples: int = Field(3, ge=1, le=64, description="Test prompts that base and tuned model answer.")
     max_new_tokens: int = Field(256, ge=1)
     max_loss_increase: float = Field(
-        0.0, ge=0, description="The largest increase on the test rows, against the base, that passes."
+        0.0, ge=0, description="Largest increase on the test rows above the base's that passes."
     )
     max_general_loss_increase: float = Field(ge=0)
-    min_stopped: float = Field(0.9, ge=0, le=1, description="Share of samples that ended by themselves.")
+    min_stopped: float = Field(0.9, ge=0, le=1, description="Share of samples that must end by themselves.")
     prompts: Path = Field(
-        CONFIGS / "side_by_side_prompts.txt", description="Answered by both models on the evaluation page."
+        CONFIGS / "side_by_side_prompts.txt",
+        description="Prompts that both models answer on the evaluation page.",
     )
     prompt_tokens: int = Field(
-        256, ge=1, le=4096, description="The most tokens of an answer to one of `prompts`."
+        256, ge=1, le=4096, description="Maximum number of tokens in an answer to one of `prompts`."
     )
     benchmarks: tuple[BenchmarkConfig, ...] = ()
 
@@ -242,13 +241,13 @@ class EvaluateConfig(Frozen):
     def _each_benchmark_once(self) -> "EvaluateConfig":
         tasks = [benchmark.task for benchmark in self.benchmarks]
         if twice := {task for task in tasks if tasks.count(task) > 1}:
-            raise ValueError(f"benchmarks: {', '.join(sorted(twice))} is asked for twice")
+            raise ValueError(f"benchmarks: {', '.join(sorted(twice))} is listed twice")
         return self
 
 
 class RunConfig(Frozen):
     name: str = Field(pattern=NAME, description="The model name that clients will send.")
-    description: str = Field(min_length=1, description="What the model is for. Page and card show it.")
+    description: str = Field(min_length=1, description="The purpose of the model, for page and card.")
     seed: int = 7
     base: BaseModelConfig
     data: DataConfig

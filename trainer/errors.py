@@ -5,14 +5,14 @@ TrainerError
 ├── DataError        the data set, or what is left of it after cleaning
 ├── BaseModelError   the base weights or their tokenizer
 ├── MissingError     what this machine lacks for the profile: a GPU, access, files
-├── ArmError         a run of the sweep that ended early
+├── ArmError         a run that failed or diverged
 ├── GateError        a model that must not be shipped
 └── ArtifactError    the artifact directory
 """
 
 
 class TrainerError(Exception):
-    """Says what failed, the value seen, what was expected and what to do next."""
+    """State what failed, the value seen, what was expected and what to do next."""
 
 
 class ConfigError(TrainerError): ...

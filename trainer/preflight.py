@@ -1,4 +1,4 @@
-"""What this machine lacks for a profile, all of it in one message, before any work is done."""
+"""Check, before any work, what this machine lacks for a profile, and report all of it in one message."""
 
 import importlib.metadata
 import importlib.util
@@ -22,8 +22,9 @@ FP8_CAPABILITY = (8, 9)  # Ada and Hopper were the first with FP8 tensor cores
 
 
 def check(config: RunConfig, trains_here: bool = True) -> None:
-    """trains_here: False where arms run on other machines, and each is checked there.
+    """Check this machine for everything that the profile needs.
 
+    trains_here: False if arms run on other machines, where each is checked.
     Raises: MissingError listing every missing thing with its remedy.
     """
     problems = [
@@ -45,21 +46,21 @@ def check(config: RunConfig, trains_here: bool = True) -> None:
 
 
 def check_processes(config: RunConfig, verb: str, processes: int) -> None:
-    """Whether so many processes can share a training, started by us (--processes) or by a launcher.
+    """Check whether this many processes can share a training, started by us (--processes) or by a launcher.
 
     Raises: ConfigError, or MissingError if there are fewer GPUs.
     """
     launched = "WORLD_SIZE" in os.environ and verb != "arm"
     if launched and int(os.environ["WORLD_SIZE"]) > 1:
         raise ConfigError(
-            f"{verb} was started in {os.environ['WORLD_SIZE']} processes, and only `arm` can be: start it in "
+            f"{verb} was started in {os.environ['WORLD_SIZE']} processes, but only `arm` can be. Start it in "
             "one; `run` and `train` have --processes"
         )
     if processes == 1:
         if config.train.shard_base and verb in ("run", "sweep", "arm", "train"):
             raise ConfigError(
-                "train.shard_base shares the base out over several processes, and there is one: `run` and "
-                "`train` have --processes, and torchrun starts `arm`"
+                "train.shard_base splits the base over several processes, but there is one: use --processes "
+                "with `run` or `train`, or start `arm` with torchrun"
             )
         return
     if problem := _unshareable(config.train, processes):
@@ -107,7 +108,7 @@ def _device(config: RunConfig) -> str | None:
 
 
 def _engine(train: TrainConfig) -> list[str]:
-    """What the engine and its number formats need beyond the packages of every machine."""
+    """List what is missing for the engine and its number formats."""
     problems = []
     needed = {"unsloth": train.engine == "unsloth"}
     needed["bitsandbytes"] = train.quantization == "4bit" or train.optimizer == "adamw_8bit"
@@ -127,7 +128,7 @@ def _engine(train: TrainConfig) -> list[str]:
 def _trackers(train: TrainConfig) -> list[str]:
     return [
         f"the package {name}, for train.trackers: install it with "
-        f"`.venv/tools/bin/uv pip install --python .venv/trainer {name}`, or take it out"
+        f"`.venv/tools/bin/uv pip install --python .venv/trainer {name}`, or remove it from the setting"
         for name in train.trackers
         if importlib.util.find_spec(name) is None
     ]
@@ -140,7 +141,7 @@ def _dtype(train: TrainConfig) -> str | None:
     if train.dtype == "float16" and not cuda:
         return "a CUDA device for train.dtype=float16: on a CPU, set train.dtype=float32"
     if train.dtype == "bfloat16" and cuda and not torch.cuda.is_bf16_supported(including_emulation=False):
-        return f"bfloat16: {torch.cuda.get_device_name()} has none; set train.dtype=float16"
+        return f"bfloat16: {torch.cuda.get_device_name()} does not support it; set train.dtype=float16"
     return None
 
 
@@ -151,7 +152,7 @@ def _fp8() -> str | None:
     if not torch.cuda.is_available():
         return f"a CUDA device for train.quantization=fp8: without one, {remedy}"
     if torch.cuda.get_device_capability() < FP8_CAPABILITY:
-        return f"FP8: {torch.cuda.get_device_name()} has no such products; {remedy}"
+        return f"FP8: {torch.cuda.get_device_name()} does not support it; {remedy}"
     return None
 
 
@@ -177,12 +178,12 @@ def _base(base: BaseModelConfig) -> str | None:
             "Hugging Face Hub, make a read token in your account's settings, and set HF_TOKEN to it"
         )
     except errors.RepositoryNotFoundError:
-        return f"the base model: the Hub knows no {base.id}, or HF_TOKEN may not see it"
+        return f"the base model: the Hub has no {base.id}, or HF_TOKEN has no access to it"
     except Exception as error:  # offline mode, no route, no name, a proxy: httpx and OS errors
         return (
             f"the base model {base.id}: the Hugging Face Hub cannot be reached "
-            f"({type(error).__name__}). With the network: accept the licence on the model's page and "
-            "set HF_TOKEN. Without: set base.path to a directory that holds the model"
+            f"({type(error).__name__}). With a network: accept the licence on the model's page and "
+            "set HF_TOKEN. Without it: set base.path to a directory that contains the model"
         )
     return None
 
@@ -231,7 +232,7 @@ def _hub_data(repository: str, revision: str | None, remedy: str) -> str | None:
         HfApi().dataset_info(repository, revision=revision, timeout=HUB_TIMEOUT_S)
     except Exception as error:  # as above
         return (
-            f"the data set {repository}: the Hugging Face Hub cannot be reached or does not show it "
+            f"the data set {repository}: the Hugging Face Hub cannot be reached or does not have it "
             f"({type(error).__name__}). {remedy}"
         )
     return None

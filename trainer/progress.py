@@ -1,7 +1,7 @@
-"""Show a person a long job: a line when a stage begins and ends, and the progress of its runs.
+"""Report a long job: print a line when a stage begins and ends, and the progress of its runs.
 
-On a terminal a run has a bar; elsewhere (a log, a pipe) it has about ten lines. Everything goes to standard
-output, flushed.
+On a terminal each run has a bar; elsewhere (a log, a pipe) it has about ten lines. All output goes to
+standard output and is flushed.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ def say(line: str) -> None:
 
 
 class Stages:
-    """Numbers the stages of one run: `[2/5] prepare: ...`, `[2/5] prepare done in 3.1 s; left: ...`."""
+    """Number the stages of one run: `[2/5] prepare: ...`, `[2/5] prepare done in 3.1 s; left: ...`."""
 
     def __init__(self, names: tuple[str, ...]) -> None:
         self._names = names
@@ -46,7 +46,7 @@ class Stages:
 
 
 class Progress:
-    """Shows step, loss and time left of several runs at once, while the block lasts."""
+    """Display step, loss and remaining time of several runs, while the block lasts."""
 
     def __init__(self) -> None:
         self._tasks: dict[str, _Task] = {}
@@ -64,7 +64,7 @@ class Progress:
             self._bars.stop()
 
     def update(self, name: str, step: int, steps: int, loss: float) -> None:
-        """Show that a run has reached a step."""
+        """Report that a run has reached a step."""
         task = self._tasks.setdefault(name, _Task(step))
         if step == task.shown:
             return

@@ -67,7 +67,7 @@ def benchmark_config(
     for name, rows in ROWS.items():
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     config_values["base"]["path"] = str(base)
-    config_values["sweep"] = {"ranks": [2], "learning_rates": [1e-7]}  # it shall go on saying so
+    config_values["sweep"] = {"ranks": [2], "learning_rates": [1e-7]}  # it continues to say so
     config_values["evaluate"] |= {
         "max_loss_increase": 1.0,
         "benchmarks": [
@@ -182,7 +182,7 @@ def test_a_limit_draws_the_same_items_every_time_from_the_whole_file() -> None:
 
 def test_a_benchmark_asked_for_twice_is_refused(benchmark_config: Path) -> None:
     twice = "[{task: mmlu, max_drop: 0.1}, {task: mmlu, max_drop: 0.2}]"
-    with pytest.raises(ConfigError, match="mmlu is asked for twice"):
+    with pytest.raises(ConfigError, match="mmlu is listed twice"):
         load(benchmark_config, [f"evaluate.benchmarks={twice}"])
 
 

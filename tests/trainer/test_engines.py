@@ -171,5 +171,5 @@ def test_bfloat16_on_a_gpu_without_it_is_refused(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
-    with pytest.raises(MissingError, match=r"Tesla T4 has none; set train\.dtype=float16"):
+    with pytest.raises(MissingError, match=r"Tesla T4 does not support it; set train\.dtype=float16"):
         preflight.check(load(config_file, ["train.device=auto", "train.dtype=bfloat16"]))

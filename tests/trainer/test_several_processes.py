@@ -151,7 +151,7 @@ def test_each_process_holds_its_part_of_the_layers_only(shared_rows: Path, tmp_p
 @pytest.mark.parametrize(
     ("verb", "more", "environment", "told"),
     [
-        ("sweep", [], {"WORLD_SIZE": "2"}, "sweep was started in 2 processes, and only `arm` can be"),
+        ("sweep", [], {"WORLD_SIZE": "2"}, "sweep was started in 2 processes, but only `arm` can be"),
         ("arm", ["--set", "train.engine=compiled"], {"WORLD_SIZE": "2"}, "train.engine is compiled"),
         ("arm", [], {"WORLD_SIZE": "3"}, "train.rows_per_step is 4, set it to a multiple of 3"),
         ("arm", [], {"WORLD_SIZE": "2", "ACCELERATE_USE_FSDP": "true"}, "launch plain data parallel"),
@@ -160,7 +160,7 @@ def test_each_process_holds_its_part_of_the_layers_only(shared_rows: Path, tmp_p
             "run",
             [*SHARDS],
             {},
-            "train.shard_base shares the base out over several processes, and there is one",
+            "train.shard_base splits the base over several processes, but there is one",
         ),
         ("arm", [*SHARDS], {}, "and torchrun starts `arm`"),
         ("check", [*SHARDS, "--set", "train.engine=compiled"], {}, "`shard_base` needs `engine: plain`"),

@@ -1,7 +1,7 @@
-"""Raw rows to conversations: what cannot be used or is not wanted is dropped by a stated reason, and counted.
+"""Turn raw rows into conversations. Drop those that are unusable or unwanted, and count them by reason.
 
-Exact duplicates (the same roles and contents) are dropped too, before any split; the row that is kept
-takes over their group labels.
+Exact duplicates (the same roles and contents) are dropped too, before any split. The row that is kept takes
+over their group labels.
 """
 
 from collections import Counter
@@ -19,7 +19,7 @@ NO_FILTERS = DataFilters()
 
 @dataclass(slots=True)
 class Cleaned:
-    """dropped: reason → rows; first_places: reason → where the first such row stands."""
+    """dropped: reason → number of rows. first_places: reason → place of the first such row."""
 
     conversations: list[Conversation] = field(default_factory=list)
     dropped: Counter[str] = field(default_factory=Counter)
@@ -30,7 +30,7 @@ class Cleaned:
         self.first_places.setdefault(reason, where)
 
     def repaired(self) -> tuple[Counter[str], dict[str, str]]:
-        """Repair → rows still kept that it was done to; repair → where the first such row stands."""
+        """Return repair → number of kept rows that it changed, and repair → place of the first such row."""
         counts: Counter[str] = Counter()
         places: dict[str, str] = {}
         for conversation in self.conversations:
@@ -40,15 +40,15 @@ class Cleaned:
         return counts, places
 
     def summary(self) -> str:
-        """`3 dropped: 2 empty turn (first rows.jsonl:7), 1 exact duplicate (first rows.jsonl:9)`."""
+        """Return a phrase: `3 dropped: 2 empty turn (first a.jsonl:7), 1 no answer (first a.jsonl:9)`."""
         parts = [f"{n} {why} (first {self.first_places[why]})" for why, n in self.dropped.most_common()]
         return f"{self.dropped.total()} dropped" + (": " + ", ".join(parts) if parts else "")
 
 
 def clean(rows: Iterable[RawRow], filters: DataFilters = NO_FILTERS) -> Cleaned:
-    """Parse every row; keep the usable and wanted ones in their order.
+    """Parse every row. Keep the usable and wanted ones in their order.
 
-    Raises: DataError if the filters name a language that cannot be told.
+    Raises: DataError if the filters name a language that cannot be identified.
     """
     if filters.languages:
         check_languages(filters.languages)

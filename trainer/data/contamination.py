@@ -1,8 +1,8 @@
-"""Rows out that share text with the evaluation files: any 13 words in a row with any of their strings.
+"""Drop rows that share 13 consecutive words with any string of the evaluation files.
 
-Thirteen is the n-gram size of GPT-3's decontamination (Brown et al. 2020, appendix C). A string of fewer
-words cannot give a row away, so short questions go unseen. All rows are checked, before the split: a row
-of a benchmark may neither be trained on nor choose the winner of the sweep.
+Thirteen is the n-gram size of GPT-3's decontamination (Brown et al. 2020, appendix C). Strings of fewer words
+are not checked, so short questions are missed. All rows are checked before the split, because a row of a
+benchmark must not be trained on and must not influence the choice of the winner.
 """
 
 from collections.abc import Iterator, Sequence
@@ -42,7 +42,7 @@ def drop_contaminated(cleaned: Cleaned, files: Sequence[Path]) -> None:
 
 
 def check_files(files: Sequence[Path]) -> None:
-    """Raises: DataError naming a file that does not exist or is of another kind."""
+    """Check that every file can be read as data. Raises: DataError naming one that cannot."""
     for file in files:
         if not file.is_file() or file.suffix not in DATA_SUFFIXES:
             expected = ", ".join(DATA_SUFFIXES)
@@ -50,9 +50,9 @@ def check_files(files: Sequence[Path]) -> None:
 
 
 def file_grams(file: Path) -> Hashes:
-    """Ascending distinct 13-gram hashes of all strings in a .json, .jsonl or .parquet file.
+    """Return the ascending distinct 13-gram hashes of all strings in a .json, .jsonl or .parquet file.
 
-    Raises: DataError if a row is broken or nothing can be checked: a gap here would pass unseen.
+    Raises: DataError if a row is broken or nothing can be checked, because nobody would notice a gap.
     """
     found: list[Hashes] = []
     for row in read_rows(str(file)):
@@ -60,7 +60,9 @@ def file_grams(file: Path) -> Hashes:
             raise DataError(f"data.contamination {file}: {row.where} is {row.problem}")
         found.extend(grams(word_hashes(text), GRAM) for text in _strings(row.value))
     if not sum(map(len, found)):
-        raise DataError(f"data.contamination {file} holds no text of {GRAM} words: nothing to check against")
+        raise DataError(
+            f"data.contamination {file} has no string of {GRAM} words, so there is nothing to check against"
+        )
     return np.unique(np.concatenate(found))
 
 

@@ -1,8 +1,7 @@
-"""The shape every row is brought to, and how a raw row becomes one.
+"""Define the one form of a row, `Conversation`, and turn raw rows into it.
 
-Reads three shapes: ShareGPT (`conversations` of from/value), OpenAI (`messages` of role/content) and
-alpaca (`instruction`, `input`, `output`). It judges one row at a time; what is dropped across rows
-(duplicates) is `clean`'s business.
+Three shapes are read: ShareGPT (`conversations` of from/value), OpenAI (`messages` of role/content) and
+alpaca (`instruction`, `input`, `output`). This module handles one row at a time; `clean` drops duplicates.
 """
 
 import dataclasses
@@ -24,7 +23,7 @@ MERGED = "turns of the same role merged"
 
 
 class RowError(ValueError):
-    """Why one row cannot be used; the text is a short reason that is counted in the report."""
+    """State why a row cannot be used. The text is a short reason, which the report counts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +36,8 @@ class Message:
 class Conversation:
     """A conversation that ends with an answer.
 
-    groups: labels shared by rows that share text. score: the quality its makers
-    gave it, None if none. where: the place it was read from.
-    repaired: what was done to the raw turns.
+    groups: labels shared by rows that share text. score: the quality that the data set states, or None.
+    where: the place it was read from. repaired: what was changed in the raw turns.
     """
 
     messages: tuple[Message, ...]
@@ -51,7 +49,7 @@ class Conversation:
 
     @property
     def row_id(self) -> str:
-        """SHA-256 over roles and contents: the same text is the same row, wherever it stood."""
+        """The SHA-256 of roles and contents: the same text is the same row, wherever it was read."""
         digest = hashlib.sha256()
         for message in self.messages:
             digest.update(f"{message.role}\x00{message.content}\x01".encode())
@@ -59,21 +57,21 @@ class Conversation:
 
     @property
     def text(self) -> str:
-        """All that is said, without the roles."""
+        """The contents of all turns, without the roles."""
         return "\n".join(message.content for message in self.messages)
 
     def with_groups(self, more: tuple[str, ...]) -> "Conversation":
-        """The same row, in these groups too."""
+        """Return the same row with these groups added."""
         return dataclasses.replace(self, groups=tuple(dict.fromkeys(self.groups + more)))
 
     @property
     def prompt(self) -> tuple[Message, ...]:
-        """All but the last answer."""
+        """All turns but the last answer."""
         return self.messages[:-1]
 
 
 def parse_row(row: Any, default_source: str, where: str = "") -> Conversation:
-    """Bring one raw row to a Conversation, repaired where that is safe (see `repair`).
+    """Turn a raw row into a Conversation, repaired where that is safe (see `repair`).
 
     Raises: RowError with the reason.
     """
@@ -90,10 +88,10 @@ def parse_row(row: Any, default_source: str, where: str = "") -> Conversation:
 
 
 def repair(messages: list[Message]) -> tuple[list[Message], tuple[str, ...]]:
-    """The turns from the first question to the last answer, roles alternating; and what that took.
+    """Return the turns from the first question to the last answer with alternating roles, and the repairs.
 
-    Answers before the first question and turns after the last answer are cut away. Turns of one role in
-    a row are merged with a blank line between them.
+    Answers before the first question and turns after the last answer are cut. Consecutive turns of one role
+    are merged, with a blank line between them.
     Raises: RowError if no question is followed by an answer.
     """
     done: list[str] = []

@@ -1,13 +1,13 @@
-"""Near-duplicates out of the cleaned rows, before any split: MinHash LSH proposes, exact Jaccard decides.
+"""Drop near-duplicates before any split: MinHash LSH proposes pairs, exact Jaccard similarity decides.
 
-Rows are compared by the word 5-grams of the whole conversation (see `grams`). They are visited in the
-order of their hashes, and a row is dropped if it is close enough to one that is kept: what is left does
-not depend on the order of the input. A kept row takes over the group labels of those it stands for, so
-that what shared text with them stays on its side of the split.
+Rows are compared by the word 5-grams of the whole conversation (see `grams`). They are visited in the order
+of their hashes, and a row is dropped if it is close enough to a kept one. So the result does not depend on
+the order of the input. A kept row takes over the group labels of the rows dropped for it, so that rows that
+shared text with them stay on its side of the split.
 
-Rows made from one template can be almost near-duplicates by the thousand, and comparing each to each takes
-hours. So a kept row that already has CROWD look-alikes among the kept ones is not looked up later: the cost
-of a row is bounded, and in such a crowd a near-duplicate of just that row may stay in.
+One template can produce thousands of rows that are almost near-duplicates, and comparing all pairs would take
+hours. So a kept row with CROWD similar rows among those kept before it is not indexed. This bounds the cost
+of a row; a near-duplicate of just that row may remain.
 """
 
 from collections.abc import Sequence
@@ -38,7 +38,7 @@ def drop_near_duplicates(cleaned: Cleaned, threshold: float) -> None:
 
 
 def near_duplicates(rows: Sequence[Conversation], threshold: float) -> dict[int, int]:
-    """Index of each row to drop → index of the row that stands for it."""
+    """Return the index of each row to drop → the index of the kept row that it duplicates."""
     index = RMinHashLSH(threshold, PERMUTATIONS, bands(threshold))
     grams_of = lru_cache(_CACHED_ROWS)(lambda i: conversation_grams(rows[i]))
     sizes: dict[int, int] = {}
@@ -62,19 +62,19 @@ def near_duplicates(rows: Sequence[Conversation], threshold: float) -> dict[int,
 
 
 def conversation_grams(row: Conversation) -> Hashes:
-    """A conversation of fewer than five words is one n-gram."""
+    """Return the hashes of a conversation's 5-grams. Fewer than five words are one n-gram."""
     words = word_hashes(row.text)
     return grams(words, max(1, min(GRAM, len(words))))
 
 
 def jaccard(a: Hashes, b: Hashes) -> float:
-    """Shared over all, of two ascending arrays of distinct hashes."""
+    """Return the Jaccard similarity of two ascending arrays of distinct hashes."""
     shared = len(np.intersect1d(a, b, assume_unique=True))
     return shared / (len(a) + len(b) - shared)
 
 
 def bands(threshold: float) -> int:
-    """The fewest bands that propose a pair at the threshold with probability RECALL or more.
+    """Return the fewest bands that propose a pair at the threshold with probability RECALL or more.
 
     A band of r rows agrees with probability s**r at similarity s (Leskovec et al., Mining of Massive
     Datasets, 3.4.2).
@@ -87,5 +87,5 @@ def bands(threshold: float) -> int:
 
 
 def _sizes_allow(a: int, b: int, threshold: float) -> bool:
-    """False where the sizes alone keep the similarity under the threshold."""
+    """Return False if the sizes alone keep the similarity under the threshold."""
     return min(a, b) >= threshold * max(a, b)

@@ -1,4 +1,4 @@
-"""Which usable rows are wanted: by score, size, source and language, as `data.filters` says."""
+"""Filter usable rows by score, size, source and language, as `data.filters` says."""
 
 from trainer.config import DataFilters
 from trainer.data.conversation import Conversation, RowError
@@ -6,7 +6,7 @@ from trainer.data.language import sure_language
 
 
 def check_wanted(row: Conversation, filters: DataFilters) -> None:
-    """Raises: RowError with the reason if the row is filtered out."""
+    """Check a row against the filters. Raises: RowError with the reason if it is filtered out."""
     if filters.only_sources and row.source not in filters.only_sources:
         raise RowError("source not in only_sources")
     if row.source in filters.without_sources:

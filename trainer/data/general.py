@@ -1,6 +1,6 @@
 """Make rows of general chat: the base model's own answers to the project's prompts.
 
-Training on a few of them keeps the base's manner. On held-out ones the tuned model's extra loss is an
+Training on a few of them preserves the base's style. On held-out ones the tuned model's extra loss is an
 unbiased estimate of KL(base || tuned) a token, because the answers are samples of the base's bare
 distribution at temperature 1. The prompts belong to the project, so no third-party text is stored.
 """

@@ -1,9 +1,8 @@
-"""Texts to hashed word n-grams, for telling how much two texts share.
+"""Turn texts into hashed word n-grams, which measure how much two texts share.
 
-Words are lower-cased runs of letters and digits; punctuation and layout do not count. Which number it
-is does: the same question with other numbers is another question, and with one word for all numbers
-`log2` was `log10` and IPv4 was IPv6. Writing without spaces gives a word a clause: the
-comparison is coarser there.
+Words are lower-cased runs of letters and digits. Punctuation and layout do not count; numbers do, because the
+same question with other numbers is another question. (With one word for all numbers, `log2` equalled `log10`
+and IPv4 equalled IPv6.) In scripts without spaces a word is a whole clause, so the comparison is coarser.
 """
 
 import re
@@ -21,7 +20,7 @@ _MIX = np.uint64(0xBF58476D1CE4E5B9)
 
 
 def word_hashes(text: str) -> Hashes:
-    """(words,) a hash a word, in order; the same in every process."""
+    """Return (words,): the hash of each word, in order, the same in every process."""
     lower = text.lower()
     if lower.isascii():  # the same words, three times as fast
         words = lower.encode().translate(_ASCII).split()
@@ -31,7 +30,7 @@ def word_hashes(text: str) -> Hashes:
 
 
 def grams(words: Hashes, size: int) -> Hashes:
-    """(distinct n-grams,) ascending hashes of every `size` words in a row; none if there are fewer."""
+    """Return (distinct n-grams,): the ascending hashes of every `size` consecutive words, none if fewer."""
     count = len(words) - size + 1
     if count <= 0:
         return np.empty(0, dtype=np.uint64)

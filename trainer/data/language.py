@@ -1,8 +1,8 @@
-"""The language of a text, told only where it is sure.
+"""Identify the language of a text, if that is certain.
 
-py3langid is a naive Bayes model over byte n-grams, 4 MB, deterministic and offline. Its confidence is spread
-over 130 languages and grows with the length of the text, so code, formulas and a few words stay far
-below SURE: they are told as no language at all, and a filter keeps them (figures in docs/log.md).
+py3langid is a naive Bayes model over byte n-grams: 4 MB, deterministic and offline. Its confidence is spread
+over 130 languages and grows with the length of the text. Code, formulas and very short texts stay far below
+SURE, so they have no language and a filter keeps them (figures in docs/log.md).
 """
 
 from collections.abc import Sequence
@@ -17,13 +17,13 @@ NO_LANGUAGE = "zxx"  # the model's own class, ISO 639-2's code for no linguistic
 
 
 def sure_language(text: str) -> str | None:
-    """The ISO 639-1 code of the language that the first characters are in, None where it is unsure."""
+    """Return the ISO 639-1 code of the language of the first characters, or None if it is uncertain."""
     language, confidence = _identifier().classify(text[:CHARACTERS])
     return str(language) if confidence >= SURE and language != NO_LANGUAGE else None
 
 
 def check_languages(languages: Sequence[str]) -> None:
-    """Raises: DataError naming those that no text is ever found to be in."""
+    """Check the codes of a filter. Raises: DataError naming those that the model does not know."""
     known = set(_identifier().labels) - {NO_LANGUAGE}
     if unknown := sorted(set(languages) - known):
         raise DataError(f"data.filters.languages {', '.join(unknown)}: expected codes such as en, de, zh")

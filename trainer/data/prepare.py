@@ -39,9 +39,9 @@ SPLITS = ("train", "validation", "test", "general")
 BATCH = 256  # rows a call of the tokenizer
 EXAMPLES = 10  # rows that the page shows
 Batch = Sequence[Conversation]
-# Tokenises and labels a batch, as the objective wants it.
+# Tokenises and labels a batch for the objective.
 RowsOf = Callable[[ChatTokenizer, Batch], list[TokenRow]]
-# Writes a page beside report.json, from what that holds.
+# Writes a page beside report.json, from its content.
 WritePage = Callable[[Path, Mapping[str, Any], Sequence[Example]], None]
 
 
@@ -131,14 +131,14 @@ def _make(
         if write_page:
             write_page(scratch, report, examples)
     if write_page:
-        say(f"  what became of the rows: {directory / 'report.html'}")
+        say(f"  data report: {directory / 'report.html'}")
     return report
 
 
 def _select(data: DataConfig) -> Cleaned:
     """Return the rows to split. Raises: DataError if none is left."""
     cleaned = clean(read_rows(data.source), data.filters)
-    gc.freeze()  # or the collector walks these rows again and again while the next ones are made
+    gc.freeze()  # otherwise the collector walks these rows again and again while more are made
     if data.contamination:
         drop_contaminated(cleaned, data.contamination)
     if data.near_duplicates is not None:

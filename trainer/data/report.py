@@ -1,4 +1,4 @@
-"""What became of the data, as `report.json` holds it; `pages/data_report.py` shows it."""
+"""Build `report.json`: counts of rows and tokens, and what cleaning dropped and repaired."""
 
 import platform
 import statistics
@@ -23,7 +23,7 @@ class Example:
 
 
 def build_report(data: DataConfig, files: Mapping[str, RowFile], cleaned: Cleaned) -> dict[str, Any]:
-    """Return what `report.json` holds: counts of rows, of tokens and of what cleaning did."""
+    """Return the content of `report.json`."""
     usable = Counter(c.source for c in cleaned.conversations)
     repaired, first_repaired = cleaned.repaired()
     return {

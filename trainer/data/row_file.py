@@ -1,6 +1,6 @@
-"""Tokenised rows of one split to disk as they come, so that memory does not grow with the data.
+"""Write the tokenised rows of a split to disk as they are made, so that memory does not grow with the data.
 
-Keeps only what the report needs to know of them. The rows stay in the order in which they were added.
+Only the counts for the report stay in memory. Rows keep the order in which they were added.
 """
 
 import hashlib
@@ -46,7 +46,7 @@ class RowFile:
         self.sources.update(row.source for row in rows)
 
     def close(self) -> None:
-        """No more rows; they can be read from `path` now."""
+        """Finish the file. Its rows can then be read from `path`."""
         self._writer.close()
 
 
@@ -69,6 +69,6 @@ def rows_fingerprint(files: Mapping[str, RowFile]) -> str:
 
 
 def _joined(lists: Any) -> list[str]:
-    """(rows,) the numbers of each list as JSON has them between its brackets."""
+    """Return (rows,): the numbers of each list as JSON writes them between brackets."""
     numbers = lists.cast(pa.list_(pa.string()))
     return list(compute.binary_join(numbers, ", ").to_pylist())

@@ -1,7 +1,7 @@
-"""Raw rows from wherever they lie: the embedded data set, local files, or the Hub.
+"""Read raw rows from the embedded data set, local files, or the Hub.
 
-Yields every row with the place it came from; a line that is not JSON is yielded as a problem and
-not raised, so that one broken row never costs the rest. It does not judge the rows' content.
+Every row comes with its place. A line that is not JSON is yielded with its problem and not raised, so that
+one broken row does not cost the rest. The content of rows is not checked here.
 """
 
 import json
@@ -36,7 +36,7 @@ def read_rows(source: str) -> Iterator[RawRow]:
 
 
 def _stdlib_docs() -> Iterator[RawRow]:
-    """Import the standard library in a process of its own, away from ours."""
+    """Yield the rows that `stdlib_docs` makes in a process of its own, which imports the whole library."""
     command = [sys.executable, "-m", "trainer.data.stdlib_docs"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
@@ -86,7 +86,7 @@ def _parquet(file: Path) -> Iterator[RawRow]:
 
 
 def _json(file: Path) -> Iterator[RawRow]:
-    """One JSON array, or one object a line; told apart by the first character."""
+    """Yield the rows of one JSON array, or of one object per line: the first character decides."""
     with file.open("rb") as lines:
         if lines.read(1024).removeprefix(BOM_UTF8).lstrip().startswith(b"["):
             yield from _array(file)
@@ -110,6 +110,6 @@ def _array(file: Path) -> Iterator[RawRow]:
     except UnicodeDecodeError as error:
         raise DataError(f"{file} is not UTF-8 (byte {error.start}); save it as UTF-8") from None
     except (json.JSONDecodeError, RecursionError) as error:
-        raise DataError(f"{file} is not whole JSON: {error}; was it cut off?") from None
+        raise DataError(f"{file} is not complete JSON: {error}; was it cut off?") from None
     for number, row in enumerate(rows, 1):
         yield RawRow(f"{file.name}[{number}]", row)

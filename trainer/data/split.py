@@ -1,13 +1,12 @@
-"""Train, validation and test, decided by a hash of each group and by nothing else.
+"""Split rows into train, validation and test by a hash of their group alone.
 
-A row's side does not depend on the order of the input, and adding rows moves no other row unless it
-joins two groups. Rows that share a group label, directly or through other rows, stay on one side.
-Validation and test take one row a group, so that their rows are independent for the bootstrap.
+A row's side does not depend on the order of the input, and adding rows moves no other row unless it joins two
+groups. Rows that share a group label, directly or through other rows, stay on one side. Validation and test
+take one row per group, so that their rows are independent for the bootstrap.
 
-It is stratified by source in expectation only: of a source with g groups a held-out side gets a share p
-give or take sqrt(p (1 - p) / g), and the limits of `data` cut a side at random among sources. Exact quotas
-per source are left out on purpose: they would move rows across sides whenever rows are added, and what was
-once trained on would turn up in the test.
+The split is stratified by source in expectation only: from a source with g groups a held-out side gets a
+share p ± sqrt(p (1 - p) / g), and the limits of `data` cut a side at random among sources. Exact quotas
+would move rows between sides whenever rows are added, and rows once trained on would appear in the test.
 """
 
 import hashlib
@@ -29,7 +28,7 @@ class Split:
 def split(conversations: Sequence[Conversation], held_out_share: float, seed: int) -> Split:
     """Give validation and test `held_out_share` of the groups each, by hash, and the rest to train.
 
-    Each side comes in hash order, which is a shuffle that keeps its head when rows are added.
+    Each side is in the order of its hashes: a shuffle that added rows do not change.
     Raises: DataError if a side would be empty.
     """
     sides: dict[str, list[tuple[float, Conversation]]] = defaultdict(list)
@@ -54,7 +53,7 @@ def split(conversations: Sequence[Conversation], held_out_share: float, seed: in
 
 
 def _groups(conversations: Sequence[Conversation]) -> list[list[Conversation]]:
-    """Connected components over shared labels (union by smallest index)."""
+    """Return the connected components over shared labels (union by smallest index)."""
     parent = list(range(len(conversations)))
 
     def find(i: int) -> int:
@@ -74,6 +73,6 @@ def _groups(conversations: Sequence[Conversation]) -> list[list[Conversation]]:
 
 
 def _unit(seed: int, row_id: str) -> float:
-    """A number in [0, 1) fixed by the seed and the row."""
+    """Return a number in [0, 1) that the seed and the row determine."""
     digest = hashlib.sha256(f"{seed}:{row_id}".encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2**64

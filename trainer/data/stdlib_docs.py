@@ -1,11 +1,11 @@
-"""The embedded data set `stdlib-docs`: documentation in, a fixed Markdown reference card out.
+"""Make the embedded data set `stdlib-docs`: from documentation to a fixed Markdown reference card.
 
-Goes in: the Python standard library of the interpreter that runs this. Comes out: one JSON row a
-line in FineTome's shape (`conversations`, `source` = module, `score`) plus `group`, the rows that
-must stay on one side of a split. Everything in an answer can be copied from its prompt: the task is
-extraction and format, not knowledge of Python. Rows differ between Python versions.
+The input is the standard library of the interpreter that runs this. The output is one JSON row per line in
+FineTome's shape (`conversations`, `source` = module, `score`) plus `group`, the labels of rows that must stay
+on one side of a split. Everything in an answer can be copied from its prompt: the task is extraction and
+format, not knowledge of Python. Rows differ between Python versions.
 
-Run as a program in a process of its own, because importing the whole library has side effects:
+Run it as a program, because importing the whole library has side effects:
 `python -m trainer.data.stdlib_docs > rows.jsonl`.
 """
 
@@ -62,7 +62,7 @@ def build_rows() -> Iterator[dict[str, Any]]:
 
 
 def make_row(qualified: str, owner: str, obj: Any) -> dict[str, Any] | None:
-    """One row for one documented callable, or None where no exact card can be made of it.
+    """Return a row for a documented callable, or None if no exact card can be made of it.
 
     qualified: the dotted name, `module.Class.method`. owner: `module.Class` or `module.function`.
     """
@@ -103,7 +103,7 @@ def make_row(qualified: str, owner: str, obj: Any) -> dict[str, Any] | None:
 
 
 def render_card(qualified: str, summary: str, shown: str, parameters: list[inspect.Parameter]) -> str:
-    """The fixed card: title, first sentence, signature block, one line a parameter."""
+    """Return the card: title, first sentence, signature block, and a line for each parameter."""
     lines = [f"### {qualified}", summary, "", "```python", shown, "```", ""]
     for p in parameters:
         if p.kind is p.VAR_POSITIONAL:
@@ -118,13 +118,13 @@ def render_card(qualified: str, summary: str, shown: str, parameters: list[inspe
 
 
 def first_sentence(text: str) -> str:
-    """The first sentence of the first paragraph, on one line."""
+    """Return the first sentence of the first paragraph, on one line."""
     paragraph = " ".join(text.split("\n\n")[0].split())
     return _SENTENCE_END.split(paragraph, maxsplit=1)[0]
 
 
 def _trim(doc: str, bare_name: str) -> str | None:
-    """Whole leading paragraphs within MAX_DOC_CHARS, without a repeated signature line."""
+    """Return whole leading paragraphs within MAX_DOC_CHARS, without a repeated signature line."""
     paragraphs = [p.strip() for p in doc.split("\n\n") if p.strip()]
     if paragraphs and re.match(rf"(\w+\.)*{re.escape(bare_name)}\(", paragraphs[0]):
         paragraphs = paragraphs[1:]
@@ -138,7 +138,7 @@ def _trim(doc: str, bare_name: str) -> str | None:
 
 
 def _loosely(summary: str) -> str:
-    """The summary without case, digits and punctuation, so that near-equal ones are one group."""
+    """Return the summary without case, digits and punctuation, so that near-equal ones are one group."""
     return " ".join(re.findall(r"[a-z]+", summary.lower()))
 
 
@@ -151,7 +151,7 @@ def _import_quietly(name: str) -> ModuleType | None:
 
 
 def _public_callables(module: ModuleType) -> Iterator[tuple[str, str, Any]]:
-    """(qualified name, owner, object) of the functions, classes and methods defined here."""
+    """Yield (qualified name, owner, object) of the functions, classes and methods defined here."""
     for name, obj in sorted(vars(module).items()):
         if name.startswith("_") or not callable(obj) or getattr(obj, "__module__", None) != module.__name__:
             continue

@@ -25,9 +25,9 @@ Turn = dict[str, str]  # role and content, as chat templates take them
 
 @dataclass(frozen=True, slots=True)
 class TokenRow:
-    """input_ids, labels: (length,) token ids; labels are -100 where nothing is to be learned.
+    """input_ids, labels: (length,) token ids; labels are -100 where nothing is trained.
 
-    question: the text of the last user turn, for people to read. source: what the row is reported under.
+    question: the text of the last user turn, for people to read. source: the source that reports name.
     """
 
     input_ids: list[int]
@@ -37,7 +37,7 @@ class TokenRow:
 
 
 class ChatTokenizer:
-    """A Hugging Face fast tokenizer together with its chat template."""
+    """A Hugging Face fast tokenizer with its chat template."""
 
     def __init__(self, tokenizer: Any) -> None:
         if not tokenizer.is_fast or not tokenizer.chat_template:
@@ -82,7 +82,7 @@ class ChatTokenizer:
         return characters <= max_length * self._longest_token
 
     def runs(self, row: TokenRow) -> list[tuple[str, bool]]:
-        """Return the row's text in pieces, True where it is learned, for people to read."""
+        """Return the row's text in pieces, True where it is trained, for people to read."""
         pairs = zip(row.input_ids, row.labels, strict=True)
         return [
             (str(self.tokenizer.decode([token for token, _ in run])), learned)
@@ -107,7 +107,7 @@ class ChatTokenizer:
                     "this chat template renders a turn differently once others follow, so answers "
                     "cannot be separated from prompts; use a template that only appends"
                 )
-            # Past the end-of-turn token some templates put a line break that no model need learn.
+            # Some templates put a line break after the end-of-turn token, which needs no training.
             yield len(before), len(through.rstrip())
 
     def _render(self, turns: list[Turn], *, add_generation_prompt: bool) -> str:
@@ -174,7 +174,7 @@ class Piece:
         everything = range(len(self.ids))
         if self.encoding is None:
             return (0, len(self.ids)) if first <= self.start and self.end <= last else (0, 0)
-        # Asking for the few places that the search needs is faster than making all as tuples.
+        # Asking for the few places that the search needs is faster than building all tuples.
         place = self.encoding.token_to_chars
         begin = bisect_left(everything, first - self.start, key=lambda i: place(i)[0])
         end = bisect_right(everything, last - self.start, key=lambda i: place(i)[1])

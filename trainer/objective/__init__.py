@@ -1,7 +1,7 @@
-"""What training optimises, and the score by which its results are compared and gated.
+"""Define what training optimises, and the score by which its results are compared and gated.
 
 An objective is a module of this package with the names of `Objective`, and a line in `objective_of`.
-Its score has a name, a unit and a direction; whoever prints a figure takes the words from there.
+Its score has a name, a unit and a direction, which page, card and console take from it.
 """
 
 from collections.abc import Sequence

@@ -1,1 +1,1 @@
-"""Choose among finished arms: intervals, seed noise and the choice."""
+"""Compare finished arms by rows and seeds, and choose the setting to ship."""

@@ -4,7 +4,7 @@ A rank is judged by its best setting. Ranks are separable if the best is measura
 other one. That needs every comparison to exclude zero, so it needs no correction for their number (an
 intersection-union test, Berger 1982); tests/trainer/test_false_alarms.py measures how often it is wrong.
 
-With one seed the noise of a seed is not known and nothing is separable. The smallest rank then ships, unless
+With one seed the noise of a seed is not known, so nothing is separable. The smallest rank then ships, unless
 the rows alone show it to be worse by more than a seed could explain (`Measure.beyond_a_seed`).
 """
 
@@ -28,7 +28,7 @@ ONE_RANK = "one rank"
 class Choice:
     """What ships and why. verdict: whether ranks differ, one of the constants above.
 
-    power: what the rows and seeds could have shown, if they show no difference.
+    power: what the rows and seeds could have detected, if they detect no difference.
     """
 
     winner: Setting
@@ -122,7 +122,7 @@ def _reason(standing: Standing, winner: Score, other: Score | None, verdict: str
 
 
 def _power(standing: Standing, other: Score) -> str | None:
-    """Say what these rows and seeds could have shown, and what it would take to show what is there."""
+    """Describe what these rows and seeds could detect, and what would detect the measured difference."""
     gap = standing.difference(other)
     if not gap.noise:
         return None
@@ -139,7 +139,7 @@ def _power(standing: Standing, other: Score) -> str | None:
 
 
 def _rows_needed(gap: Difference, rows: int) -> float:
-    """Return the rows that would show the measured difference, by bisection on their error."""
+    """Return the rows that would detect the measured difference, by bisection on their error."""
     low, high = 0.0, gap.rows_error
     for _ in range(20):
         middle = (low + high) / 2

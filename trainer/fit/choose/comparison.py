@@ -1,4 +1,4 @@
-"""Settings after as many steps, each compared with the best over the seeds that both have.
+"""Compare settings after the same number of steps with the best, over the seeds that both have.
 
 A difference carries two errors: which rows were held out (paired bootstrap), and the noise of the seeds
 (Student's quantile on its standard error). Squares of the two half-widths add (`Interval.widened`).
@@ -75,7 +75,7 @@ class Standing:
         at_rate = {rate: [s for s in found if s.setting.learning_rate == rate] for rate in rates}
         layouts = {rate: layout(own) for rate, own in at_rate.items()}
         self.noise_at: dict[float, SeedNoise | None] = {rate: noise for rate, (_, noise) in layouts.items()}
-        # A setting that only a lucky seed is left of must not be the best: order by the cost over all seeds.
+        # A setting must not be best because only its lucky seed is left: order by the cost over all seeds.
         costs = {setting: cost for adjusted, _ in layouts.values() for setting, cost in adjusted.items()}
         best = min(central(found), key=lambda score: costs[score.setting], default=None)
         ordered = sorted(found, key=lambda score: (score is not best, costs[score.setting]))

@@ -1,4 +1,4 @@
-"""95% intervals of scores and of shares, and of their paired differences.
+"""Compute 95% intervals of scores and of shares, and of their paired differences.
 
 A score gets a percentile bootstrap over rows. Its differences are paired: both models are resampled at the
 same rows, so rows that are hard for both cancel (Efron & Tibshirani 1993, ch. 8 and 13). A share gets a
@@ -87,6 +87,7 @@ def _times_drawn(random: np.random.Generator, resamples: int, rows: int) -> Any:
 
 
 def interval_of(value: float, resampled: Any) -> Interval:
+    """Return the percentile interval of a value. resampled: (RESAMPLES,) values over resampled rows."""
     low, high = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Interval(value, float(low), float(high))
 

@@ -1,7 +1,7 @@
-"""Scores of settings, by row and by seed, and the noise of a seed.
+"""Score settings by row and by seed, and estimate the noise of a seed.
 
-Seeds change the data order and the adapter's first weights, and every setting sees the same ones. So what a
-seed does to all settings of one learning rate alike cancels in a difference. The rest, the residual of the
+A seed changes the data order and the adapter's first weights, in the same way for every setting. An effect
+that it has on all settings of one learning rate cancels in a difference. What remains, the residual of the
 two-way layout setting × seed, is the seed noise (Montgomery, Design and Analysis of Experiments, randomised
 blocks).
 """
@@ -58,8 +58,8 @@ class SeedNoise:
 def scores(runs: Sequence[Run], measure: Measure) -> list[Score]:
     """Return a score for each setting, in the runs' order, over the seeds that finished.
 
-    A setting that diverged at any seed has none: whoever trains it again may see it diverge. A run that was
-    lost says nothing about its setting, so the setting's other seeds count.
+    A setting that diverged at any seed has no score, because it may diverge when it is trained again. A lost
+    run says nothing about its setting, so the setting's other seeds count.
     """
     diverged = {run.arm.setting for run in runs if run.diverged}
     by_setting: dict[Setting, list[Run]] = {}
@@ -83,7 +83,7 @@ def scores(runs: Sequence[Run], measure: Measure) -> list[Score]:
 def layout(found: Sequence[Score]) -> tuple[dict[Setting, float], SeedNoise | None]:
     """Fit setting + seed to the costs by least squares.
 
-    Returns the cost that each setting would have over all seeds, also those that it lacks, and the noise of
+    Returns the cost that each setting would have over all seeds, even those that it lacks, and the noise of
     the residual, or None if no degree of freedom is left for it.
     """
     seeds = sorted({seed for score in found for seed in score.seeds})
@@ -109,7 +109,7 @@ def layout(found: Sequence[Score]) -> tuple[dict[Setting, float], SeedNoise | No
 def central(found: Sequence[Score]) -> list[Score]:
     """Return the settings that share a seed with the most others; any of these may be the best.
 
-    Where they fall into groups without a common seed, it is the group that holds the smallest rank.
+    If they form groups without a common seed, return the group that has the smallest rank.
     """
     partners = {score: sum(share(score, other) for other in found) for score in found}
     most = [score for score in found if partners[score] == max(partners.values())]

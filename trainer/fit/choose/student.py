@@ -1,7 +1,7 @@
-"""Student's t distribution, and the smallest difference that a comparison would find.
+"""Compute Student's t quantiles, and the smallest difference that a comparison would find.
 
 Degrees of freedom are whole numbers here, so the distribution is a finite sum. SciPy has both functions, but
-the trainer's lock does not hold it, and it would add 35 MB to every set-up.
+it is not among the trainer's packages and would add 35 MB to every set-up.
 """
 
 import math

@@ -111,7 +111,7 @@ def _by_source(run: Run, sources: Sequence[str]) -> dict[str, Any]:
 
 
 def _setting(standing: Standing, score: Score, runs: Sequence[Run]) -> dict[str, Any]:
-    """compared_seeds: those that the setting and the best both have; none: it is left out of the choice."""
+    """compared_seeds: those that the setting and the best both have, or none if it left the choice."""
     interval = score.interval(standing.measure)
     compared = {} if score in standing.left_out else compare_with_best(standing, score)
     return {

@@ -76,10 +76,10 @@ class Cluster:
             ended, waiting = ray.wait(waiting, timeout=POLL_S)
             for reference in (*ended, *waiting):
                 show_progress(tasks[reference], directories[tasks[reference]], progress)
-            for arm, words in ((tasks[reference], _outcome(reference)) for reference in ended):
-                if words:
-                    failed[arm] = words
-                    progress.say(f"  {arm.name}: failed: {words}")
+            for arm, reason in ((tasks[reference], _outcome(reference)) for reference in ended):
+                if reason:
+                    failed[arm] = reason
+                    progress.say(f"  {arm.name}: failed: {reason}")
             if self._fits():
                 deadline = None
             elif deadline is None:
@@ -152,7 +152,7 @@ def _outcome(reference: Any) -> str | None:
     import ray
 
     try:
-        words: str | None = ray.get(reference)
+        reason: str | None = ray.get(reference)
     except (MissingError, ImportError) as error:  # Ray's own error, and an instance of the node's
         cause = getattr(error, "cause", error)
         if isinstance(cause, MissingError):
@@ -160,7 +160,7 @@ def _outcome(reference: Any) -> str | None:
         raise MissingError(f"a node cannot import the trainer from {ROOT}: {_line(cause)}") from None
     except ray.exceptions.RayError as error:
         return _line(error)
-    return words
+    return reason
 
 
 def _line(error: BaseException) -> str:

@@ -1,7 +1,7 @@
-"""Stage `sweep`: the grid's arms, each in a process of its own somewhere, halved on the way, then the choice.
+"""Stage `sweep`: run every arm of the grid in its own process, stop the worse half on the way, and choose.
 
-A finished run is never run again; one that fails does not cost the others. Arms of one seed see the
-same rows in the same order. Writes `sweeps/<key>/`: `results.json` and `index.html`.
+A finished run is never repeated, and a failed one does not stop the others. Arms of one seed see the same
+rows in the same order. `sweeps/<key>/` receives `results.json` and `index.html`.
 """
 
 from collections import Counter
@@ -27,13 +27,13 @@ from trainer.progress import say
 
 # Runs the arms in their directories for some steps; returns those that failed, and why.
 RunArms = Callable[[Mapping[Arm, Path], int | None], dict[Arm, str]]
-# Writes a page beside results.json, from what that holds.
+# Writes a page beside results.json, from its content.
 WritePage = Callable[[Path, dict[str, Any]], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Rung:
-    """The runs of every setting that was still in after the rungs before. steps: None: to the end."""
+    """The runs of the settings that no earlier rung stopped. steps: None for runs to the end."""
 
     steps: int | None
     runs: list[Run]
@@ -50,7 +50,7 @@ class Sweep:
         write_page: WritePage,
         keep_older: bool = False,
     ) -> None:
-        """keep_older: compare the runs that other code or packages made, too."""
+        """keep_older: also use runs that other code or packages made."""
         self._config = config
         places = {
             arm: place_of(config, base, prepared.fingerprint, arm, artifacts, keep_older)
@@ -83,7 +83,7 @@ class Sweep:
             staying = survivors(standing)
             alive = [arm for arm in alive if arm.setting in staying and arm not in self._failed]
             if len(rungs) <= self._config.sweep.halvings:
-                say(f"  after {steps} steps {len(staying)} of {len(standing.scores)} settings go on")
+                say(f"  after {steps} steps {len(staying)} of {len(standing.scores)} settings continue")
         choice = choose(standing)
         say(f"  {choice.reason}")
         if choice.power:
@@ -109,7 +109,7 @@ class Sweep:
         return runs
 
     def _older_lines(self) -> list[str]:
-        """Describe the arms that other code made, those that differ alike in one line."""
+        """Describe the arms that other code made, one line for each way in which they differ."""
         counts = Counter(self._older.values())
         total = len(self._directories)
         return [
@@ -118,9 +118,9 @@ class Sweep:
         ]
 
     def _why_none(self, runs: Sequence[Run]) -> str:
-        why = {arm.name: words for arm, words in self._failed.items()}
+        why = {arm.name: reason for arm, reason in self._failed.items()}
         why.update({run.arm.name: f"diverged: {run.diverged}" for run in runs if run.diverged})
-        return "; ".join(f"{name}: {words}" for name, words in why.items())
+        return "; ".join(f"{name}: {reason}" for name, reason in why.items())
 
     def _write(self, rungs: Sequence[Rung], choice: Choice) -> dict[str, Any]:
         failed = {arm.name: why for arm, why in self._failed.items()}
@@ -140,7 +140,7 @@ class Sweep:
 
 
 def no_result(arm: Arm, directory: Path) -> str:
-    """Explain a process that ended well and yet left nothing where this code would read it."""
+    """Explain why an arm whose process succeeded has no result where this code reads it."""
     return (
         f"{arm.name} left no result in {directory}: the trainer's code or its packages changed while it ran; "
         "run the same command again"
@@ -148,7 +148,7 @@ def no_result(arm: Arm, directory: Path) -> str:
 
 
 def _rung_steps(config: RunConfig) -> list[int | None]:
-    """The steps of each rung: the sweep's, and before them its half, its quarter, ..."""
+    """Return the steps of each rung: the sweep's, and before them its half, its quarter, ..."""
     steps = config.sweep.steps
     if steps is None:
         return [None]
