@@ -141,6 +141,50 @@ def test_every_benchmark_runs_on_local_files_and_is_told_in_manifest_card_and_pa
         assert all(f"{name}: {metrics[name]['n']} of 3 items of {name}.jsonl" in text for name in ROWS)
 
 
+COMPARE = """
+import json, sys
+from pathlib import Path
+from transformers import LlamaForCausalLM
+from trainer.config import load
+from trainer.judge.benchmarks import compare
+
+asked, generate = [], LlamaForCausalLM.generate
+
+def recorded(model, *arguments, **more):
+    asked.append({**model.generation_config.to_diff_dict(), **more})
+    return generate(model, *arguments, **more)
+
+LlamaForCausalLM.generate = recorded
+config, base = load(Path(sys.argv[1])), Path(sys.argv[2])
+gsm8k = [b for b in config.evaluate.benchmarks if b.task == "gsm8k"]
+(metric,), _ = compare(gsm8k, base, base, "float32", "cpu")
+kept = ("do_sample", "repetition_penalty", "suppress_tokens", "temperature")
+used = [{name: call[name] for name in kept if name in call} for call in asked]
+print(json.dumps([metric, used]))
+"""
+
+
+def test_benchmarks_ask_for_greedy_answers_whatever_the_base_suggests(
+    tmp_path: Path, benchmark_config: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    base = tmp_path / "says-seven"
+    (seven,) = tokenizer.encode("7", add_special_tokens=False)
+    suggested = {"repetition_penalty": 9.0, "suppress_tokens": [seven], "do_sample": True, "temperature": 5.0}
+    file = base / "generation_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **suggested}))
+    done = subprocess.run(
+        [sys.executable, "-c", COMPARE, str(benchmark_config), str(base)],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    metric, used = json.loads(done.stdout.splitlines()[-1])
+    assert metric["base"]["value"] == metric["tuned"]["value"] == pytest.approx(1 / 3), "it said no `7`"
+    assert len(used) == 2
+    for asked in used:
+        assert asked["do_sample"] is False
+        assert not asked.keys() & suggested.keys() - {"do_sample"}
+
+
 def measured(base: list[int], tuned: list[int], floor: list[int], max_drop: float) -> dict[str, Any]:
     benchmark = BenchmarkConfig(task="mmlu", file=None, limit=None, max_drop=max_drop)
     metric = metric_of(benchmark, len(base), *(np.array(x, float) for x in (floor, base, tuned)))

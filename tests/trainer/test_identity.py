@@ -16,6 +16,9 @@ from trainer.data.prepare import prepare
 from trainer.errors import BaseModelError, MissingError
 from trainer.fit.arm import arms
 from trainer.fit.run.train import train
+from trainer.objective import sft
+from trainer.pipeline import Pipeline
+from trainer.ship.store import publish
 
 ROOT = Path(__file__).parents[2]
 Clone = Callable[[str], Path]
@@ -269,6 +272,33 @@ def test_the_flag_takes_the_runs_that_other_packages_made(
     as_made_by("1.3.0", monkeypatch)
     assert trained(config, tmp_path, 4, keep_older=True).adapter == old.adapter
     assert len(list(tmp_path.glob("data/*/report.json"))) == len(list(tmp_path.glob("runs/*"))) == 1
+
+
+@pytest.mark.parametrize("other", [True, False])
+def test_a_finished_artifact_that_other_packages_made_stays_and_one_line_says_so(
+    config: RunConfig,
+    base_directory: Path,
+    manifest: dict[str, Any],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    other: bool,
+) -> None:
+    artifacts = tmp_path / "artifacts"
+    base = base_model.fetch(config.base, artifacts)
+    prepared = prepare(config, base, artifacts)
+    name = identity.artifact_id(config, base.sha256, prepared.fingerprint)
+    now = identity.made_by()
+    manifest.update(id=name, packages={**now, "datasets": "1", **({"trl": "0.1"} if other else {})})
+    merged, directory = tmp_path / "merged", artifacts / "models" / name
+    shutil.copytree(base_directory, merged)
+    publish(merged, directory, manifest, sft, [])
+    before = {file: file.stat().st_mtime_ns for file in directory.iterdir()}
+    Pipeline(config, artifacts, ["arm"]).run()
+    lines = [line for line in capsys.readouterr().out.splitlines() if " made by " in line]
+    line = f"  {name} was made by trl 0.1 (now {now['trl']}); remove {directory} to make it again"
+    assert lines == ([line] if other else [])
+    assert {file: file.stat().st_mtime_ns for file in directory.iterdir()} == before
+    assert (artifacts / "models" / "current").resolve() == directory
 
 
 @pytest.mark.parametrize(("keep_older", "resumed_from"), [(False, None), (True, "trunk-2")])
