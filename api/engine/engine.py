@@ -141,7 +141,7 @@ class Engine:
             "enable_prefix_caching": True,
             "use_tqdm_on_load": False,
             "disable_log_stats": True,
-            # By default vLLM passes a schema that xgrammar refuses to another library. White space is
+            # vLLM by default passes a schema that xgrammar refuses to another library. White space is
             # disabled because small models can produce it without end.
             "structured_outputs_config": StructuredOutputsConfig(
                 backend="xgrammar", disable_any_whitespace=True

@@ -1,4 +1,4 @@
-"""What a key is: its name, limits and priority, and the SHA-256 of its secret.
+"""Define a key: its name, limits and priority, and the SHA-256 of its secret.
 
 Only hashes are stored: a secret is 256 random bits, so a slow hash would protect nothing more.
 """

@@ -22,7 +22,7 @@ from api.ledger.usage import Line
 
 
 class Reservation(ABC):
-    """What a running request holds of its key's limits."""
+    """Hold a part of a key's limits for a running request."""
 
     account: Account
 

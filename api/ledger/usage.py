@@ -44,7 +44,7 @@ def today() -> str:
 
 
 class Usage:
-    """What keys have used. file: None to remember it only as long as the process lives."""
+    """Count what keys have used. file: None to remember it only as long as the process lives."""
 
     def __init__(self, file: Path | None, today: Callable[[], str] = today) -> None:
         """Raises: SettingsError if the file cannot be opened or is no database of ours."""

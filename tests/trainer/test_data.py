@@ -242,12 +242,12 @@ def test_raw_rows_say_where_they_stand(tmp_path: Path) -> None:
 
 
 def test_stdlib_docs_is_the_same_in_every_folder(monkeypatch: pytest.MonkeyPatch) -> None:
-    def queries(executable: str = "/work/clone/.venv/bin/python") -> None:
+    def queries(executable: str = "/srv/one/.venv/bin/python") -> None:
         """Query the executable for information."""
 
-    monkeypatch.setattr(sys, "prefix", "/work/other/.venv")
+    monkeypatch.setattr(sys, "prefix", "/srv/two/.venv")
     assert make_row("platform.queries", "platform.queries", queries) is not None
-    monkeypatch.setattr(sys, "prefix", "/work/clone/.venv")
+    monkeypatch.setattr(sys, "prefix", "/srv/one/.venv")
     assert make_row("platform.queries", "platform.queries", queries) is None
 
 

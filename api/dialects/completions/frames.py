@@ -29,10 +29,10 @@ class CompletionFrames(Chunks):
     def call(
         self, index: int, number: int, call: Call, logprobs: Sequence[TokenLogprob], first: bool
     ) -> bytes:
-        raise NotImplementedError("a text completion offers no functions")
+        raise AssertionError("a text completion offers no functions")
 
     def arguments(self, index: int, number: int, text: str, logprobs: Sequence[TokenLogprob]) -> bytes:
-        raise NotImplementedError("a text completion offers no functions")
+        raise AssertionError("a text completion offers no functions")
 
     def finish(self, index: int, reason: FinishReason, logprobs: Sequence[TokenLogprob] = ()) -> bytes:
         end = b'"","logprobs":%b,"finish_reason":"%b"}' % (self._json(index, logprobs), reason.encode())
