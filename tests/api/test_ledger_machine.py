@@ -95,14 +95,20 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(name=st.sampled_from(NAMES), share=st.sampled_from([0.3, 0.5, 1.0, 1.1]), answers=st.integers(1, 4))
     def admit(self, name: str, share: float, answers: int) -> None:
         """Ask for a share of what the key may have in a minute."""
-        holder, now = self.holders[name], self.backend.clock.now()
-        tokens = max(1, round(share * (holder.limits.tokens_per_minute or 100)))
-        try:
-            reservation = self.run(self.ledger.admit(holder.key, tokens, answers))
-        except RateLimited:
-            return
-        holder.admitted.append(Admitted(now, tokens, answers, holder.limits_number, reservation))
-        self._within_limits(holder, now)
+        holder = self.holders[name]
+        self._admit(holder, max(1, round(share * (holder.limits.tokens_per_minute or 100))), answers)
+
+    @precondition(lambda self: any(holder.running for holder in self.holders.values()))
+    @rule(data=st.data(), seconds=st.sampled_from([20.0, 61.0]))
+    def give_back_late(self, data: st.DataObject, seconds: float) -> None:
+        """End an answer unused when others have used the tokens that drained, and ask for them again."""
+        running = [(holder, one) for holder in self.holders.values() for one in holder.running]
+        holder, one = data.draw(st.sampled_from(running))
+        self.pass_time(seconds)
+        self._admit(holder, holder.limits.tokens_per_minute or 100, 1)
+        self._settle(holder, one, 0, 0)
+        self._written()
+        self._admit(holder, one.tokens, 1)
 
     @precondition(lambda self: any(holder.running for holder in self.holders.values()))
     @rule(data=st.data())
@@ -186,6 +192,15 @@ class LedgerMachine(RuleBasedStateMachine):
         self.run(self.backend.close())
         self.runner.close()
         shutil.rmtree(self.folder)
+
+    def _admit(self, holder: Holder, tokens: int, answers: int) -> None:
+        now = self.backend.clock.now()
+        try:
+            reservation = self.run(self.ledger.admit(holder.key, tokens, answers))
+        except RateLimited:
+            return
+        holder.admitted.append(Admitted(now, tokens, answers, holder.limits_number, reservation))
+        self._within_limits(holder, now)
 
     def _create(self, name: str, limits: Limits) -> Key:
         secret: str = self.run(self.ledger.create(name, limits, NORMAL))
