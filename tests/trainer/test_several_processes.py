@@ -162,7 +162,7 @@ def test_each_process_holds_its_part_of_the_layers_only(shared_rows: Path, tmp_p
             {},
             "train.shard_base splits the base over several processes, but there is one",
         ),
-        ("arm", [*SHARDS], {}, "and torchrun starts `arm`"),
+        ("arm", [*SHARDS], {}, "or start `arm` with torchrun"),
         ("check", [*SHARDS, "--set", "train.engine=compiled"], {}, "`shard_base` needs `engine: plain`"),
         ("check", ["--set", "train.rows_per_step=8"], {}, "a packed row has 48 tokens"),
         (
