@@ -4,8 +4,8 @@ import pytest
 
 SLOW = {
     "trainer": "benchmarks cluster compiled engines export pipeline push several_processes train".split(),
-    "api": "comparison fork_server grammars ledger_machine redis_ledger replicas serving_bench "
-    "validators".split(),
+    "api": "capacity comparison document fork_server grammars ledger_machine processes redis_ledger replicas "
+    "serving_bench validators".split(),
 }
 
 
