@@ -5,7 +5,7 @@ from typing import Any
 
 from bench.load import Headers, Service, at_once, body, events, good
 
-# In float32 a greedy choice between two tokens that differ by less can change with the batch.
+# A greedy choice in float32 between two tokens that differ by less can change with the batch.
 TIE_NATS = 1e-3
 
 

@@ -68,7 +68,7 @@ class Sampling:
 
 @dataclass
 class Answer:
-    """What has arrived of an answer.
+    """The part of an answer that has arrived.
 
     prompt_tokens, tokens: as the API counts them, None until it reports them
     first_token_s, last_token_s: since the request was sent

@@ -27,7 +27,7 @@ class _Process(ForkServerProcess):
         super().start()
 
     def run(self) -> None:
-        # As in engine.py: Ctrl-C reaches the whole process group, and a drain needs the engine.
+        # Ctrl-C reaches the whole process group, and a drain needs the engine (as in engine.py).
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         with contextlib.suppress(ImportError):
             from setproctitle import getproctitle
