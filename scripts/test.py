@@ -46,9 +46,9 @@ TYPED = (
     ),
     (
         "api", "",
-        "api tests/api tests/support/api.py bench/fuzz_hooks.py bench/front.py bench/serving.py "
-        "bench/direct.py bench/stacks.py bench/random_model.py bench/capacity.py bench/capacity_check.py "
-        "bench/fleet.py bench/ledger.py",
+        "api tests/api tests/support/api.py tests/support/replicas.py bench/fuzz_hooks.py "
+        "bench/front.py bench/serving.py bench/direct.py bench/stacks.py bench/random_model.py "
+        "bench/capacity.py bench/capacity_check.py bench/fleet.py bench/ledger.py",
     ),
     ("frontend", "frontend", "frontend tests/frontend tests/support/fake_api.py bench/page.py"),
     (

@@ -1,21 +1,28 @@
 """Fixtures: a real tokenizer, an artifact, and services over them that run in this process."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from redis.asyncio import Connection
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from api.app import create_app
 from api.engine.artifact import read_artifact
 from api.engine.comparison import read_comparison_models
+from api.ledger import redis as redis_ledger
+from api.ledger import redis_link
+from api.ledger.redis import RedisLedger
 from api.service import build_service
 from api.settings import Settings, reference
 from api.telemetry.tracing import ENDPOINTS
+from bench.redis_server import RedisServer, redis_server
 from tests.support.api import FakeEngine, House, example_manifest
+from tests.support.ledgers import API_KEY, Clock
+from tests.support.replicas import Counted
 
 CHATML = (
     "{{ bos_token }}{% for message in messages %}"
@@ -89,3 +96,33 @@ def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name in (*ENDPOINTS, *(name for name, _, _ in reference())):
         monkeypatch.delenv(name, raising=False)
     yield
+
+
+@pytest.fixture
+def redis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RedisServer]:
+    """A real Redis, and replicas whose beats, leases and timeouts are short."""
+    for name, seconds in (("BEAT_S", 0.05), ("LEASE_S", 0.5), ("GRACE_S", 0.2)):
+        monkeypatch.setattr(redis_ledger, name, seconds)
+    monkeypatch.setattr(redis_link, "TIMEOUT_S", 0.6)
+    with redis_server(tmp_path) as server:
+        yield server
+
+
+@pytest.fixture
+async def counted(redis: RedisServer, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Counted]:
+    """A replica without background work, which counts what it sends to Redis."""
+    sent: list[list[str]] = []
+    pack = Connection.pack_command
+
+    def packed(self: Connection, *command: Any) -> Any:
+        sent.append([str(part) for part in command])
+        return pack(self, *command)
+
+    clock = Clock()
+    ledger = RedisLedger(redis.url, API_KEY, lambda: "a", clock.now, clock.today)
+    await ledger.beat()
+    clock.seconds += redis_ledger.GRACE_S
+    await ledger.beat()
+    monkeypatch.setattr(Connection, "pack_command", packed)
+    yield Counted(ledger, clock, sent)
+    await ledger.close()
