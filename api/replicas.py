@@ -6,9 +6,9 @@ secret passes through Ray. New weights need nothing here: every replica follows 
 
 Nothing but that verb imports this module, and Ray is installed from requirements-ray.txt.
 
-What has run, with Ray 2.60 on one machine without a GPU: replicas of the real model, one of them killed, and
-the end of this command on a cluster that it had joined, where another team's application stayed. What has
-not: GPUs, more than one host, autoscaling under load, SIGTERM in the middle of a stream.
+Tried with Ray 2.60 on one machine without a GPU: replicas of the real model, one of them killed, and the end
+of this command on a cluster that it had joined, where another team's application stayed. Not tried: GPUs,
+more than one host, autoscaling under load, SIGTERM in the middle of a stream.
 """
 
 import asyncio

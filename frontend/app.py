@@ -34,7 +34,7 @@ def warn_of_a_space_without_proxies(settings: Settings) -> None:
     if settings.space_id and not settings.trusted_proxies:
         logging.getLogger("frontend").warning(
             "all visitors of this Space share the limits of one visitor; set the variable "
-            "FRONTEND_TRUSTED_PROXIES to the network of its proxies, 10.0.0.0/8, to tell visitors apart"
+            "FRONTEND_TRUSTED_PROXIES to the network of its proxies, 10.0.0.0/8, to distinguish visitors"
         )
 
 

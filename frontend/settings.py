@@ -112,7 +112,7 @@ class Settings(BaseSettings):
             try:
                 VoteFile(votes)
             except OSError as error:
-                raise ValueError(f"cannot be written, or its key beside it: {error.strerror}") from error
+                raise ValueError(f"cannot be written, or the key next to it: {error.strerror}") from error
         return votes
 
     @model_validator(mode="after")

@@ -34,7 +34,7 @@ CONTINUE_PROMPT = (
     "Your last message was cut off. Go on exactly where it ended, with the next word; repeat nothing of "
     "it and say nothing about this."
 )
-# What a reader can do about a failure: its name, and the label of the button.
+# The action of a reader after a failure: its name, and the label of the button.
 CHOICES = {
     "retry": "Try again",
     "continue": "Continue",

@@ -1,10 +1,10 @@
-"""Votes on two answers: a JSON Lines file, and the preference rows that it holds.
+"""Store votes on two answers in a JSON Lines file, and print the preference rows that it holds.
 
     python votes.py votes.jsonl > preferences.jsonl
 
-A vote needs a ballot. When two models have answered, the page signs what was asked and answered; the browser
-keeps the signature with the chat, and the vote brings it back. So nobody can vote on what this page did not
-say, and the server stores no text before a vote. The key is in a file beside the votes: page processes that
+A vote needs a ballot. When two models have answered, the page signs prompts and answers. The browser keeps
+the signature with the chat and returns it with the vote. So nobody can vote on answers that this page did not
+give, and the server stores no text before a vote. The key is in a file next to the votes: page processes that
 share the votes share the key, and a ballot survives a restart.
 
 A preference row is TRL's (`prompt`, `chosen`, `rejected`, each a list of messages). Its `conversations` are
@@ -31,21 +31,21 @@ from errors import VoteRefused
 LEFT, RIGHT, TIE, NEITHER = VERDICTS = ("left", "right", "tie", "neither")
 SHARE_GPT = {"system": "system", "user": "human", "assistant": "gpt"}
 FIELDS = {"models", "prompts", "answers", "verdict"}
-ID = re.compile(rb'\{"id": "([0-9a-f]{16})"')  # how each line begins; a large file is read in a moment
+ID = re.compile(rb'\{"id": "([0-9a-f]{16})"')  # the beginning of each line; much faster than to parse it
 KEY_BYTES = 32
-MAX_VOTE_BYTES = 2**18  # a longer comparison is not voted on
+MAX_VOTE_BYTES = 2**18  # a longer comparison gets no ballot
 MAX_FILE_BYTES = 2**28
 
 
 class VoteFile:
     """Issue ballots for comparisons, and store one vote for each.
 
-    Several threads and processes may use one file. Raises: OSError if it or its key cannot be written
+    Several threads and processes may use one file. Raises: OSError if it or its key cannot be written.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._known: set[str] = set()  # ids of the ballots that were cast
+        self._known: set[str] = set()  # ids of the ballots that were used
         self._read: tuple[int, int] = (0, 0)  # the inode of the file, and the bytes of it that were read
         with _locked(path):
             self._key = _read_or_create_key(path.with_name(f"{path.name}.key"))
@@ -69,8 +69,8 @@ class VoteFile:
     def cast(self, chat: Chat, verdict: str, visitor: str) -> None:
         """Append the vote of `chat`'s ballot.
 
-        visitor: an address; the file gets a keyed hash of it, so that one visitor's votes can be counted
-        Raises: VoteRefused, and then nothing is written
+        visitor: an address; the file gets a keyed hash of it, so that one visitor's votes can be counted.
+        Raises: VoteRefused, and then nothing is written.
         """
         row = self._verified(chat)
         pseudonym = hmac.digest(self._key, f"visitor {visitor}".encode(), "sha256").hex()[:16]
@@ -107,7 +107,7 @@ class VoteFile:
         return hmac.digest(self._key, f"ballot {signed}".encode(), "sha256").hex()
 
     def _read_ids(self) -> None:
-        """Learn the ballots that were cast since the last call, by whichever process."""
+        """Read which ballots all processes have used since the last call."""
         with self._path.open("rb") as file:
             state, (inode, place) = os.fstat(file.fileno()), self._read
             file.seek(place if inode == state.st_ino and place <= state.st_size else 0)
@@ -118,12 +118,12 @@ class VoteFile:
 
 
 def _sent(chat: Chat) -> list[Conversation]:
-    """Return both sides without the turns that were no longer sent."""
+    """Return both sides without the turns that the page no longer sent."""
     return [from_question(chat[side], chat["start"]) for side in SIDES]
 
 
 def _row(chat: Chat, ballot: Ballot) -> dict[str, Any]:
-    """Return what was asked and answered as a line of the file says it; each list is (left, right)."""
+    """Return prompts and answers as a line of the file holds them; each list is (left, right)."""
     settings, sides = json.loads(ballot["settings"]), _sent(chat)
     return {
         "id": ballot["id"],
@@ -153,7 +153,7 @@ def _parse(line: str | bytes) -> dict[str, Any] | None:
 
 
 def _locked(path: Path) -> FileIO:
-    """Open `path` for appending. No other process or thread gets it until it is closed."""
+    """Open `path` for appending. Other processes and threads wait here until it is closed."""
     file = path.open("ab", buffering=0)  # a buffer would write again when it is closed after a failure
     fcntl.flock(file, fcntl.LOCK_EX)
     return file

@@ -1,10 +1,10 @@
 """Decide what a result is known by: the keys of bases, data, runs, merged models, evaluations and artifacts.
 
-A key is a hash of content. Every path of a configuration is replaced by the hash of what lies there. So
+A key is a hash of content. Every path of a configuration is replaced by the hash of its content. So
 clones in different folders, or a host and a container, have the same keys, and an edited file has another.
 
 Code and packages decide results as well, but they are no part of a key. `made_by` describes them, and data
-and runs keep that description beside their key. Results of other code lie in directories of their own: they
+and runs keep that description next to their key. Results of other code are in separate directories: they
 never mix with ours, and they can be found.
 """
 
@@ -32,7 +32,7 @@ CODE = "trainer code"
 PACKAGES = ("accelerate", "peft", "tokenizers", "torch", "transformers", "trl")
 ENGINE_PACKAGES = ("bitsandbytes", "unsloth", "unsloth_zoo")  # recorded where they are installed
 # Code that cannot change a run, because none imports it (tests/trainer/test_identity.py).
-BESIDE_A_RUN = (
+OUTSIDE_A_RUN = (
     "__main__.py",
     "cli.py",
     "pipeline.py",
@@ -44,7 +44,7 @@ BESIDE_A_RUN = (
 )
 # Code that cannot change a merged model or its evaluation.
 ONLY_SHOWS = ("__main__.py", "cli.py", "preflight.py", "pages")
-# What transformers reads of a model directory. Licences, cards and our own record decide nothing.
+# The files of a model directory that transformers reads. Licences, cards and our own record decide nothing.
 READ = ("*.json", "*.jinja", "*.model", "*.safetensors", "*.tiktoken", "*.txt", "additional_chat_templates/*")
 NOT_READ = (".", "base.json", "LICENSE", "NOTICE", "README", "USE_POLICY")
 # Settings of `train` that do not change the weights of a run after a given step.
@@ -136,7 +136,7 @@ def evaluation_key(config: RunConfig, merged: str) -> str:
 
 
 @functools.cache
-def made_by(without: tuple[str, ...] = BESIDE_A_RUN) -> dict[str, str]:
+def made_by(without: tuple[str, ...] = OUTSIDE_A_RUN) -> dict[str, str]:
     """Return the versions of the packages and of the trainer's own code. without: code to leave out."""
     code = hashlib.sha256()
     for file in sorted(ROOM.rglob("*.py")):
@@ -179,14 +179,12 @@ def older_directory(folder: Path, name: str, key: str) -> Older | None:
 
 def older_line(subject: str, differs: str, kept: bool) -> str:
     """Return the line that describes results of other code. subject: with its verb, such as `2 arms were`."""
-    then = (
-        f"compared all the same, by {KEEP_OLDER}" if kept else f"made again; {KEEP_OLDER} takes what is there"
-    )
+    then = f"used because of {KEEP_OLDER}" if kept else f"made again; {KEEP_OLDER} would use what exists"
     return f"  {subject} made by {differs}: {then}"
 
 
 def write_record(directory: Path, key: str) -> None:
-    """Write beside a result what determined it and what made it, unless that is there already."""
+    """Write a record of what determined a result and what made it, unless the directory has one."""
     if not (directory / RECORD).exists():
         write_json(directory / RECORD, {"key": key, "made_by": made_by()})
 

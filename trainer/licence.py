@@ -1,7 +1,7 @@
-"""What the licence of the base model asks of a model made from it, for the Llama Community Licences.
+"""Apply what the base model's licence requires of a model made from it, for the Llama Community Licences.
 
 They ask that the model's name begins with "Llama", that "Built with Llama" is shown, and that a NOTICE
-file with one given line goes with the weights, beside a copy of the licence (section 1.b of each
+file with one given line goes with the weights, next to a copy of the licence (section 1.b of each
 version). Llama 3 words it with its version, Llama 2 asks for the copy and the line only. Other licences
 ask for nothing here: their files are copied.
 """

@@ -1,7 +1,7 @@
 """Read contract 1: `$ARTIFACTS_DIR/models/current` and the directory that it names.
 
-The trainer writes it; the two sides share docs/artifact.schema.json and nothing else. This side models the
-parts of the manifest that decide whether the directory may be served, and takes the rest as it is.
+The trainer writes it; the two sides share docs/artifact.schema.json and nothing else. This module models the
+parts of the manifest that decide whether the directory may be served, and accepts any content in the rest.
 """
 
 import hashlib
@@ -91,7 +91,7 @@ class Manifest(_Part):
     adapter: Report
     training: Report
     data: Report
-    chat_template_date: str = Field("26 Jul 2024", min_length=1)  # of all artifacts that do not state it
+    chat_template_date: str = Field("26 Jul 2024", min_length=1)  # older artifacts do not state it
     config_hash: Sha256
     seed: int
     packages: dict[str, str]
@@ -146,7 +146,7 @@ class Artifact:
         listed = {MANIFEST, *self.manifest.files}
         for path in sorted(self.directory.rglob("*")):
             name = path.relative_to(self.directory).as_posix()
-            if not path.is_dir() and name not in listed:
+            if (path.is_symlink() or not path.is_dir()) and name not in listed:
                 raise self._broken(f"{name} is not listed in {MANIFEST}")
 
     def _verify_file(self, name: str, record: FileRecord) -> None:
@@ -217,7 +217,8 @@ def _current(models: Path) -> Path:
     directory = link.resolve()
     if not link.is_symlink() or directory.parent != models.resolve() or not directory.is_dir():
         raise ArtifactError(
-            f"{link} must be a symbolic link to a directory next to it, and is {directory}; {NEXT_COMMAND}"
+            f"{link} must be a symbolic link to a directory next to it, and it resolves to {directory}; "
+            f"{NEXT_COMMAND}"
         )
     return directory
 

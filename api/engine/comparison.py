@@ -2,7 +2,7 @@
 
 An adapter changes the base's weights only, so base and adapters share a second engine, and the merged model
 keeps the engine that it has without them. This module decides whether they may be loaded. It reads JSON and
-the headers of safetensors files; it unpickles nothing and loads no weights.
+the headers of safetensors files. It unpickles nothing and loads no weights.
 """
 
 import hashlib

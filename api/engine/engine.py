@@ -30,7 +30,7 @@ from api.settings import Settings
 
 _STOP_GRACE_S = 1.0
 _GC_THRESHOLD = 10_000  # new objects before a collection; hundreds of streams always hold thousands alive
-_COUNT_EVERY = 8  # tokens of a whole answer: so many fewer may be charged when its client leaves
+_COUNT_EVERY = 8  # tokens a delta of a whole answer; a client that leaves may pay so many fewer
 _GREEDY = 1e-5  # vLLM samples greedily below this temperature
 _FAILED = "The engine has failed. Try again after it restarts."
 _LORA_RANKS = (8, 16, 32, 64, 128, 256)  # the maximum ranks that vLLM accepts
@@ -92,7 +92,7 @@ class Engine:
         # Ctrl-C reaches the whole process group. vLLM's processes inherit this thread's signal mask, so they
         # keep running while the service drains; `shutdown` ends them.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        self._others = {process.pid for process in engine_processes()}  # of an engine that is serving
+        self._others = {process.pid for process in engine_processes()}  # an engine that is serving
         self._constructing = True
         try:
             # `_constructing` is written before `_stopping` is read. `shutdown` does the opposite, so at least
@@ -173,8 +173,8 @@ class Engine:
         Closing the iterator aborts the request.
         model: the name of a comparison model; any other name means the artifact.
         logprobs: the number of alternatives for each token in addition to its own; None: no logprobs.
-        cache_salt: what is cached of this prompt serves only prompts with the same salt.
-        json_schema: the schema that the text must obey; grammars.py has tried it before.
+        cache_salt: only prompts with the same salt share this prompt's cache.
+        json_schema: the schema that the text must obey. grammars.py must have tried it.
 
         Raises: EngineFailed if the engine is dead or ends the request itself.
         """
@@ -291,8 +291,8 @@ def set_engine_environment() -> None:
         "VLLM_LOGGING_LEVEL": "ERROR",
         "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf",  # as in tracing.py; vLLM's default is gRPC
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
-        "VLLM_ENABLE_STARTUP_PLAN": "1",  # measure the cache's memory on this GPU once
-        "VLLM_XGRAMMAR_CACHE_MB": "64",  # of compiled grammars, whose number clients decide
+        "VLLM_ENABLE_STARTUP_PLAN": "1",  # vLLM measures the cache's memory on this GPU only once
+        "VLLM_XGRAMMAR_CACHE_MB": "64",  # compiled grammars, whose number clients decide
         # For vLLM's processes: the leftovers of a killed worker are cleaned up, so nobody need be warned.
         "PYTHONWARNINGS": "ignore:resource_tracker:UserWarning,ignore::FutureWarning",
         # vLLM leaves one core unused on x86, which costs a small machine a third of its speed.

@@ -1,7 +1,7 @@
 """`python -m api.engine.grammar_worker`: try JSON schemas, one request a line.
 
 In: lines of {"directory": of the tokenizer, "vocab_size": N, "schema": JSON text}. Out: a line for each,
-empty if the engine may have the schema, otherwise the reason why not.
+empty if the engine may have the schema, otherwise the reason for the refusal.
 
 Every trial is a fork with its own limits; the kernel ends it when it exceeds them. A schema of 50 bytes can
 take the library minutes (nested repetitions in a pattern). A trial compiles the schema with vLLM's library,

@@ -34,7 +34,7 @@ class Grammars:
         self._trials: OrderedDict[tuple[Path, str], asyncio.Task[str]] = OrderedDict()
 
     async def require(self, schema: str, artifact: Artifact, param: str) -> None:
-        """Return once the engine may have the schema. schema: JSON text.
+        """Return once a trial has shown that the engine may have the schema. schema: JSON text.
 
         Raises: InvalidRequest if it may not; Overloaded, Unavailable.
         """

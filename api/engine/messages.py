@@ -1,4 +1,4 @@
-"""The messages and tools from which a prompt is rendered, independent of any dialect.
+"""Define the messages and tools from which a prompt is rendered, independent of any dialect.
 
 Every dialect translates its own messages into these.
 """

@@ -34,8 +34,8 @@ def engine_processes() -> list[psutil.Process]:
 def kill(processes: Iterable[psutil.Process]) -> None:
     """Kill `processes` and wait until they have ended.
 
-    Exit codes are left to whoever started a process: `multiprocessing` would take a child whose exit code it
-    cannot read for one that runs, and its number may soon be another process's.
+    This reads no exit code, because `multiprocessing` must: it takes a child whose exit code it cannot read
+    for a running one, and another process may soon have that id.
     """
     killed = list(processes)
     for process in killed:

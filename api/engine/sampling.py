@@ -1,4 +1,4 @@
-"""The parameters for choosing tokens and ending answers, independent of any dialect."""
+"""Define the parameters for choosing tokens and ending answers, independent of any dialect."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ EngineFinishReason = Literal["stop", "length"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
-    """A field that is None takes the model's own default."""
+    """Hold the parameters of a request. A field that is None takes the model's own default."""
 
     temperature: float | None = None
     top_p: float | None = None

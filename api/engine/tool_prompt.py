@@ -1,8 +1,8 @@
 """Prepare messages and tools for a chat template, or as text for a template that knows no tools.
 
-Llama 3's template lays out tools, calls and results itself. For any other template they are written in
-Hermes' form, which most open models that call functions know: a part of the system message, and tags around
-calls and results.
+Llama 3's template lays out tools, calls and results itself. For other templates this module writes them
+in Hermes' form, which most open models that call functions know: a part of the system message, and tags
+around calls and results.
 """
 
 import json

@@ -172,6 +172,13 @@ def plant_a_file(artifacts: Path) -> None:
     (artifacts / "models/tiny-r8/modeling_evil.py").write_text("import os")
 
 
+def plant_a_linked_folder(artifacts: Path) -> None:
+    """transformers reads further templates from a folder of this name."""
+    outside = artifacts / "outside"
+    outside.mkdir()
+    (artifacts / "models/tiny-r8/additional_chat_templates").symlink_to(outside)
+
+
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
@@ -188,6 +195,7 @@ def plant_a_file(artifacts: Path) -> None:
         (cut_a_file, "README.md has 6 bytes, manifest.json says 7"),
         (link_a_file_out, "README.md is a symbolic link"),
         (plant_a_file, "modeling_evil.py is not listed"),
+        (plant_a_linked_folder, "additional_chat_templates is not listed"),
     ],
 )
 def test_damaged_artifact_is_refused_in_one_line_with_the_next_command(

@@ -221,7 +221,7 @@ def reached(*modules: str) -> set[Path]:
 def test_no_run_imports_code_that_is_not_in_its_record() -> None:
     engines = [f"trainer.engines.{file.stem}" for file in (ROOT / "trainer/engines").glob("[a-z]*.py")]
     found = reached("trainer.fit.run.train", "trainer.data.stdlib_docs", *engines)
-    assert not {f for f in found if any(f.is_relative_to(part) for part in identity.BESIDE_A_RUN)}
+    assert not {f for f in found if any(f.is_relative_to(part) for part in identity.OUTSIDE_A_RUN)}
     judged = reached("trainer.pipeline")
     assert not judged & {Path("cli.py"), Path("preflight.py")}
 
@@ -254,7 +254,7 @@ def test_runs_of_other_packages_are_made_again_and_one_line_says_so(
     new = trained(config, tmp_path, 4)
     lines = [line for line in capsys.readouterr().out.splitlines() if " made by " in line]
     assert lines == [
-        f"  {subject} made by trl 1.2.0 (now 1.3.0): made again; --keep-older-runs takes what is there"
+        f"  {subject} made by trl 1.2.0 (now 1.3.0): made again; --keep-older-runs would use what exists"
         for subject in ("this data was", f"{new.arm.name} was")
     ]
     assert new.adapter != old.adapter and old.adapter.is_dir()

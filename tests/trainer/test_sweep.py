@@ -108,11 +108,11 @@ def test_arms_of_other_code_are_not_compared_in_silence(
     assert arms_here.ran == [] and kept["settings"] == first["settings"]
     assert kept["made_by_others"] == {arm["name"]: "trl 1.2.0 (now 1.3.0)" for arm in first["arms"]}
     said = "4 of 4 arms were made by trl 1.2.0 (now 1.3.0): "
-    assert older_lines() == [f"{said}compared all the same, by --keep-older-runs"]
+    assert older_lines() == [f"{said}used because of --keep-older-runs"]
 
     _, again = arms_here.sweep()
     assert arms_here.ran == ran and "made_by_others" not in again
-    assert older_lines() == [f"{said}made again; --keep-older-runs takes what is there"]
+    assert older_lines() == [f"{said}made again; --keep-older-runs would use what exists"]
     arms_here.sweep()
     assert older_lines() == []
 

@@ -29,7 +29,7 @@ def answer_prompts(
     wanted = config.train_prompts + config.test_prompts
     prompts = read_prompts(config.prompts, "data.general.prompts")
     if len(prompts) < wanted:
-        raise DataError(f"{config.prompts} holds {len(prompts)} prompts, {wanted} are asked for")
+        raise DataError(f"{config.prompts} holds {len(prompts)} prompts, expected at least {wanted}")
     ids = [chat.prompt_ids([Message("user", prompt)]) for prompt in prompts[:wanted]]
     model = load_model(base.directory, dtype, device)
     answers = generate(model, ids, chat.pad_id, config.max_new_tokens, sample_seed=seed)

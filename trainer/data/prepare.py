@@ -41,7 +41,7 @@ EXAMPLES = 10  # rows that the page shows
 Batch = Sequence[Conversation]
 # Tokenises and labels a batch for the objective.
 RowsOf = Callable[[ChatTokenizer, Batch], list[TokenRow]]
-# Writes a page beside report.json, from its content.
+# Writes a page next to report.json, from its content.
 WritePage = Callable[[Path, Mapping[str, Any], Sequence[Example]], None]
 
 
@@ -75,7 +75,7 @@ def prepare(
 ) -> Prepared:
     """Return the prepared data. Make it unless it exists.
 
-    write_page: writes `report.html` beside new data. keep_older: prefer the newest data that other code or
+    write_page: writes `report.html` next to new data. keep_older: prefer the newest data that other code or
     packages made. rows_of: the objective's. Raises: DataError.
     """
     check_files(config.data.contamination)

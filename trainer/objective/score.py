@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """What a figure measures.
+    """Describe what a figure measures.
 
     name: `loss`. unit: `nats a token`. meaning: a phrase for card and page. reading: what a better value
     says, as a sentence, where it is not plain. beyond_a_seed: a difference that a seed does not explain.

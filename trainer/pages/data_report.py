@@ -18,7 +18,7 @@ SOURCES_SHOWN = 20
 
 
 def write_page(directory: Path, report: Mapping[str, Any], examples: Sequence[Example]) -> None:
-    """Write the page beside `report.json`."""
+    """Write the page next to `report.json`."""
     (directory / "report.html").write_text(page(report, examples), encoding="utf-8")
 
 

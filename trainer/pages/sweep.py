@@ -1,4 +1,4 @@
-"""Write a sweep as a page that can be published: `index.html` beside `results.json`.
+"""Write a sweep as a page that can be published: `index.html` next to `results.json`.
 
 Everything on the page is computed from these results, the caveats included. The page names the sources of
 the training data and contains none of its rows.

@@ -98,7 +98,7 @@ answer = client.chat.completions.create(
 
 
 def write_card(directory: Path, manifest: dict[str, Any], objective: Objective) -> None:
-    """Write README.md and NOTICE into the artifact directory, beside the base's licence files."""
+    """Write README.md and NOTICE into the artifact directory, next to the base's licence files."""
     terms = llama_terms(manifest["base_model"]["licence"])
     notice = directory / "NOTICE"
     text = notice.read_text(encoding="utf-8") if notice.exists() else ""

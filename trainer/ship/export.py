@@ -2,7 +2,7 @@
 
 Every export carries the artifact's card and licence files, and its manifest with an `export` entry that
 describes how the export was made. The FP8 export is a model directory under contract 1, which the API can
-serve. An unaltered export of the same artifact is left alone.
+serve. A finished export of the same artifact is kept if no file of it was altered.
 """
 
 import datetime
@@ -32,7 +32,7 @@ METHODS = {
 
 
 def export(config: RunConfig, artifacts: Path, formats: Sequence[str]) -> None:
-    """Write every format that does not exist yet. Raises: ArtifactError if there is no whole artifact."""
+    """Write every format that does not exist yet. Raises: ArtifactError if no complete artifact exists."""
     found = newest(artifacts / "models", config)
     artifact, manifest = found.directory, found.manifest
     stages = Stages(tuple(formats))
@@ -77,7 +77,7 @@ def _write(artifact: Path, manifest: dict[str, Any], name: str, destination: Pat
 
 
 def _export_manifest(manifest: dict[str, Any], entry: dict[str, str]) -> dict[str, Any]:
-    """Return the artifact's manifest under an id of its own, the directory's name where it is served."""
+    """Return the artifact's manifest with its own id, which is the directory's name where it is served."""
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     return {
         **manifest,

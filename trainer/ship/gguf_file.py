@@ -1,8 +1,8 @@
-"""A Llama model directory as one GGUF file, for llama.cpp and what is built on it.
+"""Write a Llama model directory as one GGUF file, for llama.cpp and the programs that are built on it.
 
-Weights are written one at a time, so memory holds one tensor. Vectors stay in float32, matrices become
-float16 or Q8_0. The rotary halves of q and k are interleaved, as llama.cpp's Llama wants them, and an
-output that is tied to the embeddings is left out.
+Weights are written one at a time, so memory holds one tensor. Vectors stay in float32; matrices become
+float16 or Q8_0. The rotary halves of q and k are interleaved, as llama.cpp's Llama expects them. An output
+that is tied to the embeddings is left out.
 """
 
 from collections.abc import Iterator
@@ -65,7 +65,7 @@ def _is_block(kind: gguf.GGMLQuantizationType) -> bool:
 
 
 def _type_of(values: Any, matrix_type: gguf.GGMLQuantizationType) -> gguf.GGMLQuantizationType:
-    """Vectors stay whole; a matrix whose rows do not divide into blocks becomes float16, as in llama.cpp."""
+    """Return float32 for vectors, float16 for matrices whose rows do not fill blocks, as llama.cpp does."""
     if values.ndim == 1:
         return gguf.GGMLQuantizationType.F32
     block_size, _ = gguf.GGML_QUANT_SIZES[matrix_type]
@@ -100,7 +100,7 @@ def _add_shape(writer: gguf.GGUFWriter, config: Any) -> None:
 
 
 def _tensors(model: Path, config: Any) -> Iterator[tuple[str, Any]]:
-    """GGUF name and float32 values of every tensor, always in the same order."""
+    """Yield the GGUF name and the float32 values of every tensor, always in the same order."""
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
     if config.rope_parameters["rope_type"] == "llama3":
         yield gguf.TENSOR_NAMES[gguf.MODEL_TENSOR.ROPE_FREQS] + ".weight", rope_divisors(config)
@@ -116,10 +116,10 @@ def _tensors(model: Path, config: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _interleaved(name: str, values: Any, config: Any) -> Any:
-    """q and k with the two rotary halves of each head interleaved; others as they are.
+    """Interleave the two rotary halves of each head of q and k; return other tensors unchanged.
 
-    values: (heads * head_size, ...). A pair that Hugging Face has at i and i + head_size / 2 of a head
-    stands at 2i and 2i + 1 in llama.cpp.
+    values: (heads * head_size, ...). llama.cpp has a pair at 2i and 2i + 1 of a head, Hugging Face at i and
+    i + head_size / 2.
     """
     projection = name.split(".")[-2]
     if projection not in ("q_proj", "k_proj"):
@@ -129,6 +129,6 @@ def _interleaved(name: str, values: Any, config: Any) -> Any:
 
 
 def rope_divisors(config: Any) -> Any:
-    """(head_size / 2,) float32: what llama.cpp divides every rotary frequency by, for Llama 3's scaling."""
+    """Return llama.cpp's divisor of each rotary frequency for Llama 3's scaling: (head_size / 2,) float32."""
     plain, _ = LlamaRotaryEmbedding.compute_default_rope_parameters(config)
     return (plain / LlamaRotaryEmbedding(config).inv_freq).float().numpy()

@@ -13,7 +13,7 @@ from gguf import GGUFWriter, TokenType
 from trainer.errors import ArtifactError
 from trainer.ship.stops import end_of_turn_id, special_ids
 
-# What Llama 3's tokenizer.json splits at (llama.cpp knows it as `llama-bpe`).
+# The pattern at which Llama 3's tokenizer.json splits (llama.cpp knows it as `llama-bpe`).
 LLAMA3_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
     r"|\s+(?!\S)|\s+"

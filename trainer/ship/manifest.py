@@ -1,4 +1,4 @@
-"""The manifest of an artifact: what made it, how it was measured, and the hash of every file."""
+"""Write the manifest of an artifact: what made it, how it was measured, and the hash of every file."""
 
 import datetime
 import importlib.metadata
@@ -31,7 +31,7 @@ def build_manifest(
     merge_check: dict[str, Any],
     evaluation: dict[str, Any],
 ) -> dict[str, Any]:
-    """Return the whole manifest but `files`, which `write_manifest` adds once the directory is complete."""
+    """Return the manifest without `files`, which `write_manifest` adds once the directory is complete."""
     report = prepared.report
     data = {
         "source": public_source(config.data.source),
@@ -81,7 +81,7 @@ def build_manifest(
 def write_manifest(directory: Path, manifest: dict[str, Any]) -> dict[str, Any]:
     """Write manifest.json with the size and hash of every other file of the directory, and return it.
 
-    All become readable to everyone: safetensors writes files that only their owner may read, and a
+    Make all files readable to everyone: safetensors writes files that only their owner may read, and a
     service in a container runs as another user.
     """
     for file in directory.rglob("*"):

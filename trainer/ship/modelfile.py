@@ -1,8 +1,8 @@
-"""Ollama's Modelfile for a GGUF file: the chat template in Go's form, and where answers stop.
+"""Write Ollama's Modelfile for a GGUF file: the chat template in Go's form, and where answers stop.
 
-Ollama does not run Jinja. The Go form is found by rendering a conversation of markers with the chat
-template and looking at what stands between them, so it follows any template whose turns are a header
-with the role, the text, and an end; ChatML and Llama 3 are of that shape. Others are refused.
+Ollama does not run Jinja. This module renders a conversation of markers with the chat template and reads
+the Go form from the text between the markers. It can translate any template whose turns consist of a header
+with the role, the text, and an end, such as ChatML and Llama 3, and refuses others.
 """
 
 from collections.abc import Sequence
@@ -17,14 +17,14 @@ _SYSTEM, _USER, _ANSWER, _NEXT = (f"\ufdd0{letter}\ufdd1" for letter in "saun")
 
 
 def modelfile(tokenizer: Any, gguf_name: str, stops: Sequence[str], licence: str) -> str:
-    """The text of the Modelfile. Raises: ArtifactError if the chat template is of another shape."""
+    """Return the text of the Modelfile. Raises: ArtifactError if the chat template has another shape."""
     parameters = "".join(f'PARAMETER stop "{stop}"\n' for stop in stops)
     template = go_template(tokenizer)
     return f'FROM ./{gguf_name}\nTEMPLATE """{template}"""\n{parameters}LICENSE """{licence}"""\n'
 
 
 def go_template(tokenizer: Any) -> str:
-    """The chat template for Go's text/template, without the BOS that the tokenizer itself puts in front."""
+    """Return the chat template for Go's text/template, without the BOS that the tokenizer itself adds."""
     system, user, answer, following = (
         {"role": role, "content": text}
         for role, text in (
@@ -69,7 +69,7 @@ def _render(tokenizer: Any, messages: list[dict[str, str]]) -> str:
 
 
 def _between(text: str, marks: Sequence[str]) -> list[str]:
-    """The pieces of `text` around `marks`, in order. Raises: ArtifactError if one is not there."""
+    """Return the pieces of `text` around `marks`, in order. Raises: ArtifactError if a mark is missing."""
     pieces = []
     for mark in marks:
         before, found, text = text.partition(mark)

@@ -26,7 +26,7 @@ ONE_RANK = "one rank"
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What ships and why. verdict: whether ranks differ, one of the constants above.
+    """Hold what ships and why. verdict: whether ranks differ, one of the constants above.
 
     power: what the rows and seeds could have detected, if they detect no difference.
     """

@@ -21,7 +21,7 @@ from trainer.objective.score import Measure
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """How much worse a setting is than the best. rows: over rows alone. noise: None with one seed."""
+    """Hold how much worse a setting is than the best. rows: over rows alone. noise: None with one seed."""
 
     seeds: tuple[int, ...]
     rows: Interval
@@ -29,26 +29,26 @@ class Difference:
 
     @property
     def seeds_error(self) -> float:
-        """The standard error that the seeds add: two settings, each a mean over `seeds`."""
+        """Return the standard error that the seeds add: two settings, each a mean over `seeds`."""
         return self.noise.standard_deviation * math.sqrt(2 / len(self.seeds)) if self.noise else 0.0
 
     @property
     def interval(self) -> Interval:
-        """The 95% interval over rows and, with two seeds or more, over seeds."""
+        """Return the 95% interval over rows and, with two seeds or more, over seeds."""
         if not self.noise:
             return self.rows
         return self.rows.widened(student_quantile(LEVEL, self.noise.degrees_of_freedom) * self.seeds_error)
 
     @property
     def measurable(self) -> bool:
-        """Whether the setting is measurably worse than the best; never with one seed."""
+        """Return whether the setting is measurably worse than the best; never with one seed."""
         return self.noise is not None and self.interval.low > 0
 
     @property
     def within_two_errors(self) -> bool:
-        """Whether the setting may still be the best: what a halving asks, which claims nothing.
+        """Return whether the setting may still be the best. A halving needs this; it claims nothing.
 
-        It takes the normal quantile for the seeds too. Student's is 12.7 at two seeds and would stop no
+        It uses the normal quantile for the seeds too. Student's is 12.7 at two seeds and would stop no
         setting.
         """
         return self.rows.widened(Z * self.seeds_error).low <= 0
@@ -67,7 +67,7 @@ class Difference:
 
 
 class Standing:
-    """The settings, best first, and those that share no seed with the best (`left_out`)."""
+    """Order the settings, best first, and separate those that share no seed with the best (`left_out`)."""
 
     def __init__(self, found: Sequence[Score], measure: Measure) -> None:
         self.measure = measure

@@ -18,7 +18,7 @@ from trainer.objective.score import RowScore
 RESAMPLES = 4000
 LEVEL = 0.95
 Z = NormalDist().inv_cdf((1 + LEVEL) / 2)
-BLOCK = 2**22  # row numbers drawn at once: bounds memory
+BLOCK = 2**22  # row numbers drawn at once, to bound memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,7 @@ def resampled_ratios(numerators: Any, denominators: Any) -> Any:
 
 
 def _times_drawn(random: np.random.Generator, resamples: int, rows: int) -> Any:
-    """Return (resamples, rows): how often each row was drawn in each resample."""
+    """Return how often each row was drawn in each resample: (resamples, rows)."""
     cells = random.integers(0, rows, (resamples, rows)) + rows * np.arange(resamples)[:, None]
     return np.bincount(cells.ravel(), minlength=resamples * rows).reshape(resamples, rows).astype(float)
 

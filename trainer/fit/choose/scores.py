@@ -1,8 +1,8 @@
 """Score settings by row and by seed, and estimate the noise of a seed.
 
 A seed changes the data order and the adapter's first weights, in the same way for every setting. An effect
-that it has on all settings of one learning rate cancels in a difference. What remains, the residual of the
-two-way layout setting × seed, is the seed noise (Montgomery, Design and Analysis of Experiments, randomised
+that it has on all settings of one learning rate cancels in a difference. The residual of the two-way layout
+setting × seed remains; it is the seed noise (Montgomery, Design and Analysis of Experiments, randomised
 blocks).
 """
 
@@ -20,7 +20,7 @@ from trainer.objective.score import Measure
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Score:
-    """What a setting reached after some steps, a cost for each of `seeds`.
+    """Hold what a setting reached after some steps: a cost for each of `seeds`.
 
     A cost is the score times its measure's sign: less is better, whatever the objective. resampled:
     (seeds, RESAMPLES), the costs over resampled rows, the same rows for every run.

@@ -1,4 +1,4 @@
-"""What a run does between its steps: write its log, show progress, stop if it diverged, seal checkpoints."""
+"""Act between the steps of a run: write its log, show progress, stop if it diverged, seal checkpoints."""
 
 import json
 import math

@@ -5,8 +5,8 @@ are submitted at once, each with its requirements, so that Ray places them and a
 add. A run whose node is lost starts again elsewhere and continues from its last checkpoint. Only this module
 imports Ray, and only when a command asks for it.
 
-What has run (tests/trainer/test_cluster.py): three nodes on one machine without a GPU, one of them killed.
-What has not: more than one host, GPUs, an autoscaler.
+Tried (tests/trainer/test_cluster.py): three nodes on one machine without a GPU, one of them killed.
+Not tried: more than one host, GPUs, an autoscaler.
 """
 
 import os

@@ -76,7 +76,7 @@ def show_progress(arm: Arm, directory: Path, progress: Progress) -> None:
 
 
 def arm_flags(arm: Arm, steps: int | None) -> list[str]:
-    """Return the flags that tell the `arm` verb which arm to run."""
+    """Return the flags with which the `arm` verb runs this arm."""
     flags = [
         "--rank", str(arm.setting.rank), "--learning-rate", repr(arm.setting.learning_rate),
         "--seed", str(arm.seed),

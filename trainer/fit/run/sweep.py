@@ -27,7 +27,7 @@ from trainer.progress import say
 
 # Runs the arms in their directories for some steps; returns those that failed, and why.
 RunArms = Callable[[Mapping[Arm, Path], int | None], dict[Arm, str]]
-# Writes a page beside results.json, from its content.
+# Writes a page next to results.json, from its content.
 WritePage = Callable[[Path, dict[str, Any]], None]
 
 

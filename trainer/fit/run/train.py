@@ -99,7 +99,7 @@ def _train(
 
 
 def _finish(arm: Arm, base: BaseModel, record: dict[str, Any], directory: Path) -> None:
-    if not record["diverged"]:  # what the adapter may be put on, for whoever serves it
+    if not record["diverged"]:  # the base that the adapter belongs to, for a server
         write_json(directory / "adapter" / "base.json", {"weights_sha256": base.weights_sha256})
     write_json(directory / "result.json", {"arm": arm.name, "made_by": made_by(), **record})
     if not record["diverged"]:

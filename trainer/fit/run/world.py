@@ -3,7 +3,7 @@
 Rank 0 decides, writes and broadcasts, so that no process takes another path and leaves the rest waiting.
 Checkpoints and results must lie where all processes can read them.
 
-What has run (tests/trainer/test_several_processes.py): two processes over gloo on a CPU. What has not: NCCL,
+Tried (tests/trainer/test_several_processes.py): two processes over gloo on a CPU. Not tried: NCCL,
 several hosts, and a sharded base on a GPU.
 """
 
