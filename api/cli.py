@@ -170,7 +170,8 @@ def serve(settings: Settings, artifact: Artifact, comparison: ComparisonModels |
     """
     from api.app import create_admin_app, create_app
     from api.engine import fork_server
-    from api.engine.engine import Engine, set_engine_environment
+    from api.engine.engine import Engine
+    from api.engine.environment import set_engine_environment
     from api.engine.processes import kill_all_engines
     from api.http.server import AdminServer, Server, listen
     from api.service import build_service

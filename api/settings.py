@@ -2,7 +2,7 @@
 
 The first place that has a setting decides: the variable API_<NAME>; `<name>` in the YAML file that API_CONFIG
 names; the file API_<NAME> in the directory that API_SECRETS_DIR names, as Docker mounts secrets; the default.
-Wrong and unsafe settings are refused with one line. engine/engine.py sets defaults for the engine's own
+Wrong and unsafe settings are refused with one line. engine/environment.py sets defaults for the engine's own
 variables (VLLM_*), and tracing.py reads OTEL_*.
 """
 

@@ -32,7 +32,8 @@ def arguments_of(artifacts: Path, preset: str) -> Arguments:
     from vllm.engine.arg_utils import AsyncEngineArgs
 
     from api.engine.artifact import read_artifact
-    from api.engine.engine import Engine, set_engine_environment
+    from api.engine.engine import Engine
+    from api.engine.environment import set_engine_environment
     from api.settings import Settings
 
     set_engine_environment()  # also for the processes that are started here

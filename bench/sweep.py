@@ -26,7 +26,7 @@ PAGE = ROOT / "docs" / "sweep"
 sys.path.insert(0, str(ROOT))
 
 from trainer import base_model  # noqa: E402
-from trainer.config import load  # noqa: E402
+from trainer.config_file import load  # noqa: E402
 from trainer.data.prepare import prepare  # noqa: E402
 from trainer.files import write_json  # noqa: E402
 from trainer.fit.arm import Arm, Run, Setting, arms, place_of, read_run, run_name  # noqa: E402

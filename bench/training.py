@@ -246,7 +246,8 @@ def _rows(device: str) -> Any:
 def _quickstart() -> tuple[Path, Any]:
     sys.path.insert(0, str(ROOT))
     from trainer import base_model
-    from trainer.config import CONFIGS, load
+    from trainer.config import CONFIGS
+    from trainer.config_file import load
     from trainer.data.prepare import prepare
 
     config = load(CONFIGS / "quickstart.yaml")

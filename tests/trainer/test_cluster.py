@@ -18,7 +18,7 @@ from ray.cluster_utils import Cluster as Nodes
 from tests.support import PATIENCE_S
 from trainer import base_model
 from trainer.cli import main
-from trainer.config import load
+from trainer.config_file import load
 from trainer.data.prepare import prepare
 from trainer.errors import MissingError
 from trainer.fit.arm import arms

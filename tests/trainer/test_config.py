@@ -5,7 +5,8 @@ import pytest
 import yaml
 
 from trainer.cli import main
-from trainer.config import CONFIGS, load, public_source
+from trainer.config import CONFIGS, public_source
+from trainer.config_file import load
 from trainer.errors import ConfigError
 from trainer.identity import fingerprint
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from trainer.cli import main
-from trainer.config import load
+from trainer.config_file import load
 from trainer.data.clean import Cleaned
 from trainer.data.contamination import check_files, drop_contaminated
 from trainer.data.conversation import Conversation, Message

@@ -19,7 +19,7 @@ import yaml
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from trainer import preflight
-from trainer.config import load
+from trainer.config_file import load
 from trainer.errors import MissingError
 from trainer.fit.arm import Arm, Setting
 from trainer.fit.run import trainer as trainer_module

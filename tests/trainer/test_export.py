@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, GgufConfig, PreTrainedTokenizerFa
 
 from tests.support.trainer import model_of
 from trainer.cli import main
-from trainer.config import load
+from trainer.config_file import load
 from trainer.identity import config_hash
 from trainer.ship.manifest import write_manifest
 

@@ -20,7 +20,7 @@ from tests.support import PATIENCE_S
 from tests.support.trainer import PAUSING
 from trainer import base_model, identity
 from trainer.cli import main
-from trainer.config import load
+from trainer.config_file import load
 from trainer.data.prepare import prepare
 from trainer.data.tokenize import DATE
 from trainer.fit.arm import arms, place_of, run_name

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from trainer.cli import main
-from trainer.config import load
+from trainer.config_file import load
 from trainer.identity import config_hash
 from trainer.ship import push as push_module
 from trainer.ship.store import find

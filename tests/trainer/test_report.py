@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerFast
 
 from trainer import base_model
 from trainer.cli import main
-from trainer.config import load
+from trainer.config_file import load
 from trainer.data.conversation import Conversation, Message
 from trainer.data.prepare import EXAMPLES, prepare
 from trainer.data.report import Example

@@ -126,7 +126,7 @@ import sys
 from pathlib import Path
 import torch
 from torch.distributed.tensor import DTensor
-from trainer.config import load
+from trainer.config_file import load
 from trainer.engines import plain
 from trainer.fit.run.world import World
 

@@ -9,7 +9,8 @@ import yaml
 
 from trainer import base_model, identity
 from trainer.base_model import BaseModel
-from trainer.config import RunConfig, load
+from trainer.config import RunConfig
+from trainer.config_file import load
 from trainer.data.prepare import Prepared, prepare
 from trainer.errors import ArmError, ConfigError
 from trainer.fit.arm import Arm

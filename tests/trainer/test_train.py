@@ -11,7 +11,8 @@ import torch
 import yaml
 
 from trainer import base_model
-from trainer.config import RunConfig, load
+from trainer.config import RunConfig
+from trainer.config_file import load
 from trainer.data.prepare import prepare
 from trainer.fit.arm import Arm, Run, Setting, place_of
 from trainer.fit.run import train as train_module

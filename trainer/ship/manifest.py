@@ -32,14 +32,7 @@ def build_manifest(
     evaluation: dict[str, Any],
 ) -> dict[str, Any]:
     """Return the manifest without `files`, which `write_manifest` adds once the directory is complete."""
-    report = prepared.report
-    data = {
-        "source": public_source(config.data.source),
-        "fingerprint": report["fingerprint"],
-        "rows": report["rows"],
-    }
-    if config.data.source == "stdlib-docs":
-        data["python_version"] = report["python_version"]
+    setting = winner.arm.setting
     return {
         "schema_version": SCHEMA_VERSION,
         "id": identifier,
@@ -53,20 +46,13 @@ def build_manifest(
             "weights_sha256": base.weights_sha256,
         },
         "adapter": {
-            "rank": winner.arm.setting.rank,
-            "alpha": config.lora.alpha_at(winner.arm.setting.rank),
+            "rank": setting.rank,
+            "alpha": config.lora.alpha_at(setting.rank),
             "target_modules": list(config.lora.target_modules),
-            "learning_rate": winner.arm.setting.learning_rate,
+            "learning_rate": setting.learning_rate,
         },
-        "training": {
-            **{key: winner.record[key] for key in TRAINING},
-            "seed": winner.arm.seed,
-            "engine": config.train.engine,
-            "dtype": config.train.dtype,
-            "quantization": config.train.quantization,
-            "validation_loss": score_interval(winner.validation).as_dict(),
-        },
-        "data": data,
+        "training": _training(config, winner),
+        "data": _data(config, prepared),
         "chat_template_date": DATE,
         "config_hash": config_hash(config),
         "seed": config.seed,
@@ -76,6 +62,29 @@ def build_manifest(
         "merge_check": merge_check,
         "evaluation": evaluation,
     }
+
+
+def _training(config: RunConfig, winner: Run) -> dict[str, Any]:
+    return {
+        **{key: winner.record[key] for key in TRAINING},
+        "seed": winner.arm.seed,
+        "engine": config.train.engine,
+        "dtype": config.train.dtype,
+        "quantization": config.train.quantization,
+        "validation_loss": score_interval(winner.validation).as_dict(),
+    }
+
+
+def _data(config: RunConfig, prepared: Prepared) -> dict[str, Any]:
+    report = prepared.report
+    data = {
+        "source": public_source(config.data.source),
+        "fingerprint": report["fingerprint"],
+        "rows": report["rows"],
+    }
+    if config.data.source == "stdlib-docs":
+        data["python_version"] = report["python_version"]
+    return data
 
 
 def write_manifest(directory: Path, manifest: dict[str, Any]) -> dict[str, Any]:

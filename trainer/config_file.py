@@ -1,0 +1,92 @@
+"""Read the YAML file of a run, and the overrides of the command line.
+
+Overrides win over the file, and the file wins over the defaults of `config`.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from trainer.config import CONFIGS, RunConfig, is_local
+from trainer.errors import ConfigError
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a YAML file and apply `a.b=value` overrides. Relative paths start at the file's folder.
+
+    Raises: ConfigError naming every wrong key and value at once.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        shipped = ", ".join(sorted(p.stem for p in CONFIGS.glob("*.yaml")))
+        raise ConfigError(f"no config file {path}; the shipped profiles are {shipped}") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"cannot read {path}: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} must be a mapping of settings, not {type(values).__name__}")
+    for override in overrides:
+        _apply(values, override)
+    _anchor_paths(values, path.parent)
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {_problems(error)}") from None
+
+
+def _problems(error: ValidationError) -> str:
+    """Describe every wrong value, but not what only follows from another (a list left short by its items)."""
+    places = {e["loc"] for e in error.errors()}
+    return "; ".join(
+        f"{'.'.join(map(str, e['loc']))}: {e['msg']} (got {_short(e['input'])})"
+        for e in error.errors()
+        if not any(len(other) > len(e["loc"]) and other[: len(e["loc"])] == e["loc"] for other in places)
+    )
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    *parents, leaf = key.split(".")
+    if not equals or not leaf:
+        raise ConfigError(f"--set {override!r}: expected key.key=value, such as train.max_steps=5")
+    target = values
+    for name in parents:
+        target = target.setdefault(name, {})
+        if not isinstance(target, dict):
+            raise ConfigError(f"--set {override!r}: {name!r} is a value, it has no keys")
+    try:
+        target[leaf] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"--set {override!r}: {text!r} is not a YAML value") from None
+
+
+def _anchor_paths(values: dict[str, Any], folder: Path) -> None:
+    """Make the file's relative paths absolute."""
+    places = [(values.get("base"), "path")]
+    data = values.get("data")
+    if isinstance(data, dict):
+        places.append((data.get("general"), "prompts"))
+        if isinstance(source := data.get("source"), str) and is_local(source):
+            places.append((data, "source"))
+        if isinstance(files := data.get("contamination"), list):
+            data["contamination"] = [_anchored(f, folder) if isinstance(f, str) else f for f in files]
+    evaluate = values.get("evaluate")
+    if isinstance(evaluate, dict):
+        places.append((evaluate, "prompts"))
+        if isinstance(benchmarks := evaluate.get("benchmarks"), list):
+            places += [(benchmark, "file") for benchmark in benchmarks]
+    for mapping, key in places:
+        if isinstance(mapping, dict) and isinstance(value := mapping.get(key), str):
+            mapping[key] = _anchored(value, folder)
+
+
+def _anchored(path: str, folder: Path) -> str:
+    return str(folder / Path(path).expanduser())
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
