@@ -191,10 +191,10 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--curve", type=Path, required=True, help="results of bench/serving.py")
-    parser.add_argument("--server", default="ours", help="whose rows")
-    parser.add_argument("--trace", type=Path, help="CSV")
+    parser.add_argument("--server", default="ours", help="the server whose rows are the curve")
+    parser.add_argument("--trace", type=Path, help="CSV file of arrivals")
     parser.add_argument("--rate", type=float, default=10.0, help="requests a second, without a trace")
-    parser.add_argument("--seconds", type=float, default=300.0, help="how long they come")
+    parser.add_argument("--seconds", type=float, default=300.0, help="how long requests arrive")
     parser.add_argument("--burst", type=float, default=1.0, help="1: Poisson; 4: in bursts")
     parser.add_argument("--ttft-ms", type=float, required=True)
     parser.add_argument("--tpot-ms", type=float, required=True)
@@ -202,8 +202,8 @@ def main() -> None:
     parser.add_argument("--dispatch", choices=DISPATCHES, default=DISPATCHES[0])
     parser.add_argument("--slots", type=int, default=64, help="API_MAX_NUM_SEQS")
     parser.add_argument("--step-tokens", type=int, default=8192, help="vLLM's max_num_batched_tokens")
-    parser.add_argument("--gpus", type=int, default=1, help="of a replica")
-    parser.add_argument("--gpu-hour", type=float, help="its price")
+    parser.add_argument("--gpus", type=int, default=1, help="GPUs of a replica")
+    parser.add_argument("--gpu-hour", type=float, help="price of a GPU for an hour")
     options = parser.parse_args()
     target = {"ttft": options.ttft_ms, "tpot": options.tpot_ms}
     try:

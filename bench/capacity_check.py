@@ -48,7 +48,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--artifacts", type=Path, default=ROOT / "artifacts")
-    parser.add_argument("--add", action="store_true", help="to the runs in the file")
+    parser.add_argument("--add", action="store_true", help="add a run to those in the file")
     options = parser.parse_args()
     kept = json.loads(RESULT.read_text()) if options.add else {"rows": [], "runs": []}
     cores = sorted(os.sched_getaffinity(0))
@@ -76,7 +76,7 @@ def main() -> None:
 
 
 async def _measure(urls: Sequence[str]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """The curve, and what was predicted from it."""
+    """Measure the curve and the traces; return both, with the prediction for each trace."""
     rows = await _curve(urls)
     speed = fit(rows, SLOTS, STEP_TOKENS)
     results = {"speed": vars(speed), "predicted_over_measured": check(speed, rows)}

@@ -32,7 +32,7 @@ _TAIL = 4096  # bytes kept of an answer's end, enough for its last events
 
 @dataclass(frozen=True)
 class Load:
-    """requests: in all. words, tokens: of a prompt and of its answer, at most; their means for sharegpt."""
+    """Describe a load. words, tokens: of a prompt and of its answer, at most; their means for sharegpt."""
 
     requests: int = 64
     streams: int = 8
@@ -204,10 +204,12 @@ def main() -> None:
     parser.add_argument("--url", default="http://127.0.0.1:8000")
     parser.add_argument("--requests", type=int, default=Load.requests)
     parser.add_argument("--streams", type=int, default=Load.streams)
-    parser.add_argument("--words", type=int, default=Load.words, help="of a prompt")
-    parser.add_argument("--tokens", type=int, default=Load.tokens, help="of an answer, at most")
-    parser.add_argument("--lengths", choices=LENGTHS, default=Load.lengths, help="sharegpt: those are means")
-    parser.add_argument("--seed", type=int, default=Load.seed, help="of the prompts")
+    parser.add_argument("--words", type=int, default=Load.words, help="words of a prompt")
+    parser.add_argument("--tokens", type=int, default=Load.tokens, help="tokens of an answer, at most")
+    parser.add_argument(
+        "--lengths", choices=LENGTHS, default=Load.lengths, help="sharegpt: words and tokens are means"
+    )
+    parser.add_argument("--seed", type=int, default=Load.seed, help="seed of the prompts")
     options = vars(parser.parse_args())
     url = options.pop("url").rstrip("/")
     print(json.dumps(asyncio.run(measure(url, Load(**options))), indent=2))

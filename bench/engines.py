@@ -8,6 +8,7 @@ case is a run of `python -m trainer arm` in its own process. It needs the packag
 trainer/requirements-cuda.txt. For a case that fails, the result is the end of its output.
 """
 
+import argparse
 import json
 import os
 import random
@@ -47,8 +48,13 @@ SMALL_CASES = [f"{engine}/{precision}" for precision in PRECISIONS for engine in
 PROFILE_CASES = ["t4-qlora/unsloth", "t4-qlora/plain", "llama-3.2-3b/plain", "llama-3.2-3b/compiled"]
 
 
-def main(cases: list[str]) -> None:
-    cases = cases or PROFILE_CASES + SMALL_CASES
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument(
+        "cases", nargs="*", default=PROFILE_CASES + SMALL_CASES, help="SHAPE/ENGINE or ENGINE/DTYPE"
+    )
+    cases = parser.parse_args().cases
+    WORK.mkdir(parents=True, exist_ok=True)
     found: dict[str, Any] = {}
     for shape in (SMALL, LLAMA_3B):
         make_base(shape)
@@ -150,5 +156,4 @@ def gpu_name() -> str | None:
 
 
 if __name__ == "__main__":
-    WORK.mkdir(parents=True, exist_ok=True)
-    main(sys.argv[1:])
+    main()

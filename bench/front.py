@@ -2,12 +2,11 @@
 
     python bench/front.py --artifacts artifacts     # 3 turns of both servers; writes bench/results/front.json
 
-Both servers are complete, theirs as `vllm serve` runs it and ours as `python -m api serve`, each on vLLM's
-AsyncLLM but without an engine core. Without a pace, `AsyncLLM.generate` yields a word at once whenever it
-is asked, so all the time is the front end's, from there to the socket. With a pace, a core that computes
-nothing gives every stream a token so many times a second, as a GPU does; both times then include AsyncLLM's
-work. A stream has TOKENS chunks. Their time includes the CPU time of the request, which is also reported
-separately, from whole answers of one token. The client is a separate process that only counts bytes; its
+Both servers (bench/front_server.py) are complete, but their AsyncLLM has no engine core. Without a pace it
+yields a word as soon as a stream wants one, so all the time is the front end's, from there to the socket.
+With a pace every stream gets a token so many times a second, as from a GPU; both times then include
+AsyncLLM's work. A stream has TOKENS chunks. Their time includes the CPU time of the request, which is also
+reported separately, from whole answers of one token. The client is this process and only counts bytes; its
 share of a core is reported to show that it was not the limit. Run it in the API's environment.
 """
 
@@ -24,10 +23,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -39,7 +36,6 @@ SERVERS = {"stock": "/health", "ours": "/health/ready"}
 STREAMS = (1, 64, 256, 1024)
 PACED_STREAMS, PACE = 256, 40  # tokens a second of each stream, as stock vLLM reached them on one H100
 TOKENS, CHUNKS = 256, 65_536  # chunks of a stream; chunks of a measurement, at least
-WORD = 1000  # the id of a token that is a piece of text
 START_TIMEOUT_S = 180.0
 
 
@@ -48,14 +44,7 @@ def main() -> None:
     parser.add_argument("--artifacts", type=Path, default=ROOT / "artifacts")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--streams", type=int, nargs="+", default=STREAMS)
-    parser.add_argument("--serve", choices=SERVERS, help=argparse.SUPPRESS)
-    parser.add_argument("--port", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--pace", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    model = (options.artifacts / "models" / "current").resolve()
-    if options.serve:
-        serve(options.serve, model, options.port, options.pace)
-        return
     rows = []
     for repeat in range(options.repeats):
         for server, pace in itertools.product(SERVERS, (None, PACE)):
@@ -92,19 +81,12 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def measure(server: str, artifacts: Path, streams: list[int], pace: int | None) -> list[dict[str, Any]]:
-    """Start the server, stream on so many connections at once, then ask for whole answers."""
+    """Start the server, stream on so many connections at once, then request whole answers."""
     port = free_port()
     command = [
-        sys.executable,
-        str(Path(__file__).resolve()),
-        "--serve",
-        server,
-        "--port",
-        str(port),
-        "--artifacts",
-        str(artifacts),
-        *(["--pace", str(pace)] if pace else []),
-    ]
+        sys.executable, str(ROOT / "bench" / "front_server.py"), server,
+        "--port", str(port), "--artifacts", str(artifacts), *(["--pace", str(pace)] if pace else []),
+    ]  # fmt: skip
     environment = {
         **os.environ,
         "PYTHONPATH": str(ROOT),
@@ -129,7 +111,7 @@ def measure(server: str, artifacts: Path, streams: list[int], pace: int | None) 
 
 
 async def load(port: int, model: str, streams: int, pid: int) -> dict[str, Any]:
-    """Measure the second of two rounds; the first one warms up the server."""
+    """Measure the second of two rounds; the first one only warms up the server."""
     rounds = max(1, CHUNKS // (streams * TOKENS))
     streamed, whole = (request(model, TOKENS, stream=True), request(model, 1, stream=False))
     await asyncio.gather(*(connection.ask(streamed, 1) for connection in await connect(port, streams)))
@@ -139,7 +121,7 @@ async def load(port: int, model: str, streams: int, pid: int) -> dict[str, Any]:
     expected = streams * rounds * TOKENS
     # AsyncLLM joins tokens that nobody fetched in time into one chunk.
     if not expected / 2 <= chunks <= expected + 3 * streams * rounds:
-        raise SystemExit(f"front.py: {expected} chunks were to come, and {chunks} came")
+        raise SystemExit(f"front.py: {expected} chunks were expected, and {chunks} came")
     connections = await connect(port, streams)
     request_s, _, _ = await costs(pid, [c.ask(whole, max(1, 2048 // streams)) for c in connections])
     return {
@@ -162,7 +144,7 @@ async def costs(pid: int, work: list[Any]) -> tuple[float, float, float]:
 
 
 class Connection(asyncio.Protocol):
-    """A client that asks repeatedly on one connection and counts the events of the newest `ask`."""
+    """Send requests on one connection, and count the events of the newest `ask`."""
 
     def __init__(self) -> None:
         self.chunks = 0
@@ -232,97 +214,6 @@ def free_port() -> int:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return int(found.getsockname()[1])
-
-
-def serve(server: str, model: Path, port: int, pace: int | None) -> None:
-    """Run a whole server in this process, on an AsyncLLM without an engine core."""
-    leave_out_the_core(pace)
-    if server == "ours":
-        for name, value in {"MAX_NUM_SEQS": 1024, "MAX_QUEUE": 4096, "MAX_QUEUE_TOKENS": 10**8}.items():
-            os.environ[f"API_{name}"] = str(value)
-        sys.argv = ["api", "serve"]
-        from api.cli import main as serve_ours
-
-        raise SystemExit(serve_ours())
-    import runpy
-
-    sys.argv = ["api_server", "--model", str(model), "--port", str(port), "--host", "127.0.0.1"]
-    sys.argv += ["--max-model-len", "2048", "--max-num-seqs", "1024", "--enforce-eager"]
-    runpy.run_module("vllm.entrypoints.openai.api_server", run_name="__main__")
-
-
-def leave_out_the_core(pace: int | None) -> None:
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    from vllm.outputs import CompletionOutput, RequestOutput
-    from vllm.sampling_params import RequestOutputKind
-    from vllm.v1.engine import async_llm
-
-    async def generate(
-        self: Any, prompt: Any, sampling_params: Any, request_id: str, **_: Any
-    ) -> AsyncIterator[RequestOutput]:
-        streams = sampling_params.output_kind == RequestOutputKind.DELTA
-        count = sampling_params.max_tokens if streams else 1
-        for left in range(count - 1, -1, -1):
-            await asyncio.sleep(0)  # let all other tasks run
-            reason = None if left else "length"
-            completion = CompletionOutput(0, " word", [7], None, None, finish_reason=reason)
-            yield RequestOutput(request_id, None, prompt["prompt_token_ids"], None, [completion], not left)
-
-    if pace is None:
-        setattr(async_llm.AsyncLLM, "generate", generate)  # noqa: B010
-    core = NoCore() if pace is None else PacedCore(pace)
-    async_llm.EngineCoreClient.make_async_mp_client = staticmethod(lambda *_, **__: core)
-
-
-class NoCore:
-    """Stand in for the client of an engine core, as far as AsyncLLM and the servers use it."""
-
-    engine_ranks_managed = (0,)
-    resources = SimpleNamespace(engine_dead=False)
-
-    async def get_supported_tasks_async(self) -> tuple[str, ...]:
-        return ("generate",)
-
-    async def get_output_async(self) -> None:
-        await asyncio.Event().wait()
-
-    def shutdown(self, timeout: float | None = None) -> None: ...
-
-    def __getattr__(self, name: str) -> Any:
-        if not name.endswith("_async"):
-            raise AttributeError(name)
-
-        async def nothing(*_: Any, **__: Any) -> None: ...
-
-        return nothing
-
-
-class PacedCore(NoCore):
-    """A core that gives all requests a token at once, so many times a second."""
-
-    def __init__(self, pace: int) -> None:
-        self._step_s = 1 / pace
-        self._left: dict[str, int] = {}  # tokens left, by request
-        self._next_step = 0.0
-
-    async def add_request_async(self, request: Any) -> None:
-        self._left[request.request_id] = request.sampling_params.max_tokens
-
-    async def abort_requests_async(self, request_ids: list[str]) -> None:
-        for id in request_ids:
-            self._left.pop(id, None)
-
-    async def get_output_async(self) -> Any:
-        from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
-
-        self._next_step = max(self._next_step + self._step_s, time.monotonic())
-        await asyncio.sleep(self._next_step - time.monotonic())
-        self._left = {id: left - 1 for id, left in self._left.items() if left}
-        outputs = [
-            EngineCoreOutput(id, [WORD], finish_reason=None if left else FinishReason.LENGTH)
-            for id, left in self._left.items()
-        ]
-        return EngineCoreOutputs(outputs=outputs)
 
 
 def hardware() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Tell schemathesis which model is served and which answers are allowed, for bench/endurance.py."""
+"""Give schemathesis the name of the served model and the allowed answers, for bench/endurance.py."""
 
 import os
 from typing import Any

@@ -1,11 +1,12 @@
-"""What does a request cost the Redis that replicas share? CPU of the server, and the wait on the way in.
+"""Measure what a request costs the Redis that replicas share: CPU of the server, and the wait to be admitted.
 
     python bench/ledger.py     # three turns; writes bench/results/ledger.json
 
 One ledger admits and settles requests of ten keys that have every kind of limit, 32 at once. CPU time is the
-server's own figure (`INFO cpu`), so other programs do not enter it. Runs in the API's environment.
+server's own figure (`INFO cpu`), so it does not contain other programs. Run it in the API's environment.
 """
 
+import argparse
 import asyncio
 import json
 import statistics
@@ -35,6 +36,7 @@ LIMITS = Limits(
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter).parse_args()
     with tempfile.TemporaryDirectory() as folder:
         rows = [asyncio.run(measure(Path(folder, str(turn)))) for turn in range(TURNS)]
     result = {"hardware": hardware(), "rows": rows}

@@ -3,10 +3,11 @@
     .venv/frontend/bin/python bench/page.py        # writes bench/results/page.json and prints a table
 
 The program starts frontend/app.py in front of an API that gives every chat 25 tokens a second at once, and
-sends what so many browsers would send, through Gradio's own routes. Whatever a chat takes longer than the
-API is the page's time. The browser's drawing is not included.
+sends what so many browsers would send, through Gradio's own routes. The time of a chat beyond the
+API's is the page's. The browser's drawing is not included.
 """
 
+import argparse
 import asyncio
 import itertools
 import json
@@ -32,6 +33,7 @@ TOKENS, TOKENS_PER_S = 200, 25
 
 
 async def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter).parse_args()
     server = await asyncio.start_server(answer, "127.0.0.1", API_PORT)
     rows = []
     for chats in CHATS:

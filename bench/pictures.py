@@ -2,7 +2,7 @@
 
     .venv/tests/bin/python bench/pictures.py --artifacts artifacts    # after `make up` and `make test`
 
-The page is asked for the card of a held-out object that only the tuned model writes correctly.
+The question is for the card of a held-out object that only the tuned model writes correctly.
 """
 
 import argparse

@@ -2,11 +2,12 @@
 
     python bench/quickstart.py            # writes bench/results/quickstart.json and prints a table
 
-The program clones this repository into a temporary folder, where nothing is installed; packages come from
-the caches of pip and uv if they are there. It starts, stops and starts again. Memory is the peak over time
-of the sum of proportional set sizes (PSS) of a part's processes.
+The program clones this repository into a temporary folder, where nothing is installed. Packages come from
+the caches of pip and uv if they have them. It runs `make up`, stops it and runs it again. Memory is the
+peak over time of the sum of proportional set sizes (PSS) of a part's processes.
 """
 
+import argparse
 import json
 import os
 import signal
@@ -26,6 +27,7 @@ SETTING = ("name", "validation_score", "ci_low", "ci_high", "difference_to_best"
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter).parse_args()
     with tempfile.TemporaryDirectory() as folder:
         clone = Path(folder) / "finechat"
         subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
@@ -96,7 +98,7 @@ def add_memory(pid: int, part: str, totals: dict[str, float]) -> None:
         rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
         tasks = list(Path(f"/proc/{pid}/task").iterdir())
         children = [int(c) for t in tasks for c in (t / "children").read_text().split()]
-    except (OSError, ValueError):  # the process has ended meanwhile
+    except (OSError, ValueError):  # the process has ended
         return
     part = part or next((name for name, mark in PARTS.items() if mark in command), "")
     for line in rollup.splitlines():

@@ -41,7 +41,7 @@ from bench.load import free_port  # noqa: E402
 from bench.servers import Arguments, Server, arguments_of, profiled  # noqa: E402
 
 WORK = Path(os.environ.get("BENCH_WORK", Path(tempfile.gettempdir()) / "finechat-bench-serving"))
-SERVERS = {  # name on the command line: the program, its preset, the numbers of streams that it is for
+SERVERS = {  # name on the command line: the program, its preset, its numbers of streams
     "stock": ("stock", "auto", range(1, 10_000)),
     "ours": ("ours", "auto", range(1, 10_000)),
     "engine": ("engine", "auto", range(1, 10_000)),
@@ -73,14 +73,17 @@ def main() -> None:
     )
     parser.add_argument("--streams", nargs="+", type=int, default=streams)
     parser.add_argument("--lengths", nargs="+", choices=LENGTHS, default=LENGTHS)
-    parser.add_argument("--words", type=int, default=words, help="of a prompt")
-    parser.add_argument("--tokens", type=int, default=tokens, help="of an answer")
+    parser.add_argument("--words", type=int, default=words, help="words of a prompt")
+    parser.add_argument("--tokens", type=int, default=tokens, help="tokens of an answer")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--add", action="store_true", help="to the rows in the file")
+    parser.add_argument("--add", action="store_true", help="add to the rows in the file")
     parser.add_argument("--with", dest="extra", type=json.loads, default={}, metavar="JSON",
-                        help="engine arguments on top, for stock and engine")  # fmt: skip
+                        help="more engine arguments, for stock and engine")  # fmt: skip
     parser.add_argument(
-        "--profile", type=Path, metavar="FOLDER", help="py-spy's stacks for bench/stacks.py, no rows"
+        "--profile",
+        type=Path,
+        metavar="FOLDER",
+        help="record py-spy's stacks for bench/stacks.py instead of rows",
     )
     options = parser.parse_args()
     options.artifacts = options.artifacts.absolute()

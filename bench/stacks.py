@@ -7,9 +7,9 @@ Input is py-spy's raw format: a line for each stack, with its frames from the ou
 matches one of its frames, or else for `other`. Standard library only.
 """
 
+import argparse
 import json
 import re
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ SHOWN = 20
 
 
 def shares(lines: list[str], parts: dict[str, str]) -> dict[str, Any]:
-    """samples: number of running ones. parts: their shares. functions: those with the most own time."""
+    """Return a profile. samples: of running threads. parts: their shares. functions: by most own time."""
     found: Counter[str] = Counter()
     functions: Counter[str] = Counter()
     for line in lines:
@@ -76,7 +76,15 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-if __name__ == "__main__":
-    taken = read(Path(sys.argv[1]))
-    Path(sys.argv[2]).write_text(json.dumps(taken, indent=1) + "\n")
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("folder", type=Path, help="folder of recorded stacks")
+    parser.add_argument("result", type=Path, help="JSON file to write")
+    options = parser.parse_args()
+    taken = read(options.folder)
+    options.result.write_text(json.dumps(taken, indent=1) + "\n")
     print(table(taken))
+
+
+if __name__ == "__main__":
+    main()

@@ -6,8 +6,7 @@
 The program runs the arms of docs/sweep/config.yaml that DIRECTORY does not hold finished (this needs a
 GPU). Then it writes docs/sweep: results.json, index.html, and rows.npz with every arm's loss on every
 validation row. It prints how much ranks differ at each learning rate, and learning rates at each rank. With
---again nothing runs: the choice is made again from rows.npz, and results.json and index.html are rewritten
-with it.
+--again nothing runs: the program chooses again from rows.npz and rewrites results.json and index.html.
 """
 
 import argparse
@@ -43,8 +42,8 @@ from trainer.pages.sweep import write_page  # noqa: E402
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--data", type=Path, help="the chat rows")
-    parser.add_argument("--artifacts", type=Path, help="where runs are, or will be")
+    parser.add_argument("--data", type=Path, help="folder of the chat rows")
+    parser.add_argument("--artifacts", type=Path, help="directory of the runs")
     parser.add_argument("--again", action="store_true", help="choose again from rows.npz")
     options = parser.parse_args()
     if options.again:
@@ -94,7 +93,7 @@ def chosen(results: dict[str, Any]) -> dict[str, Any]:
 
 
 def save_rows(runs: Iterable[Run]) -> None:
-    """rows.npz: tokens (rows,), nll (arms, rows), and rank, learning_rate, seed (arms,)."""
+    """Write rows.npz: tokens (rows,), nll (arms, rows), and rank, learning_rate, seed (arms,)."""
     whole = [run for run in runs if not run.diverged]
     np.savez_compressed(
         PAGE / "rows.npz",
@@ -107,7 +106,7 @@ def save_rows(runs: Iterable[Run]) -> None:
 
 
 def load_rows() -> list[Run]:
-    """The runs of rows.npz, without their adapters."""
+    """Return the runs of rows.npz, without their adapters."""
     with np.load(PAGE / "rows.npz") as held:
         arm_columns = [held[name].tolist() for name in ("rank", "learning_rate", "seed", "nll")]
         tokens = held["tokens"].tolist()
@@ -124,7 +123,7 @@ def load_rows() -> list[Run]:
 
 
 def claims(runs: Sequence[Run]) -> list[str]:
-    """Lines: the largest difference between ranks at each rate, and between rates at each rank."""
+    """Return lines with the largest difference between ranks at each rate, and between rates at each rank."""
     lines = []
     for rate in sorted({run.arm.setting.learning_rate for run in runs}):
         lines.append(f"at {rate:g}: {_range([r for r in runs if r.arm.setting.learning_rate == rate])}")

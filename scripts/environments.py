@@ -133,7 +133,7 @@ def service_environment() -> dict[str, str]:
 
 
 def end_with_parent() -> None:
-    """On Linux, make the kernel end a child if this process is killed (PR_SET_PDEATHSIG)."""
+    """Make Linux end a child if this process is killed (PR_SET_PDEATHSIG)."""
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
 

@@ -2,7 +2,7 @@
 
 The hashes are those of all files of a version, as the package index states them; nothing is installed, and
 no version changes. torch gets none, because its build differs by platform and does not always come from the
-index. Wheels that this machine keeps elsewhere (PIP_FIND_LINKS) are not asked.
+index. Wheels that this machine keeps elsewhere (PIP_FIND_LINKS) do not count.
 """
 
 import os

@@ -8,8 +8,7 @@ own network, mount and process namespaces. The kernel therefore ends all of them
 it ends, and the machine's network, mounts and packages are never touched. The packages and the base image
 (Debian with Python) are kept in .venv/containers; images, containers and volumes are not.
 
-What has run: the container tests, on Debian 12 as root. What has not: any other system, and GPUs in
-containers.
+Tried: the container tests, on Debian 12 as root. Not tried: any other system, and GPUs in containers.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ PACKAGES = (*NEWER, "containerd", "debootstrap", "iptables", "runc", "slirp4netn
 UNSHARE = ("unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
 INSIDE = "--inside"
 T = TypeVar("T")
-# What this machine needs to reach its package index goes only into the base image.
+# Only the base image gets the settings with which this machine reaches its package index.
 INDEX_SETTINGS = ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "UV_DEFAULT_INDEX", "UV_INDEX",
                   "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")  # fmt: skip
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
@@ -97,7 +96,7 @@ def main(command: Sequence[str]) -> int:
 
 
 def _first_of(space: subprocess.Popen[bytes]) -> str:
-    """Return the process that unshare has started in the new namespaces."""
+    """Return the process that `unshare` has started in the new namespaces."""
     children = Path(f"/proc/{space.pid}/task/{space.pid}/children")
     found = _wait("the namespaces", lambda: children.read_text().split())
     return found[0]

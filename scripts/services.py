@@ -147,7 +147,7 @@ def watch(services: dict[str, subprocess.Popen[bytes]], settings: Settings) -> N
         except urllib.error.HTTPError:
             raise SetupError(f"the API's engine has failed (log: {_log(settings, 'API')})") from None
         except OSError:
-            pass  # too busy to answer in time, or ending: the next check will show
+            pass  # too busy to answer in time, or ending; the next check decides
         time.sleep(WATCH_EVERY_S)
 
 

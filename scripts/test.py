@@ -37,25 +37,25 @@ from environments import (
 
 SERVICES = ("trainer", "api", "frontend")
 REPORTS = VENVS / "reports"
-# What mypy reads together: in the types of which environment, with what on its path.
+# The files that mypy reads together, with the environment that has their types and with MYPYPATH.
 TYPED = (
     (
         "trainer", "",
         "trainer tests/trainer tests/support/trainer.py bench/sweep.py bench/engines.py "
-        "bench/training.py bench/curves.py bench/sweep_time.py",
+        "bench/training.py bench/training_run.py bench/curves.py bench/sweep_time.py",
     ),
     (
         "api", "",
         "api tests/api tests/support/api.py tests/support/replicas.py bench/fuzz_hooks.py "
-        "bench/front.py bench/serving.py bench/direct.py bench/stacks.py bench/random_model.py "
-        "bench/capacity.py bench/capacity_check.py bench/fleet.py bench/ledger.py",
+        "bench/front.py bench/front_server.py bench/serving.py bench/direct.py bench/stacks.py "
+        "bench/random_model.py bench/capacity.py bench/capacity_check.py bench/fleet.py bench/ledger.py",
     ),
     ("frontend", "frontend", "frontend tests/frontend tests/support/fake_api.py bench/page.py"),
     (
         "tests", "scripts",
-        "scripts bench/quickstart.py bench/load.py bench/endurance.py bench/pictures.py "
-        "bench/redis_server.py tests/system tests/support/system.py tests/support/browsing.py "
-        "tests/support/scripted_api.py",
+        "scripts bench/quickstart.py bench/load.py bench/endurance.py bench/promises.py "
+        "bench/pictures.py bench/redis_server.py tests/system tests/support/system.py "
+        "tests/support/browsing.py tests/support/scripted_api.py",
     ),
     ("tests", "", "tests/containers tests/support/containers.py"),
     ("tests", "", "tests/kubernetes tests/repository tests/support/kubernetes.py"),
@@ -110,7 +110,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _build_environments(fast: bool) -> None:
-    """Raises: SetupError."""
+    """Build what the tests need. Raises: SetupError."""
     for name in (*SERVICES, "tests"):
         build(name)
     for name in SERVICES:

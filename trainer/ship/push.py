@@ -117,7 +117,7 @@ def _upload(directory: Path, identifier: str, repository: str, private: bool) ->
     try:
         address = api.create_repo(repository, private=private, exist_ok=True)
         if private and not api.model_info(repository).private:
-            raise ConfigError(f"{repository} exists and is public, and --private was asked for; not uploaded")
+            raise ConfigError(f"{repository} exists and is public, but --private was given; not uploaded")
         api.upload_folder(
             repo_id=repository,
             folder_path=directory,
