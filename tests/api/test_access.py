@@ -290,7 +290,7 @@ async def test_every_answer_has_the_security_headers_once(make_house: MakeHouse)
             assert answer.headers.get_list(name) == [value]
 
 
-async def test_pages_of_other_origins_are_told_nothing(make_house: MakeHouse) -> None:
+async def test_pages_of_other_origins_learn_nothing(make_house: MakeHouse) -> None:
     house = make_house()
     await house.load()
     async with house.client() as client:
@@ -311,9 +311,9 @@ async def test_pages_of_an_origin_that_is_named_may_ask_with_a_key(make_house: M
         assert (await client.post(URL, json=ask(), headers=browser())).status_code == 401
         answer = await client.post(URL, json=ask(), headers=browser() | BEARER)
         assert answer.status_code == 200
-        for told in (leave, answer):
-            assert told.headers["access-control-allow-origin"] == "https://chat.example.org"
-            assert "access-control-allow-credentials" not in told.headers
+        for found in (leave, answer):
+            assert found.headers["access-control-allow-origin"] == "https://chat.example.org"
+            assert "access-control-allow-credentials" not in found.headers
         assert "x-ratelimit-remaining-tokens" in answer.headers["access-control-expose-headers"]
         other = browser("POST") | {"origin": "https://evil.example.org"}
         assert (await client.options(URL, headers=other)).status_code == 400

@@ -98,8 +98,8 @@ async def test_both_ports_are_served_and_end_together(make_house: MakeHouse) -> 
     house = make_house()
     listeners = [listen("127.0.0.1", 0), listen("127.0.0.1", 0)]
     public, operator = (f"http://127.0.0.1:{listener.getsockname()[1]}" for listener in listeners)
-    beside = AdminServer(create_admin_app(house.service, ADMIN_KEY), listeners[1])
-    server = Server(house.app, house.service.lifecycle, beside)
+    admin_server = AdminServer(create_admin_app(house.service, ADMIN_KEY), listeners[1])
+    server = Server(house.app, house.service.lifecycle, admin_server)
     running = asyncio.create_task(server.serve([listeners[0]]))
     await eventually(lambda: house.service.lifecycle.state is State.READY)
     headers = {"authorization": f"Bearer {ADMIN_KEY}"}
@@ -115,7 +115,7 @@ async def test_both_ports_are_served_and_end_together(make_house: MakeHouse) -> 
             pass
 
 
-async def test_status_tells_what_runs_and_what_waits(make_house: MakeHouse) -> None:
+async def test_status_reports_what_runs_and_what_waits(make_house: MakeHouse) -> None:
     engine = FakeEngine(hold_before=1)
     house = make_house(engine, max_num_seqs=1)
     await house.load()
@@ -146,7 +146,7 @@ async def test_usage_by_key_and_day(make_house: MakeHouse, tmp_path: Path) -> No
         own.add(name, 10, 5)
     own.close()
 
-    async def told(admin: httpx.AsyncClient, **filters: str) -> Any:
+    async def found(admin: httpx.AsyncClient, **filters: str) -> Any:
         return (await admin.get("/admin/usage", params=filters)).json()["usage"]
 
     ann, bob = (
@@ -154,10 +154,10 @@ async def test_usage_by_key_and_day(make_house: MakeHouse, tmp_path: Path) -> No
         for name in ("ann", "bob")
     )
     async with admin_of(house) as admin:
-        assert await told(admin) == [ann, bob]
-        assert await told(admin, key="bob") == [bob]
-        assert await told(admin, day=today(), key="ann") == [ann]
-        assert await told(admin, day="1999-01-01") == []
+        assert await found(admin) == [ann, bob]
+        assert await found(admin, key="bob") == [bob]
+        assert await found(admin, day=today(), key="ann") == [ann]
+        assert await found(admin, day="1999-01-01") == []
         assert_openai_error(await admin.get("/admin/usage?day=yesterday"), 400, None)
 
 

@@ -28,7 +28,7 @@ def admission(*, running: int = 1, queued_tokens: int = 1000) -> Admission:
 
 
 class Crowd:
-    """Requests that note when they begin and run until they are told to end."""
+    """Requests that note when they begin and run until a test ends them."""
 
     def __init__(self, admission: Admission) -> None:
         self.admission = admission
@@ -187,7 +187,7 @@ async def test_a_thousand_comings_and_goings_leave_nothing_behind(seed: int) -> 
     assert (house._waiting, house._waiting_tokens, house._running.total()) == ({}, 0, 0)
 
 
-async def test_a_refused_request_is_told_before_the_engine_hears_of_it(
+async def test_a_request_is_refused_before_the_engine_hears_of_it(
     make_house: MakeHouse,
 ) -> None:
     house = make_house(FakeEngine(hold_before=0), max_num_seqs=1, max_queue_tokens=1)

@@ -28,10 +28,10 @@ def test_a_replica_with_one_slot_waits_as_a_queue_with_one_server_and_fixed_work
 
 
 def test_one_request_takes_its_prompt_and_its_steps() -> None:
-    told = simulate([Arrival(5.0, 1000, 11)], GPU, replicas=1)
-    assert told["ttft_p50_ms"] == pytest.approx(20 + 3.4 + 10)
-    assert told["tpot_p50_ms"] == pytest.approx(3.4)
-    assert told["output_tokens_per_s"] == pytest.approx(11 / (0.0334 + 0.034), abs=0.1)
+    found = simulate([Arrival(5.0, 1000, 11)], GPU, replicas=1)
+    assert found["ttft_p50_ms"] == pytest.approx(20 + 3.4 + 10)
+    assert found["tpot_p50_ms"] == pytest.approx(3.4)
+    assert found["output_tokens_per_s"] == pytest.approx(11 / (0.0334 + 0.034), abs=0.1)
 
 
 def test_a_long_prompt_is_read_in_parts_while_others_get_their_tokens() -> None:
@@ -40,7 +40,7 @@ def test_a_long_prompt_is_read_in_parts_while_others_get_their_tokens() -> None:
     replica.submit(Arrival(0.0, 301, 1))
     long, short = (
         replica.run()
-    )  # 101 tokens in the first step; then 100 beside an answer's, twice, and the last
+    )  # 101 tokens in the first step; then 100 together with an answer's, twice, and the last
     assert long.ended == pytest.approx(0.111 + 0.110 + 0.110 + 0.011)
     assert short.first == pytest.approx(0.111)
     assert short.ended == pytest.approx(long.ended + 0.01)
@@ -55,9 +55,9 @@ def test_more_slots_than_requests_make_nobody_wait() -> None:
 
 def test_more_replicas_never_make_it_slower() -> None:
     trace = generate(rate=60, seconds=60, burst=4)
-    told = [simulate(trace, GPU, replicas) for replicas in (1, 2, 4, 8)]
+    found = [simulate(trace, GPU, replicas) for replicas in (1, 2, 4, 8)]
     for name in ("ttft_p95_ms", "tpot_p95_ms", "in_progress"):
-        figures = [row[name] for row in told]
+        figures = [row[name] for row in found]
         assert figures == sorted(figures, reverse=True), name
 
 
@@ -76,8 +76,8 @@ def test_a_measured_curve_gives_back_the_speed_that_made_it() -> None:
     rows = []
     for streams in (1, 8, 64, 256):
         requests = max(6, 4 * streams)
-        told = benchmark(GPU, [(512, 256)] * requests, streams)
-        rows.append({"streams": streams, "requests": requests, **told})
+        shown = benchmark(GPU, [(512, 256)] * requests, streams)
+        rows.append({"streams": streams, "requests": requests, **shown})
     found = fit(rows, GPU.slots, GPU.step_tokens)
     assert found.prompt_token_s == pytest.approx(GPU.prompt_token_s, rel=0.1)
     assert found.request_s == pytest.approx(GPU.request_s, rel=0.1)
@@ -107,12 +107,12 @@ def test_the_answer_is_the_fewest_that_meet_the_target() -> None:
     target = {"ttft": 60.0, "tpot": 8.0}
 
     def meets(replicas: int) -> bool:
-        told = simulate(trace, GPU, replicas)
-        return all(told[f"{name}_p95_ms"] <= most for name, most in target.items())
+        found = simulate(trace, GPU, replicas)
+        return all(found[f"{name}_p95_ms"] <= most for name, most in target.items())
 
-    replicas, told = fewest(trace, GPU, target, 95, "least-busy")
+    replicas, found = fewest(trace, GPU, target, 95, "least-busy")
     assert replicas > 2 and meets(replicas) and not meets(replicas - 1)
-    assert told == simulate(trace, GPU, replicas)
+    assert found == simulate(trace, GPU, replicas)
 
 
 def test_a_target_below_an_idle_replica_is_refused_with_both_figures() -> None:

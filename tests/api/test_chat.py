@@ -159,8 +159,8 @@ def two_choices() -> FakeEngine:
 async def test_several_answers_come_whole_and_in_order(make_house: MakeHouse) -> None:
     answer = await post(make_house(two_choices()), json=ask(n=2))
     completion = ChatCompletion.model_validate(answer.json())
-    told = [(c.index, c.message.content, c.finish_reason) for c in completion.choices]
-    assert told == [(0, "Aa", "stop"), (1, "Bb", "length")]
+    found = [(c.index, c.message.content, c.finish_reason) for c in completion.choices]
+    assert found == [(0, "Aa", "stop"), (1, "Bb", "length")]
     assert completion.usage.completion_tokens == 4
 
 
@@ -168,19 +168,19 @@ async def test_streamed_answers_each_name_the_role_once_and_share_one_end(make_h
     answer = await post(make_house(two_choices()), json=ask(n=2, stream=True))
     *chunks, done = events(answer)
     assert done == "[DONE]" and "[DONE]" not in chunks
-    told: dict[int, list[dict[str, Any]]] = {0: [], 1: []}
+    found: dict[int, list[dict[str, Any]]] = {0: [], 1: []}
     for chunk in chunks:
         [choice] = chunk["choices"]
-        told[choice["index"]].append(choice)
+        found[choice["index"]].append(choice)
     for index, text, reason in ((0, "Aa", "stop"), (1, "Bb", "length")):
-        first, *rest = told[index]
+        first, *rest = found[index]
         assert first["delta"]["role"] == "assistant" and not any("role" in c["delta"] for c in rest)
-        assert "".join(c["delta"].get("content", "") for c in told[index]) == text
-        assert [c["finish_reason"] for c in told[index]] == [None, None, reason]
+        assert "".join(c["delta"].get("content", "") for c in found[index]) == text
+        assert [c["finish_reason"] for c in found[index]] == [None, None, reason]
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_logprobs_tell_every_token_also_parts_of_a_character(
+async def test_logprobs_list_every_token_also_parts_of_a_character(
     make_house: MakeHouse, tokenizer: PreTrainedTokenizerFast, stream: bool
 ) -> None:
     first, second = tokenizer.encode("é", add_special_tokens=False)  # a token is a byte
@@ -194,11 +194,11 @@ async def test_logprobs_tell_every_token_also_parts_of_a_character(
     house = make_house(engine)
     answer = await post(house, json=ask(logprobs=True, top_logprobs=2, stream=stream))
     bodies = events(answer)[:-1] if stream else [answer.json()]
-    told = [entry for b in bodies for entry in (b["choices"][0]["logprobs"] or {"content": []})["content"]]
-    assert [entry["bytes"] for entry in told] == [[0xC3], [0xA9], list(b"<|im_end|>")]
-    assert [entry["token"] for entry in told] == ["\ufffd", "\ufffd", "<|im_end|>"]
-    assert told[0]["top_logprobs"][1]["logprob"] == -9999.0
-    assert len(told[1]["top_logprobs"]) == 2
+    found = [entry for b in bodies for entry in (b["choices"][0]["logprobs"] or {"content": []})["content"]]
+    assert [entry["bytes"] for entry in found] == [[0xC3], [0xA9], list(b"<|im_end|>")]
+    assert [entry["token"] for entry in found] == ["\ufffd", "\ufffd", "<|im_end|>"]
+    assert found[0]["top_logprobs"][1]["logprob"] == -9999.0
+    assert len(found[1]["top_logprobs"]) == 2
     assert [call["logprobs"] for call in house.engine.calls] == [2]
     for body in bodies:
         (ChatCompletionChunk if stream else ChatCompletion).model_validate(body)
@@ -236,7 +236,7 @@ async def test_engine_failure_in_a_stream_is_its_last_event(make_house: MakeHous
     assert error["error"]["code"] == "engine_failed"
 
 
-async def test_defect_of_ours_is_told_without_its_details(make_house: MakeHouse) -> None:
+async def test_defect_of_ours_is_reported_without_its_details(make_house: MakeHouse) -> None:
     engine = FakeEngine(fail_before=(0, RuntimeError("secret detail")))
     answer = await post(make_house(engine), json=ask())
     assert_openai_error(answer, 500, "internal_error")
@@ -246,8 +246,8 @@ async def test_defect_of_ours_is_told_without_its_details(make_house: MakeHouse)
 async def test_models_lists_the_artifacts_name(make_house: MakeHouse) -> None:
     async with make_house().client() as client:
         listed = (await client.get("/v1/models")).json()["data"]
-        told = [(model["id"], model["max_model_len"], model["licence"]) for model in listed]
-        assert told == [(MODEL, 256, "l")]
+        found = [(model["id"], model["max_model_len"], model["licence"]) for model in listed]
+        assert found == [(MODEL, 256, "l")]
         assert (await client.get(f"/v1/models/{MODEL}")).json() == listed[0]
         assert_openai_error(await client.get("/v1/models/other"), 404, "model_not_found")
 

@@ -39,9 +39,9 @@ def base(artifacts: Path) -> Path:
     weights = {f"{LAYER}.weight": np.zeros((4, 6), np.float32), "norm.weight": np.zeros(6, np.float32)}
     save_file(weights, directory / "model.safetensors")
     manifest = artifacts / "models/tiny-r8/manifest.json"
-    told = json.loads(manifest.read_text())
-    told["base_model"]["weights_sha256"] = _weights_sha256(directory)
-    manifest.write_text(json.dumps(told))
+    found = json.loads(manifest.read_text())
+    found["base_model"]["weights_sha256"] = _weights_sha256(directory)
+    manifest.write_text(json.dumps(found))
     return directory
 
 
@@ -228,8 +228,8 @@ async def test_each_is_listed_and_answers_under_its_own_name(
     await house.load()
     async with house.client() as client:
         listed = (await client.get("/v1/models")).json()["data"]
-        told = [(model["id"], model["root"], model["parent"]) for model in listed]
-        assert told == [(MODEL, "tiny-r8", None), ("base", "b", None), ("r2", "r2", "base")]
+        found = [(model["id"], model["root"], model["parent"]) for model in listed]
+        assert found == [(MODEL, "tiny-r8", None), ("base", "b", None), ("r2", "r2", "base")]
         assert (await client.get("/v1/models/r2")).json() == listed[2]
         for name in (MODEL, "base", "r2"):
             answer = await client.post(URL, json=ask(model=name))

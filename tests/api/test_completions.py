@@ -32,7 +32,7 @@ def events(answer: httpx.Response) -> list[Any]:
     return [json.loads(line.removeprefix("data: ")) for line in lines]
 
 
-async def test_a_text_goes_on_without_a_template(
+async def test_a_text_is_continued_without_a_template(
     make_house: MakeHouse, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     house = make_house()
@@ -83,10 +83,10 @@ async def test_logprobs_count_characters_from_the_start(make_house: MakeHouse, s
     deltas = [delta("h", 71), delta("i", 72), delta("", 258, "stop")]
     answer = await post(make_house(FakeEngine(deltas=deltas)), logprobs=2, stream=stream)
     bodies = events(answer) if stream else [answer.json()]
-    told = [body["choices"][0]["logprobs"] for body in bodies]
-    assert [offset for entry in told for offset in entry["text_offset"]] == [0, 1, 2]
-    assert [len(top) for entry in told for top in entry["top_logprobs"]] == [2, 2, 2]
-    assert [value for entry in told for value in entry["token_logprobs"]] == [-0.5] * 3
+    found = [body["choices"][0]["logprobs"] for body in bodies]
+    assert [offset for entry in found for offset in entry["text_offset"]] == [0, 1, 2]
+    assert [len(top) for entry in found for top in entry["top_logprobs"]] == [2, 2, 2]
+    assert [value for entry in found for value in entry["token_logprobs"]] == [-0.5] * 3
 
 
 @pytest.mark.parametrize(

@@ -81,8 +81,8 @@ async def test_a_reader_that_comes_back_in_time_gets_the_whole_answer(
     assert read == 20 * 2**20
 
 
-async def test_a_client_that_sends_too_much_is_told_so(make_house: MakeHouse) -> None:
-    """Though it goes on sending for a while, as clients do that look at the answer last."""
+async def test_a_client_that_sends_too_much_gets_413(make_house: MakeHouse) -> None:
+    """It may keep sending for a while, as clients do that read the answer last."""
     async with make_house().serving() as url, httpx.AsyncClient(base_url=url) as client:
         for _ in range(3):
             answer = await client.post(

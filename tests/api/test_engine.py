@@ -48,7 +48,7 @@ async def test_answers_come_while_they_are_generated_also_those_that_are_sent_wh
 
 
 @pytest.mark.anyio
-async def test_who_gets_a_turn_in_an_engine_that_has_ended_is_told_that_it_failed(artifacts: Path) -> None:
+async def test_a_request_whose_turn_comes_after_the_engine_ended_gets_engine_failed(artifacts: Path) -> None:
     """A queue of requests can outlive the engine that they wait for by a second."""
     engine = Engine(Settings(artifacts_dir=artifacts), read_artifact(artifacts))
     engine.shutdown()
@@ -68,7 +68,7 @@ def hardware(monkeypatch: pytest.MonkeyPatch, gpus: int) -> None:
     [(0, (2, 1)), (1, (2, 1)), (3, (2, 2))],
     ids=["none", "one", "fewer than both together"],
 )
-def test_more_gpus_than_there_are_is_told_in_one_line(
+def test_more_gpus_than_exist_are_refused_in_one_line(
     monkeypatch: pytest.MonkeyPatch, gpus: int, sizes: tuple[int, int]
 ) -> None:
     hardware(monkeypatch, gpus)
@@ -79,7 +79,7 @@ def test_more_gpus_than_there_are_is_told_in_one_line(
         hardware_arguments(settings, engines=1)
 
 
-def test_the_engine_is_told_how_its_gpus_share_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_engine_gets_the_settings_of_its_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     hardware(monkeypatch, gpus=4)
     found: dict[str, Any] = hardware_arguments(
         Settings(tensor_parallel_size=2, data_parallel_size=2), engines=1

@@ -10,7 +10,7 @@ import pytest
 from api.engine import fork_server
 
 
-def told(pipe: Connection) -> None:
+def report(pipe: Connection) -> None:
     """By the child: its environment's say, and whether Ctrl-C waits."""
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     pipe.send((os.environ.get("SAID_LATER"), os.environ.get("TAKEN_BACK"), signal.SIGINT in blocked))
@@ -27,7 +27,7 @@ def test_a_fork_has_the_environment_of_its_start_and_ctrl_c_does_not_reach_it(
         monkeypatch.setenv("SAID_LATER", "1")
         monkeypatch.delenv("TAKEN_BACK")
         ours, theirs = fork_server._Context().Pipe()
-        process = fork_server._Context().Process(target=told, args=(theirs,))
+        process = fork_server._Context().Process(target=report, args=(theirs,))
         process.start()
         assert ours.poll(30)
         assert ours.recv() == ("1", None, True)

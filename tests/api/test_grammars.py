@@ -67,7 +67,7 @@ async def test_bombs_and_dead_ends_are_refused_in_time_and_others_are_not(
     assert "too much time" in await refusal(grammars, artifact, {"type": "string", "pattern": BOMB})
 
 
-async def test_a_worker_that_dies_is_told_and_replaced(grammars: Grammars, artifact: Artifact) -> None:
+async def test_a_worker_that_dies_is_reported_and_replaced(grammars: Grammars, artifact: Artifact) -> None:
     slow = json.dumps({"type": "string", "pattern": BOMB})
     asking = [asyncio.ensure_future(grammars.require(slow, artifact, "tools")) for _ in range(2)]
     while grammars._worker is None:

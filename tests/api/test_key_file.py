@@ -67,7 +67,7 @@ async def test_a_file_without_keys_lets_nobody_in(file: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         ("{", "cannot be read"),
         ("[]", "valid dictionary"),
@@ -77,10 +77,10 @@ async def test_a_file_without_keys_lets_nobody_in(file: Path) -> None:
         (TWICE, "name a is there twice"),
     ],
 )
-def test_a_broken_file_is_told_in_one_line(file: Path, content: str, told: str) -> None:
+def test_a_broken_file_is_refused_in_one_line(file: Path, content: str, message: str) -> None:
     file.parent.mkdir()
     file.write_text(content)
-    with pytest.raises(SettingsError, match=told) as refusal:
+    with pytest.raises(SettingsError, match=message) as refusal:
         MemoryLedger(file)
     assert "\n" not in str(refusal.value)
 
@@ -161,19 +161,19 @@ async def test_the_command_line_makes_lists_and_revokes(file: Path) -> None:
     assert made.returncode == 0 and await MemoryLedger(file).find(made.stdout.strip().encode())
     listed = cli(file, "keys", "list").stdout
     assert listed.startswith("ann  made ") and "priority=7 requests_per_minute=60" in listed
-    for wrong, told in (
+    for wrong, found in (
         (("create", "ann"), "already"),
         (("create", "bob", "--tokens-per-day", "0"), "--tokens-per-day: "),
         (("revoke", "bob"), "no key named 'bob'"),
     ):
         run = cli(file, "keys", *wrong)
         assert (run.returncode, run.stdout, run.stderr.count("\n")) == (1, "", 1)
-        assert told in run.stderr
+        assert found in run.stderr
     assert cli(file, "keys", "revoke", "ann").returncode == 0
     assert cli(file, "keys", "list").stdout == ""
 
 
-def test_the_command_line_tells_the_usage(file: Path) -> None:
+def test_the_command_line_prints_the_usage(file: Path) -> None:
     assert "nothing has been served yet" in cli(file, "usage").stderr
     usage = Usage(file.with_name("usage.db"))
     usage.add("ann", 3, 4)

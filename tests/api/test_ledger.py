@@ -211,7 +211,7 @@ async def test_a_revoked_key_is_refused_at_once_and_its_answers_are_still_counte
 
 
 async def test_another_key_of_the_same_name_continues_its_account(ledger: Ledger, backend: Backend) -> None:
-    """A key that was lost or leaked is replaced; whoever has it gets no second budget by that."""
+    """A key that was lost or leaked is replaced. Its finder gets no second budget by that."""
     old = await create(ledger, backend, answers_at_once=2, tokens_per_minute=1000, tokens_per_day=100)
     held = await ledger.admit(old, 60, 1)
     await ledger.revoke("ann")

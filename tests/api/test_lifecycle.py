@@ -1,4 +1,4 @@
-"""From first to last: HTTP is open, says the truth, and every stream is told how it ends."""
+"""From start to stop HTTP reports the true state, and every stream ends with a result or an error."""
 
 import asyncio
 import os
@@ -58,7 +58,7 @@ async def test_engine_that_does_not_start_ends_the_server(make_house: MakeHouse,
     assert house.engine.stopped
 
 
-async def test_dead_engine_is_told_and_restarted(
+async def test_dead_engine_is_reported_and_restarted(
     make_house: MakeHouse, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lifecycle, "RESTART_DELAYS_S", (0.3,))
@@ -137,7 +137,7 @@ async def test_sigterm_lets_streams_finish_and_refuses_new_requests(make_house: 
     assert house.service.lifecycle.state is State.STOPPED
 
 
-async def test_stream_that_outlasts_the_drain_is_told_so(make_house: MakeHouse) -> None:
+async def test_stream_that_outlasts_the_drain_ends_with_an_error(make_house: MakeHouse) -> None:
     house = make_house(FakeEngine(hold_before=1), drain_timeout_s=0.2)
     async with house.serving() as url, httpx.AsyncClient(base_url=url) as client:
         async with client.stream("POST", URL, json=ask(stream=True)) as running:
@@ -196,7 +196,7 @@ async def test_new_weights_take_over_and_the_old_finish_what_they_began(
 
 
 @pytest.mark.parametrize("broken", ["artifact", "start", "probe"])
-async def test_weights_that_do_not_work_are_refused_and_the_old_go_on(
+async def test_weights_that_do_not_work_are_refused_and_the_old_still_serve(
     swappable: Callable[..., House], artifacts: Path, monkeypatch: pytest.MonkeyPatch, broken: str
 ) -> None:
     old, new = FakeEngine(), FakeEngine()

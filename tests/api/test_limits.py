@@ -48,7 +48,7 @@ def test_usage_that_cannot_be_written_does_not_stop_the_service(
     assert "event=usage_lost key=ann" in caplog.text and usage.tokens_today("ann") == 2
 
 
-def test_a_file_that_is_no_database_is_told(tmp_path: Path) -> None:
+def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
     (tmp_path / "usage.db").write_text("not a database, but long enough to be taken for something" * 9)
     with pytest.raises(SettingsError, match="API_USAGE_FILE"):
         Usage(tmp_path / "usage.db")
@@ -61,7 +61,7 @@ async def answer_of(house: House, secret: str, **fields: Any) -> Any:
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("stream", [False, True])
-async def test_answers_tell_the_limits_and_usage_is_kept(
+async def test_answers_carry_the_limits_and_usage_is_kept(
     make_house: MakeHouse, tmp_path: Path, stream: bool
 ) -> None:
     keys, usage = tmp_path / "keys.json", tmp_path / "usage.db"

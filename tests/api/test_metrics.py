@@ -26,8 +26,8 @@ async def test_every_metric_is_a_panel_of_the_dashboard_and_the_other_way_round(
     dashboard = json.loads((DOCS / "grafana.json").read_text(encoding="utf-8"))
     asked = " ".join(target["expr"] for panel in dashboard["panels"] for target in panel["targets"])
     # As they are written there: counters with _total, histograms with _bucket.
-    told = {re.sub(r"_(total|bucket)$", "", name) for name in re.findall(r"finechat_\w+", asked)}
-    assert told == NAMES
+    found = {re.sub(r"_(total|bucket)$", "", name) for name in re.findall(r"finechat_\w+", asked)}
+    assert found == NAMES
 
 
 def test_the_dashboard_asks_for_labels_that_are_there() -> None:
@@ -42,8 +42,8 @@ def test_the_dashboard_asks_for_labels_that_are_there() -> None:
 
 def test_every_metric_is_explained() -> None:
     page = (DOCS / "operations.md").read_text(encoding="utf-8")
-    told = {re.sub(r"_total$", "", name) for name in re.findall(r"^\| `(finechat_\w+)", page, re.MULTILINE)}
-    assert told == NAMES
+    found = {re.sub(r"_total$", "", name) for name in re.findall(r"^\| `(finechat_\w+)", page, re.MULTILINE)}
+    assert found == NAMES
 
 
 def test_the_fast_histogram_counts_as_prometheus_own() -> None:
@@ -51,8 +51,8 @@ def test_the_fast_histogram_counts_as_prometheus_own() -> None:
     for value in (0.05, 0.1, 0.5, 2.0):
         fast.observe(value)
     [family] = fast.collect()
-    told = {(sample.name, sample.labels.get("le")): sample.value for sample in family.samples}
-    assert told == {
+    found = {(sample.name, sample.labels.get("le")): sample.value for sample in family.samples}
+    assert found == {
         ("x_seconds_bucket", "0.1"): 2,
         ("x_seconds_bucket", "1.0"): 3,
         ("x_seconds_bucket", "+Inf"): 4,

@@ -121,7 +121,7 @@ def test_an_engine_that_does_not_start_ends_no_grammar_worker_of_the_one_that_se
             Engine(Settings(artifacts_dir=artifacts), read_artifact(artifacts)).start()
         [(failed, failed_worker)] = cores
         assert not failed.is_alive() and not runs(failed_worker)
-        assert serving.is_alive() and runs(worker), "the engine that serves goes on"
+        assert serving.is_alive() and runs(worker), "the engine that serves keeps running"
         assert meanwhile[0].poll() is None
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)

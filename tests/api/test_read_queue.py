@@ -20,20 +20,20 @@ LIVE = b"GET /health/live HTTP/1.1\r\nhost: x\r\n\r\n"
 @pytest.fixture
 def steps(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What happened: `read` for a part of a request, `begun` for one that the application has."""
-    told: list[str] = []
+    found: list[str] = []
     read, answer = H11Protocol.data_received, Connection._answer
 
     def reading(self: Connection, data: bytes) -> None:
-        told.append("read")
+        found.append("read")
         read(self, data)
 
     async def answering(self: Connection, *arguments: object) -> None:
-        told.append("begun")
+        found.append("begun")
         await answer(self, *arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(H11Protocol, "data_received", reading)
     monkeypatch.setattr(Connection, "_answer", answering)
-    return told
+    return found
 
 
 async def connections(url: str, count: int) -> list[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:

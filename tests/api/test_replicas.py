@@ -122,18 +122,18 @@ def test_an_application_of_its_name_that_it_did_not_start_is_left_alone(
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "message"),
     [
         (RuntimeError("Deploying application finechat failed:\nno"), "did not start: Deploying application"),
         (RayServeException("Prefix / is being used by application theirs."), "Prefix / is being used by"),
     ],
     ids=["a replica that does not start", "a path that is another's"],
 )
-def test_a_deployment_that_fails_is_told_and_taken_back(
-    cluster: Cluster, artifacts: Path, error: Exception, told: str
+def test_a_deployment_that_fails_is_reported_and_removed(
+    cluster: Cluster, artifacts: Path, error: Exception, message: str
 ) -> None:
     cluster.deploy_error = error
-    with pytest.raises(StartError, match=told):
+    with pytest.raises(StartError, match=message):
         run(artifacts)
     assert cluster.verbs == ["init", "start", "run", "delete", "leave"]
     assert set(cluster.applications) == {"theirs"}
@@ -160,8 +160,8 @@ async def test_an_answer_behind_rays_proxy_has_our_headers_and_one_request_id(
             answer = await client.get(path, headers={"x-request-id": "rays-own"})
             assert SECURITY_HEADERS.items() <= answer.headers.items()
             assert "x-request-id" not in answer.headers
-        told = await client.get("/health/live", headers={"x-request-id": "not sane"})
-        assert "x-request-id" in told.headers, "the log has another than the client's"
+        found = await client.get("/health/live", headers={"x-request-id": "not sane"})
+        assert "x-request-id" in found.headers, "the log has another than the client's"
 
 
 def test_idle_connections_of_rays_proxy_are_closed_as_ours_are(cluster: Cluster, artifacts: Path) -> None:

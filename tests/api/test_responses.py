@@ -129,7 +129,7 @@ async def test_calls_are_items_of_their_own(make_house: MakeHouse) -> None:
     assert (done["arguments"], done["output_index"]) == (call["arguments"], 1)
 
 
-async def test_failure_in_a_stream_is_told_by_its_last_event(make_house: MakeHouse) -> None:
+async def test_failure_in_a_stream_is_its_last_event(make_house: MakeHouse) -> None:
     engine = FakeEngine(fail_before=(1, EngineFailed("dead")))
     last = events(await post(make_house(engine), wants(stream=True)))[-1]
     assert last["type"] == "response.failed"

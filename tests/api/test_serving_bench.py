@@ -28,7 +28,7 @@ from api.errors import EngineStartError
 from bench.servers import arguments_of, differences, flags
 
 parser = AsyncEngineArgs.add_cli_args(FlexibleArgumentParser())
-parsed = lambda told: AsyncEngineArgs.from_cli_args(parser.parse_args(told))
+parsed = lambda flags: AsyncEngineArgs.from_cli_args(parser.parse_args(flags))
 own = arguments_of(Path(sys.argv[1]), "auto")
 default = parsed(["--model", own["model"]])
 for preset in PRESETS.values():
@@ -55,11 +55,11 @@ def test_stock_gets_the_engine_arguments_of_the_service_and_a_cpu_no_preset(arti
 async def test_the_client_counts_what_the_api_counts(make_house: Callable[..., House]) -> None:
     house = make_house(FakeEngine([Delta("", 1, None), Delta("a", 1, None), Delta("b", 2, "length")]))
     async with house.serving() as url:
-        told = await client.measure(url, client.Load(requests=7, streams=3, words=4, tokens=9))
-    assert told["output_tokens"] == 7 * 4
-    assert told["prompt_tokens"] == sum(len(call["prompt_ids"]) for call in house.engine.calls)
+        found = await client.measure(url, client.Load(requests=7, streams=3, words=4, tokens=9))
+    assert found["output_tokens"] == 7 * 4
+    assert found["prompt_tokens"] == sum(len(call["prompt_ids"]) for call in house.engine.calls)
     assert {call["max_tokens"] for call in house.engine.calls} == {9}
-    assert 0 < told["ttft_p50_ms"] <= told["e2e_p50_ms"] <= told["e2e_p99_ms"]
+    assert 0 < found["ttft_p50_ms"] <= found["e2e_p50_ms"] <= found["e2e_p99_ms"]
 
 
 @pytest.mark.anyio
@@ -73,11 +73,11 @@ def test_percentiles_and_rates_are_those_of_the_times() -> None:
     answers = [
         client.Answer(0.0, 0.1 * n, 0.1 * n + 2.0, 3.0, prompt_tokens=5, tokens=11) for n in range(1, 5)
     ]
-    told = client.summary(answers, wall_s=2.0)
-    assert (told["output_tokens"], told["prompt_tokens"], told["output_tokens_per_s"]) == (44, 20, 22.0)
-    assert (told["ttft_p50_ms"], told["ttft_p99_ms"]) == (300.0, 400.0)
-    assert told["tpot_p50_ms"] == told["tpot_p99_ms"] == 200.0
-    assert told["e2e_p95_ms"] == 3000.0
+    found = client.summary(answers, wall_s=2.0)
+    assert (found["output_tokens"], found["prompt_tokens"], found["output_tokens_per_s"]) == (44, 20, 22.0)
+    assert (found["ttft_p50_ms"], found["ttft_p99_ms"]) == (300.0, 400.0)
+    assert found["tpot_p50_ms"] == found["tpot_p99_ms"] == 200.0
+    assert found["e2e_p95_ms"] == 3000.0
 
 
 def test_lengths_like_sharegpt_keep_their_means_and_prompts_differ() -> None:
@@ -98,10 +98,10 @@ def _row(
     return {**times, **case, "output_tokens_per_s": rate, "with": {"quantization": extra} if extra else {}}
 
 
-def test_ratios_are_of_one_turn_and_their_median_is_told() -> None:
+def test_ratios_are_of_one_turn_and_their_median_is_shown() -> None:
     rows = [_row("stock", 8, rate, turn) for turn, rate in enumerate((100.0, 900.0, 200.0))]
     rows += [_row("ours", 8, rate, turn) for turn, rate in enumerate((300.0, 1.0, 240.0))]
-    rows += [_row("ours", 8, 9000.0, turn=7)]  # beside nothing: no part of the ratio
+    rows += [_row("ours", 8, 9000.0, turn=7)]  # no row of the same turn: no part of the ratio
     rows += [_row("stock", 64, 1000.0), _row("ours-preset", 64, 1500.0, preset="throughput")]
     rows += [_row("stock", 64, 2000.0, extra="fp8"), _row("ours", 512, 70.0)]
     lines = serving.table(rows).splitlines()[2:]
@@ -118,7 +118,7 @@ def test_ratios_are_of_one_turn_and_their_median_is_told() -> None:
 
 def test_a_stack_counts_for_the_part_whose_frame_it_has() -> None:
     idle = "Thread.run (threading.py:1);Queue.get (queue.py:171);Condition.wait (threading.py:355) 900"
-    told = stacks.shares(
+    found = stacks.shares(
         [
             "main (a.py:1);EngineCore.step (vllm/v1/engine/core.py:9);f (x.py:1);sample_tokens (y.py:7) 30",
             "main (a.py:1);EngineCore.step (vllm/v1/engine/core.py:9);sample_tokens (y.py:8) 30",
@@ -128,9 +128,9 @@ def test_a_stack_counts_for_the_part_whose_frame_it_has() -> None:
         ],
         stacks.PARTS["core"],
     )
-    assert told["samples"] == 100
-    assert told["parts"] == {"sampling": 0.6, "scheduling": 0.2, "other": 0.2}
-    assert told["functions"]["sample_tokens (y.py)"] == 0.6
+    assert found["samples"] == 100
+    assert found["parts"] == {"sampling": 0.6, "scheduling": 0.2, "other": 0.2}
+    assert found["functions"]["sample_tokens (y.py)"] == 0.6
 
 
 def test_cold_and_warm_starts_stand_apart() -> None:
@@ -154,7 +154,7 @@ def test_random_weights_are_a_whole_artifact_that_says_what_it_is(
     assert json.loads((directory / "config.json").read_text())["eos_token_id"] == tokenizer.eos_token_id
 
 
-def test_the_documents_tell_the_kept_figures() -> None:
+def test_the_documents_state_the_kept_figures() -> None:
     kept = json.loads((ROOT / "bench" / "results" / "serving-h100.json").read_text())
     operations, readme = ((ROOT / name).read_text() for name in ("docs/operations.md", "README.md"))
     table = serving.table(kept["rows"])
@@ -162,16 +162,16 @@ def test_the_documents_tell_the_kept_figures() -> None:
     assert (
         stacks.table(json.loads((ROOT / "bench" / "results" / "profile-h100.json").read_text())) in operations
     )
-    told = {}
+    found = {}
     for line in table.splitlines()[2:]:
         lengths, streams, server, tokens, _, first, *_ = (cell.strip() for cell in line.strip("|").split("|"))
-        told[lengths, streams, server] = tuple(c.partition("(")[2].rstrip(")") for c in (tokens, first))
-    many, most = told["fixed", "256", "ours"], told["fixed", "512", "ours"]
+        found[lengths, streams, server] = tuple(c.partition("(")[2].rstrip(")") for c in (tokens, first))
+    many, most = found["fixed", "256", "ours"], found["fixed", "512", "ours"]
     latency, throughput = (
-        told["fixed", streams, f"ours-preset {preset}"][0]
+        found["fixed", streams, f"ours-preset {preset}"][0]
         for streams, preset in (("1", "latency"), ("256", "throughput"))
     )
     readme = " ".join(readme.split())
     assert f"{many[0]} times the tokens of vLLM's own server at 256 streams, {most[0]} times at 512" in readme
-    assert f"come after {told['sharegpt', '256', 'ours'][1]} times its wait" in readme
+    assert f"come after {found['sharegpt', '256', 'ours'][1]} times its wait" in readme
     assert f"{latency} times at one stream and {throughput} times at 256" in readme

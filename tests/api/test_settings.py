@@ -129,7 +129,7 @@ def test_what_is_no_origin_is_refused(monkeypatch: pytest.MonkeyPatch, origin: s
         read_settings()
 
 
-def test_every_setting_is_told_in_help_and_docs() -> None:
+def test_every_setting_is_in_help_and_docs() -> None:
     root = Path(__file__).parents[2]
     docs = (root / "docs" / "operations.md").read_text(encoding="utf-8")
     help = subprocess.run(

@@ -103,8 +103,8 @@ def test_only_one_call_is_passed_on_when_parallel_calls_are_not_wanted() -> None
 
 def test_text_that_is_no_call_waits_for_nothing() -> None:
     parser = CallParser(["now"])
-    told = ["".join(p.text for p in parser.feed(text)) for text in ("He", "llo", " <", "b> <tool", "tip>")]
-    assert told == ["He", "llo", " ", "<b> ", "<tooltip>"]
+    found = ["".join(p.text for p in parser.feed(text)) for text in ("He", "llo", " <", "b> <tool", "tip>")]
+    assert found == ["He", "llo", " ", "<b> ", "<tooltip>"]
     assert CallParser(["now"]).feed('{"now": ')[0].text == '{"now": '
 
 
@@ -159,8 +159,8 @@ async def test_logprobs_of_held_back_tokens_come_with_the_next_frame(make_house:
     deltas.append(Delta("", 1, "stop", logprobs=[[(258, 0)]]))
     engine = FakeEngine(deltas=deltas, max_model_len=4096)
     bodies = events(await post(make_house(engine), json=ask(tools=TOOLS, stream=True, logprobs=True)))[:-1]
-    told = [e for b in bodies for e in (b["choices"][0]["logprobs"] or {"content": []})["content"]]
-    assert len(told) == len(HERMES) + 1
+    found = [e for b in bodies for e in (b["choices"][0]["logprobs"] or {"content": []})["content"]]
+    assert len(found) == len(HERMES) + 1
 
 
 @pytest.mark.anyio
@@ -282,8 +282,8 @@ def test_a_template_without_tools_gets_them_as_text(tokenizer: PreTrainedTokeniz
     assert '<tool_call>\n{"name": "weather", "arguments": {"city": "x"}}\n</tool_call><|im_end|>' in text
     results = "<tool_response>\nRain\n</tool_response>\n<tool_response>\nand wind\n</tool_response>"
     assert f"<|im_start|>user\n{results}<|im_end|>" in text
-    told = rendered(tokenizer, [{"role": "system", "content": "Be kind."}, *CALLED])
-    assert "<|im_start|>system\nBe kind.\n\nYou can call functions." in told
+    found = rendered(tokenizer, [{"role": "system", "content": "Be kind."}, *CALLED])
+    assert "<|im_start|>system\nBe kind.\n\nYou can call functions." in found
 
 
 @pytest.fixture

@@ -44,8 +44,10 @@ class Collector:
 
     def take(self, request: ExportTraceServiceRequest) -> None:
         for resource in request.resource_spans:
-            told = {attribute.key: attribute.value.string_value for attribute in resource.resource.attributes}
-            self.services.append(told["service.name"])
+            found = {
+                attribute.key: attribute.value.string_value for attribute in resource.resource.attributes
+            }
+            self.services.append(found["service.name"])
             self.spans |= {span.name: span for scope in resource.scope_spans for span in scope.spans}
 
 
@@ -115,7 +117,7 @@ async def test_a_whole_answer_is_generated_in_one_span(make_house: MakeHouse, co
     assert set(collector.spans) == {f"POST {URL}", "queue", "generate"}
 
 
-async def test_a_failure_is_an_error_and_text_and_keys_are_not_told(
+async def test_a_failure_is_an_error_and_text_and_keys_are_left_out(
     make_house: MakeHouse, collector: Collector
 ) -> None:
     house = make_house(FakeEngine(fail_before=(0, EngineFailed("dead"))), key=KEY)
@@ -130,15 +132,15 @@ async def test_a_failure_is_an_error_and_text_and_keys_are_not_told(
     assert server.status.code == server.status.STATUS_CODE_ERROR
     assert attributes(server)["error.type"] == "engine_failed"
     assert "_OTHER other" in collector.spans
-    told = str(collector.spans)
-    assert "secret" not in told and KEY not in told and "SPY" not in told
+    found = str(collector.spans)
+    assert "secret" not in found and KEY not in found and "SPY" not in found
 
 
 async def test_a_collector_that_is_gone_delays_neither_answers_nor_the_end(
     make_house: MakeHouse, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "3")  # else it would go on after the tests
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "3")  # else it would continue after the tests
     house = make_house()
     await house.load()
     async with asyncio.timeout(PATIENCE_S):

@@ -86,9 +86,9 @@ good: dict[str, st.SearchStrategy[dict[str, Any]]] = {
 @CALM
 @given(data=st.data())
 def test_a_good_request_comes_back_as_it_was(path: str, data: st.DataObject) -> None:
-    told = data.draw(good[path])
-    request = REQUESTS[path].model_validate(told)
-    assert request.model_dump(exclude_unset=True, by_alias=True) == told
+    found = data.draw(good[path])
+    request = REQUESTS[path].model_validate(found)
+    assert request.model_dump(exclude_unset=True, by_alias=True) == found
     again = request.model_dump_json(exclude_unset=True, by_alias=True)
     assert REQUESTS[path].model_validate(orjson.loads(again)) == request
 
@@ -99,18 +99,18 @@ def test_a_good_request_comes_back_as_it_was(path: str, data: st.DataObject) -> 
 def test_anything_else_is_refused_quickly_and_by_no_other_error(path: str, data: st.DataObject) -> None:
     fields = [*REQUESTS[path].model_fields, "unknown"]
     wrong = data.draw(st.dictionaries(st.sampled_from(fields), anything, max_size=6) | anything)
-    told = data.draw(good[path]) | wrong if isinstance(wrong, dict) else wrong
+    found = data.draw(good[path]) | wrong if isinstance(wrong, dict) else wrong
     begun = time.process_time()
     try:
-        REQUESTS[path].model_validate(told)
+        REQUESTS[path].model_validate(found)
     except ValidationError as error:
         assert error.errors(include_url=False)
     assert time.process_time() - begun < MOST_CPU_S
 
 
-def _spoilt(told: bytes, at: int, by: bytes) -> bytes:
-    at %= len(told) + 1
-    return told[:at] + by + told[at:]
+def _spoilt(message: bytes, at: int, by: bytes) -> bytes:
+    at %= len(message) + 1
+    return message[:at] + by + message[at:]
 
 
 raw = st.one_of(

@@ -50,10 +50,10 @@ def test_a_disk_that_is_too_small_is_reported(stack: Stack) -> None:
     small = {"COMPOSE_FILE": f"{stack.environment['COMPOSE_FILE']}:tests/containers/small.yml"}
     try:
         assert stack.try_compose("up", "--detach", "--wait", **small).returncode != 0
-        told = stack.try_compose("logs", "--no-log-prefix", "trainer", **small).stdout
+        found = stack.try_compose("logs", "--no-log-prefix", "trainer", **small).stdout
         sizes = r"needs [\d.]+ GiB on the disk of /artifacts.* and [\d.]+ GiB are free"
-        assert re.search(rf"{sizes}|the disk under /artifacts is full", told), told
-        assert "Traceback" not in told and "RuntimeError" not in told
+        assert re.search(rf"{sizes}|the disk under /artifacts is full", found), found
+        assert "Traceback" not in found and "RuntimeError" not in found
         assert stack.inspect("api")["State"]["Status"] == "created"
     finally:
         stack.compose("down", "--volumes", **small)
@@ -150,14 +150,14 @@ def _say(page: Page, text: str, count: int) -> None:
 
 def test_containers_may_do_no_more_than_they_need(running: Stack) -> None:
     for service in SERVICES:
-        told = running.inspect(service)
-        host = told["HostConfig"]
+        found = running.inspect(service)
+        host = found["HostConfig"]
         assert host["ReadonlyRootfs"] and host["CapDrop"] == ["ALL"] and host["Init"]
         assert host["SecurityOpt"] == ["no-new-privileges:true"]
-        assert told["Config"]["User"] not in ("", "root", "0")
+        assert found["Config"]["User"] not in ("", "root", "0")
         assert 0 < host["Memory"] and 0 < host["PidsLimit"] and host["LogConfig"]["Config"]["max-size"]
-        assert KEY not in json.dumps(told) and ADMIN_KEY not in json.dumps(told)
-        for ports in (told["NetworkSettings"]["Ports"] or {}).values():
+        assert KEY not in json.dumps(found) and ADMIN_KEY not in json.dumps(found)
+        for ports in (found["NetworkSettings"]["Ports"] or {}).values():
             assert all(port["HostIp"] == "127.0.0.1" for port in ports or [])
     assert running.in_api("import os; print(os.getuid(), *sorted(os.listdir('/run/secrets')))").split() == [
         "1000", "api_admin_key", "api_key"]  # fmt: skip

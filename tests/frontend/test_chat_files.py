@@ -31,7 +31,7 @@ def test_json_round_trip_gives_the_same_chat() -> None:
     chat["rival"] = ENTRIES[:2]
     back = from_text(to_json(chat))
     assert (back["entries"], back["rival"]) == (ENTRIES, ENTRIES[:2])
-    assert back["id"] != chat["id"], "an import stands beside what is there"
+    assert back["id"] != chat["id"], "an import does not replace an existing chat"
 
 
 def test_markdown_round_trip_keeps_every_word_even_if_it_looks_like_markup() -> None:

@@ -126,8 +126,8 @@ async def test_status_names_the_model_of_any_openai_server() -> None:
 
 
 async def test_status_has_context_and_licence_if_the_api_reports_them() -> None:
-    told = {"id": "b", "max_model_len": 2048, "licence": "llama3.2"}
-    async with running(FakeApi(models=(200, {"data": [{"id": "a"}, told]}))) as fake:
+    found = {"id": "b", "max_model_len": 2048, "licence": "llama3.2"}
+    async with running(FakeApi(models=(200, {"data": [{"id": "a"}, found]}))) as fake:
         status = await fake.api().status()
     assert status.models == (Model("a"), Model("b", 2048, "llama3.2"))
     assert [status.model(name) for name in ("b", "gone")] == [status.models[1], status.models[0]]

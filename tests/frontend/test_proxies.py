@@ -74,7 +74,7 @@ def test_the_image_trusts_no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("space", "proxies", "warnings"), [("a/b", "", 1), ("a/b", "10.0.0.0/8", 0), ("", "", 0)]
 )
-def test_a_space_that_cannot_tell_visitors_apart_logs_what_to_set(
+def test_a_space_that_cannot_distinguish_visitors_logs_what_to_set(
     space: str, proxies: str, warnings: int,
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip

@@ -64,7 +64,7 @@ def test_every_object_fits_kubernetes_own_schema(chart: Chart, version: str) -> 
             kubernetes_validate.validate(item, version, strict=True)
 
 
-def test_a_misspelled_field_would_be_told(objects: Objects) -> None:
+def test_a_misspelled_field_would_be_reported(objects: Objects) -> None:
     wrong = copy.deepcopy(objects)
     container(wrong, "api")["livenessProbe"]["timeoutSecond"] = 1
     with pytest.raises(kubernetes_validate.ValidationError, match="timeoutSecond"):
@@ -76,7 +76,7 @@ def test_helm_finds_nothing_to_mend(chart: Chart) -> None:
 
 
 @pytest.mark.parametrize(
-    ("wrong", "told"),
+    ("wrong", "message"),
     [
         ("api.replicas=2", "replicas"),
         ("api.minReplicas=0", "minReplicas"),
@@ -85,8 +85,8 @@ def test_helm_finds_nothing_to_mend(chart: Chart) -> None:
         ("page.env.FRONTEND_API_KEY=sk-1", "FRONTEND_API_KEY"),
     ],
 )
-def test_what_is_no_value_of_the_chart_is_refused_by_name(chart: Chart, wrong: str, told: str) -> None:
-    with pytest.raises(Refused, match=told):
+def test_what_is_no_value_of_the_chart_is_refused_by_name(chart: Chart, wrong: str, message: str) -> None:
+    with pytest.raises(Refused, match=message):
         chart.render("--set", wrong)
 
 
@@ -172,7 +172,7 @@ def test_the_page_trusts_the_proxy_that_a_value_names_and_no_other(chart: Chart,
 
 
 def test_a_service_of_kubernetes_cannot_become_a_setting(objects: Objects, ask: Ask) -> None:
-    """Kubernetes tells pods of every Service by variables, of one named api by API_PORT."""
+    """Kubernetes sets variables for every Service in its pods; for one named api, API_PORT."""
     links = {"API_PORT": "tcp://10.0.0.1:8000"}
     assert "API_PORT=tcp://10.0.0.1:8000" in ask("api", API_SETTINGS, links)
     assert all(pod(objects, name)["enableServiceLinks"] is False for name in PODS)

@@ -28,7 +28,7 @@ KEY = "test-key-0123456789abcdef"
 
 
 def ask(**fields: Any) -> dict[str, Any]:
-    """A good request, with `fields` instead of or beside its own."""
+    """A good request, with `fields` in place of or in addition to its own."""
     return {"model": MODEL, "messages": [{"role": "user", "content": "Hi"}]} | fields
 
 

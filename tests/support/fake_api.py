@@ -1,4 +1,4 @@
-"""An OpenAI-style API over real HTTP on a free port. It answers as a test tells it, and records requests."""
+"""An OpenAI-style API over real HTTP on a free port. Tests configure its answers. It records requests."""
 
 import asyncio
 import json

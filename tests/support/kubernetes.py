@@ -29,8 +29,8 @@ class Chart:
 
     def render(self, *options: str) -> Objects:
         """Raises: Refused."""
-        told = self.run("template", "one", str(CHART), "--values", str(self.values), *options)
-        found = [item for item in yaml.safe_load_all(told) if item]
+        shown = self.run("template", "one", str(CHART), "--values", str(self.values), *options)
+        found = [item for item in yaml.safe_load_all(shown) if item]
         objects = {(item["kind"], component(item)): item for item in found}
         assert len(objects) == len(found)
         return objects

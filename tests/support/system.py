@@ -100,7 +100,7 @@ def get(url: str) -> tuple[int, str]:
 
 
 def chat(service: Service, **fields: Any) -> bytes:
-    """A good request, with `fields` instead of or beside its own."""
+    """A good request, with `fields` in place of or in addition to its own."""
     messages = [{"role": "user", "content": "Name a color."}]
     good = {"model": service.model, "messages": messages, "temperature": 0, "max_tokens": 4}
     return json.dumps(good | fields).encode()

@@ -70,7 +70,7 @@ def test_what_does_not_end_is_cut_short(service: Service, name: str) -> None:
     start, more = BOMBS[name]
     before, begun = memory_mib(service.pid), time.monotonic()
     with socket.create_connection(("127.0.0.1", service.port), PATIENCE_S) as client:
-        with pytest.raises(ConnectionError):  # or it went on reading
+        with pytest.raises(ConnectionError):  # or it kept reading
             client.sendall(start)
             while time.monotonic() - begun < PATIENCE_S:
                 client.sendall(more)
@@ -216,15 +216,15 @@ def test_two_hundred_streams_lose_no_token(service: Service) -> None:
     """Eight run, the others wait. bench/endurance.py does it with 500 prompts."""
     from bench.streams import compare_streams
 
-    told = asyncio.run(compare_streams(service, BEARER, prompts=60, streams=60, tokens=16))
-    assert told["lost_or_duplicated"] == 0
-    assert told["equal"] + told["ties"] == 60
+    found = asyncio.run(compare_streams(service, BEARER, prompts=60, streams=60, tokens=16))
+    assert found["lost_or_duplicated"] == 0
+    assert found["equal"] + found["ties"] == 60
 
 
 # The end of things
 
 
-def test_a_killed_engine_under_load_is_told_to_everyone(service: Service) -> None:
+def test_a_killed_engine_under_load_ends_every_stream_with_an_error(service: Service) -> None:
     body = chat(service, max_tokens=1500, stream=True, logit_bias={"2": -100})
 
     async def one() -> Answer:
@@ -235,7 +235,7 @@ def test_a_killed_engine_under_load_is_told_to_everyone(service: Service) -> Non
         asked = [asyncio.create_task(one()) for _ in range(60)]
         await eight_have_had_tokens(service, before)
         os.kill(service.engine_core(), signal.SIGKILL)
-        async with asyncio.timeout(PATIENCE_S):  # or some are not told
+        async with asyncio.timeout(PATIENCE_S):  # or some streams never end
             return await asyncio.gather(*asked)
 
     answers = asyncio.run(run())

@@ -83,8 +83,8 @@ def test_advisory_cve_2026_55574_a_pattern_costs_its_sender_at_most_an_answer(
     service: Service, pattern: str
 ) -> None:
     schema = {"type": "object", "properties": {"a": {"type": "string", "pattern": pattern}}}
-    told = {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}
-    answer = post(service, response_format=told)
+    found = {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}
+    answer = post(service, response_format=found)
     assert answer.status in (200, 400)
 
 

@@ -87,7 +87,7 @@ def test_a_call_that_is_required_comes_and_is_valid(first_up: Up, choice: Any) -
 
 def test_a_schema_that_would_take_minutes_stops_no_stream(first_up: Up) -> None:
     api = client(first_up)
-    ask = question(first_up, logit_bias={"2": -100}, max_tokens=1000)  # goes on to its last token
+    ask = question(first_up, logit_bias={"2": -100}, max_tokens=1000)  # runs to its last token
     stream = iter(api.chat.completions.create(**ask, stream=True))
     next(stream)
     for schema in (BOMB, {"$ref": "#"}):

@@ -51,11 +51,11 @@ def test_several_answers_logprobs_and_biases(first_up: Up) -> None:
     api = client(first_up)
     ask: Any = {"model": manifest_of(first_up.artifacts)["name"], "max_tokens": 8,
                 "messages": [{"role": "user", "content": "Name a color."}]}  # fmt: skip
-    told = api.chat.completions.create(**ask, n=2, temperature=0, logprobs=True, top_logprobs=2)
-    first, second = told.choices
+    found = api.chat.completions.create(**ask, n=2, temperature=0, logprobs=True, top_logprobs=2)
+    first, second = found.choices
     assert first.message.content == second.message.content and (first.index, second.index) == (0, 1)
     entries = first.logprobs.content if first.logprobs else None
-    assert entries and told.usage and len(entries) * 2 == told.usage.completion_tokens
+    assert entries and found.usage and len(entries) * 2 == found.usage.completion_tokens
     said = b"".join(bytes(entry.bytes or ()) for entry in entries).decode()
     assert said.startswith(first.message.content or "nothing")
     assert all(entry.token == entry.top_logprobs[0].token for entry in entries), "greedy"
@@ -72,7 +72,7 @@ def test_several_answers_logprobs_and_biases(first_up: Up) -> None:
     assert tokens and len({entry.token for entry in tokens}) == 1
 
 
-def test_texts_go_on(first_up: Up) -> None:
+def test_texts_are_continued(first_up: Up) -> None:
     api = client(first_up)
     ask: Any = {"model": manifest_of(first_up.artifacts)["name"], "temperature": 0, "max_tokens": 6}
     prompts = ["One, two, three,", "The capital of France is"]
@@ -171,7 +171,7 @@ def test_generation_stops_when_the_client_goes_away(first_up: Up) -> None:
     wait_until(lambda: metric(first_up, "finechat_active_streams") == 0)
 
 
-def test_a_killed_engine_is_told_to_streams_and_readers_and_started_again(first_up: Up, visit: Visit) -> None:
+def test_a_killed_engine_is_reported_to_streams_and_readers_and_restarted(first_up: Up, visit: Visit) -> None:
     api = client(first_up)
     ask: Any = {"model": manifest_of(first_up.artifacts)["name"], "temperature": 1,
                 "messages": [{"role": "user", "content": "Tell me a very long story."}]}  # fmt: skip
@@ -243,7 +243,7 @@ def test_a_second_start_trains_nothing_asks_for_the_key_and_stops_whole(first_up
 
 
 @pytest.mark.parametrize("name", ["API_PORT", "FRONTEND_PORT"])
-def test_a_port_in_use_is_told_before_any_work(first_up: Up, tmp_path: Path, name: str) -> None:
+def test_a_port_in_use_is_reported_before_any_work(first_up: Up, tmp_path: Path, name: str) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

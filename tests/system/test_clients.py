@@ -24,9 +24,9 @@ assert text and text == whole.choices[0].message.content, (text, whole)
 assert whole.usage.completion_tokens and chunks[-1].choices[0].finish_reason in ("stop", "length")
 later = asyncio.run(litellm.acompletion(**ask, temperature=0))
 assert later.choices[0].message.content == text
-told = litellm.text_completion(model="text-completion-openai/" + MODEL, api_base=URL, api_key=KEY,
+found = litellm.text_completion(model="text-completion-openai/" + MODEL, api_base=URL, api_key=KEY,
                                prompt="One, two,", max_tokens=4)
-assert told.choices[0].text
+assert found.choices[0].text
 try:
     litellm.completion(**ask, num_retries=0, n=9)
 except litellm.BadRequestError as error:
@@ -85,12 +85,12 @@ def test_lm_eval_measures_through_the_chat_endpoint(service: Service, tmp_path: 
     address = f"base_url={service.url}/v1/chat/completions"
     arguments = ["-m", "lm_eval", "run", "--model", "local-chat-completions", "--tasks", "colors",
                  "--model_args", f"model={service.model},{address}", "--include_path", str(tmp_path),
-                 "--apply_chat_template", "--output_path", str(tmp_path / "told"),
+                 "--apply_chat_template", "--output_path", str(tmp_path / "results"),
                  "--log_samples"]  # fmt: skip
     _run(ROOT / ".venv/trainer/bin/python", arguments, tmp_path)
-    [told] = (tmp_path / "told").rglob("results_*.json")
-    assert json.loads(told.read_text())["n-samples"]["colors"]["effective"] == 4
-    [samples] = (tmp_path / "told").rglob("samples_*.jsonl")
+    [found] = (tmp_path / "results").rglob("results_*.json")
+    assert json.loads(found.read_text())["n-samples"]["colors"]["effective"] == 4
+    [samples] = (tmp_path / "results").rglob("samples_*.jsonl")
     assert all(json.loads(line)["resps"][0][0] for line in samples.read_text().splitlines())
 
 

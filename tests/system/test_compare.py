@@ -45,9 +45,9 @@ def answers(directory, adapter=None):
     model = PeftModel.from_pretrained(model, adapter).eval() if adapter else model
     for prompt in prompts:
         ids = torch.tensor([chat.prompt_ids([Message("user", prompt)])])
-        told = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False,
+        answer = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False,
                               max_new_tokens=tokens, eos_token_id=ends.eos_token_id, pad_token_id=0)
-        yield tokenizer.decode(told[0][ids.shape[1]:], skip_special_tokens=True)
+        yield tokenizer.decode(answer[0][ids.shape[1]:], skip_special_tokens=True)
 
 found = {"merged": list(answers(merged)), "base": list(answers(base))}
 found |= {name: list(answers(base, adapter)) for name, adapter in adapters.items()}
@@ -57,7 +57,7 @@ print(json.dumps(found))
 
 @dataclass(frozen=True)
 class Compared:
-    """An API with base and adapters beside the merged model, and two keys."""
+    """An API that serves the merged model, base and adapters, and two keys."""
 
     url: str
     name: str
@@ -69,10 +69,10 @@ class Compared:
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0)
 
     def answer(self, model: str, prompt: str, key: str = KEY, tokens: int = TOKENS) -> str:
-        told = self.client(key).chat.completions.create(
+        found = self.client(key).chat.completions.create(
             model=model, messages=[{"role": "user", "content": prompt}], temperature=0, max_tokens=tokens
         )
-        return told.choices[0].message.content or ""
+        return found.choices[0].message.content or ""
 
     def cached_tokens(self) -> float:
         request = urllib.request.Request(
@@ -141,8 +141,8 @@ def test_each_name_answers_as_transformers_and_peft_do(compared: Compared, artif
     names = [compared.name, "base", *compared.adapters]
     assert [model.id for model in compared.client().models.list()] == names
     with ThreadPoolExecutor(16) as pool:  # all in one batch of the engine, and none mixed up
-        told = {name: [pool.submit(compared.answer, name, prompt) for prompt in prompts] for name in names}
-    served = {name: [answer.result() for answer in answers] for name, answers in told.items()}
+        found = {name: [pool.submit(compared.answer, name, prompt) for prompt in prompts] for name in names}
+    served = {name: [answer.result() for answer in answers] for name, answers in found.items()}
     served["merged"] = served.pop(compared.name)
     adapters = {name: str(path) for name, path in compared.adapters.items()}
     asked = [str((artifacts / "models/current").resolve()), str(compared.base), adapters, prompts, TOKENS]
@@ -157,7 +157,7 @@ def test_each_name_answers_as_transformers_and_peft_do(compared: Compared, artif
     assert len({json.dumps(answers) for answers in served.values()}) >= 3, "else this compares nothing"
 
 
-def test_a_key_cannot_tell_what_another_has_asked(compared: Compared) -> None:
+def test_a_key_cannot_find_out_what_another_has_asked(compared: Compared) -> None:
     long = "Remember this: " + "one two three four five six seven eight nine ten " * 30
     gained = []
     for key in (KEY, KEY, compared.other_key, compared.other_key):

@@ -27,7 +27,7 @@ def test_readme_and_training_page_show_the_kept_training_speed() -> None:
     assert f"has {speed['unsloth']} as it installs and {speed['unsloth-kept']} without gradient" in said
 
 
-def test_the_readme_tells_the_kept_figures_of_the_page() -> None:
+def test_the_readme_states_the_kept_figures_of_the_page() -> None:
     one, _, fifty = json.loads((ROOT / "bench" / "results" / "page.json").read_text())["rows"]
     first_s, alone_s = fifty["first_text_s"]["median"], one["first_text_s"]["median"]
     gap_s, cores = fifty["between_updates_s"]["median"], fifty["page_cpu_s_per_s"]

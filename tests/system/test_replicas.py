@@ -165,17 +165,17 @@ def test_nothing_is_lost_over_or_counted_twice_whatever_goes_away(
     load = Load([first.port, second.port], first.model, secret)
 
     async def story() -> dict[str, Counter[str]]:
-        told = {}
+        found = {}
         async with load.going_on():
             await more(load, 10)
             swap(first.artifacts)
             await asyncio.to_thread(wait_until, lambda: swapped(first) and swapped(second), 180)
             await more(load, 10)
-            told["swapped"] = load.outcomes.copy()
+            found["swapped"] = load.outcomes.copy()
 
             second.process.kill()  # type: ignore[union-attr]
             await more(load, 10)
-            told["killed"] = load.outcomes - told["swapped"]
+            found["killed"] = load.outcomes - found["swapped"]
 
             redis.kill()
             gone = time.monotonic()
@@ -183,17 +183,17 @@ def test_nothing_is_lost_over_or_counted_twice_whatever_goes_away(
             assert not [moment for moment in load.let_in if moment > gone], "let in without Redis"
             redis.start()
             await more(load, 10)
-            told["back"] = load.outcomes - told["swapped"] - told["killed"]
-        return told
+            found["back"] = load.outcomes - found["swapped"] - found["killed"]
+        return found
 
     with ThreadPoolExecutor(1) as thread:  # Playwright's loop may run in this one
-        told = thread.submit(asyncio.run, story()).result()
+        found = thread.submit(asyncio.run, story()).result()
     refused = {"rate_limit_exceeded"}  # the key's own limit
-    assert set(told["swapped"]) <= {"done", *refused}, "new weights on both replicas cost nobody an answer"
-    assert set(told["killed"]) <= {"done", "cut", *refused}
-    assert told["killed"]["cut"] <= AT_ONCE, "only what ran at the replica that was killed"
-    assert set(told["back"]) <= {"done", "limits_unavailable", *refused}
-    assert told["back"]["limits_unavailable"] > 0
+    assert set(found["swapped"]) <= {"done", *refused}, "new weights on both replicas cost nobody an answer"
+    assert set(found["killed"]) <= {"done", "cut", *refused}
+    assert found["killed"]["cut"] <= AT_ONCE, "only what ran at the replica that was killed"
+    assert set(found["back"]) <= {"done", "limits_unavailable", *refused}
+    assert found["back"]["limits_unavailable"] > 0
     assert load.most_running <= AT_ONCE
     wait_until(lambda: f"requests={load.outcomes['done']} " in api(redis, "usage"), 10)
     assert api(redis, "usage").endswith(

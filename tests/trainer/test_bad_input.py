@@ -29,7 +29,7 @@ def report(tmp_path: Path) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "told"),
+    ("name", "content", "message"),
     [
         ("empty.jsonl", b"", "no usable row"),
         (
@@ -44,21 +44,21 @@ def report(tmp_path: Path) -> Any:
         ("rows.csv", b"a,b", "give a file or a folder"),
     ],
 )
-def test_a_source_that_gives_no_rows_is_told_in_one_line(
+def test_a_source_without_rows_is_refused_in_one_line(
     config_file: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     name: str,
     content: bytes,
-    told: str,
+    message: str,
 ) -> None:
     (tmp_path / name).write_bytes(content)
     assert prepare(config_file, tmp_path, tmp_path / name) == 1
     error = capsys.readouterr().err
-    assert told in error and error.count("\n") == 1
+    assert message in error and error.count("\n") == 1
 
 
-def test_a_folder_without_data_is_told_in_one_line(
+def test_a_folder_without_data_is_refused_in_one_line(
     config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "folder" / "deep.json").mkdir(parents=True)
@@ -66,7 +66,7 @@ def test_a_folder_without_data_is_told_in_one_line(
     assert "no .json, .jsonl, .parquet file there" in capsys.readouterr().err
 
 
-def test_parquet_with_other_columns_is_told_by_the_columns_wanted(
+def test_parquet_with_other_columns_is_refused_with_the_columns_wanted(
     config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     parquet.write_table(pyarrow.table({"prompt": ["q"] * 9}), tmp_path / "rows.parquet")
@@ -74,7 +74,7 @@ def test_parquet_with_other_columns_is_told_by_the_columns_wanted(
     assert "9 no conversations, messages or instruction/output" in capsys.readouterr().err
 
 
-def test_filters_that_leave_nothing_tell_what_they_dropped(
+def test_filters_that_leave_nothing_report_what_they_dropped(
     config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "all.jsonl").write_bytes(b"".join(LINES))
@@ -87,9 +87,9 @@ def test_bad_lines_among_good_ones_are_dropped_and_counted(config_file: Path, tm
     alpaca = [b'{"instruction": "another shape", "output": "yes"}\n']
     (tmp_path / "mixed.jsonl").write_bytes(b"".join([b"\xef\xbb\xbf", *LINES, *alpaca, *bad]))
     assert prepare(config_file, tmp_path, tmp_path / "mixed.jsonl") == 0
-    told = report(tmp_path)
-    assert told["dropped"] == {"not JSON": 2, "not UTF-8": 1}
-    assert sum(told["usable_rows_by_source"].values()) == 81
+    found = report(tmp_path)
+    assert found["dropped"] == {"not JSON": 2, "not UTF-8": 1}
+    assert sum(found["usable_rows_by_source"].values()) == 81
 
 
 def test_a_gigantic_row_is_dropped_without_being_encoded(

@@ -111,7 +111,7 @@ def says_seven(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     return model
 
 
-def test_every_benchmark_runs_on_local_files_and_is_told_in_manifest_card_and_page(
+def test_every_benchmark_runs_on_local_files_and_is_in_manifest_card_and_page(
     tmp_path: Path, benchmark_config: Path
 ) -> None:
     done = subprocess.run(
@@ -197,7 +197,7 @@ def test_a_drop_beyond_the_margin_fails_and_one_within_it_passes() -> None:
     assert not measured(base, tuned, floor, 0.1)["passed"]
     assert measured(base, tuned, floor, 0.2)["passed"]
     assert measured(base, tuned, floor, 0.1)["detail"] == (
-        "-0.1500 against the base on 40 items, at least -0.1000 is asked"
+        "-0.1500 against the base on 40 items, required is at least -0.1000"
     )
 
 
@@ -210,12 +210,12 @@ def test_the_difference_is_paired_by_item() -> None:
 
 
 @pytest.mark.parametrize(("base", "informative"), [([1] * 36 + [0] * 4, True), ([1, 0, 0, 0] * 10, False)])
-def test_a_base_that_is_not_above_guessing_is_told_to_show_nothing(
+def test_a_base_that_is_not_above_guessing_is_reported_to_show_nothing(
     base: list[int], informative: bool
 ) -> None:
-    told = measured(base, base, [0, 1, 0, 0] * 10, 0)
-    assert told["metric"]["benchmark"]["informative"] is informative
-    assert ("cannot rule out a regression" in told["detail"]) is not informative
+    found = measured(base, base, [0, 1, 0, 0] * 10, 0)
+    assert found["metric"]["benchmark"]["informative"] is informative
+    assert ("cannot rule out a regression" in found["detail"]) is not informative
 
 
 def test_a_limit_draws_the_same_items_every_time_from_the_whole_file() -> None:
@@ -231,7 +231,7 @@ def test_a_benchmark_asked_for_twice_is_refused(benchmark_config: Path) -> None:
         load(benchmark_config, [f"evaluate.benchmarks={twice}"])
 
 
-def test_what_benchmarks_lack_is_told_before_the_work(
+def test_what_benchmarks_lack_is_reported_before_the_work(
     tmp_path: Path, benchmark_config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = load(benchmark_config)

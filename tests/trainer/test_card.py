@@ -36,8 +36,8 @@ def test_front_matter_comes_back_from_huggingface_hub_as_it_was_written(
     results = ModelCard.load(artifact / "README.md").data.eval_results
     assert [r.metric_value for r in results or []] == [0.5, 0.5, 0.5]
     assert {r.dataset_revision for r in results or []} == {"abc"}
-    told = {key: front[key] for key in ("license", "license_link", "base_model", "base_model_relation")}
-    assert told == {
+    found = {key: front[key] for key in ("license", "license_link", "base_model", "base_model_relation")}
+    assert found == {
         "license": "llama3.2", "license_link": "LICENSE", "base_model": "tests/tiny",
         "base_model_relation": "finetune",
     }  # fmt: skip
@@ -108,16 +108,16 @@ def test_a_wrong_name_costs_one_line(config_file: Path, capsys: pytest.CaptureFi
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_the_card_tells_measurements_procedure_and_limits(artifact: Path) -> None:
+def test_the_card_states_measurements_procedure_and_limits(artifact: Path) -> None:
     card = (artifact / "README.md").read_text()
-    for told in (
+    for found in (
         "| train | 60 |", "| steps | 6 |", "A\\|B, 2 cores; no GPU", "torch 2.0",
         "| merged, float32 | 2e-05 |",
         "+0.500 [+0.250, +0.750]", "test loss passed (-0.1)", "`cccccccccccccccc`",
         "from openai import OpenAI",
         "Safety, bias and truthfulness were not measured",
     ):  # fmt: skip
-        assert told in card
+        assert found in card
 
 
 def test_general_chat_that_was_not_measured_is_said_not_to_be(

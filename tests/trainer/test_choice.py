@@ -129,7 +129,7 @@ def test_seed_noise_is_found_again_also_where_runs_are_lost() -> None:
     assert layout(scores([r for r in runs if r.arm.seed == 0], SCORE))[1] is None
 
 
-def test_half_of_the_settings_go_on_and_whatever_is_tied_with_the_best() -> None:
+def test_half_of_the_settings_continue_and_all_that_are_tied_with_the_best() -> None:
     clear = [run(rank, hard() + 0.1 * rank + noise(rank, 0.01)) for rank in (1, 2, 3, 4, 5)]
     assert [s.rank for s in survivors(standing_of(clear))] == [1, 2, 3]
     tied = [run(rank, hard() + noise(rank, 0.2)) for rank in (1, 2, 3, 4)]

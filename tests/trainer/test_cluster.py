@@ -100,7 +100,7 @@ def test_a_sweep_that_is_stopped_ends_its_arms_on_all_nodes(
     assert running.returncode == 130 and said.startswith("trainer: interrupted")
     deadline = time.monotonic() + PATIENCE_S
     while arms_of(tmp_path):
-        assert time.monotonic() < deadline, "arms go on without a sweep"
+        assert time.monotonic() < deadline, "arms keep running without a sweep"
         time.sleep(0.1)
 
 
@@ -115,7 +115,7 @@ def arms_of(folder: Path) -> list[str]:
     return found
 
 
-def told(capsys: pytest.CaptureFixture[str], *line: str) -> str:
+def found(capsys: pytest.CaptureFixture[str], *line: str) -> str:
     assert main(line) == 1
     (said,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("trainer: ")]
     return said
@@ -128,7 +128,7 @@ def test_a_cluster_on_which_no_arm_fits_is_waited_for_and_then_refused(
     monkeypatch.setattr(cluster, "GROWTH_S", 0.0)
     try:
         line = sweep(three_arms, tmp_path / "artifacts", "--address", nodes.address, "--cpus-per-arm", "64")
-        said = told(capsys, *line)
+        said = found(capsys, *line)
     finally:
         ray.shutdown()
     assert (
@@ -136,11 +136,11 @@ def test_a_cluster_on_which_no_arm_fits_is_waited_for_and_then_refused(
     )
 
 
-def test_a_cluster_that_is_not_there_is_told_at_once(
+def test_an_absent_cluster_is_reported_at_once(
     three_arms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for address in ("127.0.0.1:9249", "ray://127.0.0.1:10001", "nowhere"):
-        said = told(capsys, *sweep(three_arms, tmp_path / "artifacts", "--address", address))
+        said = found(capsys, *sweep(three_arms, tmp_path / "artifacts", "--address", address))
         assert f"no Ray cluster at {address}: " in said
     assert not list(tmp_path.glob("artifacts/*")), "nothing may be made for a cluster that is not there"
 
@@ -149,17 +149,17 @@ def test_ray_is_named_where_it_is_not_installed(
     three_arms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    assert "requirements-ray.txt" in told(capsys, *sweep(three_arms, tmp_path))
+    assert "requirements-ray.txt" in found(capsys, *sweep(three_arms, tmp_path))
 
 
 def test_options_of_a_cluster_without_one_are_refused(
     three_arms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     line = ["sweep", "--config", str(three_arms), "--artifacts", str(tmp_path), "--gpus-per-arm", "0.5"]
-    assert "--gpus-per-arm needs --executor ray" in told(capsys, *line)
+    assert "--gpus-per-arm needs --executor ray" in found(capsys, *line)
 
 
-def test_a_node_that_differs_is_told_by_name_and_difference(tmp_path: Path) -> None:
+def test_a_node_that_differs_is_reported_by_name_and_difference(tmp_path: Path) -> None:
     ours = versions()
     directory = tmp_path / "runs" / "arm" / "steps-1"
     with pytest.raises(MissingError, match=r"has torch .* and not 1\.0: arms would not compare"):

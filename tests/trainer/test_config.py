@@ -18,7 +18,7 @@ def test_every_shipped_profile_loads(path: Path) -> None:
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda p: p.stem)
 def test_a_shipped_profile_that_compares_ranks_can_call_one_better(path: Path) -> None:
-    """With one seed it never could. The quickstart has one all the same, because it must end in minutes."""
+    """With one seed it never could. The quickstart has one nevertheless, because it must end in minutes."""
     sweep = load(path).sweep
     assert len(sweep.ranks) == 1 or len(set(sweep.seeds)) >= 2 or path.stem == "quickstart"
 
@@ -31,11 +31,11 @@ def test_unknown_key_is_refused_by_its_name(config_file: Path) -> None:
 def test_rank_of_zero_is_refused_with_the_value_seen(config_file: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         load(config_file, ["sweep.ranks=[0]"])
-    told = str(caught.value).removeprefix(f"{config_file}: ")
-    assert told == "sweep.ranks.0: Input should be greater than or equal to 1 (got 0)"
+    found = str(caught.value).removeprefix(f"{config_file}: ")
+    assert found == "sweep.ranks.0: Input should be greater than or equal to 1 (got 0)"
 
 
-def test_every_problem_is_told_at_once(config_file: Path) -> None:
+def test_every_problem_is_reported_at_once(config_file: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         load(config_file, ["sweep.ranks=[0]", "lora.scaling=-1", "nonsense=1"])
     assert all(word in str(caught.value) for word in ("sweep.ranks", "lora.scaling", "nonsense"))
@@ -76,7 +76,7 @@ def test_fingerprint_ignores_the_order_of_keys() -> None:
     assert fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1}) != fingerprint({"a": 2})
 
 
-def test_artifacts_that_cannot_be_written_are_told(
+def test_artifacts_that_cannot_be_written_are_reported(
     config_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["prepare", "--config", str(config_file), "--artifacts", "/proc/nowhere"]) == 1
@@ -85,5 +85,5 @@ def test_artifacts_that_cannot_be_written_are_told(
 
 def test_a_mistake_costs_one_line_and_exit_1(config_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "--config", str(config_file), "--set", "sweep.ranks=[0]"]) == 1
-    told = capsys.readouterr().err
-    assert told.count("\n") == 1 and "sweep.ranks" in told
+    found = capsys.readouterr().err
+    assert found.count("\n") == 1 and "sweep.ranks" in found

@@ -58,16 +58,17 @@ def test_a_second_exam_is_checked_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "told"), [("{broken\n", "exam.jsonl:1 is not JSON"), ('{"q": "short"}\n', "nothing to check")]
+    ("content", "message"),
+    [("{broken\n", "exam.jsonl:1 is not JSON"), ('{"q": "short"}\n', "nothing to check")],
 )
-def test_an_exam_that_cannot_be_checked_is_refused(tmp_path: Path, content: str, told: str) -> None:
+def test_an_exam_that_cannot_be_checked_is_refused(tmp_path: Path, content: str, message: str) -> None:
     file = tmp_path / "exam.jsonl"
     file.write_text(content)
-    with pytest.raises(DataError, match=told):
+    with pytest.raises(DataError, match=message):
         left([row(ITEM)], file)
 
 
-def test_a_missing_exam_is_told_by_its_key_and_path(tmp_path: Path) -> None:
+def test_a_missing_exam_is_reported_by_its_key_and_path(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"data\.contamination .*absent\.jsonl"):
         check_files([tmp_path / "absent.jsonl"])
 

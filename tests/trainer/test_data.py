@@ -91,8 +91,8 @@ def test_rows_are_repaired_by_stated_rules_and_counted(
 ) -> None:
     cleaned = clean([RawRow("f:1", row)])
     (conversation,) = cleaned.conversations
-    told = " ".join(f"{m.role}:{m.content}" for m in conversation.messages).replace("\n\n", "/")
-    assert told == roles_and_texts
+    found = " ".join(f"{m.role}:{m.content}" for m in conversation.messages).replace("\n\n", "/")
+    assert found == roles_and_texts
     counts, places = cleaned.repaired()
     assert counts == dict.fromkeys(repaired, 1) and places == dict.fromkeys(repaired, "f:1")
 
@@ -122,16 +122,16 @@ def test_json_array_and_parquet_read_alike(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "told"),
+    ("name", "text", "message"),
     [
         ("cut.json", '[{"conversations": [', "cut off"),
         ("not.parquet", "hello", "not a Parquet file"),
         ("rows.csv", "a,b", "no .json"),
     ],
 )
-def test_unreadable_source_is_told_in_one_line(tmp_path: Path, name: str, text: str, told: str) -> None:
+def test_unreadable_source_is_refused_in_one_line(tmp_path: Path, name: str, text: str, message: str) -> None:
     (tmp_path / name).write_text(text)
-    with pytest.raises(DataError, match=told):
+    with pytest.raises(DataError, match=message):
         list(read_rows(str(tmp_path / name)))
 
 

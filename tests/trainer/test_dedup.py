@@ -111,7 +111,7 @@ def test_a_crowd_of_almost_near_duplicates_costs_seconds_and_is_kept() -> None:
     assert meter.units < 500
 
 
-def test_a_copy_is_found_beside_a_crowd() -> None:
+def test_a_copy_is_found_in_a_crowd() -> None:
     rows = crowd(2 * CROWD)
     assert len(kept([*rows, row(text(7)), row(text(7) + " more")])) == len(rows) + 1
 

@@ -1,4 +1,4 @@
-"""Engines by their promise: the same rows give the same losses, and what is missing is told at once.
+"""Engines by their promise: the same rows give the same losses, and what is missing is reported at once.
 
 Unsloth patches libraries at import, so each engine trains in a process of its own, as it does for real.
 """
@@ -147,18 +147,18 @@ def test_killed_unsloth_training_resumes_with_identical_losses(tmp_path: Path, e
 
 
 @pytest.mark.parametrize(
-    ("override", "told"),
+    ("override", "message"),
     [
         ("train.engine=unsloth", "the package unsloth"),
         ("train.quantization=4bit", "the package bitsandbytes"),
         ("train.optimizer=adamw_8bit", "the package bitsandbytes"),
     ],
 )
-def test_a_package_that_the_engine_lacks_is_told_before_any_work(
-    monkeypatch: pytest.MonkeyPatch, config_file: Path, override: str, told: str
+def test_a_package_that_the_engine_lacks_is_reported_before_any_work(
+    monkeypatch: pytest.MonkeyPatch, config_file: Path, override: str, message: str
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(MissingError, match=f"{told}: `make setup` installs it"):
+    with pytest.raises(MissingError, match=f"{message}: `make setup` installs it"):
         preflight.check(load(config_file, [override]))
 
 

@@ -148,8 +148,8 @@ def test_without_a_finished_artifact_the_export_says_how_to_make_one(
     tmp_path: Path, config_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["export", "--config", str(config_file), "--artifacts", str(tmp_path / "none")]) == 1
-    told = capsys.readouterr().err
-    assert "no finished artifact of tiny" in told and told.count("\n") == 1
+    found = capsys.readouterr().err
+    assert "no finished artifact of tiny" in found and found.count("\n") == 1
 
 
 def test_an_altered_artifact_is_not_exported(
@@ -158,6 +158,6 @@ def test_an_altered_artifact_is_not_exported(
     (artifact / "README.md").write_text("Another.\n")
     arguments = ["export", "--config", str(config_file), "--artifacts", str(artifact.parents[1])]
     assert main(arguments) == 1
-    told = capsys.readouterr().err
-    assert "README.md is missing or altered" in told and told.count("\n") == 1
+    found = capsys.readouterr().err
+    assert "README.md is missing or altered" in found and found.count("\n") == 1
     assert not (artifact.parents[1] / "exports").exists()

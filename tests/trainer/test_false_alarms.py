@@ -50,7 +50,7 @@ def simulated(
 def test_separable_is_wrong_in_at_most_one_sweep_in_twenty(truths: Sequence[Any]) -> None:
     """Two or three seeds, no true difference between the leading ranks, whole and with one or two runs lost.
 
-    Two ranks at one rate are the hardest: with more, all of them must be told from the best.
+    Two ranks at one rate are the hardest: with more, the best must differ from all of them.
     """
     random = np.random.default_rng(21)
     noise = NOISE if truths[0].shape == EQUAL.shape else (0.007,)

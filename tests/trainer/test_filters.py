@@ -74,13 +74,13 @@ def test_a_score_that_is_no_number_counts_as_none(score: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("filters", "told"),
+    ("filters", "message"),
     [
         ({"min_score": 5, "max_score": 4}, "no row can pass"),
         ({"min_characters": 9, "max_characters": 8}, "no row can pass"),
         ({"only_sources": ["a"], "without_sources": ["a"]}, "both in"),
     ],
 )
-def test_filters_that_contradict_themselves_are_refused(filters: dict[str, Any], told: str) -> None:
-    with pytest.raises(ValidationError, match=told):
+def test_filters_that_contradict_themselves_are_refused(filters: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
         DataFilters(**filters)

@@ -188,7 +188,7 @@ def test_the_code_of_a_run_is_known_by_its_content_and_place_in_the_trainer(
     assert set(here) >= {"torch", "transformers", "peft", "trl", "accelerate", identity.CODE}
     assert made_by("there", None) == here
     for number, file in enumerate(("cli.py", "pages/sweep.py", "judge/gates.py", "fit/choose/choice.py")):
-        assert made_by(f"beside-{number}", file) == here
+        assert made_by(f"outside-{number}", file) == here
     for number, file in enumerate(("engines/plain.py", "fit/run/train.py", "data/clean.py", "config.py")):
         assert made_by(f"within-{number}", file) != here
 

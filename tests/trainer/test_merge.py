@@ -166,7 +166,7 @@ def test_fp32_merge_is_held_to_a_thousandth_of_a_logit(
         merged(base, adapter, tmp_path / "bad")
 
 
-def test_too_small_a_disk_is_told_with_both_sizes_before_the_merge_begins(
+def test_too_small_a_disk_is_reported_with_both_sizes_before_the_merge_begins(
     tmp_path: Path, base: BaseModel, adapter: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = namedtuple("usage", "total used free")
@@ -177,7 +177,7 @@ def test_too_small_a_disk_is_told_with_both_sizes_before_the_merge_begins(
 
 
 @pytest.mark.parametrize(
-    ("setting", "told"),
+    ("setting", "message"),
     [
         ("sweep.ranks=[17]", "rank 17 is over the smaller dimension of model.layers.0.self_attn.k_proj"),
         ("lora.target_modules=[lm_head]", "shares its weights with the embeddings"),
@@ -185,11 +185,11 @@ def test_too_small_a_disk_is_told_with_both_sizes_before_the_merge_begins(
     ],
 )
 def test_adapter_that_does_not_fit_the_base_is_refused_before_training(
-    tmp_path: Path, config_file: Path, capsys: pytest.CaptureFixture[str], setting: str, told: str
+    tmp_path: Path, config_file: Path, capsys: pytest.CaptureFixture[str], setting: str, message: str
 ) -> None:
     arguments = ["run", "--config", str(config_file), "--artifacts", str(tmp_path / "a"), "--set", setting]
     assert main(arguments) == 1
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert not (tmp_path / "a" / "runs").exists()
 
 

@@ -66,13 +66,13 @@ class Tags(HTMLParser):
 
 
 def test_page_is_whole_escaped_and_takes_nothing_from_outside() -> None:
-    told = made(evaluation(PASSED, FAILED))
-    tags = Tags(told)
+    found = made(evaluation(PASSED, FAILED))
+    tags = Tags(found)
     assert not tags.open and {"svg", "circle", "table", "pre"} <= tags.seen
     assert not tags.seen & {"script", "link", "img", "iframe", "b", "i", "x"}
-    assert not re.search(r"https?:|url\(|@import|\bsrc=", told)
-    assert html_page.STYLE in told, "it looks as the other pages do"
-    assert "TUNED" in told and "cannot detect a regression" in told
+    assert not re.search(r"https?:|url\(|@import|\bsrc=", found)
+    assert html_page.STYLE in found, "it looks as the other pages do"
+    assert "TUNED" in found and "cannot detect a regression" in found
 
 
 @pytest.mark.parametrize(
@@ -82,21 +82,21 @@ def test_page_is_whole_escaped_and_takes_nothing_from_outside() -> None:
         (evaluation(PASSED, FAILED), "1 of 2 gates failed: the model may not be shipped."),
         (
             evaluation(FAILED, override=OVERRIDE),
-            f"1 of 1 gates failed, and the model was shipped all the same, with {OVERRIDE}.",
+            f"1 of 1 gates failed, and the model was shipped anyway, with {OVERRIDE}.",
         ),
     ],
     ids=("passed", "failed", "overridden"),
 )
 def test_page_begins_with_the_verdict(evaluated: dict[str, Any], verdict: str) -> None:
-    told = made(evaluated)
-    assert 0 < told.find(verdict) < told.find("<h2>")
+    found = made(evaluated)
+    assert 0 < found.find(verdict) < found.find("<h2>")
 
 
 def test_intervals_are_drawn_to_scale() -> None:
-    told = made(evaluation(PASSED))
-    ends = re.findall(r'<g class=tuned><title>[^<]*</title><line x1="([\d.]+)" x2="([\d.]+)"', told)
+    found = made(evaluation(PASSED))
+    ends = re.findall(r'<g class=tuned><title>[^<]*</title><line x1="([\d.]+)" x2="([\d.]+)"', found)
     low, high = map(float, ends[0])
-    axis = re.search(r'<line class=axis x1="([\d.]+)" x2="([\d.]+)"', told)
+    axis = re.search(r'<line class=axis x1="([\d.]+)" x2="([\d.]+)"', found)
     assert axis
     left, right = map(float, axis.groups())
     assert (low - left) / (right - left) == pytest.approx(0.4, abs=1e-3)
@@ -108,7 +108,7 @@ def test_the_shipped_prompt_list_is_one_prompt_a_line() -> None:
     assert len(prompts) == len(set(prompts)) == 8
 
 
-def test_an_empty_prompt_list_is_told_by_its_setting(tmp_path: Path) -> None:
+def test_an_empty_prompt_list_is_reported_by_its_setting(tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_text("# nothing\n\n")
     with pytest.raises(DataError, match=r"evaluate\.prompts .*holds no prompt"):
         read_prompts(tmp_path / "p.txt", "evaluate.prompts")

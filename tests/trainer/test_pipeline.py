@@ -186,7 +186,7 @@ def test_one_failed_arm_does_not_cost_the_others(tmp_path: Path, config_file: Pa
     assert f"{broken.name}: failed: {results['failed'][broken.name]}" in done.stdout
 
 
-def test_what_the_machine_lacks_is_told_all_at_once(tmp_path: Path) -> None:
+def test_what_the_machine_lacks_is_reported_all_at_once(tmp_path: Path) -> None:
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
         [sys.executable, "-m", "trainer", "run", "--config", "llama-3.2-3b"],
@@ -214,7 +214,7 @@ def test_sigterm_ends_a_run_and_its_arms(tmp_path: Path, config_file: Path) -> N
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
-def test_a_full_disk_is_told_in_one_line_and_costs_nothing_finished(
+def test_a_full_disk_is_reported_in_one_line_and_costs_nothing_finished(
     tmp_path: Path, config_file: Path
 ) -> None:
     small = tmp_path / "small"
@@ -243,7 +243,7 @@ def _by_safetensors() -> None:  # which would put a file in place of /dev/full
 
 
 @pytest.mark.parametrize("write", [_by_torch, _by_python, _by_safetensors])
-def test_a_full_disk_is_told_as_one_whoever_writes(
+def test_a_full_disk_is_reported_as_one_for_every_writer(
     write: Callable[[], None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("trainer.cli._run", lambda options: write())

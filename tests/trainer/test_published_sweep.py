@@ -1,4 +1,4 @@
-"""docs/sweep: its figures follow from the rows beside them, and the page from its figures."""
+"""docs/sweep: its figures follow from its rows, and the page from its figures."""
 
 import json
 from collections.abc import Sequence
@@ -32,11 +32,11 @@ def test_the_published_choice_follows_from_the_rows() -> None:
     for rate, noise in made["seed_noise_at"].items():
         assert RESULTS["seed_noise_at"][rate] == pytest.approx(noise)
     scores_by_name = {score.setting.name: score for score in SCORES}
-    for told, again in zip(RESULTS["settings"], made["settings"], strict=True):
-        assert told["name"] == again["name"]
-        assert told["validation_score"] == pytest.approx(scores_by_name[told["name"]].cost, abs=1e-6)
-        assert told["difference_to_best"] == pytest.approx(again["difference_to_best"], abs=1e-6)
-        assert (told["compared_seeds"], told["tied"]) == (again["compared_seeds"], again["tied"])
+    for found, again in zip(RESULTS["settings"], made["settings"], strict=True):
+        assert found["name"] == again["name"]
+        assert found["validation_score"] == pytest.approx(scores_by_name[found["name"]].cost, abs=1e-6)
+        assert found["difference_to_best"] == pytest.approx(again["difference_to_best"], abs=1e-6)
+        assert (found["compared_seeds"], found["tied"]) == (again["compared_seeds"], again["tied"])
 
 
 def test_losing_any_two_runs_turns_no_verdict() -> None:
@@ -58,7 +58,7 @@ def test_the_published_page_is_made_of_the_published_results(tmp_path: Path) -> 
     assert (tmp_path / "index.html").read_text() == (PAGE / "index.html").read_text()
 
 
-def test_every_arm_of_the_grid_is_told() -> None:
+def test_every_arm_of_the_grid_is_listed() -> None:
     assert len(RESULTS["arms"]) == len(RUNS) == 4 * 3 * 2
     keys = {"rank", "learning_rate", "seed", "steps", "validation_score", "ci_low", "ci_high"}
     assert all(keys <= arm.keys() for arm in RESULTS["arms"])

@@ -37,8 +37,8 @@ def pushed(
     def run(*more: str, to: str = "me/Llama-tiny") -> tuple[int, str, str]:
         where = ("--config", str(config_file), "--artifacts", str(artifact.parents[1]))
         code = main(["push", *where, *LLAMA, "--to", to, *more])
-        told = capsys.readouterr()
-        return code, told.out, told.err
+        found = capsys.readouterr()
+        return code, found.out, found.err
 
     return run
 
@@ -74,7 +74,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, pushed: Any) -> Callable[..., HubDouble
     return use
 
 
-def test_without_upload_everything_is_told_and_nothing_is_asked_of_the_hub(
+def test_without_upload_everything_is_printed_and_the_hub_gets_no_request(
     pushed: Any, artifact: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(push_module, "HfApi", lambda: pytest.fail("the Hub was asked"))
@@ -130,7 +130,7 @@ def test_a_repository_name_that_the_licence_forbids_is_refused(pushed: Any) -> N
 
 
 @pytest.mark.parametrize(
-    "edit, told",
+    "edit, message",
     [
         (lambda m: m["evaluation"].update(passed=False), "did not pass its evaluation"),
         (lambda m: m["merge_check"].update(passed=False), "did not pass its merge check"),
@@ -148,27 +148,29 @@ def test_a_repository_name_that_the_licence_forbids_is_refused(pushed: Any) -> N
     ],
 )
 def test_an_artifact_that_is_not_proven_is_refused(
-    pushed: Any, artifact: Path, edit: Edit, told: str
+    pushed: Any, artifact: Path, edit: Edit, message: str
 ) -> None:
     edit_manifest(artifact, edit)
     code, _, err = pushed()
-    assert code == 1 and err.count("\n") == 1 and told in err
+    assert code == 1 and err.count("\n") == 1 and message in err
 
 
-def test_an_override_goes_out_only_by_its_flag_and_is_told(pushed: Any, artifact: Path) -> None:
+def test_an_override_goes_out_only_by_its_flag_and_is_reported(pushed: Any, artifact: Path) -> None:
     edit_manifest(artifact, lambda m: m["evaluation"].update(passed=False, override="why not"))
     code, out, _ = pushed("--allow-override")
     assert code == 0 and "evaluation overridden: why not" in out
 
 
 @pytest.mark.parametrize(
-    "name, told", [("NOTICE", "must hold the line"), ("LICENSE", "no copy of the licence")]
+    "name, message", [("NOTICE", "must hold the line"), ("LICENSE", "no copy of the licence")]
 )
-def test_what_the_licence_asks_for_must_be_there(pushed: Any, artifact: Path, name: str, told: str) -> None:
+def test_what_the_licence_asks_for_must_be_there(
+    pushed: Any, artifact: Path, name: str, message: str
+) -> None:
     (artifact / name).unlink()
     edit_manifest(artifact, lambda m: m["files"].pop(name))
     code, _, err = pushed()
-    assert code == 1 and told in err
+    assert code == 1 and message in err
 
 
 def test_an_artifact_of_an_older_schema_is_not_taken_for_finished(artifact: Path) -> None:

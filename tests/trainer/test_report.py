@@ -57,7 +57,7 @@ def test_page_is_whole_and_takes_nothing_from_outside() -> None:
     assert "prefers-color-scheme: dark" in made
 
 
-def test_page_counts_small_sources_together_and_tells_first_places() -> None:
+def test_page_counts_small_sources_together_and_names_first_places() -> None:
     made = page(REPORT, [])
     assert "7 others" in made and "a&amp;b:7" in made and ">f:3<" in made
 
@@ -92,12 +92,12 @@ def test_fingerprint_of_the_files_is_that_of_the_rows(tmp_path: Path) -> None:
     assert rows_fingerprint(files) == fingerprint(plain)
 
 
-def test_held_out_rows_tell_their_source(config_file: Path, tmp_path: Path) -> None:
+def test_held_out_rows_name_their_source(config_file: Path, tmp_path: Path) -> None:
     config = load(config_file)
     prepared = prepare(config, base_model.fetch(config.base, tmp_path), tmp_path, write_page)
     for name in ("validation", "test", "general"):
-        told = Counter(row.source for row in prepared.rows(name))
-        assert told == prepared.report["rows_by_source"][name]
+        found = Counter(row.source for row in prepared.rows(name))
+        assert found == prepared.report["rows_by_source"][name]
 
 
 def test_prepare_leaves_both_reports(config_file: Path, tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ def same(one: Any, other: Any) -> None:
 
 
 @pytest.mark.parametrize("base", [(), SHARDS], ids=["whole", "shared out"])
-def test_processes_that_were_killed_leave_a_run_that_one_goes_on_with(
+def test_processes_that_were_killed_leave_a_run_that_one_can_resume(
     shared_rows: Path, tmp_path: Path, base: tuple[str, ...]
 ) -> None:
     alone, killed = tmp_path / "alone", tmp_path / "killed"
@@ -90,7 +90,7 @@ def test_processes_that_were_killed_leave_a_run_that_one_goes_on_with(
 
 
 def test_a_run_whose_last_training_is_shared_ships_one_artifact(shared_rows: Path, tmp_path: Path) -> None:
-    """One process trained the sweep's arm, two go on from its trunk: as if one had done all of it."""
+    """One process trained the sweep's arm, two continue from its trunk: as if one had done all of it."""
     alone, shared = tmp_path / "alone", tmp_path / "shared"
     trainer(*line("arm", shared_rows, alone, "--rank", "2"))
     trainer(*line("run", shared_rows, shared, "--processes", "2"))
@@ -149,7 +149,7 @@ def test_each_process_holds_its_part_of_the_layers_only(shared_rows: Path, tmp_p
 
 
 @pytest.mark.parametrize(
-    ("verb", "more", "environment", "told"),
+    ("verb", "more", "environment", "message"),
     [
         ("sweep", [], {"WORLD_SIZE": "2"}, "sweep was started in 2 processes, but only `arm` can be"),
         ("arm", ["--set", "train.engine=compiled"], {"WORLD_SIZE": "2"}, "train.engine is compiled"),
@@ -173,8 +173,8 @@ def test_each_process_holds_its_part_of_the_layers_only(shared_rows: Path, tmp_p
         ),
     ],
 )
-def test_what_several_processes_cannot_do_is_told_in_a_line(
-    verb: str, more: list[str], environment: dict[str, str], told: str, shared_rows: Path, tmp_path: Path,
+def test_what_several_processes_cannot_do_is_refused_in_a_line(
+    verb: str, more: list[str], environment: dict[str, str], message: str, shared_rows: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     for name, value in environment.items():
@@ -182,4 +182,4 @@ def test_what_several_processes_cannot_do_is_told_in_a_line(
     assert main(line(verb, shared_rows, tmp_path / "artifacts", *more)) == 1
     lines = capsys.readouterr().err.splitlines()
     (said,) = [line for line in lines if line.startswith("trainer: ")]
-    assert told in said
+    assert message in said

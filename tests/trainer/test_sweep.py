@@ -71,7 +71,7 @@ def test_the_worse_half_stops_at_the_rung_and_nothing_finished_runs_again(arms_h
     assert arms_here.ran == []
 
 
-def test_trunks_stay_only_where_the_final_run_can_go_on_from_them(arms_here: InThisProcess) -> None:
+def test_trunks_stay_only_where_the_final_run_can_resume_from_them(arms_here: InThisProcess) -> None:
     winner, _ = arms_here.sweep()
     kept = {path.parents[1].name.rsplit("-", 2)[0] for path in arms_here.artifacts.glob("runs/*/*/trunk-*")}
     assert kept == {winner.name}
@@ -118,7 +118,7 @@ def test_arms_of_other_code_are_not_compared_in_silence(
     assert older_lines() == []
 
 
-def test_code_that_changes_while_a_sweep_runs_is_told(
+def test_code_that_changes_while_a_sweep_runs_is_reported(
     arms_here: InThisProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(InThisProcess, "__call__", lambda *_: {})

@@ -33,7 +33,7 @@ def config(config_file: Path) -> RunConfig:
     return load(config_file)
 
 
-def test_a_run_gone_on_with_is_the_run_that_was_never_stopped(config: RunConfig, tmp_path: Path) -> None:
+def test_a_resumed_run_is_the_run_that_was_never_stopped(config: RunConfig, tmp_path: Path) -> None:
     whole, rungs = trained(config, tmp_path / "whole", 12), None
     for steps in (6, 12):
         rungs = trained(config, tmp_path / "rungs", steps)
@@ -42,10 +42,10 @@ def test_a_run_gone_on_with_is_the_run_that_was_never_stopped(config: RunConfig,
     assert rungs.validation == whole.validation
 
 
-def test_an_adapter_tells_which_base_it_was_trained_on(config: RunConfig, tmp_path: Path) -> None:
+def test_an_adapter_names_the_base_that_it_was_trained_on(config: RunConfig, tmp_path: Path) -> None:
     run = trained(config, tmp_path, 2)
-    told = json.loads((run.adapter / "base.json").read_text())
-    assert told == {"weights_sha256": base_model.fetch(config.base, tmp_path).weights_sha256}
+    found = json.loads((run.adapter / "base.json").read_text())
+    assert found == {"weights_sha256": base_model.fetch(config.base, tmp_path).weights_sha256}
 
 
 def test_the_learning_rate_rises_stays_and_falls_to_the_end(config: RunConfig, tmp_path: Path) -> None:

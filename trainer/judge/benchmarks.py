@@ -203,7 +203,8 @@ def gate_of(benchmark: BenchmarkConfig, metric: Mapping[str, Any]) -> dict[str, 
     """Return a gate that passes only if the score fell by `max_drop` at most; NaN fails."""
     change, record = metric["difference"]["value"], metric["benchmark"]
     detail = (
-        f"{change:+.4f} against the base on {metric['n']} items, at least {-benchmark.max_drop:+.4f} is asked"
+        f"{change:+.4f} against the base on {metric['n']} items, "
+        f"required is at least {-benchmark.max_drop:+.4f}"
     )
     if not record["informative"]:
         detail += (

@@ -32,7 +32,7 @@ def shippable(
     if not ship_despite:
         raise GateError(
             f"{identifier} is not shipped and `current` stays: {'; '.join(failed)}. See {details}; "
-            f"to ship it all the same, and have the manifest say so, add {OVERRIDE} to `run`"
+            f"to ship it anyway, as the manifest will state, add {OVERRIDE} to `run`"
         )
     return {**evaluation, "override": OVERRIDE}
 

@@ -72,7 +72,7 @@ def _verdict(evaluation: Mapping[str, Any]) -> str:
         return "<p class=verdict>The model passed every gate.</p>"
     count = f"{len(failed)} of {len(evaluation['gates'])} gates failed"
     if override := evaluation.get("override"):
-        verdict = f"{count}, and the model was shipped all the same, with {override}."
+        verdict = f"{count}, and the model was shipped anyway, with {override}."
     else:
         verdict = f"{count}: the model may not be shipped."
     return f'<p class="verdict bad" role="alert">{escape(verdict)}</p>'
