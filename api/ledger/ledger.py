@@ -45,7 +45,7 @@ class Ledger(ABC):
     many_keys = True
 
     def __init__(self, api_key: str | None) -> None:
-        """api_key: the key from the environment. It has no limits, and no backend is asked about it."""
+        """api_key: the key from the environment. It has no limits, and no backend stores it."""
         self._api_key = new_key(API_KEY_NAME, Limits(), secret=api_key)[1] if api_key is not None else None
         self._salt = secrets.token_bytes(32)
 
