@@ -15,7 +15,7 @@ from typing import Any
 
 from starlette.types import Receive
 
-from api.engine.artifact import Artifact, current_id, read_artifact
+from api.engine.artifact import NEXT_COMMAND, Artifact, current_id, read_artifact
 from api.engine.engine import Engine
 from api.engine.served import ServedModel, load
 from api.errors import ClientGone, EngineFailed, NotReady, StartError, SwapRefused
@@ -191,7 +191,9 @@ class Lifecycle:
         """Swap to the current artifact if it is a new one; return why it was refused, or None."""
         assert self._served
         id = current_id(self._artifacts_dir)
-        if id in (None, self._served.artifact.manifest.id, self._refused):
+        if id is None:  # only a reload reports it
+            return StartError(f"{self._artifacts_dir}/models/current names no artifact; {NEXT_COMMAND}")
+        if id in (self._served.artifact.manifest.id, self._refused):
             return None
         log.info("event=swap_begun artifact=%s", id)
         try:

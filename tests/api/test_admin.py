@@ -194,6 +194,17 @@ async def test_reload_says_why_the_new_weights_are_refused_and_tries_again(
         assert (await admin.post("/admin/reload")).json()["artifact"] == "tiny-r16"
 
 
+async def test_reload_without_a_current_artifact_is_refused_and_the_old_still_serves(
+    swappable: Callable[..., House], artifacts: Path
+) -> None:
+    house = swappable(FakeEngine())
+    async with house.serving(), admin_of(house) as admin:
+        (artifacts / "models/current").unlink()
+        refused = assert_openai_error(await admin.post("/admin/reload"), 409, "swap_refused")
+        assert "models/current names no artifact" in refused["message"]
+        assert (await admin.get("/admin/status")).json()["state"] == "ready"
+
+
 async def test_reload_does_not_outlast_the_service(
     swappable: Callable[..., House], monkeypatch: pytest.MonkeyPatch
 ) -> None:
