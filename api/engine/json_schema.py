@@ -58,10 +58,12 @@ _FORMATS = frozenset(
 _REFERENCE = re.compile(r"#(/(\$defs|definitions)/[^/~%]+)?")
 # Escapes that the library reads as JSON Schema does. Others let a quote, a backslash or a control character
 # into the middle of a string; the library ignores an anchor in the middle and prints the pattern.
+# Repetitions are possessive: every part can be read in one way only, and going back over a pattern that fails
+# would read `[^a]` in two, so 60 of them in 2^60, with the event loop held.
 _ESCAPE = r"\\[dDwsS.^$*+?()\[\]{}|/-]"
-_CLASS = rf'\[\^?(?:[^\[\]\\"\x00-\x1f]|{_ESCAPE})+\]'
+_CLASS = rf'\[\^?+(?:[^\[\]\\"\x00-\x1f]|{_ESCAPE})++\]'
 _ATOM = rf'(?:[^"\\(\[^$\x00-\x1f]|{_ESCAPE}|{_CLASS}|\((?:\?:|(?!\?)))'
-_PATTERN = re.compile(rf"\^?{_ATOM}*\$?")
+_PATTERN = re.compile(rf"\^?{_ATOM}*+\$?")
 _PYTHON_TYPES: dict[str, tuple[type, ...]] = {
     "object": (dict,),
     "array": (list,),

@@ -1,6 +1,8 @@
 """Schemas of clients: what is refused, and why; the rest is what the grammar library enforces as written."""
 
 import json
+import signal
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -57,6 +59,7 @@ def nested(levels: int) -> dict[str, Any]:
         ({"type": "string", "pattern": "^a$|^b$"}, "a pattern has"),
         ({"type": "string", "pattern": "(?=a)"}, "a pattern has"),
         ({"type": "string", "pattern": "\n"}, "a pattern has"),
+        ({"type": "string", "pattern": "[^]"}, "a pattern has"),
         ({"type": "string", "pattern": 3}, "must be a string"),
         ({"enum": list(range(1025))}, "more than 1024 values"),
         ({"type": "object", "properties": {str(i): {} for i in range(513)}}, "more than 512 properties"),
@@ -88,6 +91,25 @@ def test_what_cannot_be_enforced_is_refused_with_the_reason(schema: dict[str, An
 )
 def test_what_can_be_enforced_is_passed_on_as_it_is(schema: dict[str, Any]) -> None:
     assert enforceable(schema, "response_format") == schema
+
+
+def test_a_pattern_is_refused_without_going_back_over_it() -> None:
+    """CPU time, so that a busy machine fails nothing; the check holds the event loop while it reads."""
+
+    def too_long(number: int, frame: FrameType | None) -> None:
+        pytest.fail("the check of a pattern of 255 characters takes more than 5 s")
+
+    handler = signal.signal(signal.SIGVTALRM, too_long)
+    signal.setitimer(signal.ITIMER_VIRTUAL, 5)
+    try:
+        for part in ("[^a]", "(?:", "\\.", "^", "a?", "[a-z]*", "(", "\\d+|"):
+            for end in ('"', "[", "\\", "$$"):
+                pattern = part * (250 // len(part)) + end
+                with pytest.raises(InvalidRequest, match="a pattern has"):
+                    enforceable({"type": "string", "pattern": pattern}, "tools")
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, handler)
 
 
 def test_annotations_are_dropped_and_references_are_counted_from_the_root() -> None:
