@@ -244,6 +244,11 @@ class EvaluateConfig(Frozen):
 class RunConfig(Frozen):
     name: str = Field(pattern=NAME, description="The model name that clients will send.")
     description: str = Field(min_length=1, description="The purpose of the model, for page and card.")
+    examples: tuple[str, ...] = Field(
+        (),
+        description="Prompts that a page offers. Empty: held-out ones that the model answers exactly, then "
+        "general ones. Everyone who may use the API can read them.",
+    )
     seed: int = 7
     base: BaseModelConfig
     data: DataConfig

@@ -183,10 +183,11 @@ class Pipeline:
         with self._stages.stage("publish", f"write {self.models / identifier}"):
             merge_check = read_json(merged / MERGE_CHECK)
             answers = {name: evaluation.pop(name) for name in ("samples", "side_by_side")}
+            examples = evaluation.pop("examples", [])
             write_json(merged / SAMPLES, answers["samples"])
             write_evaluation_page(merged / PAGE, identifier, evaluation, self._objective, **answers)
             manifest = build_manifest(
-                identifier, self.config, base, prepared, winner, selection, merge_check, evaluation
+                identifier, self.config, base, prepared, winner, selection, merge_check, evaluation, examples
             )
             files = base.licence_files()
             return publish(merged, self.models / identifier, manifest, self._objective, files)
@@ -222,7 +223,7 @@ class Pipeline:
     def _evaluate(
         self, base: BaseModel, prepared: Prepared, merged: Path, key: str, identifier: str
     ) -> dict[str, Any]:
-        """Return the manifest's `evaluation`, and `samples`. key: the merged model's.
+        """Return the manifest's `evaluation`, the answers and the examples. key: the merged model's.
 
         Raises: GateError if it must not be shipped.
         """
@@ -240,9 +241,8 @@ class Pipeline:
                     self.config.train.dtype,
                     choose_device(self.config.train.device),
                 )
-                write_evaluation_page(
-                    kept.with_suffix(".html"), identifier, summary, self._objective, **answers
-                )
+                shown = (answers["samples"], answers["side_by_side"])
+                write_evaluation_page(kept.with_suffix(".html"), identifier, summary, self._objective, *shown)
                 write_json(kept, {**summary, **answers})
             summary = read_json(kept)
             for metric in summary["metrics"]:

@@ -14,7 +14,8 @@ class Model(BaseModel):
     """A model that is served. root: the id of its artifact, base or adapter.
 
     parent: the model that an adapter changes. max_model_len: tokens of prompt and answer together, by vLLM's
-    name. licence: the base's.
+    name. licence: the base's. description, examples: what the model is for and prompts to try, for a chat
+    page; null and empty for the base and for adapters.
     """
 
     id: str
@@ -25,6 +26,8 @@ class Model(BaseModel):
     parent: str | None = None
     max_model_len: int
     licence: str
+    description: str | None = None
+    examples: list[str] = []
 
 
 class ModelList(BaseModel):
@@ -59,7 +62,7 @@ def _models(service: Service) -> list[Model]:
         known.append((BASE, created, base.id, None))
         known += [(each.name, each.created, each.name, BASE) for each in service.comparison.adapters]
     context = artifact.context_tokens(service.max_model_len)
-    return [
+    models = [
         Model(
             id=name,
             created=made,
@@ -70,3 +73,5 @@ def _models(service: Service) -> list[Model]:
         )
         for name, made, root, parent in known
     ]
+    models[0].description, models[0].examples = manifest.description, manifest.examples
+    return models

@@ -86,6 +86,7 @@ class Manifest(_Part):
     id: Name
     name: Name
     description: str = Field(min_length=1)
+    examples: list[str] = []  # older artifacts have none
     created_at: AwareDatetime
     base_model: Base
     adapter: Report

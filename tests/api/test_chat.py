@@ -248,6 +248,7 @@ async def test_models_lists_the_artifacts_name(make_house: MakeHouse) -> None:
         listed = (await client.get("/v1/models")).json()["data"]
         found = [(model["id"], model["max_model_len"], model["licence"]) for model in listed]
         assert found == [(MODEL, 256, "l")]
+        assert (listed[0]["description"], listed[0]["examples"]) == ("Writes reference cards.", ["Hi"])
         assert (await client.get(f"/v1/models/{MODEL}")).json() == listed[0]
         assert_openai_error(await client.get("/v1/models/other"), 404, "model_not_found")
 

@@ -42,6 +42,7 @@ def example_manifest(directory: Path) -> dict[str, Any]:
         "id": directory.name,
         "name": MODEL,
         "description": "Writes reference cards.",
+        "examples": ["Hi"],
         "created_at": "2026-11-24T10:00:00Z",
         "base_model": {"id": "b", "revision": "r", "licence": "l", "weights_sha256": sha256},
         "adapter": {"rank": 8, "alpha": 16, "target_modules": ["q_proj"], "learning_rate": 0.001},

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from trainer.config import BenchmarkConfig
+from trainer.data.tokenize import TokenRow
 from trainer.errors import GateError
 from trainer.judge.benchmarks import gate_of
-from trainer.judge.evaluate import _gate
+from trainer.judge.evaluate import _gate, examples
 from trainer.judge.gates import failed_gates, shippable
 from trainer.objective import sft
 from trainer.objective.score import Measure, RowScore
@@ -53,3 +54,11 @@ def test_a_gate_that_is_not_true_has_failed(passed: object) -> None:
 def test_an_evaluation_without_gates_ships_nothing() -> None:
     with pytest.raises(GateError, match="has no gates"):
         shippable({"gates": []}, "tiny", ship_despite=True, details=Path("page.html"))
+
+
+def test_examples_are_prompts_that_the_model_answers_exactly_and_then_a_general_one() -> None:
+    test = [TokenRow([1], [1], question) for question in ("wrong", "one", "two", "three")]
+    right = [RowScore(1.0, 1, question.question != "wrong") for question in test]
+    assert examples(test, right, ["general", "more"]) == ["one", "two", "general"]
+    none = [RowScore(1.0, 1, False)] * len(test)
+    assert examples(test, none, ["a", "b", "c", "d"]) == ["a", "b", "c"], "a general assistant"

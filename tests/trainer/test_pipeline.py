@@ -51,6 +51,7 @@ def test_a_run_ships_a_verified_artifact_and_a_second_run_does_nothing(
     manifest = json.loads((current / "manifest.json").read_text())
     jsonschema.validate(manifest, SCHEMA)
     assert manifest["chat_template_date"] == DATE
+    assert 1 <= len(manifest["examples"]) <= 3
     assert manifest["packages"].items() >= identity.made_by().items()
     assert os.readlink(current) == manifest["id"]
     assert {"LICENSE", "README.md", "config.json", "evaluation.html"} <= set(manifest["files"])

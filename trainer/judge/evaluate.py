@@ -23,6 +23,8 @@ from trainer.judge.measures import GENERAL
 from trainer.objective import Objective, sft
 from trainer.objective.score import Measure, RowScore, mean_score
 
+EXAMPLES = 3  # prompts for a page to offer: two of the task and a general one where the model has a task
+
 
 @dataclass(frozen=True, slots=True)
 class _Measured:
@@ -43,11 +45,11 @@ def evaluate(
     general: Sequence[TokenRow],
     dtype: str,
     device: str,
-) -> tuple[dict[str, Any], dict[str, list[dict[str, Any]]]]:
+) -> tuple[dict[str, Any], dict[str, list[Any]]]:
     """Measure both models, each loaded in `dtype`, and apply the gates.
 
     Returns the manifest's `evaluation`, and the answers of both: `samples` (prompt, reference, base,
-    tuned) and `side_by_side` (prompt, base, tuned).
+    tuned) and `side_by_side` (prompt, base, tuned). Next to them `examples`, prompts for a page to offer.
 
     Raises: DataError if the prompts cannot be read. MissingError if a benchmark cannot be run.
     """
@@ -75,7 +77,18 @@ def evaluate(
             {"prompt": prompt, "base": _text(chat, one.token_ids), "tuned": _text(chat, other.token_ids)}
             for prompt, one, other in zip(prompts, before.side_by_side, after.side_by_side, strict=True)
         ],
+        "examples": examples(test, after.test, [row.question for row in general] or prompts),
     }
+
+
+def examples(test: Sequence[TokenRow], scores: Sequence[RowScore], general: Sequence[str]) -> list[str]:
+    """Return prompts that the tuned model answers well: test rows that it gets right, then general ones.
+
+    scores: the tuned model's of the test rows. Open-ended answers are seldom reproduced, so a general
+    assistant gets general prompts.
+    """
+    solved = [row.question for row, score in zip(test, scores, strict=True) if score.hit]
+    return [*solved[: EXAMPLES - 1], *general][:EXAMPLES]
 
 
 def prompt_of(row: TokenRow) -> list[int]:

@@ -2,6 +2,7 @@
 
 import datetime
 import importlib.metadata
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +31,19 @@ def build_manifest(
     selection: dict[str, Any],
     merge_check: dict[str, Any],
     evaluation: dict[str, Any],
+    examples: Sequence[str],
 ) -> dict[str, Any]:
-    """Return the manifest without `files`, which `write_manifest` adds once the directory is complete."""
+    """Return the manifest without `files`, which `write_manifest` adds once the directory is complete.
+
+    examples: prompts for a page to offer, where the configuration has none.
+    """
     setting = winner.arm.setting
     return {
         "schema_version": SCHEMA_VERSION,
         "id": identifier,
         "name": config.name,
         "description": config.description,
+        "examples": list(config.examples or examples),
         "created_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "base_model": {
             "id": config.base.id,
