@@ -44,12 +44,29 @@ class BaseModelConfig(Frozen):
 
 
 class GeneralChatConfig(Frozen):
-    """Rows that keep and measure general chat: the base model's own answers to our prompts."""
+    """Rows that keep and measure general chat: the base model's own answers to our prompts.
+
+    With `top_tokens` training follows the base's probabilities of its most likely tokens at each place of an
+    answer (KL), and not only the token that was sampled. That needs `train.engine: plain`.
+    """
 
     prompts: Path = CONFIGS / "general_prompts.txt"
     train_prompts: int = Field(ge=0)
     test_prompts: int = Field(ge=1)
     max_new_tokens: int = Field(ge=8, le=1024)
+    top_tokens: int | None = Field(None, ge=2, le=1024)
+
+
+class ChatsConfig(Frozen):
+    """Join rows of one turn into conversations, which teach and measure later turns.
+
+    A conversation of train has one to `turns` turns, and `general_share` of all turns are prompts of
+    `data.general` with the base's answers. A held-out conversation has `turns` turns, all from the source.
+    Rows of several turns, or with a system prompt, stay as they are.
+    """
+
+    turns: int = Field(ge=2, le=16)
+    general_share: float = Field(0.0, ge=0, lt=1)
 
 
 class DataFilters(Frozen):
@@ -84,6 +101,7 @@ class DataConfig(Frozen):
     validation_rows: int = Field(ge=1, description="Maximum.")
     test_rows: int = Field(ge=1, description="Maximum.")
     general: GeneralChatConfig | None = None
+    chats: ChatsConfig | None = None
     filters: DataFilters = DataFilters()
     near_duplicates: float | None = Field(
         None, ge=0.5, le=1, description="Drop rows whose Jaccard similarity to a kept row is at least this."
@@ -91,6 +109,12 @@ class DataConfig(Frozen):
     contamination: tuple[Path, ...] = Field(
         (), description="Evaluation files. Rows that share 13 consecutive words with one are dropped."
     )
+
+    @model_validator(mode="after")
+    def _general_turns_need_prompts(self) -> "DataConfig":
+        if self.chats and self.chats.general_share and not (self.general and self.general.train_prompts):
+            raise ValueError("`chats.general_share` needs `general.train_prompts`")
+        return self
 
 
 class LoraConfig(Frozen):
@@ -160,6 +184,7 @@ class TrainConfig(Frozen):
     warmup_steps: int = Field(5, ge=0)
     cooldown_share: float = Field(0.2, gt=0, le=1)
     weight_decay: float = Field(0.0, ge=0)
+    adam_betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
     save_every_steps: int = Field(ge=1)
     logging_steps: int = Field(
         1, ge=1, description="Steps between logged mean losses. A GPU waits while one is logged."
@@ -268,6 +293,12 @@ class RunConfig(Frozen):
                 f"up to {data.max_length} (data.max_length) would be cut"
             )
         return train
+
+    @model_validator(mode="after")
+    def _probabilities_need_plain(self) -> "RunConfig":
+        if self.data.general and self.data.general.top_tokens and self.train.engine != "plain":
+            raise ValueError("`data.general.top_tokens` needs `train.engine: plain`")
+        return self
 
     @field_validator("base")
     @classmethod

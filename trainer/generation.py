@@ -7,21 +7,45 @@ Serving is vLLM's job, in the other service.
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from transformers import GenerationConfig
+from transformers import GenerationConfig, LogitsProcessor
 
 BATCH_ROWS = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """token_ids: as generated, the end-of-turn token included if the model ended by itself."""
+    """token_ids: as generated, the end-of-turn token included if the model ended by itself.
+
+    top_ids, top_logprobs: for each token the most likely tokens at its place, if they were asked for.
+    """
 
     token_ids: list[int]
     stopped: bool
+    top_ids: list[list[int]] = field(default_factory=list)
+    top_logprobs: list[list[float]] = field(default_factory=list)
+
+
+class _TopTokens(LogitsProcessor):
+    """Record the most likely tokens of every step, and change nothing."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self.steps: list[tuple[list[list[int]], list[list[float]]]] = []
+
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
+        if self._count:
+            logprobs, ids = scores.float().log_softmax(-1).topk(self._count)
+            self.steps.append((ids.tolist(), [[round(x, 4) for x in row] for row in logprobs.tolist()]))
+        return scores
+
+    def of(self, row: int, tokens: int) -> tuple[list[list[int]], list[list[float]]]:
+        """Return the ids and log-probabilities of a row's first `tokens` steps."""
+        kept = self.steps[:tokens]
+        return [ids[row] for ids, _ in kept], [logprobs[row] for _, logprobs in kept]
 
 
 def stop_ids(model: Any) -> list[int]:
@@ -52,8 +76,12 @@ def generate(
     pad_id: int,
     max_new_tokens: int,
     sample_seed: int | None = None,
+    top_tokens: int = 0,
 ) -> list[Answer]:
-    """Answer every prompt from the bare distribution: greedily, or sampled at temperature 1."""
+    """Answer every prompt from the bare distribution: greedily, or sampled at temperature 1.
+
+    top_tokens: record this many of the most likely tokens at each place.
+    """
     sampling: dict[str, Any] = {"do_sample": False}
     if sample_seed is not None:
         torch.manual_seed(sample_seed)
@@ -70,22 +98,25 @@ def generate(
         for row, i in enumerate(indices):
             ids[row, width - len(prompts[i]) :] = torch.tensor(prompts[i])
             mask[row, width - len(prompts[i]) :] = 1
+        top = _TopTokens(top_tokens)
         with bare_distribution(model):
             out = model.generate(
                 input_ids=ids.to(device),
                 attention_mask=mask.to(device),
                 max_new_tokens=max_new_tokens,
                 pad_token_id=pad_id,
+                logits_processor=[top],
                 **sampling,
             )
-        for i, tokens in zip(indices, out[:, width:].tolist(), strict=True):
-            answers[i] = _cut(tokens, stops)
+        for row, (i, tokens) in enumerate(zip(indices, out[:, width:].tolist(), strict=True)):
+            kept, stopped = _cut(tokens, stops)
+            answers[i] = Answer(kept, stopped, *top.of(row, len(kept)))
     return [answer for answer in answers if answer is not None]
 
 
-def _cut(tokens: list[int], stops: list[int]) -> Answer:
-    """Cut off the padding after the first stop token."""
+def _cut(tokens: list[int], stops: list[int]) -> tuple[list[int], bool]:
+    """Cut off the padding after the first stop token; return whether there is one."""
     for i, token in enumerate(tokens):
         if token in stops:
-            return Answer(tokens[: i + 1], stopped=True)
-    return Answer(tokens, stopped=False)
+            return tokens[: i + 1], True
+    return tokens, False

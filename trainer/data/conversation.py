@@ -37,6 +37,7 @@ class Conversation:
     """A conversation that ends with an answer.
 
     groups: labels shared by rows that share text. score: the quality that the data set states, or None.
+    own: for each answer, the number of the base model's own answer that it is, or None; empty: none is.
     where: the place it was read from. repaired: what was changed in the raw turns.
     """
 
@@ -46,6 +47,7 @@ class Conversation:
     score: float | None = None
     where: str = field(default="", compare=False)
     repaired: tuple[str, ...] = field(default=(), compare=False)
+    own: tuple[int | None, ...] = ()
 
     @property
     def row_id(self) -> str:

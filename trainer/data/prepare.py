@@ -1,8 +1,10 @@
 """Stage `prepare`: turn the data source into tokenised rows on disk, and report what was dropped.
 
-The result is `artifacts/data/<hash>/`: an Arrow file each for `train`, `validation`, `test` and `general`,
-with the columns of `row_file`, and `report.json` and `report.html`. `identity` names the directory, so a
-finished data set is never made again. The rows are held in memory as text, never as tokens.
+The result is `artifacts/data/<hash>/`: an Arrow file each for `train`, `validation`, `test`, `general` and
+`followup`, with the columns of `row_file`, and `report.json` and `report.html`. `general` holds the base's
+own answers to prompts asked alone, and `followup` the same answers after a held-out conversation. `identity`
+names the directory, so a finished data set is never made again. The rows are held in memory as text, never as
+tokens.
 """
 
 import gc
@@ -19,11 +21,12 @@ from datasets import Dataset
 
 from trainer.base_model import BaseModel, load_tokenizer
 from trainer.config import DataConfig, RunConfig
+from trainer.data.chats import join_for_training, join_held_out
 from trainer.data.clean import Cleaned, clean
 from trainer.data.contamination import check_files, drop_contaminated
 from trainer.data.conversation import Conversation
 from trainer.data.dedup import drop_near_duplicates
-from trainer.data.general import answer_prompts
+from trainer.data.general import OwnAnswer, aim, answer_prompts, same_as_text
 from trainer.data.report import Example, build_report
 from trainer.data.row_file import RowFile
 from trainer.data.sources import read_rows
@@ -35,7 +38,7 @@ from trainer.files import only_writer, read_json, whole_directory, write_json
 from trainer.identity import data_key, older_directory, older_line, own_directory, write_record
 from trainer.progress import say
 
-SPLITS = ("train", "validation", "test", "general")
+SPLITS = ("train", "validation", "test", "general", "followup")
 BATCH = 256  # rows a call of the tokenizer
 EXAMPLES = 10  # rows that the page shows
 Batch = Sequence[Conversation]
@@ -105,22 +108,33 @@ def _make(
     chat = ChatTokenizer(load_tokenizer(base.directory))
     cleaned = _select(data)
     parts = split(cleaned.conversations, data.held_out_share, config.seed)
-    sides = (
-        ("train", parts.train, data.train_rows),
-        ("validation", parts.validation, data.validation_rows),
-        ("test", parts.test, data.test_rows),
-    )
-    with whole_directory(directory) as scratch:
-        files = {name: RowFile(scratch / f"{name}.arrow") for name in SPLITS}
-        for name, conversations, limit in sides:
-            _tokenise(conversations, chat, rows_of, data.max_length, limit, cleaned, files[name])
-        if data.general:
-            device = choose_device(config.train.device)
-            extra, measured = answer_prompts(
-                data.general, base, chat, config.train.dtype, device, config.seed
+    extra, measured = _own_answers(config, base, chat)
+    sides: dict[str, Iterable[Conversation]] = {
+        "train": parts.train, "validation": parts.validation, "test": parts.test,
+    }  # fmt: skip
+    limits = {"train": data.train_rows, "validation": data.validation_rows, "test": data.test_rows}
+    if data.chats:
+        usable = same_as_text(extra, chat)
+        if len(usable) < len(extra):
+            say(
+                f"  {len(extra) - len(usable)} of the base's {len(extra)} own answers stay out: "
+                "their text has other tokens"
             )
-            files["train"].add(extra)
-            files["general"].add(measured)
+        extra = usable
+        sides["train"] = join_for_training(parts.train, extra, data.chats, config.seed)
+        sides["validation"] = join_held_out(parts.validation, data.chats)
+        sides["test"] = join_held_out(parts.test, data.chats)
+    with whole_directory(directory) as scratch:
+        top = bool(data.general and data.general.top_tokens)
+        files = {name: RowFile(scratch / f"{name}.arrow", top and name == "train") for name in SPLITS}
+        aimed = partial(_aimed, rows_of, extra)
+        for name, conversations in sides.items():
+            _tokenise(conversations, chat, aimed, data.max_length, limits[name], cleaned, files[name])
+        if not data.chats:
+            files["train"].add([answer.row(chat) for answer in extra])
+        files["general"].add([answer.row(chat) for answer in measured])
+        if data.chats:
+            files["followup"].add(_followups(measured, parts.test, chat, data.max_length))
         for file in files.values():
             file.close()
         say(f"  {', '.join(f'{len(f)} {name}' for name, f in files.items())} rows; {cleaned.summary()}")
@@ -133,6 +147,41 @@ def _make(
     if write_page:
         say(f"  data report: {directory / 'report.html'}")
     return report
+
+
+def _own_answers(
+    config: RunConfig, base: BaseModel, chat: ChatTokenizer
+) -> tuple[list[OwnAnswer], list[OwnAnswer]]:
+    """Return the base's own answers to train on and to measure on; none without `data.general`."""
+    if not config.data.general:
+        return [], []
+    device = choose_device(config.train.device)
+    return answer_prompts(config.data.general, base, chat, config.train.dtype, device, config.seed)
+
+
+def _aimed(
+    rows_of: RowsOf, answers: Sequence[OwnAnswer], chat: ChatTokenizer, batch: Batch
+) -> list[TokenRow]:
+    """Return the objective's rows; those with the base's own answers follow its probabilities there."""
+    rows = zip(batch, rows_of(chat, batch), strict=True)
+    return [aim(row, conversation.own, answers) if conversation.own else row for conversation, row in rows]
+
+
+def _followups(
+    answers: Sequence[OwnAnswer], held_out: Batch, chat: ChatTokenizer, max_length: int
+) -> list[TokenRow]:
+    """Return each answer after a held-out conversation, the first of those that leave room for it."""
+    before = itertools.cycle(held_out)
+    rows = []
+    for answer in answers:
+        for conversation in itertools.islice(before, len(held_out)):
+            row = answer.row(chat, conversation.messages)
+            if len(row.input_ids) <= max_length:
+                rows.append(row)
+                break
+        else:
+            raise DataError(f"no general question fits data.max_length {max_length} after a row: raise it")
+    return rows
 
 
 def _select(data: DataConfig) -> Cleaned:
@@ -149,7 +198,7 @@ def _select(data: DataConfig) -> Cleaned:
 
 
 def _tokenise(
-    conversations: Sequence[Conversation],
+    conversations: Iterable[Conversation],
     chat: ChatTokenizer,
     rows_of: RowsOf,
     max_length: int,

@@ -15,32 +15,38 @@ from pyarrow import compute
 
 from trainer.data.tokenize import IGNORED, TokenRow
 
-SCHEMA = pa.schema(
-    [
-        ("input_ids", pa.list_(pa.int64())),
-        ("labels", pa.list_(pa.int64())),
-        ("question", pa.string()),
-        ("source", pa.string()),
-    ]
-)
+COLUMNS = [
+    ("input_ids", pa.list_(pa.int64())),
+    ("labels", pa.list_(pa.int64())),
+    ("question", pa.string()),
+    ("source", pa.string()),
+]
+TOP_COLUMNS = [
+    ("top_ids", pa.list_(pa.list_(pa.int32()))),
+    ("top_logprobs", pa.list_(pa.list_(pa.float32()))),
+]
 
 
 class RowFile:
-    """One split while it is written. lengths: tokens of each row. sources: source → rows."""
+    """One split while it is written. lengths: tokens of each row. sources: source → rows.
 
-    def __init__(self, path: Path) -> None:
+    with_top: whether its rows may follow probabilities of most likely tokens.
+    """
+
+    def __init__(self, path: Path, with_top: bool = False) -> None:
         self.path = path
+        self._schema = pa.schema(COLUMNS + TOP_COLUMNS if with_top else COLUMNS)
         self.lengths: list[int] = []
         self.target_tokens = 0
         self.sources: Counter[str] = Counter()
-        self._writer = pa.ipc.new_stream(str(path), SCHEMA)
+        self._writer = pa.ipc.new_stream(str(path), self._schema)
 
     def __len__(self) -> int:
         return len(self.lengths)
 
     def add(self, rows: Sequence[TokenRow]) -> None:
-        columns = {name: [getattr(row, name) for row in rows] for name in SCHEMA.names}
-        self._writer.write_batch(pa.record_batch(columns, schema=SCHEMA))
+        columns = {name: [_value(row, name) for row in rows] for name in self._schema.names}
+        self._writer.write_batch(pa.record_batch(columns, schema=self._schema))
         self.lengths.extend(len(row.input_ids) for row in rows)
         self.target_tokens += sum(len(row.labels) - row.labels.count(IGNORED) for row in rows)
         self.sources.update(row.source for row in rows)
@@ -50,8 +56,16 @@ class RowFile:
         self._writer.close()
 
 
+def _value(row: TokenRow, column: str) -> Any:
+    value = getattr(row, column)
+    return [[]] * len(row.input_ids) if value is None else value
+
+
 def rows_fingerprint(files: Mapping[str, RowFile]) -> str:
-    """Return what `identity.fingerprint` gives for {split: [[input_ids, labels], ...]}, a batch at a time."""
+    """Return what `identity.fingerprint` gives for {split: [[input_ids, labels], ...]}, a batch at a time.
+
+    Where rows follow probabilities, these are part of it.
+    """
     digest = hashlib.sha256(b"[{")
     for i, (name, file) in enumerate(sorted(files.items())):
         digest.update(f"{', ' if i else ''}{json.dumps(name)}: [".encode())
@@ -62,6 +76,9 @@ def rows_fingerprint(files: Mapping[str, RowFile]) -> str:
                     ids, labels = _joined(batch["input_ids"]), _joined(batch["labels"])
                     rows = ", ".join(f"[[{i}], [{own}]]" for i, own in zip(ids, labels, strict=True))
                     digest.update(("" if first else ", ").encode() + rows.encode())
+                    for name, _ in TOP_COLUMNS:
+                        if name in batch.schema.names:
+                            digest.update(json.dumps(batch[name].to_pylist()).encode())
                     first = False
         digest.update(b"]")
     digest.update(b"}]")

@@ -28,12 +28,16 @@ class TokenRow:
     """input_ids, labels: (length,) token ids; labels are -100 where nothing is trained.
 
     question: the text of the last user turn, for people to read. source: the source that reports name.
+    top_ids, top_logprobs: for each token the most likely tokens there and their log-probabilities, which
+    training follows in place of the label; an empty list where the label counts. None: it counts everywhere.
     """
 
     input_ids: list[int]
     labels: list[int]
     question: str
     source: str = ""
+    top_ids: list[list[int]] | None = None
+    top_logprobs: list[list[float]] | None = None
 
 
 class ChatTokenizer:
@@ -149,6 +153,17 @@ class ChatTokenizer:
             pieces.append(Piece(position, len(text), encoding.ids, encoding))
             found.append(pieces)
         return found
+
+
+def answer_runs(labels: Sequence[int]) -> list[tuple[int, int]]:
+    """Return where each answer begins and ends: the runs of labels that are not IGNORED."""
+    runs, place = [], 0
+    for learned, run in itertools.groupby(labels, key=lambda label: label != IGNORED):
+        end = place + len(list(run))
+        if learned:
+            runs.append((place, end))
+        place = end
+    return runs
 
 
 @dataclass(frozen=True, slots=True)

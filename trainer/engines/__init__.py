@@ -15,5 +15,5 @@ class Engine(Protocol):
     def compute_loss(self, model: Any, inputs: dict[str, Any], target_tokens: Any) -> Any:
         """Return the sum of NLL over the targets of one packed row, over `target_tokens`.
 
-        inputs: as `trainer.objective.sft.collate` makes them.
+        inputs: as `trainer.objective.sft.collate` makes them. Only `plain` reads `top_targets`.
         """

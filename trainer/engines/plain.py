@@ -43,13 +43,32 @@ def load(
 
 
 def compute_loss(model: Any, inputs: dict[str, Any], target_tokens: Any) -> Any:
-    """Return the sum of NLL over the targets of one packed row, divided by `target_tokens`."""
+    """Return the sum of NLL over the targets of one packed row, divided by `target_tokens`.
+
+    Targets that follow probabilities (`top_targets`) count with the divergence from them instead.
+    """
     kept = inputs["target_positions"]
     logits = model(
         inputs["input_ids"], position_ids=inputs["position_ids"], logits_to_keep=kept, use_cache=False
     ).logits[0]
     labels = inputs["labels"][0, kept + 1]
-    return functional.cross_entropy(logits.float(), labels, reduction="sum") / target_tokens
+    if "top_targets" not in inputs:
+        return functional.cross_entropy(logits.float(), labels, reduction="sum") / target_tokens
+    followed = inputs["top_targets"]
+    losses = functional.cross_entropy(logits.float(), labels, reduction="none")
+    divergence = _divergence(logits[followed].float(), inputs["top_ids"], inputs["top_logprobs"])
+    return losses.index_copy(0, followed, divergence).sum() / target_tokens
+
+
+def _divergence(logits: Any, top_ids: Any, top_logprobs: Any) -> Any:
+    """Return (n,): KL(p || softmax(logits)) in nats, with all tokens that p does not list taken as one.
+
+    logits: (n, vocabulary). top_ids, top_logprobs: (n, listed), the tokens of p and their log-probabilities.
+    """
+    ours = functional.log_softmax(logits, -1).gather(1, top_ids)
+    wanted = top_logprobs.exp()
+    rest, our_rest = ((1 - x.sum(1)).clamp_min(1e-6) for x in (wanted, ours.exp()))
+    return (wanted * (top_logprobs - ours)).sum(1) + rest * (rest / our_rest).log()
 
 
 def _load_in_4bit(base: Path, dtype: str, device: str) -> Any:

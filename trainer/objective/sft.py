@@ -39,6 +39,7 @@ HITS = Measure(
     "held-out answers reproduced exactly, token for token, by greedy decoding",
     lower_is_better=False,
 )
+COLUMNS = ("input_ids", "labels", "top_ids", "top_logprobs")
 HEAD_ROWS = 256  # target positions through the LM head at once: bounds memory at large vocabularies
 
 
@@ -50,33 +51,53 @@ def rows(chat: ChatTokenizer, conversations: Sequence[Conversation]) -> list[Tok
 def pack(rows: Dataset, length: int) -> Dataset:
     """Pack rows, best fit decreasing, up to `length` tokens.
 
-    rows: `input_ids` and `labels`. Returns those and `seq_lengths`, the lengths of the rows within.
+    rows: with the columns of COLUMNS that they have. Returns those and `seq_lengths`, the lengths of the rows
+    within.
     """
     from trl import pack_dataset  # takes seconds to import, and only training needs it
 
-    return pack_dataset(rows.select_columns(["input_ids", "labels"]), length, "bfd")
+    kept = [name for name in COLUMNS if name in rows.column_names]
+    return pack_dataset(rows.select_columns(kept), length, "bfd")
 
 
 def collate(packed: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Turn one packed row into (1, length) `input_ids`, `labels` and `position_ids`, and what an engine asks.
 
     target_positions: (targets,), where the next token is a target. seq_lengths: a list. Both are found here
-    because asking a GPU for them would wait for all the work that it was given before.
+    because asking a GPU for them would wait for all the work that it was given before. Where targets follow
+    probabilities, top_targets: (n,), which targets; top_ids and top_logprobs: (n, most likely tokens).
     """
     (row,) = packed
     labels = torch.tensor(row["labels"])
     positions = [position for length in row["seq_lengths"] for position in range(length)]
+    targets = (labels[1:] != IGNORED).nonzero()[:, 0]
     return {
         "input_ids": torch.tensor([row["input_ids"]]),
         "labels": labels[None],
         "position_ids": torch.tensor([positions]),
-        "target_positions": (labels[1:] != IGNORED).nonzero()[:, 0],
+        "target_positions": targets,
         "seq_lengths": list(row["seq_lengths"]),
+        **_probabilities(row, (targets + 1).tolist()),
+    }
+
+
+def _probabilities(row: dict[str, Any], places: list[int]) -> dict[str, Any]:
+    """Return the tensors of the targets that follow probabilities, if any do."""
+    following = [i for i, place in enumerate(places) if "top_ids" in row and row["top_ids"][place]]
+    if not following:
+        return {}
+    return {
+        "top_targets": torch.tensor(following),
+        "top_ids": torch.tensor([row["top_ids"][places[i]] for i in following]),
+        "top_logprobs": torch.tensor([row["top_logprobs"][places[i]] for i in following]),
     }
 
 
 def loss(engine: Engine, model: Any, inputs: dict[str, Any], counted: Any) -> Any:
-    """Return the NLL of one packed row's targets over `counted`, the target tokens of the whole step."""
+    """Return the loss of one packed row's targets over `counted`, the target tokens of the whole step.
+
+    It is the NLL of a label, and KL(base || model) where a target follows the base's probabilities.
+    """
     return engine.compute_loss(model, inputs, counted)
 
 

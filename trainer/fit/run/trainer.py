@@ -218,6 +218,8 @@ def _arguments(
         lr_scheduler_kwargs={"num_decay_steps": cooldown, "decay_type": "linear"},
         warmup_steps=min(settings.warmup_steps, total - cooldown),
         weight_decay=settings.weight_decay,
+        adam_beta1=settings.adam_betas[0],
+        adam_beta2=settings.adam_betas[1],
         seed=arm.seed,
         data_seed=arm.seed,
         gradient_checkpointing=settings.gradient_checkpointing,
