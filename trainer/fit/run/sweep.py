@@ -96,7 +96,8 @@ class Sweep:
         folder = run_name(self._config, steps)
         directories = {arm: self._directories[arm] / folder for arm in alive}
         waiting = {arm: path for arm, path in directories.items() if read_run(path, arm) is None}
-        say(f"  {folder}: {len(alive)} arms, {len(alive) - len(waiting)} finished before")
+        noun = "arm" if len(alive) == 1 else "arms"
+        say(f"  {folder}: {len(alive)} {noun}, {len(alive) - len(waiting)} finished before")
         failed = self._run_arms(waiting, steps)
         self._failed.update(failed)
         for arm in waiting.keys() - failed.keys():
