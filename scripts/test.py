@@ -42,7 +42,8 @@ TYPED = (
     (
         "trainer", "",
         "trainer tests/trainer tests/support/trainer.py bench/sweep.py bench/engines.py "
-        "bench/training.py bench/training_run.py bench/curves.py bench/sweep_time.py",
+        "bench/training.py bench/training_run.py bench/curves.py bench/sweep_time.py "
+        "bench/turns.py",
     ),
     (
         "api", "",
