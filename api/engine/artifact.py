@@ -4,8 +4,10 @@ The trainer writes it; the two sides share docs/artifact.schema.json and nothing
 parts of the manifest that decide whether the directory may be served, and accepts any content in the rest.
 """
 
+import contextlib
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
@@ -142,13 +144,14 @@ class Artifact:
 
         Raises: ArtifactError naming the first file that is missing, altered, a link or unlisted.
         """
-        for name, record in self.manifest.files.items():
-            self._verify_file(name, record)
         listed = {MANIFEST, *self.manifest.files}
-        for path in sorted(self.directory.rglob("*")):
-            name = path.relative_to(self.directory).as_posix()
-            if (path.is_symlink() or not path.is_dir()) and name not in listed:
-                raise self._broken(f"{name} is not listed in {MANIFEST}")
+        with _reading(self.directory):
+            for name, record in self.manifest.files.items():
+                self._verify_file(name, record)
+            for path in sorted(self.directory.rglob("*")):
+                name = path.relative_to(self.directory).as_posix()
+                if (path.is_symlink() or not path.is_dir()) and name not in listed:
+                    raise self._broken(f"{name} is not listed in {MANIFEST}")
 
     def _verify_file(self, name: str, record: FileRecord) -> None:
         path = self.directory / name
@@ -181,7 +184,11 @@ def read_artifact(artifacts_dir: Path) -> Artifact:
 
     Raises: ArtifactError saying what is wrong and which command makes a good one.
     """
-    directory = _current(artifacts_dir.absolute() / "models")
+    with _reading(artifacts_dir):
+        return _read_artifact(_current(artifacts_dir.absolute() / "models"))
+
+
+def _read_artifact(directory: Path) -> Artifact:
     manifest = _read_manifest(directory)
     if manifest.id != directory.name:
         raise ArtifactError(
@@ -200,6 +207,19 @@ def read_artifact(artifacts_dir: Path) -> Artifact:
         raise ArtifactError(f"{directory / 'config.json'} states no vocab_size; {NEXT_COMMAND}")
     positions = config.get("max_position_embeddings")
     return Artifact(directory, manifest, positions if isinstance(positions, int) else None, vocab_size)
+
+
+@contextlib.contextmanager
+def _reading(directory: Path) -> Iterator[None]:
+    """Report what the system says of a file in `directory` as an ArtifactError.
+
+    A path that may not be read, is too long, contains a null byte or is a loop of links raises an OSError, a
+    ValueError or a RuntimeError, and so does JSON that is nested too deep.
+    """
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ArtifactError(f"{directory} cannot be read ({error}); {NEXT_COMMAND}") from None
 
 
 def current_id(artifacts_dir: Path) -> str | None:
@@ -235,9 +255,9 @@ def _read_manifest(directory: Path) -> Manifest:
 
 
 def _read_json(path: Path) -> Any:
+    if not path.is_file():  # reading a pipe would wait for ever
+        raise ArtifactError(f"{path} is missing; {NEXT_COMMAND}")
     try:
         return json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise ArtifactError(f"{path} is missing; {NEXT_COMMAND}") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ArtifactError(f"{path} cannot be read ({error}); {NEXT_COMMAND}") from None

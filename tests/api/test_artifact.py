@@ -1,7 +1,10 @@
 """Contract 1, the reader's end: a directory that is not as its manifest says is never served."""
 
+import errno
 import json
+import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +182,27 @@ def plant_a_linked_folder(artifacts: Path) -> None:
     (artifacts / "models/tiny-r8/additional_chat_templates").symlink_to(outside)
 
 
+def list_a_file(artifacts: Path, name: str) -> None:
+    listed = example_manifest(artifacts / "models/tiny-r8")["files"]
+    rewrite(artifacts, files=listed | {name: {"sha256": "0" * 64, "bytes": 0}})
+
+
+def link_a_file_to_itself(artifacts: Path) -> None:
+    path = artifacts / "models/tiny-r8/README.md"
+    path.unlink()
+    path.symlink_to(path.name)
+
+
+def nest_the_manifest_deeply(artifacts: Path) -> None:
+    (artifacts / "models/tiny-r8/manifest.json").write_text("[" * 100_000)
+
+
+def put_a_pipe_in_its_place(artifacts: Path) -> None:
+    path = artifacts / "models/tiny-r8/config.json"
+    path.unlink()
+    os.mkfifo(path)
+
+
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
@@ -196,6 +220,11 @@ def plant_a_linked_folder(artifacts: Path) -> None:
         (link_a_file_out, "README.md is a symbolic link"),
         (plant_a_file, "modeling_evil.py is not listed"),
         (plant_a_linked_folder, "additional_chat_templates is not listed"),
+        (partial(list_a_file, name="a\0b"), "embedded null byte"),
+        (partial(list_a_file, name="a" * 300), "File name too long"),
+        (link_a_file_to_itself, "Symlink loop"),
+        (nest_the_manifest_deeply, "recursion depth"),
+        (put_a_pipe_in_its_place, "config.json is missing"),
     ],
 )
 def test_damaged_artifact_is_refused_in_one_line_with_the_next_command(
@@ -208,3 +237,22 @@ def test_damaged_artifact_is_refused_in_one_line_with_the_next_command(
     assert says in message
     assert "make up" in message
     assert "\n" not in message
+
+
+def test_what_the_system_forbids_to_read_is_refused_in_one_line(
+    artifacts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The trainer and the API may run as different users, and root may read everything."""
+    artifact = read_artifact(artifacts)
+
+    def refuse(path: Path, *_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(ArtifactError, match=r"Permission denied.*make up"):
+        artifact.verify()
+    with pytest.raises(ArtifactError, match="File name too long"):
+        read_artifact(artifacts / ("a" * 300))
+    monkeypatch.setattr(Path, "exists", refuse)
+    with pytest.raises(ArtifactError, match=r"Permission denied.*make up"):
+        read_artifact(artifacts)
