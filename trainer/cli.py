@@ -36,6 +36,7 @@ VERBS = {
     "push": "print what would be uploaded to the Hugging Face Hub; --upload uploads it",
     "export": "convert the finished artifact to GGUF (llama.cpp, Ollama) and FP8",
 }
+FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT)
 STAGES = ("run", "prepare", "sweep", "arm", "train", "merge", "evaluate")
 
 
@@ -50,9 +51,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _report("interrupted; the same command continues from here", 130)
     except Exception as error:
-        if not _is_full_disk(error):
+        if _is_full_disk(error):
+            return _report(f"the disk under {options.artifacts} is full; free some and run the same command")
+        if getattr(error, "errno", None) not in FORBIDDEN:
             raise
-        return _report(f"the disk under {options.artifacts} is full; free some and run the same command")
+        return _report(f"{error}; allow it to this user, or set ARTIFACTS_DIR to another place")
     return 0
 
 

@@ -22,8 +22,11 @@ EXPORT_FORMATS = ("gguf-f16", "gguf-q8_0", "fp8")
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
 
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # NumPy takes no other
+
+
 class Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class BaseModelConfig(Frozen):
@@ -127,9 +130,9 @@ class LoraConfig(Frozen):
     alpha: float | None = Field(None, gt=0, le=4096)
     scaling: float | None = Field(None, gt=0, le=64)
     dropout: float = Field(0.0, ge=0, lt=1)
-    target_modules: tuple[str, ...] = (
-        "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
-    )  # fmt: skip
+    target_modules: tuple[str, ...] = Field(
+        ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"), min_length=1
+    )
 
     @model_validator(mode="after")
     def _one_rule(self) -> "LoraConfig":
@@ -150,7 +153,7 @@ class SweepConfig(Frozen):
 
     ranks: tuple[Annotated[int, Field(ge=1, le=1024)], ...] = Field(min_length=1)
     learning_rates: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(min_length=1)
-    seeds: tuple[int, ...] = Field((7,), min_length=1)
+    seeds: tuple[Seed, ...] = Field((7,), min_length=1)
     steps: int | None = Field(None, ge=1)
     halvings: int = Field(0, ge=0, le=6)
     parallel_arms: int = Field(
@@ -274,7 +277,7 @@ class RunConfig(Frozen):
         description="Prompts that a page offers. Empty: held-out ones that the model answers exactly, then "
         "general ones. Everyone who may use the API can read them.",
     )
-    seed: int = 7
+    seed: Seed = 7
     base: BaseModelConfig
     data: DataConfig
     lora: LoraConfig

@@ -14,17 +14,30 @@ from trainer.config import CONFIGS, RunConfig, is_local
 from trainer.errors import ConfigError
 
 
+class _EachKeyOnce(yaml.SafeLoader):
+    """Refuse a mapping that has a key twice: YAML's loader would drop the first value without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                twice = f"{key.value!r} is there twice"
+                raise yaml.constructor.ConstructorError(None, None, twice, key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a YAML file and apply `a.b=value` overrides. Relative paths start at the file's folder.
 
     Raises: ConfigError naming every wrong key and value at once.
     """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), _EachKeyOnce)
     except FileNotFoundError:
         shipped = ", ".join(sorted(p.stem for p in CONFIGS.glob("*.yaml")))
         raise ConfigError(f"no config file {path}; the shipped profiles are {shipped}") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise ConfigError(f"cannot read {path}: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must be a mapping of settings, not {type(values).__name__}")
@@ -58,9 +71,9 @@ def _apply(values: dict[str, Any], override: str) -> None:
         if not isinstance(target, dict):
             raise ConfigError(f"--set {override!r}: {name!r} is a value, it has no keys")
     try:
-        target[leaf] = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise ConfigError(f"--set {override!r}: {text!r} is not a YAML value") from None
+        target[leaf] = yaml.load(text, _EachKeyOnce)
+    except (ValueError, RecursionError, yaml.YAMLError):
+        raise ConfigError(f"--set {_short(override)}: {_short(text)} is not a YAML value") from None
 
 
 def _anchor_paths(values: dict[str, Any], folder: Path) -> None:
@@ -84,7 +97,10 @@ def _anchor_paths(values: dict[str, Any], folder: Path) -> None:
 
 
 def _anchored(path: str, folder: Path) -> str:
-    return str(folder / Path(path).expanduser())
+    try:
+        return str(folder / Path(path).expanduser())
+    except RuntimeError as error:
+        raise ConfigError(f"{path}: {error}") from None
 
 
 def _short(value: Any) -> str:

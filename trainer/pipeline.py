@@ -205,7 +205,7 @@ class Pipeline:
 
     def _merge(self, base: BaseModel, prepared: Prepared, winner: Run, merged: Path) -> None:
         with self._stages.stage("merge", f"merge {winner.arm.name} in fp32 and check it"):
-            if not (merged / MERGE_CHECK).is_file():
+            if read_json(merged / MERGE_CHECK) is None:
                 device = choose_device(self.config.train.device)
                 with whole_directory(merged) as scratch:
                     check = merge(
@@ -230,7 +230,7 @@ class Pipeline:
         name = f"{self.config.name}-{evaluation_key(self.config, key)[:8]}"
         kept = self.artifacts / "evaluations" / f"{name}.json"
         with self._stages.stage("evaluate", "the merged model against the base on test rows"):
-            if not kept.is_file():
+            if read_json(kept) is None:
                 summary, answers = evaluate(
                     self.config.evaluate,
                     self._objective,

@@ -52,7 +52,38 @@ def test_missing_file_names_the_shipped_profiles(tmp_path: Path) -> None:
         load(tmp_path / "none.yaml")
 
 
-@pytest.mark.parametrize("text", ["a: [", "- 1\n- 2\n", ""])
+@pytest.mark.parametrize(
+    "override",
+    [
+        "train.epochs=.inf", "train.weight_decay=.inf", "evaluate.max_general_loss_increase=.inf",
+        "evaluate.max_loss_increase=.nan", "data.filters.min_score=.nan", "seed=-1",
+        "sweep.seeds=[4294967296]", "lora.target_modules=[]", f"seed={'9' * 5000}", "seed=" + "[" * 5000,
+        "data.source=~no_such_user/rows.jsonl",
+    ],
+    ids=lambda override: override[:40],
+)  # fmt: skip
+def test_a_value_that_no_run_could_use_is_refused_in_one_line(config_file: Path, override: str) -> None:
+    """An infinite limit would switch a gate off, and JSON cannot write it into the manifest."""
+    with pytest.raises(ConfigError) as caught:
+        load(config_file, [override])
+    assert override.partition("=")[0].partition(".")[0] in str(caught.value) or "no_such_user" in str(
+        caught.value
+    )
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
+
+
+def test_a_key_that_is_there_twice_is_refused(config_file: Path, config_values: dict[str, Any]) -> None:
+    """Of two `train:` sections YAML's loader takes the last and drops the first without a word."""
+    text = config_file.read_text()
+    config_file.write_text(text + yaml.safe_dump({"train": config_values["train"]}))
+    with pytest.raises(ConfigError, match=r"tiny\.yaml: 'train' is there twice .*line \d+"):
+        load(config_file)
+    config_file.write_text(text)
+    with pytest.raises(ConfigError, match="--set"):
+        load(config_file, ["train={max_steps: 1, max_steps: 2}"])
+
+
+@pytest.mark.parametrize("text", ["a: [", "- 1\n- 2\n", "", "[" * 5000, f"seed: {'9' * 5000}"])
 def test_file_that_is_no_mapping_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "bad.yaml"
     path.write_text(text)

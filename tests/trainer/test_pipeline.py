@@ -1,7 +1,9 @@
 """The whole chain on the tiny model, run as a user runs it: by command, in processes, with signals."""
 
+import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -74,6 +76,25 @@ def test_a_run_ships_a_verified_artifact_and_a_second_run_does_nothing(
     again = json.loads((current / "manifest.json").read_text())["files"]
     assert again.keys() == manifest["files"].keys()
     assert again["model.safetensors"] == manifest["files"]["model.safetensors"]
+
+
+def test_results_that_were_cut_off_are_made_again(tmp_path: Path, config_file: Path) -> None:
+    """A full disk, a power cut or a copy that stopped half-way may leave any of them short."""
+    artifacts = tmp_path / "artifacts"
+    flags = ("--set", "sweep.ranks=[2]")
+    first = trainer("run", config_file, artifacts, *flags)
+    assert first.returncode == 0, first.stderr
+    (manifest,) = artifacts.glob("models/tiny-*/manifest.json")
+    files = json.loads(manifest.read_text())["files"]
+    shutil.rmtree(artifacts / "models")
+    cut = [*artifacts.glob("runs/*/*/adapter/*.safetensors"), *artifacts.glob("evaluations/*.json")]
+    assert len(cut) == 2
+    for file in cut:
+        file.write_bytes(file.read_bytes()[:-9])
+    second = trainer("run", config_file, artifacts, *flags)
+    assert second.returncode == 0, second.stderr
+    again = json.loads(manifest.read_text())["files"]
+    assert again["model.safetensors"] == files["model.safetensors"]
 
 
 def test_edited_prompts_are_evaluated_again_and_nothing_is_trained_again(
@@ -241,6 +262,19 @@ def _by_python() -> None:
 
 def _by_safetensors() -> None:  # which would put a file in place of /dev/full
     raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.EDQUOT])
+def test_a_place_that_may_not_be_written_is_reported_in_one_line(
+    number: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(options: object) -> None:
+        raise OSError(number, os.strerror(number), "/results/data")
+
+    monkeypatch.setattr("trainer.cli._run", refuse)
+    assert main(["prepare"]) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and f"{os.strerror(number)}: '/results/data'" in said
 
 
 @pytest.mark.parametrize("write", [_by_torch, _by_python, _by_safetensors])

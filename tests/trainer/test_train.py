@@ -9,14 +9,16 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from safetensors.torch import save_file
 
 from trainer import base_model
 from trainer.config import RunConfig
 from trainer.config_file import load
 from trainer.data.prepare import prepare
-from trainer.fit.arm import Arm, Run, Setting, place_of
+from trainer.files import write_json
+from trainer.fit.arm import Arm, Run, Setting, place_of, read_run
 from trainer.fit.run import train as train_module
-from trainer.fit.run.callbacks import DivergedError, StopDiverged, read_log
+from trainer.fit.run.callbacks import DivergedError, StopDiverged, last_step, read_log
 from trainer.fit.run.train import train
 from trainer.fit.run.trainer import LoraTrainer
 
@@ -222,3 +224,26 @@ def test_a_loss_that_is_logged_seldom_still_guards_every_checkpoint(
     assert run.diverged == "loss is nan at step 6"  # two steps late, and before that step is saved
     kept = sorted(path.name for path in run.adapter.parent.glob("checkpoint-*"))
     assert kept == ["checkpoint-2", "checkpoint-4"]
+
+
+def test_a_log_that_a_power_cut_left_broken_is_read_without_the_broken_lines(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    log.write_bytes(
+        b'{"step": 1, "loss": 2.0}\n' + bytes(20) + b'\n{"step": 2, "loss": 1.0}\n{"step": 3, "lo\n'
+    )
+    assert [line["step"] for line in read_log(log)] == [1, 2]
+    assert last_step(log) == {"step": 2, "loss": 1.0}
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_config.json"])
+def test_a_run_whose_adapter_was_cut_off_has_not_finished(tmp_path: Path, name: str) -> None:
+    arm = Arm(Setting(2, 0.01), 7)
+    write_json(tmp_path / "result.json", {"diverged": None, "validation": {"rows": [[1.0, 2, True]]}})
+    assert read_run(tmp_path, arm) is None
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter/adapter_config.json").write_text("{}")
+    save_file({"x": torch.zeros(4)}, tmp_path / "adapter/adapter_model.safetensors")
+    assert read_run(tmp_path, arm)
+    file = tmp_path / "adapter" / name
+    file.write_bytes(file.read_bytes()[:-1])
+    assert read_run(tmp_path, arm) is None

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
 from trainer.base_model import BaseModel
 from trainer.config import RunConfig
 from trainer.files import read_json
@@ -97,9 +99,19 @@ def run_name(config: RunConfig, steps: int | None) -> str:
 
 
 def read_run(directory: Path, arm: Arm) -> Run | None:
-    """Return the run, or None if it has not finished."""
+    """Return the run, or None if it has not finished, or if its adapter has been cut or removed since."""
     record = read_json(directory / "result.json")
-    if record is None:
+    if record is None or not (record["diverged"] or _is_whole(directory / "adapter")):
         return None
     rows = record["validation"]["rows"] if record["validation"] else []
     return Run(arm, directory / "adapter", [RowScore(*row) for row in rows], record["diverged"], record)
+
+
+def _is_whole(adapter: Path) -> bool:
+    """Return whether the adapter can be read. The header of its weights must match the file's length."""
+    try:
+        with safe_open(adapter / "adapter_model.safetensors", "np"):
+            pass
+    except (OSError, SafetensorError):
+        return False
+    return isinstance(read_json(adapter / "adapter_config.json"), dict)

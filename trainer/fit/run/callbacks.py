@@ -1,9 +1,11 @@
 """Act between the steps of a run: write its log, show progress, stop if it diverged, seal checkpoints."""
 
+import contextlib
 import json
 import math
 import statistics
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,20 +50,26 @@ def last_step(path: Path) -> dict[str, Any] | None:
     try:
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - TAIL_BYTES))
-            lines = file.read().split(b"\n")[1:-1]  # the first and the last may be cut off
+            text = file.read().partition(b"\n")[2]  # the first line may be cut off
     except FileNotFoundError:
         return None
-    steps = [entry for line in lines if "loss" in (entry := json.loads(line))]
+    steps = [entry for entry in _whole_lines(text) if "loss" in entry]
     return steps[-1] if steps else None
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
     """Return the whole lines of a log, without one that is being written or was cut off."""
     try:
-        text = path.read_text(encoding="utf-8")
+        return list(_whole_lines(path.read_bytes()))
     except FileNotFoundError:
         return []
-    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+
+def _whole_lines(text: bytes) -> Iterator[dict[str, Any]]:
+    """Yield the entries of a log. A power cut may leave a line cut off, or full of zeros."""
+    for line in text.split(b"\n")[:-1]:
+        with contextlib.suppress(ValueError):
+            yield json.loads(line)
 
 
 class ShowProgress(TrainerCallback):

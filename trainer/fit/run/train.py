@@ -22,7 +22,7 @@ from trainer.config import RunConfig
 from trainer.data.prepare import Prepared
 from trainer.device import choose_device
 from trainer.engines import Engine
-from trainer.files import only_writer, write_json
+from trainer.files import only_writer, sync_files, write_json
 from trainer.fit.arm import Arm, Run, place_of, read_run, run_name
 from trainer.fit.run.callbacks import Checkpoints, DivergedError, Log, Patience, ShowProgress, StopDiverged
 from trainer.fit.run.checkpoint import keep_trunk, remove_checkpoints, starting_point
@@ -101,6 +101,7 @@ def _train(
 def _finish(arm: Arm, base: BaseModel, record: dict[str, Any], directory: Path) -> None:
     if not record["diverged"]:  # the base that the adapter belongs to, for a server
         write_json(directory / "adapter" / "base.json", {"weights_sha256": base.weights_sha256})
+        sync_files(directory / "adapter")  # a power cut must not leave the result without it
     write_json(directory / "result.json", {"arm": arm.name, "made_by": made_by(), **record})
     if not record["diverged"]:
         remove_checkpoints(directory)
