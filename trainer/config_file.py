@@ -24,7 +24,8 @@ class _EachKeyOnce(yaml.SafeLoader):
                 twice = f"{key.value!r} is there twice"
                 raise yaml.constructor.ConstructorError(None, None, twice, key.start_mark)
             seen.add(key.value)
-        return super().construct_mapping(node, deep)
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
+        return mapping
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:

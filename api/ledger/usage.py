@@ -103,9 +103,13 @@ class Usage:
 
 def read_usage(file: Path, day: str | None = None, key: str | None = None) -> list[Line]:
     """Return the lines of `day` and `key`, or of all, newest day first. Raises: SettingsError."""
-    with _open(file) as database:
+    database = _open(file)
+    try:
         rows = database.execute(_READ, {"day": day, "key": key}).fetchall()
-    database.close()
+    except sqlite3.Error as error:  # it was cut off, or its table is not ours
+        raise _unusable(file, error) from None
+    finally:
+        database.close()
     return [Line(*row) for row in rows]
 
 
@@ -117,5 +121,11 @@ def _open(file: Path) -> sqlite3.Connection:
         database.execute("PRAGMA synchronous=NORMAL")  # with WAL: whole after a crash of the process
         database.execute(_TABLE)
     except (OSError, sqlite3.Error) as error:
-        raise SettingsError(f"API_USAGE_FILE {file} cannot be used: {error}") from None
+        raise _unusable(file, error) from None
     return database
+
+
+def _unusable(file: Path, error: Exception) -> SettingsError:
+    return SettingsError(
+        f"API_USAGE_FILE {file} cannot be used: {error}; restore it, or remove it to count anew"
+    )

@@ -35,6 +35,28 @@ def test_usage_outlives_the_process_and_is_added_up(tmp_path: Path) -> None:
     assert read_usage(file, "1999-01-01") == []
 
 
+@pytest.mark.parametrize("damage", ["pages", "table"])
+def test_a_usage_file_that_cannot_be_read_is_refused_in_one_line(tmp_path: Path, damage: str) -> None:
+    """SQLite opens a file whose head is whole, and reports the damage at the first read."""
+    file = tmp_path / "usage.db"
+    if damage == "table":
+        with sqlite3.connect(file) as database:
+            database.execute("CREATE TABLE usage (other TEXT)")
+    else:
+        usage = Usage(file)
+        for number in range(1000):
+            usage.add(f"key{number}", 1, 1)
+        usage.close()
+        with sqlite3.connect(file) as database:
+            database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        content = file.read_bytes()
+        assert len(content) > 3 * 4096
+        file.write_bytes(content[:4096] + b"\xff" * (len(content) - 4096))
+    database.close()
+    with pytest.raises(SettingsError, match=r"usage\.db cannot be used: .*; restore it, or remove it"):
+        Usage(file)
+
+
 def test_usage_that_cannot_be_written_does_not_stop_the_service(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -185,6 +185,17 @@ def test_a_comparison_over_one_seed_claims_nothing() -> None:
     assert choice.winner.rank == 8 and choice.verdict == "not known: one seed"
 
 
+def test_a_tie_is_explained_by_a_rank_whose_seeds_can_show_it() -> None:
+    """Rank 16 is nearest and has one seed in common with the best; the verdict rests on rank 32's noise."""
+    runs = [*at_seeds(8, hard(), (0, 0.02, 0.01)), *at_seeds(32, hard() + 0.003, (0, 0, 0.03))]
+    runs += at_seeds(16, hard() + 0.001, (0,))
+    standing, choice = standing_of(runs), chosen(runs)
+    assert [score.setting.rank for score in standing.scores] == [8, 16, 32]
+    assert (choice.winner.rank, choice.verdict) == (8, "not separable")
+    assert "3 seeds cannot tell r32-lr0.001 from it" in choice.reason
+    assert choice.power and "r32-lr0.001" in choice.power
+
+
 def test_the_best_differs_from_itself_by_nothing() -> None:
     standing = standing_of([run(8, hard())])
     assert standing.difference(standing.best).interval.as_dict() == {"value": 0, "low": 0, "high": 0}

@@ -64,7 +64,9 @@ def choose(standing: Standing) -> Choice:
     rivals = [score for score in ranks.values() if score is not best]
     verdict = _verdict([differences[score] for score in rivals], standing)
     tied = [score for score in rivals if not differences[score].measurable]
-    nearest = next(iter(tied or rivals), None)
+    # A rank that shares one seed with the best cannot show why a verdict rests on the noise of seeds.
+    telling = [score for score in tied if differences[score].noise]
+    nearest = next(iter(telling or tied or rivals), None)
     reason = _reason(standing, winner, nearest if winner is best else winner, verdict)
     power = _power(standing, nearest) if nearest and verdict == TIED else None
     return Choice(winner.setting, best.setting, verdict, reason, power)
