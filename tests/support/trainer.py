@@ -6,6 +6,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.support import ROOT
+from trainer.data.conversation import Conversation, Message
+from trainer.data.tokenize import ChatTokenizer, TokenRow
 
 PAUSING = ROOT / "tests" / "support" / "pausing_trainer.py"
 
@@ -22,6 +24,16 @@ def rows(count: int) -> list[dict[str, Any]]:
         }
         for i in range(count)
     ]
+
+
+def row_of(tokenizer: Any, *turns: tuple[str, str]) -> TokenRow:
+    """A conversation of questions and answers as a row, with labels on every answer."""
+    messages = [
+        message
+        for question, answer in turns
+        for message in (Message("user", question), Message("assistant", answer))
+    ]
+    return ChatTokenizer(tokenizer).row(Conversation(tuple(messages), "made"))
 
 
 def model_of(tokenizer: Any, **more: Any) -> LlamaForCausalLM:

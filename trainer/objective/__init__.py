@@ -43,7 +43,7 @@ class Objective(Protocol):
         """Return an example's part of the step's loss. counted: the labels of all the step's examples."""
 
     def scores(self, model: Any, rows: Sequence[TokenRow], pad_id: int) -> list[RowScore]:
-        """Score rows under a model, in their order."""
+        """Score rows under a model, in their order, each with the scores of its answers in `turns`."""
 
 
 def objective_of(config: RunConfig) -> Objective:

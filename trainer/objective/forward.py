@@ -10,10 +10,10 @@ from trainer.data.tokenize import IGNORED, TokenRow
 BATCH_TOKENS = 2048
 
 
-def target_hidden(model: Any, rows: Sequence[TokenRow], pad_id: int) -> tuple[Any, Any, Any]:
-    """Return the hidden states that predict a target, their targets and their rows.
+def target_hidden(model: Any, rows: Sequence[TokenRow], pad_id: int) -> tuple[Any, Any]:
+    """Return the hidden states that predict a target, and their targets, row after row.
 
-    Returns: (n, hidden) states, (n,) token ids, (n,) row indices.
+    Returns: (n, hidden) states, (n,) token ids.
     """
     width = max(len(row.input_ids) for row in rows)
     device = next(model.parameters()).device
@@ -30,7 +30,7 @@ def target_hidden(model: Any, rows: Sequence[TokenRow], pad_id: int) -> tuple[An
     ).last_hidden_state
     targets = labels[:, 1:].to(device)
     chosen = targets != IGNORED
-    return hidden[:, :-1][chosen], targets[chosen], chosen.nonzero()[:, 0]
+    return hidden[:, :-1][chosen], targets[chosen]
 
 
 def batches(rows: Sequence[TokenRow]) -> list[list[int]]:

@@ -36,12 +36,20 @@ class RowScore:
     """The score of one row.
 
     total: summed over the row's `weight` units, such as NLL over its target tokens. hit: whether the model
-    gets the row right, such as by reproducing the reference.
+    gets the row right, such as by reproducing the reference. turns: the scores of the row's answers, in
+    their order; empty if they were not kept, as in a finished run.
     """
 
     total: float
     weight: int
     hit: bool
+    turns: tuple["RowScore", ...] = ()
+
+    @classmethod
+    def of(cls, turns: Sequence["RowScore"]) -> "RowScore":
+        """Return the score of answers together. It is a hit if every answer is one."""
+        total, weight = sum(x.total for x in turns), sum(x.weight for x in turns)
+        return cls(total, weight, all(x.hit for x in turns), tuple(turns))
 
 
 def mean_score(scores: Sequence[RowScore]) -> float:

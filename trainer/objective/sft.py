@@ -10,6 +10,7 @@ read that as a border that attention does not cross. TRL packs, but its own swit
 collator is ours: Unsloth turns that switch off on a CPU, and puts a padding collator on labelled rows.
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ from datasets import Dataset
 from torch.nn import functional
 
 from trainer.data.conversation import Conversation
-from trainer.data.tokenize import IGNORED, ChatTokenizer, TokenRow
+from trainer.data.tokenize import IGNORED, ChatTokenizer, TokenRow, answer_runs
 from trainer.engines import Engine
 from trainer.objective.forward import batches, target_hidden
 from trainer.objective.score import Measure, RowScore
@@ -103,7 +104,7 @@ def loss(engine: Engine, model: Any, inputs: dict[str, Any], counted: Any) -> An
 
 @torch.inference_mode()
 def scores(model: Any, rows: Sequence[TokenRow], pad_id: int) -> list[RowScore]:
-    """Score every row under a causal LM (bare or with an adapter), in the rows' order."""
+    """Score every row and each of its answers under a causal LM (bare or with an adapter), in order."""
     found: list[RowScore | None] = [None] * len(rows)
     model.eval()
     for indices in batches(rows):
@@ -113,14 +114,18 @@ def scores(model: Any, rows: Sequence[TokenRow], pad_id: int) -> list[RowScore]:
 
 
 def _batch_scores(model: Any, rows: Sequence[TokenRow], pad_id: int) -> list[RowScore]:
-    hidden, targets, owners = target_hidden(model, rows, pad_id)
+    hidden, targets = target_hidden(model, rows, pad_id)
     nll, wrong = [], []
     for h, t in zip(hidden.split(HEAD_ROWS), targets.split(HEAD_ROWS), strict=True):
         logits = model.get_output_embeddings()(h).float()
         nll.append(functional.cross_entropy(logits, t, reduction="none"))
         wrong.append((logits.argmax(-1) != t).float())
-    zeros = torch.zeros(len(rows), device=owners.device)
+    # No token predicts the first one of a row, so it is no target.
+    lengths = [[end - max(begin, 1) for begin, end in answer_runs(row.labels)] for row in rows]
+    counts = list(itertools.chain(*lengths))
+    owners = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)).to(targets.device)
+    zeros = torch.zeros(len(counts), device=targets.device)
     sums = zeros.index_add(0, owners, torch.cat(nll)).tolist()
     misses = zeros.index_add(0, owners, torch.cat(wrong)).tolist()
-    counts = torch.bincount(owners, minlength=len(rows)).tolist()
-    return [RowScore(s, n, m == 0) for s, n, m in zip(sums, counts, misses, strict=True)]
+    answers = (RowScore(s, n, m == 0) for s, n, m in zip(sums, counts, misses, strict=True))
+    return [RowScore.of(list(itertools.islice(answers, len(own)))) for own in lengths]

@@ -105,7 +105,7 @@ def _logits(model: Any, rows: Sequence[TokenRow], pad_id: int) -> Any:
         left = CHECK_POSITIONS - sum(map(len, found))
         if left <= 0:
             break
-        hidden, _, _ = target_hidden(model, [row], pad_id)
+        hidden, _ = target_hidden(model, [row], pad_id)
         found.append(model.get_output_embeddings()(hidden[:left]).float().cpu())
     return torch.cat(found)
 
