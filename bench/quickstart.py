@@ -122,12 +122,16 @@ def table(result: dict[str, Any]) -> str:
         "loss": "loss on held-out objects (nats a token)",
         "exact_match": "held-out cards exact to the token",
         "general_chat_loss": "loss on general chat (nats a token)",
+        "followup_loss": "the same after a conversation",
+        "followup_loss_to_alone": "the same, against the base asked alone",
     }
     for m in result["metrics"]:
         before, after = m["base"], m["tuned"]
+        turn = f", turn {m['turn']}" if "turn" in m else ""
+        later = " and later" if "last_turn" in m else ""
         rows.append(
             (
-                f"{names[m['name']]}, n = {m['n']}",
+                f"{names[m['name']]}{turn}{later}, n = {m['n']}",
                 f"{before['value']:.3f} → {after['value']:.3f} [{after['low']:.3f}, {after['high']:.3f}]",
             )
         )

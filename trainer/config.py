@@ -250,11 +250,17 @@ class EvaluateConfig(Frozen):
     max_loss_increase: float = Field(
         0.0, ge=0, description="Largest increase on the test rows above the base's that passes."
     )
-    max_general_loss_increase: float = Field(ge=0)
+    max_general_loss_increase: float = Field(
+        ge=0, description="Largest increase on general chat, alone and after a conversation, that passes."
+    )
+    turns: int = Field(
+        1, ge=1, le=16, description="Turns that the test rows must be able to measure. Every one has a gate."
+    )
     min_stopped: float = Field(0.9, ge=0, le=1, description="Share of samples that must end by themselves.")
     prompts: Path = Field(
         CONFIGS / "side_by_side_prompts.txt",
-        description="Prompts that both models answer on the evaluation page.",
+        description="Prompts that both models answer on the evaluation page, one a line. A line that begins "
+        "with `>` is the next question of the same chat.",
     )
     prompt_tokens: int = Field(
         256, ge=1, le=4096, description="Maximum number of tokens in an answer to one of `prompts`."

@@ -25,6 +25,7 @@ from trainer.fit.run.sweep import Sweep, no_result
 from trainer.identity import artifact_id, differences, evaluation_key, made_by, merged_key, older_line
 from trainer.judge.evaluate import evaluate
 from trainer.judge.gates import failed_gates, shippable
+from trainer.judge.turns import caveat, name_of, require_turns
 from trainer.objective import objective_of
 from trainer.objective.score import mean_score
 from trainer.pages.data_report import write_page as write_data_page
@@ -153,6 +154,8 @@ class Pipeline:
 
     def _make(self, base: BaseModel, prepared: Prepared, identifier: str, until: str) -> Artifact | None:
         """Run the stages after `prepare`, up to and with `until`; the last one returns the artifact."""
+        if self.config.evaluate.turns > 1:
+            require_turns(prepared.rows("test"), self.config.evaluate.turns)
         setting, selection = self.sweep(base, prepared)
         if until == "sweep":
             return None
@@ -238,6 +241,7 @@ class Pipeline:
                     merged,
                     prepared.rows("test"),
                     prepared.rows("general"),
+                    prepared.rows("followup") if "followup" in prepared.report["rows"] else [],
                     self.config.train.dtype,
                     choose_device(self.config.train.device),
                 )
@@ -247,5 +251,8 @@ class Pipeline:
             summary = read_json(kept)
             for metric in summary["metrics"]:
                 before, after = metric["base"]["value"], metric["tuned"]["value"]
-                say(f"  {metric['name']}: {before:.3f} → {after:.3f} ({metric['unit']}, n = {metric['n']})")
+                name, n = name_of(metric), metric["n"]
+                say(f"  {name}: {before:.3f} → {after:.3f} ({metric['unit']}, n = {n})")
+            if note := caveat(summary):
+                say(f"  {note}")
         return shippable(summary, identifier, self._ship_despite, kept.with_suffix(".html"))

@@ -1,6 +1,7 @@
 """A gate passes only if its condition is true: NaN, an unknown value and an empty list do not pass."""
 
 import math
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
@@ -58,7 +59,8 @@ def test_an_evaluation_without_gates_ships_nothing() -> None:
 
 def test_examples_are_prompts_that_the_model_answers_exactly_and_then_a_general_one() -> None:
     test = [TokenRow([1], [1], question) for question in ("wrong", "one", "two", "three")]
+    ask = attrgetter("question")
     right = [RowScore(1.0, 1, question.question != "wrong") for question in test]
-    assert examples(test, right, ["general", "more"]) == ["one", "two", "general"]
+    assert examples(test, right, ["general", "more"], ask) == ["one", "two", "general"]
     none = [RowScore(1.0, 1, False)] * len(test)
-    assert examples(test, none, ["a", "b", "c", "d"]) == ["a", "b", "c"], "a general assistant"
+    assert examples(test, none, ["a", "b", "c", "d"], ask) == ["a", "b", "c"], "a general assistant"

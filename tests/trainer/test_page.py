@@ -10,6 +10,7 @@ import pytest
 from trainer.config import CONFIGS
 from trainer.data.general import read_prompts
 from trainer.errors import DataError
+from trainer.judge.answers import read_conversations
 from trainer.judge.gates import OVERRIDE
 from trainer.objective import sft
 from trainer.pages import frame as html_page
@@ -103,9 +104,10 @@ def test_intervals_are_drawn_to_scale() -> None:
     assert (high - left) / (right - left) == pytest.approx(0.6, abs=1e-3)
 
 
-def test_the_shipped_prompt_list_is_one_prompt_a_line() -> None:
-    prompts = read_prompts(CONFIGS / "side_by_side_prompts.txt", "evaluate.prompts")
-    assert len(prompts) == len(set(prompts)) == 8
+def test_the_shipped_prompt_list_asks_some_prompts_further() -> None:
+    conversations = read_conversations(CONFIGS / "side_by_side_prompts.txt", "evaluate.prompts")
+    assert [len(questions) for questions in conversations] == [2, 2, 1, 2, 2, 1, 1, 1]
+    assert len({question for questions in conversations for question in questions}) == 12
 
 
 def test_an_empty_prompt_list_is_reported_by_its_setting(tmp_path: Path) -> None:

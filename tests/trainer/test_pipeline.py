@@ -27,6 +27,7 @@ from trainer.data.prepare import prepare
 from trainer.data.tokenize import DATE
 from trainer.fit.arm import arms, place_of, run_name
 from trainer.judge.gates import OVERRIDE
+from trainer.judge.turns import FIRST_TURNS
 
 ROOT = Path(__file__).parents[2]
 SCHEMA = json.loads((ROOT / "docs/artifact.schema.json").read_text())
@@ -159,6 +160,7 @@ def test_a_run_without_general_chat_ships_too(tmp_path: Path, config_file: Path)
     artifacts = tmp_path / "artifacts"
     done = trainer("run", config_file, artifacts, "--set", "data.general=null")
     assert done.returncode == 0, done.stderr
+    assert FIRST_TURNS in done.stdout, "a model measured on first turns says so on the console too"
     manifest = json.loads((artifacts / "models" / "current" / "manifest.json").read_text())
     jsonschema.validate(manifest, SCHEMA)
     assert [metric["name"] for metric in manifest["evaluation"]["metrics"]] == ["loss", "exact_match"]

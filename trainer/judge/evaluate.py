@@ -1,25 +1,31 @@
 """Stage `evaluate`: compare the shipped weights with the base on rows never trained on, and gate them.
 
-Measures the objective's score and hits on the test rows, and the loss on general chat, for both models
-with paired intervals; then lets both answer a few test prompts and a fixed list of general ones, and
-runs the benchmarks. This module measures gates; `gates` decides what a failed one means. The evaluation
-reads the directory that would be served, not the adapter it came from.
+Measures the objective's score and hits on the test rows, whole and by turn, and the loss on general chat,
+alone and after a conversation, for both models with paired intervals; then lets both answer prompts, and runs
+the benchmarks. This module measures gates; `gates` decides what a failed one means. The evaluation reads the
+directory that would be served, not the adapter it came from.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from trainer.base_model import load_model, load_tokenizer
 from trainer.config import EvaluateConfig
-from trainer.data.conversation import Message
-from trainer.data.general import read_prompts
-from trainer.data.tokenize import IGNORED, ChatTokenizer, TokenRow
+from trainer.data.tokenize import ChatTokenizer, TokenRow
 from trainer.fit.choose.intervals import hit_interval, score_interval
-from trainer.generation import Answer, generate
+from trainer.judge.answers import (
+    Answers,
+    answer,
+    first_question,
+    read_conversations,
+    samples,
+    side_by_side,
+)
 from trainer.judge.benchmarks import compare
-from trainer.judge.measures import GENERAL
+from trainer.judge.measures import FOLLOWUP, FOLLOWUP_TO_ALONE, GENERAL
+from trainer.judge.turns import Turns, measured_turns
 from trainer.objective import Objective, sft
 from trainer.objective.score import Measure, RowScore, mean_score
 
@@ -28,12 +34,12 @@ EXAMPLES = 3  # prompts for a page to offer: two of the task and a general one w
 
 @dataclass(frozen=True, slots=True)
 class _Measured:
-    """test: scored by the objective. general: the loss of the base's own answers, whatever the objective."""
+    """test: scored by the objective. general, followup: the loss of the base's own answers in any case."""
 
     test: list[RowScore]
     general: list[RowScore]
-    answers: list[Answer]
-    side_by_side: list[Answer]
+    followup: list[RowScore]
+    answers: Answers
 
 
 def evaluate(
@@ -43,93 +49,123 @@ def evaluate(
     shipped: Path,
     test: Sequence[TokenRow],
     general: Sequence[TokenRow],
+    followup: Sequence[TokenRow],
     dtype: str,
     device: str,
 ) -> tuple[dict[str, Any], dict[str, list[Any]]]:
     """Measure both models, each loaded in `dtype`, and apply the gates.
 
-    Returns the manifest's `evaluation`, and the answers of both: `samples` (prompt, reference, base,
-    tuned) and `side_by_side` (prompt, base, tuned). Next to them `examples`, prompts for a page to offer.
+    followup: the prompts and answers of `general`, in its order, each after a conversation; or none.
+    Returns the manifest's `evaluation`, and the answers of both: `samples` and `side_by_side`. Next to them
+    `examples`, prompts for a page to offer.
 
     Raises: DataError if the prompts cannot be read. MissingError if a benchmark cannot be run.
     """
     chat = ChatTokenizer(load_tokenizer(base))
-    prompts = read_prompts(config.prompts, "evaluate.prompts")
-    asked = [chat.prompt_ids([Message("user", prompt)]) for prompt in prompts]
+    conversations = read_conversations(config.prompts, "evaluate.prompts")
     before, after = (
-        _measure(config, objective, load_model(directory, dtype, device), test, general, asked, chat.pad_id)
+        _measure(
+            config, objective, load_model(directory, dtype, device), chat, test, general, followup,
+            conversations,
+        )
         for directory in (base, shipped)
-    )
-    metrics = [
-        _metric(objective.SCORE, "test", score_interval, before.test, after.test),
-        _metric(objective.HITS, "test", hit_interval, before.test, after.test),
-    ]
-    if general:
-        metrics.append(_metric(GENERAL, "general", score_interval, before.general, after.general))
+    )  # fmt: skip
+    turns = measured_turns(before.test, config.turns)
     more_metrics, more_gates = compare(config.benchmarks, base, shipped, dtype, device)
-    gates = _gates(config, objective.SCORE, before, after) + more_gates
+    gates = _gates(config, objective.SCORE, turns, before, after) + more_gates
     summary = {
-        "passed": all(g["passed"] for g in gates), "metrics": metrics + more_metrics, "gates": gates,
-    }  # fmt: skip
+        "passed": all(g["passed"] for g in gates),
+        "metrics": _metrics(objective, turns, before, after) + more_metrics,
+        "gates": gates,
+    }
     return summary, {
-        "samples": _samples(test, before.answers, after.answers, chat),
-        "side_by_side": [
-            {"prompt": prompt, "base": _text(chat, one.token_ids), "tuned": _text(chat, other.token_ids)}
-            for prompt, one, other in zip(prompts, before.side_by_side, after.side_by_side, strict=True)
-        ],
-        "examples": examples(test, after.test, [row.question for row in general] or prompts),
+        "samples": samples(test, before.answers, after.answers, chat),
+        "side_by_side": side_by_side(conversations, before.answers, after.answers),
+        "examples": examples(
+            test,
+            after.test,
+            [row.question for row in general] or [questions[0] for questions in conversations],
+            lambda row: first_question(row, chat),
+        ),
     }
 
 
-def examples(test: Sequence[TokenRow], scores: Sequence[RowScore], general: Sequence[str]) -> list[str]:
-    """Return prompts that the tuned model answers well: test rows that it gets right, then general ones.
+def examples(
+    test: Sequence[TokenRow],
+    scores: Sequence[RowScore],
+    general: Sequence[str],
+    asked: Callable[[TokenRow], str],
+) -> list[str]:
+    """Return prompts that the tuned model answers well: first questions it gets right, then general ones.
 
-    scores: the tuned model's of the test rows. Open-ended answers are seldom reproduced, so a general
-    assistant gets general prompts.
+    scores: the tuned model's of the test rows. asked: gives a row's first question. Open-ended answers are
+    seldom reproduced, so a general assistant gets general prompts.
     """
-    solved = [row.question for row, score in zip(test, scores, strict=True) if score.hit]
-    return [*solved[: EXAMPLES - 1], *general][:EXAMPLES]
-
-
-def prompt_of(row: TokenRow) -> list[int]:
-    """Return the ids up to the row's last answer."""
-    return row.input_ids[: _last_answer(row)]
+    right = ((score.turns[0] if score.turns else score).hit for score in scores)
+    solved = [row for row, hit in zip(test, right, strict=True) if hit]
+    return [*map(asked, solved[: EXAMPLES - 1]), *general][:EXAMPLES]
 
 
 def _measure(
     config: EvaluateConfig,
     objective: Objective,
     model: Any,
+    chat: ChatTokenizer,
     test: Sequence[TokenRow],
     general: Sequence[TokenRow],
-    asked: Sequence[Sequence[int]],
-    pad_id: int,
+    followup: Sequence[TokenRow],
+    conversations: Sequence[Sequence[str]],
 ) -> _Measured:
-    prompts = [prompt_of(row) for row in test[: config.samples]]
     return _Measured(
-        objective.scores(model, test, pad_id),
-        sft.scores(model, general, pad_id),
-        generate(model, prompts, pad_id, config.max_new_tokens),
-        generate(model, asked, pad_id, config.prompt_tokens),
+        objective.scores(model, test, chat.pad_id),
+        sft.scores(model, general, chat.pad_id),
+        sft.scores(model, followup, chat.pad_id),
+        answer(model, chat, config, test, conversations),
     )
 
 
-def _gates(
-    config: EvaluateConfig, score: Measure, before: _Measured, after: _Measured
+def _metrics(
+    objective: Objective, turns: Sequence[Turns], before: _Measured, after: _Measured
 ) -> list[dict[str, Any]]:
-    stopped = sum(a.stopped for a in after.answers) / len(after.answers)
+    own = ((objective.SCORE, score_interval), (objective.HITS, hit_interval))
+    metrics = [_metric(measure, "test", interval, before.test, after.test) for measure, interval in own]
+    metrics += [
+        _metric(measure, "test", interval, turn.of(before.test), turn.of(after.test)) | turn.as_dict()
+        for measure, interval in own
+        for turn in turns
+    ]
+    if before.general:
+        metrics.append(_metric(GENERAL, "general", score_interval, before.general, after.general))
+    if before.followup:
+        metrics += [
+            _metric(FOLLOWUP, "followup", score_interval, before.followup, after.followup),
+            _metric(FOLLOWUP_TO_ALONE, "followup", score_interval, before.general, after.followup),
+        ]
+    return metrics
+
+
+def _gates(
+    config: EvaluateConfig, score: Measure, turns: Sequence[Turns], before: _Measured, after: _Measured
+) -> list[dict[str, Any]]:
+    answers = after.answers.samples
+    stopped = sum(a.stopped for a in answers) / len(answers)
+    allowed, allowed_general = config.max_loss_increase, config.max_general_loss_increase
     gates = [
-        _gate("test", score, before.test, after.test, config.max_loss_increase),
+        _gate("test", score, before.test, after.test, allowed),
+        *(_gate(turn.name, score, turn.of(before.test), turn.of(after.test), allowed) for turn in turns),
         {
             "name": "answers stop",
             "passed": stopped >= config.min_stopped,
-            "detail": f"{stopped:.0%} of {len(after.answers)} ended by themselves, at least "
+            "detail": f"{stopped:.0%} of {len(answers)} ended by themselves, at least "
             f"{config.min_stopped:.0%} must",
         },
     ]
-    if after.general:
-        allowed = config.max_general_loss_increase
-        gates.append(_gate("general chat", sft.SCORE, before.general, after.general, allowed))
+    for rows, base, tuned in (
+        ("general chat", before.general, after.general),
+        ("general chat after a conversation", before.followup, after.followup),
+    ):
+        if base:
+            gates.append(_gate(rows, sft.SCORE, base, tuned, allowed_general))
     return gates
 
 
@@ -158,30 +194,3 @@ def _metric(
         "tuned": interval(tuned).as_dict(),
         "difference": interval(tuned, minus=base).as_dict(),
     }
-
-
-def _samples(
-    rows: Sequence[TokenRow], before: Sequence[Answer], after: Sequence[Answer], chat: ChatTokenizer
-) -> list[dict[str, Any]]:
-    return [
-        {
-            "prompt": row.question,
-            "reference": _text(chat, row.input_ids[_last_answer(row) :]),
-            "base": _text(chat, base.token_ids),
-            "tuned": _text(chat, tuned.token_ids),
-        }
-        for row, base, tuned in zip(rows, before, after, strict=False)
-    ]
-
-
-def _text(chat: ChatTokenizer, ids: Sequence[int]) -> str:
-    return str(chat.tokenizer.decode(ids, skip_special_tokens=True)).rstrip("\n")
-
-
-def _last_answer(row: TokenRow) -> int:
-    """Where the last run of labels begins."""
-    learned = [label != IGNORED for label in row.labels]
-    last = len(learned) - 1 - learned[::-1].index(True)
-    while last > 0 and learned[last - 1]:
-        last -= 1
-    return last

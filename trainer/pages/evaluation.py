@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from trainer.judge.gates import failed_gates
-from trainer.judge.measures import measures
+from trainer.judge.measures import measures, title
+from trainer.judge.turns import Turns, caveat, name_of, turns_of
 from trainer.objective import Objective
 from trainer.objective.score import Measure
 from trainer.pages.charts import Pair, pairs_chart
 from trainer.pages.frame import BOXES, document, table
-from trainer.ship.card import benchmark_note, interval
+from trainer.ship.card import benchmark_note, by_turn_note, interval
 
 
 def write_page(
@@ -23,8 +24,8 @@ def write_page(
     identifier: str,
     evaluation: Mapping[str, Any],
     objective: Objective,
-    samples: Sequence[Mapping[str, str]],
-    side_by_side: Sequence[Mapping[str, str]],
+    samples: Sequence[Mapping[str, Any]],
+    side_by_side: Sequence[Mapping[str, Any]],
 ) -> None:
     """Write the page. evaluation: the manifest's, or the one on which shipping is decided."""
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -35,17 +36,12 @@ def page(
     identifier: str,
     evaluation: Mapping[str, Any],
     objective: Objective,
-    samples: Sequence[Mapping[str, str]],
-    side_by_side: Sequence[Mapping[str, str]],
+    samples: Sequence[Mapping[str, Any]],
+    side_by_side: Sequence[Mapping[str, Any]],
 ) -> str:
     """Return the whole page."""
-    metrics = evaluation["metrics"]
+    metrics = [metric for metric in evaluation["metrics"] if not turns_of(metric)]
     known = measures(objective)
-    shares = [metric for metric in metrics if metric["unit"].startswith("share")]
-    less, more = (
-        [m for m in metrics if m not in shares and known[m["name"]].lower_is_better is lower]
-        for lower in (True, False)
-    )
     body = f"""<h1>Evaluation</h1>
 <p><code>{escape(identifier)}</code> compared with its base model, on rows that this training did not use.</p>
 {_verdict(evaluation)}
@@ -53,15 +49,16 @@ def page(
 {table(["Gate", "", "Measured"], [_gate(gate) for gate in evaluation["gates"]])}
 <h2>Measures</h2>
 <p>Dots are values and bars are 95% intervals. The base is hollow, the tuned model is full.</p>
-{_chart("Shares: higher is better", shares, 1.0)}
-{_chart("Losses: lower is better", less, None)}
-{_chart("Scores: higher is better", more, None)}
+{_charts(metrics, known)}
 {table(["Measure", "Rows", "Base", "Tuned", "Difference, paired"], [_metric(m, known) for m in metrics])}
 {_benchmarks(metrics)}
+<h2>By turn of the conversation</h2>
+{_by_turn(evaluation, known)}
 <h2>Test prompts</h2>
 {"".join(_answers(sample, ("reference", "base", "tuned")) for sample in samples)}
 <h2>General prompts</h2>
-<p>Every model gets the same list and answers it greedily. Long answers are cut.</p>
+<p>Every model gets the same list and answers it greedily. Long answers are cut. A follow-up is asked in the
+same chat, after the model's own answer.</p>
 {"".join(_answers(answers, ("base", "tuned")) for answers in side_by_side)}"""
     return document(f"Evaluation of {identifier}", body, STYLE)
 
@@ -83,12 +80,31 @@ def _gate(gate: Mapping[str, Any]) -> list[str]:
 
 
 def _metric(metric: Mapping[str, Any], known: Mapping[str, Measure]) -> list[Any]:
-    def measured(side: str) -> str:
-        value = metric[side]
-        return f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
+    sides = [_value(metric["base"]), _value(metric["tuned"]), interval(metric["difference"])]
+    return [title(metric, known), metric["n"], *sides]
 
-    name = f"{known[metric['name']].meaning}, {metric['unit']}"
-    return [name, metric["n"], measured("base"), measured("tuned"), interval(metric["difference"])]
+
+def _value(side: Mapping[str, float]) -> str:
+    return f"{side['value']:.3f} [{side['low']:.3f}, {side['high']:.3f}]"
+
+
+def _by_turn(evaluation: Mapping[str, Any], known: Mapping[str, Measure]) -> str:
+    """Return the measures of each turn, or that only first turns were measured."""
+    if note := caveat(evaluation):
+        return f"<p>{escape(note)}</p>"
+    metrics = [metric for metric in evaluation["metrics"] if turns_of(metric)]
+    names = list(dict.fromkeys(metric["name"] for metric in metrics))
+    rows: dict[Turns, list[Any]] = {}
+    for metric in metrics:
+        row = rows.setdefault(turns, [turns.name, metric["n"]]) if (turns := turns_of(metric)) else []
+        row += [_value(metric["base"]), _value(metric["tuned"])]
+    head = ["", "Rows", *(f"{_words(name)}, {side}" for name in names for side in ("base", "tuned"))]
+    note = escape(by_turn_note(evaluation))
+    return f"<p>{note}</p>\n{_charts(metrics, known)}\n{table(head, rows.values())}"
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ").capitalize()
 
 
 def _benchmarks(metrics: Sequence[Mapping[str, Any]]) -> str:
@@ -98,26 +114,46 @@ def _benchmarks(metrics: Sequence[Mapping[str, Any]]) -> str:
     return "<ul>" + "".join(f"<li>{note}</li>" for note in notes) + "</ul>"
 
 
-def _chart(title: str, metrics: Sequence[Mapping[str, Any]], top: float | None) -> str:
+def _charts(metrics: Sequence[Mapping[str, Any]], known: Mapping[str, Measure]) -> str:
+    shares = [metric for metric in metrics if metric["unit"].startswith("share")]
+    less, more = (
+        [m for m in metrics if m not in shares and known[m["name"]].lower_is_better is lower]
+        for lower in (True, False)
+    )
+    return "\n".join(
+        (
+            _chart("Shares: higher is better", shares, 1.0),
+            _chart("Losses: lower is better", less, None),
+            _chart("Scores: higher is better", more, None),
+        )
+    )
+
+
+def _chart(heading: str, metrics: Sequence[Mapping[str, Any]], top: float | None) -> str:
     pairs = [
         Pair(
-            metric["name"].replace("_", " "),
+            name_of(metric).replace("_", " "),
             metric["base"],
             metric["tuned"],
             metric["benchmark"]["floor"]["value"] if "benchmark" in metric else None,
         )
         for metric in metrics
     ]
-    return pairs_chart(title, pairs, top) if pairs else ""
+    return pairs_chart(heading, pairs, top) if pairs else ""
 
 
-def _answers(texts: Mapping[str, str], columns: Sequence[str]) -> str:
-    """Return one prompt with the answer of each column."""
+def _answers(texts: Mapping[str, Any], columns: Sequence[str]) -> str:
+    """Return one prompt with the answer of each column, after the turns before it."""
     cells = "".join(
         f"<div><h3>{column.capitalize()}</h3><pre>{escape(texts[column])}</pre></div>" for column in columns
     )
-    prompt = f"<figcaption><pre>{escape(texts['prompt'])}</pre></figcaption>"
-    return f"<figure>{prompt}<div class=answers>{cells}</div></figure>\n"
+    earlier = "".join(
+        f"<pre class={message['role']}>{escape(message['content'])}</pre>"
+        for message in texts.get("earlier", ())
+    )
+    later = texts.get("turn", 1) > 1
+    prompt = f"<figcaption>{earlier}<pre>{'↳ ' if later else ''}{escape(texts['prompt'])}</pre></figcaption>"
+    return f"<figure{' class=later' if later else ''}>{prompt}<div class=answers>{cells}</div></figure>\n"
 
 
 STYLE = f"""{BOXES}
@@ -141,4 +177,8 @@ td {{ vertical-align: top; font-variant-numeric: tabular-nums; }}
 .answers > div + div {{ border-left: 1px solid var(--line); }}
 .answers h3 {{ margin: 0; padding: .5rem .8rem 0; color: var(--quiet); font-size: .85rem; }}
 figcaption pre {{ padding: 0; color: var(--ink); font-family: inherit; }}
+figcaption pre + pre {{ margin-top: .6rem; }}
+figcaption .user {{ color: var(--quiet); }}
+figcaption .assistant {{ color: var(--quiet); padding-left: 1rem; border-left: 3px solid var(--line); }}
+.later {{ margin: -1rem 0 1rem 2rem; border-top: 0; border-radius: 0 0 6px 6px; }}
 """

@@ -11,7 +11,8 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from trainer.judge.gates import failed_gates
-from trainer.judge.measures import GENERAL, measures
+from trainer.judge.measures import FOLLOWUP, FOLLOWUP_TO_ALONE, GENERAL, measures, title
+from trainer.judge.turns import caveat, turns_of
 from trainer.licence import llama_terms
 from trainer.objective import Objective
 from trainer.objective.score import Measure
@@ -53,7 +54,7 @@ Validation rows chose the setting; test rows chose nothing and give the results 
 {results}
 
 Losses have paired bootstrap intervals, shares have score intervals (Wilson; Tango for a difference). They
-cover the sampling of rows and not the variation between seeds, because this is one training run.
+cover the sampling of rows and not the variation between seeds, because this is one training run.{by_turn}
 evaluation.html contains the test prompts, a fixed list of general ones, and both models' answers.
 {benchmarks}
 {gates}
@@ -133,7 +134,7 @@ def card_data(manifest: dict[str, Any], objective: Objective, licence_file: str 
                 dataset_revision=revision if on_hub and revision and dataset == repository else None,
                 dataset_split=metric["split"],
                 metric_type=metric["name"],
-                metric_name=known[metric["name"]].meaning,
+                metric_name=title(metric, known),
                 metric_value=round(metric["tuned"]["value"], 4),
             )
             for metric in manifest["evaluation"]["metrics"]
@@ -161,6 +162,7 @@ def _body(manifest: dict[str, Any], objective: Objective, front: str) -> str:
         sides=_table(data["rows"].items()),
         procedure=_table(_procedure(manifest, objective)),
         results=_table(_metric(metric, known) for metric in manifest["evaluation"]["metrics"]),
+        by_turn=f"\n{note}" if (note := by_turn_note(manifest["evaluation"])) else "",
         warning=_warning(manifest["evaluation"]),
         benchmarks="".join(
             f"\n- {benchmark_note(metric)}"
@@ -221,12 +223,29 @@ def _accelerator(hardware: dict[str, Any]) -> str:
 
 def _metric(metric: dict[str, Any], known: Mapping[str, Measure]) -> list[str]:
     return [
-        f"{known[metric['name']].meaning}, {metric['unit']}",
+        title(metric, known),
         str(metric["n"]),
         f"{metric['base']['value']:.3f}",
         f"{metric['tuned']['value']:.3f}",
         interval(metric["difference"]),
     ]
+
+
+def by_turn_note(evaluation: Mapping[str, Any]) -> str:
+    """Return how turns were measured, or an empty text if they were not."""
+    found = [turns for metric in evaluation["metrics"] if (turns := turns_of(metric))]
+    if not found:
+        return ""
+    note = (
+        "The answer at a turn is measured after the reference answers of the turns before it. A whole row is "
+        "exact only if all its answers are."
+    )
+    together = next((turns for turns in found if turns.last > turns.first), None)
+    if together:
+        note += (
+            f" The answers at {together.name} count together, once a conversation, and are exact if all are."
+        )
+    return note
 
 
 def benchmark_note(metric: Mapping[str, Any]) -> str:
@@ -284,8 +303,10 @@ def _merge(what: str, agreement: dict[str, Any]) -> list[str]:
 
 def _limitations(manifest: dict[str, Any], objective: Objective) -> list[str]:
     """Return what a reader might take for granted and nothing measured."""
-    measured = {metric["name"]: metric for metric in manifest["evaluation"]["metrics"]}
-    lines = []
+    measured = {
+        metric["name"]: metric for metric in manifest["evaluation"]["metrics"] if not turns_of(metric)
+    }
+    lines = [note] if (note := caveat(manifest["evaluation"])) else []
     if general := measured.get(GENERAL.name):
         lines.append(
             f"General chat: the loss on the base model's own answers changed by "
@@ -294,6 +315,13 @@ def _limitations(manifest: dict[str, Any], objective: Objective) -> list[str]:
         )
     else:
         lines.append("The effect of tuning on general chat was not measured.")
+    if FOLLOWUP.name in measured:
+        lines.append(
+            f"General chat after a conversation: the loss on the same answers changed by "
+            f"{interval(measured[FOLLOWUP.name]['difference'])} against the base in the same place, and by "
+            f"{interval(measured[FOLLOWUP_TO_ALONE.name]['difference'])} against the base asked without the "
+            "conversation."
+        )
     rows = measured[objective.SCORE.name]["n"]
     lines += [
         f"The results are on {rows} test rows of the same source as the training rows. Other data, other "

@@ -1,0 +1,140 @@
+"""Let a model answer the test prompts and the fixed list of general ones, and show what it said.
+
+A general prompt may have more than one turn: each model then gets its own answers as the history. The last
+answer of a test row follows the row's own earlier turns.
+"""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainer.config import EvaluateConfig
+from trainer.data.conversation import Message
+from trainer.data.general import read_prompts
+from trainer.data.tokenize import ChatTokenizer, TokenRow, answer_runs
+from trainer.errors import DataError
+from trainer.generation import Answer, generate
+
+FOLLOWS_UP = ">"
+MARK = "question"
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """samples: to the last questions of test rows. side_by_side: to each question of each conversation."""
+
+    samples: list[Answer]
+    side_by_side: list[list[str]]
+
+
+def read_conversations(file: Path, key: str) -> list[list[str]]:
+    """Read the questions of each conversation: a line that begins with `>` follows up the one before.
+
+    key: the setting that names the file. Raises: DataError if it cannot be read or begins with a follow-up.
+    """
+    conversations: list[list[str]] = []
+    for line in read_prompts(file, key):
+        if not line.startswith(FOLLOWS_UP):
+            conversations.append([line])
+        elif conversations:
+            conversations[-1].append(line.removeprefix(FOLLOWS_UP).strip())
+        else:
+            raise DataError(f"{key} {file} begins with {line!r}, which follows up no prompt")
+    return conversations
+
+
+def answer(
+    model: Any,
+    chat: ChatTokenizer,
+    config: EvaluateConfig,
+    test: Sequence[TokenRow],
+    conversations: Sequence[Sequence[str]],
+) -> Answers:
+    """Let one model answer greedily. All prompts of a turn are one batch."""
+    prompts = [row.input_ids[: answer_runs(row.labels)[-1][0]] for row in test[: config.samples]]
+    sampled = generate(model, prompts, chat.pad_id, config.max_new_tokens)
+    histories: list[list[Message]] = [[] for _ in conversations]
+    for turn in range(max(map(len, conversations))):
+        asked = [pair for pair in zip(histories, conversations, strict=True) if turn < len(pair[1])]
+        for history, questions in asked:
+            history.append(Message("user", questions[turn]))
+        prompts = [chat.prompt_ids(history) for history, _ in asked]
+        found = generate(model, prompts, chat.pad_id, config.prompt_tokens)
+        for (history, _), own in zip(asked, found, strict=True):
+            history.append(Message("assistant", text_of(chat, own.token_ids)))
+    return Answers(sampled, [[m.content for m in history[1::2]] for history in histories])
+
+
+def samples(
+    rows: Sequence[TokenRow], before: Answers, after: Answers, chat: ChatTokenizer
+) -> list[dict[str, Any]]:
+    """Return each test prompt with its reference and the answers of both models.
+
+    `earlier`: the row's turns before it, as `messages` of OpenAI's API.
+    """
+    return [
+        {
+            "earlier": earlier_turns(row, chat),
+            "prompt": row.question,
+            "reference": text_of(chat, row.input_ids[answer_runs(row.labels)[-1][0] :]),
+            "base": text_of(chat, base.token_ids),
+            "tuned": text_of(chat, tuned.token_ids),
+        }
+        for row, base, tuned in zip(rows, before.samples, after.samples, strict=False)
+    ]
+
+
+def side_by_side(
+    conversations: Sequence[Sequence[str]], before: Answers, after: Answers
+) -> list[dict[str, Any]]:
+    """Return each question with its turn and the answers of both models."""
+    return [
+        {"turn": turn, "prompt": question, "base": base, "tuned": tuned}
+        for asked, own_before, own_after in zip(
+            conversations, before.side_by_side, after.side_by_side, strict=True
+        )
+        for turn, (question, base, tuned) in enumerate(zip(asked, own_before, own_after, strict=True), 1)
+    ]
+
+
+def first_question(row: TokenRow, chat: ChatTokenizer) -> str:
+    """Return the question that opens a row's conversation."""
+    earlier = earlier_turns(row, chat)
+    return earlier[0]["content"] if earlier else row.question
+
+
+def earlier_turns(row: TokenRow, chat: ChatTokenizer) -> list[dict[str, str]]:
+    """Return the questions and answers before a row's last question, from its tokens."""
+    place, header, footer = _place_of_question(chat)
+    turns, start = [], 0
+    for begin, end in answer_runs(row.labels)[:-1]:
+        question = _texts(row.input_ids[start:begin], chat)[place]
+        question = question.removeprefix(header).removesuffix(footer)
+        turns.append({"role": "user", "content": question})
+        turns.append({"role": "assistant", "content": text_of(chat, row.input_ids[begin:end])})
+        start = end
+    return turns
+
+
+def text_of(chat: ChatTokenizer, ids: Sequence[int]) -> str:
+    return str(chat.tokenizer.decode(ids, skip_special_tokens=True)).rstrip("\n")
+
+
+def _place_of_question(chat: ChatTokenizer) -> tuple[int, str, str]:
+    """Return which of a prompt's texts holds the question, from the end, and the template's words around it.
+
+    No message can contain a control token, so the texts are the same ones in every prompt.
+    """
+    texts = _texts(chat.prompt_ids([Message("user", MARK)]), chat)
+    place = next(i for i in range(-1, -len(texts) - 1, -1) if MARK in texts[i])
+    header, _, footer = texts[place].partition(MARK)
+    return place, header, footer
+
+
+def _texts(ids: Sequence[int], chat: ChatTokenizer) -> list[str]:
+    """Return the texts between control tokens."""
+    controls = {i for i, token in chat.tokenizer.added_tokens_decoder.items() if token.special}
+    runs = itertools.groupby(ids, key=lambda token: token in controls)
+    return [str(chat.tokenizer.decode(list(run))) for control, run in runs if not control]
