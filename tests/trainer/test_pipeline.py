@@ -98,6 +98,24 @@ def test_results_that_were_cut_off_are_made_again(tmp_path: Path, config_file: P
     assert again["model.safetensors"] == files["model.safetensors"]
 
 
+def test_a_model_of_conversations_is_measured_and_gated_at_each_turn(
+    tmp_path: Path, config_file: Path
+) -> None:
+    artifacts = tmp_path / "artifacts"
+    chats = ("data.chats={turns: 2}", "data.held_out_share=0.3", "data.test_rows=10", "evaluate.turns=2")
+    done = trainer("run", config_file, artifacts, *(word for one in chats for word in ("--set", one)))
+    assert done.returncode == 0, done.stderr
+    assert "exact_match, turn 2: " in done.stdout and FIRST_TURNS not in done.stdout
+    manifest = json.loads((artifacts / "models" / "current" / "manifest.json").read_text())
+    jsonschema.validate(manifest, SCHEMA)
+    measured = {(metric["name"], metric.get("turn")) for metric in manifest["evaluation"]["metrics"]}
+    assert {("loss", 2), ("exact_match", 2), ("followup_loss", None)} <= measured
+    gates = {gate["name"] for gate in manifest["evaluation"]["gates"]}
+    assert {"turn 1 loss", "turn 2 loss", "general chat after a conversation loss"} <= gates
+    samples = json.loads((artifacts / "models" / "current" / "samples.json").read_text())
+    assert [message["role"] for message in samples[0]["earlier"]] == ["user", "assistant"]
+
+
 def test_edited_prompts_are_evaluated_again_and_nothing_is_trained_again(
     tmp_path: Path, config_file: Path
 ) -> None:
