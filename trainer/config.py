@@ -256,6 +256,12 @@ class EvaluateConfig(Frozen):
     turns: int = Field(
         1, ge=1, le=16, description="Turns that the test rows must be able to measure. Every one has a gate."
     )
+    max_turn_drop: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="Largest drop of the share of exact answers from the first turn to a later one.",
+    )
     min_stopped: float = Field(0.9, ge=0, le=1, description="Share of samples that must end by themselves.")
     prompts: Path = Field(
         CONFIGS / "side_by_side_prompts.txt",
@@ -266,6 +272,12 @@ class EvaluateConfig(Frozen):
         256, ge=1, le=4096, description="Maximum number of tokens in an answer to one of `prompts`."
     )
     benchmarks: tuple[BenchmarkConfig, ...] = ()
+
+    @model_validator(mode="after")
+    def _a_drop_needs_turns(self) -> "EvaluateConfig":
+        if self.max_turn_drop is not None and self.turns < 2:
+            raise ValueError("`max_turn_drop` needs `turns` of at least 2")
+        return self
 
     @model_validator(mode="after")
     def _each_benchmark_once(self) -> "EvaluateConfig":

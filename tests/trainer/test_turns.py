@@ -9,6 +9,7 @@ from typing import Any
 
 import jsonschema
 import pytest
+from pydantic import ValidationError
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from tests.support import ROOT
@@ -123,14 +124,16 @@ def evaluated(tmp_path: Path, base_directory: Path, tokenizer: PreTrainedTokeniz
     """Evaluates a model that scores as scripted, on 12 conversations as long as the script."""
     prompts = tmp_path / "asked.txt"
     prompts.write_text("What is red?\n> And blue?\nAnd now?\n")
-    config = EvaluateConfig(
-        samples=2, max_new_tokens=4, prompt_tokens=3, min_stopped=0, prompts=prompts,
-        max_general_loss_increase=0.1,
-    )  # fmt: skip
 
-    def run(base: list[float], tuned: list[float], **more: Any) -> Any:
-        turns = [(f"Question {i}?", f"answer {i}") for i in range(len(base))]
-        rows = [row_of(tokenizer, *turns)] * 12
+    def run(
+        base: list[float], tuned: list[float], turns: int = 1, max_turn_drop: float | None = None, **more: Any
+    ) -> Any:
+        config = EvaluateConfig(
+            samples=2, max_new_tokens=4, prompt_tokens=3, min_stopped=0, prompts=prompts,
+            max_general_loss_increase=0.1, turns=turns, max_turn_drop=max_turn_drop,
+        )  # fmt: skip
+        asked = [(f"Question {i}?", f"answer {i}") for i in range(len(base))]
+        rows = [row_of(tokenizer, *asked)] * 12
         objective: Any = Scripted(base, tuned)
         chosen = {"general": [], "followup": [], **more}
         return evaluate(
@@ -154,6 +157,19 @@ def test_a_model_that_is_bad_only_at_turn_two_fails_its_gate(evaluated: Evaluate
     assert found["loss", 2]["difference"]["value"] == pytest.approx(0.4)
     assert [found["exact_match", turn]["tuned"]["value"] for turn in (1, 2, 3)] == [1.0, 0.0, 1.0]
     assert {m["n"] for m in summary["metrics"]} == {12}
+
+
+def test_a_model_that_forgets_its_task_after_the_first_turn_fails_though_its_base_is_worse(
+    evaluated: Evaluated,
+) -> None:
+    base, tuned = [2.0, 2.0, 2.0], [0.1, 0.9, 0.1]
+    assert failed(evaluated(base, tuned)[0]) == []
+    assert failed(evaluated(base, tuned, turns=3, max_turn_drop=0.4)[0]) == ["turn 2 exact_match"]
+
+
+def test_a_drop_by_turn_without_turns_is_refused() -> None:
+    with pytest.raises(ValidationError, match="needs `turns` of at least 2"):
+        EvaluateConfig(max_general_loss_increase=0.1, max_turn_drop=0.4)
 
 
 def test_a_score_that_is_no_number_at_a_later_turn_fails_its_gate(evaluated: Evaluated) -> None:

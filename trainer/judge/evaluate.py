@@ -72,7 +72,7 @@ def evaluate(
     )  # fmt: skip
     turns = measured_turns(before.test, config.turns)
     more_metrics, more_gates = compare(config.benchmarks, base, shipped, dtype, device)
-    gates = _gates(config, objective.SCORE, turns, before, after) + more_gates
+    gates = _gates(config, objective.SCORE, objective.HITS, turns, before, after) + more_gates
     summary = {
         "passed": all(g["passed"] for g in gates),
         "metrics": _metrics(objective, turns, before, after) + more_metrics,
@@ -145,7 +145,12 @@ def _metrics(
 
 
 def _gates(
-    config: EvaluateConfig, score: Measure, turns: Sequence[Turns], before: _Measured, after: _Measured
+    config: EvaluateConfig,
+    score: Measure,
+    hits: Measure,
+    turns: Sequence[Turns],
+    before: _Measured,
+    after: _Measured,
 ) -> list[dict[str, Any]]:
     answers = after.answers.samples
     stopped = sum(a.stopped for a in answers) / len(answers)
@@ -160,6 +165,8 @@ def _gates(
             f"{config.min_stopped:.0%} must",
         },
     ]
+    if config.max_turn_drop is not None:
+        gates += [_turn_gate(hits, turns[0], turn, after.test, config.max_turn_drop) for turn in turns[1:]]
     for rows, base, tuned in (
         ("general chat", before.general, after.general),
         ("general chat after a conversation", before.followup, after.followup),
@@ -167,6 +174,21 @@ def _gates(
         if base:
             gates.append(_gate(rows, sft.SCORE, base, tuned, allowed_general))
     return gates
+
+
+def _turn_gate(
+    hits: Measure, first: Turns, later: Turns, tuned: list[RowScore], allowed: float
+) -> dict[str, Any]:
+    """Pass only if a later turn has at most `allowed` fewer hits than the first.
+
+    The base gets next to nothing exactly at any turn, so a comparison with it cannot show such a drop.
+    """
+    shares = [hit_interval(turn.of(tuned)).value for turn in (first, later)]
+    return {
+        "name": f"{later.name} {hits.name}",
+        "passed": shares[0] - shares[1] <= allowed,
+        "detail": f"{shares[1]:.2f}, and {shares[0]:.2f} at {first.name}; {allowed:.2f} less is allowed",
+    }
 
 
 def _gate(
