@@ -1,6 +1,7 @@
 """Handlers of whole chats: open, delete, compare, export, import; and of the API's status."""
 
 import html
+from dataclasses import astuple
 
 import gradio as gr
 
@@ -11,12 +12,14 @@ import texts
 from client import Api
 from conversations import Chat
 from layout import Components
+from offer import offer_of
 from settings import Settings
 from updates import (
     Update,
     chat_list_update,
     chat_update,
     meter_update,
+    offer_update,
     restored_chat_update,
     send_or_stop_update,
     vote_update,
@@ -84,7 +87,7 @@ class ChatEvents:
         return await self._open(read, others, comparing=bool(read["rival"]))
 
     async def refresh_status(self, inputs: Update) -> Update:
-        """Offer the API's models, and show the banner while there are none."""
+        """Offer the API's models and say what the chosen one is for; show the banner while there are none."""
         ui, status = self._ui, await self._api.status()
         reason = texts.explain(status.failure) if status.failure else ""
         update: Update = {
@@ -92,6 +95,10 @@ class ChatEvents:
                 value=f'<div role="status">{html.escape(reason)}</div>', visible=bool(reason)
             )
         }
+        model = status.model(inputs[ui.model])
+        described = [*astuple(model)[:-1], *model.examples] if model else ["not known yet"]
+        if described != inputs[ui.offered] and (model or not inputs[ui.offered]):
+            update[ui.offered] = described
         names = [model.id for model in status.models]
         if names and names != inputs[ui.names]:
             second = names[1] if len(names) > 1 else names[0]
@@ -106,6 +113,12 @@ class ChatEvents:
                 update[ui.attribution] = texts.BUILT_WITH_LLAMA if built else ""
         return update
 
+    async def show_offer(self, inputs: Update) -> Update:
+        """Show what the chosen model is for, prompts to try, and how long an answer may be."""
+        model = (await self._api.status()).model(inputs[self._ui.model])
+        max_tokens = int(inputs[self._ui.max_tokens] or 0)
+        return offer_update(self._ui, offer_of(model, self._settings), max_tokens)
+
     def _restore(self, inputs: Update) -> tuple[Chat, list[Chat]]:
         open_chat = conversations.restore(inputs[self._ui.kept])
         others = history.restore_history(inputs[self._ui.history])
@@ -113,13 +126,12 @@ class ChatEvents:
 
     async def _open(self, open_chat: Chat, others: list[Chat], *, comparing: bool) -> Update:
         ui, status = self._ui, await self._api.status()
-        model = status.model("")
-        room = model.context_tokens if model else None
+        offer = offer_of(status.model(""), self._settings)
         return (
-            restored_chat_update(ui, open_chat)
+            restored_chat_update(ui, open_chat, offer.to_follow(open_chat))
             | chat_list_update(ui, history.titles(open_chat, others), open_chat)
             | send_or_stop_update(ui, streaming=False)
-            | meter_update(ui, open_chat, room or self._settings.context_tokens)
+            | meter_update(ui, open_chat, offer.context_tokens)
             | vote_update(ui, wanted=False)
             | {
                 ui.history: others,

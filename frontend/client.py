@@ -31,12 +31,15 @@ logger = logging.getLogger(__name__)
 class Model:
     """A model of the API's list.
 
-    context_tokens, licence: None and empty if the API does not report them (vLLM and finechat do)
+    context_tokens, licence, description, examples: None and empty if the API does not report them. vLLM
+    reports the first, finechat all of them.
     """
 
     id: str
     context_tokens: int | None = None
     licence: str = ""
+    description: str = ""
+    examples: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ class Sampling:
     """The settings of an answer. The API decides those that are None or empty."""
 
     temperature: float
-    max_tokens: int
+    max_tokens: int | None
     top_p: float | None = None
     seed: int | None = None
     stop: tuple[str, ...] = ()
@@ -205,9 +208,13 @@ class Api:
 
 
 def _model(entry: dict[str, Any]) -> Model:
-    context = entry.get("max_model_len")
+    context, examples = entry.get("max_model_len"), entry.get("examples")
     return Model(
-        str(entry["id"]), context if isinstance(context, int) else None, str(entry.get("licence") or "")
+        str(entry["id"]),
+        context if isinstance(context, int) and context > 0 else None,
+        str(entry.get("licence") or ""),
+        str(entry.get("description") or "").strip(),
+        tuple(e for e in examples if isinstance(e, str) and e.strip()) if isinstance(examples, list) else (),
     )
 
 

@@ -2,10 +2,12 @@
 
 import html
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import gradio as gr
 
+import texts
+from offer import LENGTH_STEP, LONGEST_UNKNOWN
 from settings import Settings
 
 LATEX: list[dict[str, str | bool]] = [
@@ -23,6 +25,7 @@ class Components:
     kept, history: the open chat and the others, in the browser's storage
     listed: (title, id) of all chats. asked: whether the model must answer now
     controls: the settings of an answer. names: the models that the pickers offer
+    offered: the model that the page describes
     file: a file that is being exported or imported
     """
 
@@ -53,12 +56,19 @@ class Components:
     listed: gr.JSON
     asked: gr.Checkbox
     names: gr.JSON
+    offered: gr.JSON
     file: gr.JSON
 
     @property
     def chatbots(self) -> tuple[gr.Chatbot, gr.Chatbot]:
         """The chatbots that show the conversation and the rival's."""
         return self.chatbot, self.rival
+
+    @property
+    def max_tokens(self) -> gr.Slider:
+        """The answer length among the controls."""
+        [slider] = [control for control in self.controls if control.elem_id == "max-tokens"]
+        return cast("gr.Slider", slider)
 
     @property
     def vote_outputs(self) -> list[Any]:
@@ -89,8 +99,8 @@ def lay_out(settings: Settings) -> Components:
                 components |= _header(settings)
             components["banner"] = gr.HTML(elem_id="banner", visible=False)
             with gr.Row(elem_id="boxes"):
-                components["chatbot"] = _chatbot("chatbot", settings)
-                components["rival"] = _chatbot("rival", settings, visible=False)
+                components["chatbot"] = _chatbot("chatbot")
+                components["rival"] = _chatbot("rival", visible=False)
             with gr.Row(elem_id="vote", visible=False) as components["vote"]:
                 components["vote_text"] = gr.HTML(elem_id="vote-text")
                 components["verdicts"] = tuple(gr.Button(label, size="sm") for label in VERDICT_LABELS)
@@ -153,12 +163,13 @@ def _controls(settings: Settings) -> tuple[Any, ...]:
         gr.Slider(0, 2, settings.temperature, step=0.05, elem_id="temperature", label="Temperature"),
         gr.Slider(0.05, 1, 1, step=0.05, elem_id="top-p", label="Top-p"),
         gr.Slider(
-            16,
-            4096,
+            LENGTH_STEP,
+            LONGEST_UNKNOWN,
             settings.max_tokens,
-            step=16,
+            step=LENGTH_STEP,
             elem_id="max-tokens",
             label="Answer length, at most (tokens)",
+            info=texts.answer_length_info(None),
         ),
         gr.Number(None, precision=0, elem_id="seed", label="Seed", placeholder="None: every answer differs"),
         gr.Textbox(
@@ -172,7 +183,7 @@ def _controls(settings: Settings) -> tuple[Any, ...]:
     )
 
 
-def _chatbot(name: str, settings: Settings, *, visible: bool = True) -> gr.Chatbot:
+def _chatbot(name: str, *, visible: bool = True) -> gr.Chatbot:
     return gr.Chatbot(
         elem_id=name,
         show_label=False,
@@ -185,10 +196,6 @@ def _chatbot(name: str, settings: Settings, *, visible: bool = True) -> gr.Chatb
         group_consecutive_messages=False,
         feedback_options=None,
         latex_delimiters=LATEX,
-        placeholder=settings.intro if visible else "",
-        examples=[{"text": e.prompt, "display_text": e.title} for e in settings.examples]
-        if visible
-        else None,
         visible=visible,
     )
 
@@ -219,5 +226,5 @@ def _memory(settings: Settings) -> dict[str, Any]:
         "history": gr.BrowserState([], storage_key="shelf", secret=secret),
         "kept_controls": gr.BrowserState([], storage_key="settings", secret=secret),
         "asked": gr.Checkbox(visible=False),
-        **{name: gr.JSON(visible=False) for name in ("listed", "names", "file")},
+        **{name: gr.JSON(visible=False) for name in ("listed", "names", "offered", "file")},
     }

@@ -125,16 +125,21 @@ def _wire_settings_and_status(page: gr.Blocks, ui: Components, chat_events: Chat
     for control in ui.controls:
         control.change(None, [*ui.controls], [ui.kept_controls], js=KEEP, **AT_ONCE)
     refreshing: dict[str, Any] = {
-        "inputs": {ui.names, ui.model, ui.rival_model},
+        "inputs": {ui.names, ui.model, ui.rival_model, ui.offered},
         "outputs": [
             ui.banner,
             ui.names,
             ui.model,
             ui.rival_model,
             ui.attribution,
+            ui.offered,
         ],
         "concurrency_limit": None,
         **AT_ONCE,
     }
     page.load(chat_events.refresh_status, **refreshing)
+    ui.model.input(chat_events.refresh_status, **refreshing)
+    # Not a part of the tick, which must touch neither a running answer nor a slider that is being moved.
+    offering: dict[str, Any] = {"inputs": {ui.model, ui.max_tokens}, "outputs": [ui.chatbot, ui.max_tokens]}
+    ui.offered.change(chat_events.show_offer, **offering, **AT_ONCE)
     gr.Timer(STATUS_EVERY_S).tick(chat_events.refresh_status, **refreshing)

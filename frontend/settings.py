@@ -54,8 +54,9 @@ def _read_json(path: str) -> object:
 class Settings(BaseSettings):
     """Every option of the page; each field is the variable `FRONTEND_<FIELD>`.
 
-    examples: the variable names a JSON file, a list of `{"title": ..., "prompt": ...}`
-    context_tokens: for the meter, if the API does not report it
+    intro, examples: in place of what the API says of its model. The variable of the examples names a JSON
+    file, a list of `{"title": ..., "prompt": ...}`
+    context_tokens: for the meter and the answer length, if the API does not report it
     votes: the file that votes are appended to; without it the page does not ask for votes
     trusted_proxies: addresses and networks whose X-Forwarded-For names the visitor; without it nobody's does
     space_id: set by Hugging Face on a Space
@@ -71,8 +72,8 @@ class Settings(BaseSettings):
     port: int = Field(default=7860, ge=1, le=65535)
     root_path: str = ""
     title: Text = "Chat"
-    intro: Text = "Ask anything, or start with one of these."
-    examples: Annotated[tuple[Example, ...], NoDecode, BeforeValidator(_read_json)] = DEFAULT_EXAMPLES
+    intro: str = ""
+    examples: Annotated[tuple[Example, ...], NoDecode, BeforeValidator(_read_json)] = ()
     temperature: float = Field(default=0.7, ge=0, le=2)
     max_tokens: int = Field(default=512, ge=16, le=4096)
     context_tokens: int | None = Field(default=None, ge=1)

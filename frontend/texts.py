@@ -1,8 +1,13 @@
 """The texts that the page shows: notices about failures, and the note under an answer. Plain text."""
 
+from collections.abc import Sequence
+from textwrap import shorten
+
 from client import Answer
 from errors import ApiError, CutShort, Malformed, Refused, TooMany, Unreachable, VoteRefused
+from settings import Example
 
+INTRO = "Ask anything, or start with one of these."
 NO_ANSWER_YET = "This question has no answer yet."
 TOO_LONG = (
     "This conversation no longer fits into the model's context. Leave out the oldest messages, or "
@@ -41,6 +46,31 @@ CHOICES = {
     "shorten": "Leave out the oldest messages",
     "new_chat": "Ask this in a new chat",
 }
+
+
+LABEL_WIDTH = 60
+ASK = "ask "  # begins the name of a choice that asks the prompt after it
+
+
+def example_buttons(examples: Sequence[Example]) -> list[tuple[str, str]]:
+    """Return (label, name) of each example to try next; a label has the first two lines, shortened."""
+    return [(_label(example.title), ASK + example.prompt) for example in examples]
+
+
+def _label(title: str) -> str:
+    first, *more = (shorten(line, LABEL_WIDTH, placeholder="…") for line in title.splitlines())
+    return "\n".join([first, *more[:1]])
+
+
+def answer_length_info(context_tokens: int | None, lowered_from: int | None = None) -> str:
+    """Return what the answer length has to fit into. lowered_from: the setting that was above its end."""
+    lowered = f"Lowered from {lowered_from:,}. " if lowered_from else ""
+    if context_tokens is None:
+        return f"{lowered}The API does not say how many tokens message and answer may have together."
+    return (
+        f"{lowered}Messages and answer share the model's context of {context_tokens:,} tokens. At the right "
+        "end an answer may take all that the messages leave."
+    )
 
 
 def choice_buttons(names: tuple[str, ...]) -> list[tuple[str, str]]:

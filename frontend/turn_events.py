@@ -17,6 +17,7 @@ from client import Api, Sampling
 from conversations import SIDES, Chat, Conversation
 from errors import TooMany, VoteRefused
 from layout import Components
+from offer import Offer, offer_of
 from settings import Settings
 from updates import Update, chat_list_update, chat_update, meter_update, send_or_stop_update, vote_update
 from visitors import Visitors
@@ -81,6 +82,8 @@ class TurnEvents:
                     open_chat[side] = open_chat[side][:-1]
                 others = history.put(history.restore_history(inputs[self._ui.history]), open_chat)
                 return self._ask(conversations.new_chat(), question, inputs) | {self._ui.history: others}
+            case str(name) if name.startswith(texts.ASK):
+                return self._ask(open_chat, name.removeprefix(texts.ASK), inputs)
             case _:
                 return self.retry(inputs)
 
@@ -118,15 +121,15 @@ class TurnEvents:
         await self.stop(request)
         session = str(request.session_hash)
         stop = self._stops[session] = asyncio.Event()
+        offer = offer_of((await self._api.status()).model(inputs[ui.model]), self._settings)
         try:
             with self._visitors.admitted(_address(request), len(sides)):
-                async with aclosing(self._streamed(open_chat, sides, inputs, stop)) as updates:
+                async with aclosing(self._streamed(open_chat, sides, inputs, offer, stop)) as updates:
                     async for update in updates:
                         yield update
-            status = await self._api.status()
-            model = status.model(inputs[ui.model])
-            room = model.context_tokens if model else None
-            yield meter_update(ui, open_chat, room or self._settings.context_tokens)
+            yield meter_update(ui, open_chat, offer.context_tokens)
+            if all(_is_whole(open_chat[side]) for side in sides):
+                yield chat_update(ui, open_chat, examples=offer.to_follow(open_chat))
         except TooMany as refused:
             yield chat_update(ui, open_chat, texts.visitor_notice(refused), ("retry",))
         finally:
@@ -144,6 +147,7 @@ class TurnEvents:
         open_chat: Chat,
         sides: list[conversations.Side],
         inputs: Update,
+        offer: Offer,
         stop: asyncio.Event,
     ) -> AsyncGenerator[Update, None]:
         ui, coming, saved_at = self._ui, set(sides), time.monotonic()
@@ -152,7 +156,8 @@ class TurnEvents:
             box: conversations.for_chatbot(open_chat[side], start=open_chat["start"])
             for side, box in zip(SIDES, ui.chatbots, strict=True)
         }
-        streams = [self._stream(open_chat, side, inputs) for side in sides]
+        sampling = self._sampling(inputs, offer)
+        streams = [self._stream(open_chat, side, inputs, sampling) for side in sides]
         async with aclosing(turn.together(stop, *streams)) as turns:
             async for place, latest in turns:
                 side = sides[place]
@@ -165,7 +170,7 @@ class TurnEvents:
                 if latest.over:
                     coming.discard(side)
                 if votable and not coming:
-                    self._issue_ballot(open_chat, inputs)
+                    self._issue_ballot(open_chat, inputs, sampling)
                 if latest.over or time.monotonic() - saved_at > SAVE_EVERY_S:
                     saved_at = time.monotonic()
                     update[ui.kept] = open_chat | {
@@ -176,7 +181,7 @@ class TurnEvents:
             yield self._stopped(open_chat, coming)
 
     def _stream(
-        self, open_chat: Chat, side: conversations.Side, inputs: Update
+        self, open_chat: Chat, side: conversations.Side, inputs: Update, sampling: Sampling
     ) -> AsyncGenerator[turn.Turn, None]:
         """Ask one side's model the open question, or for the rest of its incomplete answer."""
         conversation = open_chat[side]
@@ -184,17 +189,17 @@ class TurnEvents:
         question = turn.Question(
             conversations.reopen(conversation),
             inputs[self._ui.controls[0]],
-            self._sampling(inputs),
+            sampling,
             open_chat["start"],
             prefix=conversation[-1]["content"] if conversations.is_answered(conversation) else "",
         )
         return turn.answer(self._api, str(name), question)
 
-    def _issue_ballot(self, open_chat: Chat, inputs: Update) -> None:
+    def _issue_ballot(self, open_chat: Chat, inputs: Update, sampling: Sampling) -> None:
         """Allow a vote on two answers that have just come from the API, each whole and from its beginning."""
         if self._votes and all(_is_whole(open_chat[side]) for side in SIDES):
-            prompt, sampling = inputs[self._ui.controls[0]] or "", self._sampling(inputs).body()
-            if ballot := self._votes.ballot(open_chat, prompt, sampling):
+            prompt = inputs[self._ui.controls[0]] or ""
+            if ballot := self._votes.ballot(open_chat, prompt, sampling.body()):
                 open_chat["ballot"] = ballot
 
     def _stopped(self, open_chat: Chat, coming: set[conversations.Side]) -> Update:
@@ -246,11 +251,11 @@ class TurnEvents:
     def _sides(self, inputs: Update) -> tuple[conversations.Side, ...]:
         return SIDES if inputs[self._ui.comparing] else SIDES[:1]
 
-    def _sampling(self, inputs: Update) -> Sampling:
+    def _sampling(self, inputs: Update, offer: Offer) -> Sampling:
         _, temperature, top_p, max_tokens, seed, stop = (inputs[control] for control in self._ui.controls)
         return Sampling(
             temperature=temperature,
-            max_tokens=int(max_tokens),
+            max_tokens=offer.max_tokens(int(max_tokens)),
             top_p=None if top_p == 1 else top_p,
             seed=None if seed is None else int(seed),
             stop=tuple(line.replace("\\n", "\n") for line in str(stop or "").splitlines() if line)[:4],

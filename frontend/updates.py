@@ -1,6 +1,7 @@
 """New component values for a state of the chat, which `turn_events` and `chat_events` return."""
 
 import html
+from collections.abc import Sequence
 from typing import Any
 
 import gradio as gr
@@ -9,24 +10,36 @@ import conversations
 import texts
 from conversations import SIDES, Chat
 from layout import Components
+from offer import Offer
+from settings import Example
 
 Update = dict[Any, Any]  # from a Gradio component to its new value
 
 
-def chat_update(ui: Components, chat: Chat, notice: str = "", choices: tuple[str, ...] = ()) -> Update:
-    """Show the whole chat in both chatbots, and the notice in the first."""
-    shown = conversations.for_chatbot(chat["entries"], notice, texts.choice_buttons(choices), chat["start"])
+def chat_update(
+    ui: Components,
+    chat: Chat,
+    notice: str = "",
+    choices: tuple[str, ...] = (),
+    examples: Sequence[Example] = (),
+) -> Update:
+    """Show the whole chat in both chatbots, and in the first the notice, its choices and more examples."""
+    buttons = texts.choice_buttons(choices) + texts.example_buttons(examples)
+    shown = conversations.for_chatbot(chat["entries"], notice, buttons, chat["start"])
     rival = conversations.for_chatbot(chat["rival"], start=chat["start"])
     return {ui.kept: chat, ui.chatbot: shown, ui.rival: rival}
 
 
-def restored_chat_update(ui: Components, chat: Chat) -> Update:
-    """Show the chat as it was left, with a way to continue an open question or an incomplete answer."""
+def restored_chat_update(ui: Components, chat: Chat, examples: Sequence[Example]) -> Update:
+    """Show the chat as it was left, with a way to continue an open question or an incomplete answer.
+
+    examples: to try next, if the last answer is whole
+    """
     if conversations.is_cut(chat["entries"]):
         return chat_update(ui, chat, "", ("continue", "retry"))
     if chat["entries"] and not conversations.is_answered(chat["entries"]):
         return chat_update(ui, chat, texts.NO_ANSWER_YET, ("retry",))
-    return chat_update(ui, chat)
+    return chat_update(ui, chat, examples=examples)
 
 
 def send_or_stop_update(ui: Components, *, streaming: bool) -> Update:
@@ -66,4 +79,19 @@ def meter_update(ui: Components, chat: Chat, room: int | None) -> Update:
         ui.meter: f'<div class="meter {state}" role="meter" aria-label="{label}" aria-valuemin="0" '
         f'aria-valuemax="{room}" aria-valuenow="{used}" aria-valuetext="{text}">'
         f'<span class="bar"><span style="width:{share:.0%}"></span></span>{text}</div>'
+    }
+
+
+def offer_update(ui: Components, offer: Offer, max_tokens: int) -> Update:
+    """Show what the model is for, and end the answer length at its context.
+
+    max_tokens: the answer length that is chosen; it is lowered if it is above the end
+    """
+    examples = [{"text": e.prompt, "display_text": e.title} for e in offer.examples]
+    longest, lowered = offer.longest_answer, max_tokens > offer.longest_answer
+    info = texts.answer_length_info(offer.context_tokens, max_tokens if lowered else None)
+    value = {"value": longest} if lowered else {}
+    return {
+        ui.chatbot: gr.update(placeholder=offer.intro, examples=examples),
+        ui.max_tokens: gr.update(maximum=longest, info=info, **value),
     }

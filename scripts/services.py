@@ -66,11 +66,9 @@ def start_api(settings: Settings, children: Children) -> subprocess.Popen[bytes]
 
 
 def start_page(settings: Settings, children: Children) -> subprocess.Popen[bytes]:
-    """Start the page. The user's FRONTEND_* variables override its title, intro and examples."""
+    """Start the page. The user's FRONTEND_* variables override these."""
     environment = {
         "FRONTEND_TITLE": "finechat",
-        "FRONTEND_INTRO": _current(settings, "manifest.json")["description"],
-        "FRONTEND_EXAMPLES": str(_write_examples(settings)),
         "FRONTEND_TEMPERATURE": "0",
         "FRONTEND_VOTES": str(settings.artifacts / "votes.jsonl"),
         **service_environment(),
@@ -80,21 +78,6 @@ def start_page(settings: Settings, children: Children) -> subprocess.Popen[bytes
     }
     command = [python("frontend"), "frontend/app.py"]
     return children.start(command, environment, _log(settings, "page"))
-
-
-def _write_examples(settings: Settings) -> Path:
-    """Write held-out prompts for the page to offer."""
-    samples = _current(settings, "samples.json")
-    examples = [{"title": title_of(s["reference"]), "prompt": s["prompt"]} for s in samples]
-    path = settings.artifacts / "examples.json"
-    path.write_text(json.dumps(examples), encoding="utf-8")
-    return path
-
-
-def title_of(reference: str) -> str:
-    """Return the first line of an answer that has text, without its Markdown heading."""
-    lines = (line.strip("# ")[:60].strip() for line in reference.splitlines())
-    return next((line for line in lines if line), "Example")
 
 
 def wait_until_ready(url: str, process: subprocess.Popen[bytes], name: str, settings: Settings) -> None:

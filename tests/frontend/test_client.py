@@ -64,6 +64,7 @@ async def test_settings_are_sent_under_openais_names_and_unset_ones_are_omitted(
     sampling = Sampling(0, 8, top_p=0.5, seed=0, stop=("END",))
     assert sampling.body() == {"temperature": 0, "max_tokens": 8, "top_p": 0.5, "seed": 0, "stop": ("END",)}
     assert Sampling(1, 8).body() == {"temperature": 1, "max_tokens": 8}
+    assert Sampling(1, None).body() == {"temperature": 1}
 
 
 @pytest.mark.parametrize("at", [1, 30, 60, 61])
@@ -125,11 +126,12 @@ async def test_status_names_the_model_of_any_openai_server() -> None:
     assert (status.models, status.failure) == ((Model("small-model"),), None)
 
 
-async def test_status_has_context_and_licence_if_the_api_reports_them() -> None:
-    found = {"id": "b", "max_model_len": 2048, "licence": "llama3.2"}
+async def test_status_has_what_the_api_reports_of_a_model() -> None:
+    found = {"id": "b", "max_model_len": 2048, "licence": "llama3.2", "description": "Chats.",
+             "examples": ["Hi", 7, " "]}  # fmt: skip
     async with running(FakeApi(models=(200, {"data": [{"id": "a"}, found]}))) as fake:
         status = await fake.api().status()
-    assert status.models == (Model("a"), Model("b", 2048, "llama3.2"))
+    assert status.models == (Model("a"), Model("b", 2048, "llama3.2", "Chats.", ("Hi",)))
     assert [status.model(name) for name in ("b", "gone")] == [status.models[1], status.models[0]]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from errors import SettingsError
-from settings import DEFAULT_EXAMPLES, load_settings
+from settings import load_settings
 from tests.support import ROOT
 
 
@@ -19,7 +19,7 @@ def an_api(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_only_the_apis_address_must_be_set() -> None:
     settings = load_settings()
     assert (settings.host, settings.port) == ("127.0.0.1", 7860)
-    assert settings.examples == DEFAULT_EXAMPLES
+    assert (settings.intro, settings.examples) == ("", ()), "those of the model, see `offer`"
 
 
 @pytest.mark.parametrize(

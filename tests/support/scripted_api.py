@@ -12,8 +12,11 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+SHARED = {"max_model_len": 2048, "licence": "llama3.2"}
+EXAMPLES = ["Explain a table.\n\nhash(key)", "Explain a tree."]
 MODELS = [
-    {"id": name, "max_model_len": 2048, "licence": "llama3.2"} for name in ("Llama-base", "Llama-tuned")
+    {"id": "Llama-base", "description": "Explains data structures.", "examples": EXAMPLES, **SHARED},
+    {"id": "Llama-tuned", **SHARED},
 ]
 ANSWER = (
     "A **hash table** finds a value by its key: \\(O(1)\\) on average.\n\n"

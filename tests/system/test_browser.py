@@ -116,6 +116,22 @@ def test_chats_survive_a_reload_and_a_restart_of_the_page(visit: Visit, scripted
         visit.faults.clear()  # calls to the page while it was away
 
 
+def test_the_examples_of_the_model_lead_through_one_chat(visit: Visit, page_url: str) -> None:
+    visit.open(page_url)
+    page, examples, next_ones = visit.page, visit.page.locator("#chatbot .example"), "#chatbot .option"
+    expect(page.locator("#chatbot .placeholder")).to_have_text("Explains data structures.")
+    expect(examples).to_have_text(["Explain a table.\nhash(key)", "Explain a tree."])
+    examples.first.click()
+    visit.answered(1)
+    expect(page.locator(next_ones)).to_have_text(["Explain a tree."])
+    page.locator(next_ones).click()
+    visit.answered(2)
+    expect(page.locator("#chatbot .user-row")).to_have_count(2)
+    expect(page.locator(next_ones)).to_have_count(0)
+    page.locator("#settings > button").click()
+    expect(page.locator("#max-tokens input[type=range]")).to_have_attribute("max", "2048")
+
+
 def test_a_turn_can_be_edited_retried_and_undone(visit: Visit, page_url: str) -> None:
     visit.open(page_url)
     page, questions = visit.page, visit.page.locator("#chatbot .user-row")
