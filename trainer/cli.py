@@ -53,6 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if _is_full_disk(error):
             return _report(f"the disk under {options.artifacts} is full; free some and run the same command")
+        if _is_out_of_memory(error):
+            return _report("out of memory; free some, or lower train.tokens_per_step or sweep.parallel_arms")
         if getattr(error, "errno", None) not in FORBIDDEN:
             raise
         return _report(f"{error}; allow it to this user, or set ARTIFACTS_DIR to another place")
@@ -65,8 +67,14 @@ def _is_full_disk(error: Exception) -> bool:
     return named or getattr(error, "errno", None) == errno.ENOSPC
 
 
+def _is_out_of_memory(error: Exception) -> bool:
+    """Recognise too little memory: Python has a class for it, and torch says it in two ways."""
+    texts = ("out of memory", "can't allocate memory")
+    return isinstance(error, MemoryError) or any(text in str(error).lower() for text in texts)
+
+
 def _run(options: argparse.Namespace) -> None:
-    config = load(_config_path(options.config), options.set)
+    config = load(_config_path(options.config), [*options.set, *_arm_settings(options)])
     if options.verb == "check" or options.dry_run:
         print(config.model_dump_json(indent=2), flush=True)
     if options.dry_run:
@@ -114,6 +122,13 @@ def _run(options: argparse.Namespace) -> None:
         pipeline.run(until="publish" if options.verb == "run" else options.verb)
 
 
+def _arm_settings(options: argparse.Namespace) -> list[str]:
+    """Return the flags of `arm` as settings of the sweep, whose ranges hold for them too."""
+    flags = {"sweep.ranks": "rank", "sweep.learning_rates": "learning_rate", "sweep.seeds": "seed"}
+    given = {setting: getattr(options, flag, None) for setting, flag in flags.items()}
+    return [f"{setting}=[{value}]" for setting, value in given.items() if value is not None]
+
+
 def _cluster(config: RunConfig, options: argparse.Namespace) -> "Cluster | None":
     if options.verb != "sweep":
         return None
@@ -129,21 +144,17 @@ def _cluster(config: RunConfig, options: argparse.Namespace) -> "Cluster | None"
 
 
 def _train_arm(config: RunConfig, pipeline: "Pipeline", options: argparse.Namespace) -> None:
-    from trainer.fit.arm import Arm, Setting, arms
+    from trainer.fit.arm import arms
     from trainer.fit.run.adapter import check_adapter
     from trainer.fit.run.train import train
 
-    first = arms(config)[0]
-    arm = Arm(
-        Setting(options.rank or first.setting.rank, options.learning_rate or first.setting.learning_rate),
-        first.seed if options.seed is None else options.seed,
-    )
+    arm = arms(config)[0]
     base, prepared = pipeline.found_or_made()
     check_adapter(base.directory, [arm.setting.rank], config.lora.target_modules)
     try:
         train(config, base, prepared, arm, options.steps, options.artifacts, options.keep_older_runs)
-    except RuntimeError as error:
-        if "out of memory" in str(error).lower():
+    except (MemoryError, RuntimeError) as error:
+        if _is_out_of_memory(error):
             raise ArmError(f"{arm.name}: out of memory; lower train.tokens_per_step") from None
         raise
 
@@ -203,7 +214,7 @@ def _add_own(verb: str, sub: argparse.ArgumentParser) -> None:
         sub.add_argument("--rank", type=int, help="default: the lowest of sweep.ranks")
         sub.add_argument("--learning-rate", type=float, help="default: the lowest of sweep.learning_rates")
         sub.add_argument("--seed", type=int, help="default: the first of sweep.seeds")
-        sub.add_argument("--steps", type=int, help="default: train.max_steps, or train.epochs")
+        sub.add_argument("--steps", type=_positive, help="default: train.max_steps, or train.epochs")
     if verb == "push":
         sub.add_argument("--to", required=True, metavar="OWNER/NAME", help="the model repository")
         sub.add_argument("--private", action="store_true", help="make a new repository private")
@@ -234,6 +245,12 @@ def _add_executor(sub: argparse.ArgumentParser) -> None:
         metavar="N",
         help="GPUs for each arm, or a share of one (default: 1 if the cluster has GPUs)",
     )
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} must be a number of 1 or more")
+    return int(text)
 
 
 def _config_path(name: str) -> Path:

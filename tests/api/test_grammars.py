@@ -4,6 +4,8 @@ import asyncio
 import json
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from tests.support.api import House, ask, assert_openai_error, post
 
 pytestmark = pytest.mark.anyio
 MakeHouse = Callable[..., House]
+ROOT = Path(__file__).parents[2]
 BOMB = "^(([a-z]{1,50}|[0-9]{1,50}){1,50}){1,9}$"  # minutes in the library itself
 
 
@@ -65,6 +68,32 @@ async def test_bombs_and_dead_ends_are_refused_in_time_and_others_are_not(
     assert grammars._worker is worker, "one bad schema costs the others nothing"
     monkeypatch.setattr(grammars, "_try", None)  # a second trial would fail: the first is remembered
     assert "too much time" in await refusal(grammars, artifact, {"type": "string", "pattern": BOMB})
+
+
+LIMITED = """
+import time
+from api.engine import grammar_worker as worker
+
+def spin(_, schema):
+    while time.process_time() < 15:
+        pass
+    return "was never ended"
+
+def fill(_, schema):
+    return f"has {len(bytearray(int(schema))) >> 20} MiB"
+
+worker.CPU_S = 1
+worker._compiler = lambda directory, vocab_size: None
+for trial, schema in ((spin, ""), (fill, worker.MEMORY_BYTES // 4), (fill, 2 * worker.MEMORY_BYTES)):
+    worker._trial = trial
+    print(worker._in_a_fork({"directory": "", "vocab_size": 0, "schema": schema}))
+"""
+
+
+def test_the_kernel_ends_a_trial_that_takes_more_time_or_memory_than_it_may() -> None:
+    done = subprocess.run([sys.executable, "-c", LIMITED], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    ended = "it takes too much time or memory"
+    assert done.stdout.splitlines() == [ended, "has 128 MiB", ended]
 
 
 async def test_a_worker_that_dies_is_reported_and_replaced(grammars: Grammars, artifact: Artifact) -> None:

@@ -30,6 +30,16 @@ ROOT = Path(__file__).parents[2]
 STEPS = 60
 
 
+class SlowClock:
+    """`time` for Ray's node.py, which gives a node 30 s to start, in a constant: ten times as long."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(time, name)
+
+    def monotonic(self) -> float:
+        return time.monotonic() / 10
+
+
 @pytest.fixture(scope="module")
 def nodes() -> Iterator[Nodes]:
     """Three nodes of one CPU each."""
@@ -37,6 +47,8 @@ def nodes() -> Iterator[Nodes]:
     head = {"num_cpus": 1, "include_dashboard": False, **store}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setattr("ray._private.node.time", SlowClock())
+        patch.setattr(Nodes._wait_for_node, "__defaults__", (300,))  # the next 30 s
         made = Nodes(initialize_head=True, head_node_args=head)
         for _ in range(2):
             made.add_node(num_cpus=1, **store)

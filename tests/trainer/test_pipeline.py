@@ -284,6 +284,45 @@ def _by_safetensors() -> None:  # which would put a file in place of /dev/full
     raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
 
+@pytest.mark.parametrize(
+    ("flag", "says"),
+    [
+        ("--rank=-5", "sweep.ranks"),
+        ("--learning-rate=nan", "sweep.learning_rates"),
+        ("--seed=-1", "sweep.seeds"),
+    ],
+)
+def test_a_flag_of_an_arm_has_the_range_of_its_setting(
+    config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flag: str, says: str
+) -> None:
+    assert main(["arm", "--config", str(config_file), "--artifacts", str(tmp_path / "none"), flag]) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and f"{says}.0: Input should be" in said
+    with pytest.raises(SystemExit):
+        main(["arm", "--config", str(config_file), "--steps=0"])
+    assert "--steps: '0' must be a number of 1 or more" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("CUDA out of memory."),
+        RuntimeError("[enforce] can't allocate memory: you"),
+    ],
+)
+def test_too_little_memory_is_reported_in_one_line(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(options: object) -> None:
+        raise error
+
+    monkeypatch.setattr("trainer.cli._run", fail)
+    assert main(["prepare"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("trainer: out of memory; ") and said.count("\n") == 1
+
+
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.EDQUOT])
 def test_a_place_that_may_not_be_written_is_reported_in_one_line(
     number: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
