@@ -126,11 +126,15 @@ def _writing(file: Path) -> Iterator[list[Key]]:
 
 def _write(file: Path, keys: list[Key]) -> None:
     """Replace the file as a whole, readable to its owner only."""
+    scratch = None
     try:
         with tempfile.NamedTemporaryFile("w", dir=file.parent, prefix=f".{file.name}.", delete=False) as new:
+            scratch = Path(new.name)
             new.write(Keys(keys=keys).model_dump_json(indent=1) + "\n")
             new.flush()
             os.fsync(new.fileno())
-        os.replace(new.name, file)
+        scratch.replace(file)
     except OSError as error:
+        if scratch:
+            scratch.unlink(missing_ok=True)
         raise SettingsError(f"API_KEYS_FILE {file} cannot be written: {error.strerror}") from None

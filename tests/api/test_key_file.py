@@ -1,5 +1,6 @@
 """The file of keys: read again when it changes, written whole, and never holding a secret."""
 
+import errno
 import json
 import os
 import subprocess
@@ -180,3 +181,19 @@ def test_the_command_line_prints_the_usage(file: Path) -> None:
     usage.close()
     assert cli(file, "usage").stdout.endswith("ann  requests=1 prompt_tokens=3 completion_tokens=4\n")
     assert cli(file, "usage", "--day", "1999-01-01").stdout == ""
+
+
+def test_a_full_disk_leaves_the_keys_as_they_were_and_no_other_file(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create_key(file, "first", Limits())
+    before = sorted(file.parent.iterdir())
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(SettingsError, match=r"cannot be written: No space left on device"):
+        create_key(file, "second", Limits())
+    assert sorted(file.parent.iterdir()) == before
+    assert [key.name for key in read_keys(file)] == ["first"]
