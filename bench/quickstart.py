@@ -122,10 +122,12 @@ def table(result: dict[str, Any]) -> str:
         "loss": "loss on held-out objects (nats a token)",
         "exact_match": "held-out cards exact to the token",
         "general_chat_loss": "loss on general chat (nats a token)",
-        "followup_loss": "the same after a conversation",
-        "followup_loss_to_alone": "the same, against the base asked alone",
+        "followup_loss": "the same after a card",
     }
+    by_turn = any("turn" in metric for metric in result["metrics"])
     for m in result["metrics"]:
+        if m["name"] not in names or (by_turn and ("turn" in m) != (m["name"] == "exact_match")):
+            continue  # exactness by turn and loss over all of them say enough here
         before, after = m["base"], m["tuned"]
         turn = f", turn {m['turn']}" if "turn" in m else ""
         later = " and later" if "last_turn" in m else ""
