@@ -104,10 +104,11 @@ def test_a_system_turn_that_a_repair_would_move_is_still_refused() -> None:
 
 def test_broken_rows_cost_only_themselves_and_are_counted(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
-    file.write_text(json.dumps(GOOD) + "\n{broken\n\n" + json.dumps(GOOD) + "\n[]\n")
+    huge = '{"score": ' + "9" * 5000 + "}"
+    file.write_text(json.dumps(GOOD) + "\n{broken\n\n" + json.dumps(GOOD) + "\n[]\n" + huge + "\n")
     cleaned = clean(read_rows(str(file)))
     assert len(cleaned.conversations) == 1
-    assert cleaned.dropped == {"not JSON": 1, "exact duplicate": 1, "not an object": 1}
+    assert cleaned.dropped == {"not JSON": 2, "exact duplicate": 1, "not an object": 1}
     assert cleaned.first_places["not JSON"] == "rows.jsonl:2"
 
 

@@ -111,3 +111,13 @@ def test_prepare_leaves_both_reports(config_file: Path, tmp_path: Path) -> None:
     assert {path.name for path in directory.iterdir()} == {
         "made_by.json", "report.json", "report.html", *(f"{split}.arrow" for split in report["rows"])
     }  # fmt: skip
+
+
+def test_prepared_rows_that_were_cut_off_are_made_again(config_file: Path, tmp_path: Path) -> None:
+    config = load(config_file)
+    base = base_model.fetch(config.base, tmp_path)
+    file = prepare(config, base, tmp_path).directory / "test.arrow"
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    assert prepare(config, base, tmp_path).rows("test")
+    assert file.read_bytes() == whole

@@ -85,15 +85,22 @@ def prepare(
     folder, key = artifacts / "data", data_key(config, base.sha256)
     older = older_directory(folder, "", key)
     directory = older.directory if older and keep_older else own_directory(folder, "", key)
-    report = read_json(directory / "report.json")
+    report = _whole_report(directory)
     if report is None:
         if older:
             say(older_line("this data was", older.differs, kept=False))
         with only_writer(directory):
-            report = read_json(directory / "report.json") or _make(
-                config, base, directory, key, write_page, rows_of
-            )
+            report = _whole_report(directory) or _make(config, base, directory, key, write_page, rows_of)
     return Prepared(directory, report)
+
+
+def _whole_report(directory: Path) -> dict[str, Any] | None:
+    """Return the report of prepared data, or None if there is none or a split's file was cut off."""
+    report = read_json(directory / "report.json")
+    if report is None:
+        return None
+    sizes = {file.stem: file.stat().st_size for file in directory.glob("*.arrow")}
+    return report if all(sizes.get(name) == size for name, size in report.get("bytes", {}).items()) else None
 
 
 def _make(

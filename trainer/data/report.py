@@ -30,6 +30,7 @@ def build_report(data: DataConfig, files: Mapping[str, RowFile], cleaned: Cleane
         "source": data.source,
         "fingerprint": rows_fingerprint(files),
         "rows": {name: len(file) for name, file in files.items()},
+        "bytes": {name: file.path.stat().st_size for name, file in files.items()},
         "target_tokens": {name: file.target_tokens for name, file in files.items()},
         "usable_rows_by_source": dict(usable.most_common()),
         "rows_by_source": {name: dict(file.sources.most_common()) for name, file in files.items()},

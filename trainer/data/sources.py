@@ -100,7 +100,7 @@ def _json(file: Path) -> Iterator[RawRow]:
                 yield RawRow(where, json.loads(line.decode("utf-8-sig")))
             except UnicodeDecodeError:
                 yield RawRow(where, None, "not UTF-8")
-            except (json.JSONDecodeError, RecursionError):
+            except (ValueError, RecursionError):  # a number of 5,000 digits is a ValueError of its own
                 yield RawRow(where, None, "not JSON")
 
 
@@ -109,7 +109,7 @@ def _array(file: Path) -> Iterator[RawRow]:
         rows = json.loads(file.read_text(encoding="utf-8-sig"))
     except UnicodeDecodeError as error:
         raise DataError(f"{file} is not UTF-8 (byte {error.start}); save it as UTF-8") from None
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{file} is not complete JSON: {error}; was it cut off?") from None
     for number, row in enumerate(rows, 1):
         yield RawRow(f"{file.name}[{number}]", row)
