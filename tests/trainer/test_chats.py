@@ -20,6 +20,11 @@ from trainer.data.general import OwnAnswer, aim, same_as_text
 from trainer.data.prepare import Prepared, prepare
 from trainer.data.tokenize import IGNORED, ChatTokenizer, TokenRow, answer_runs
 from trainer.engines import plain
+from trainer.fit.arm import Arm, Setting
+from trainer.fit.run.callbacks import read_log
+from trainer.fit.run.parts import Parts
+from trainer.fit.run.train import train
+from trainer.fit.run.world import World
 from trainer.generation import Answer, generate
 from trainer.objective import sft
 
@@ -224,3 +229,31 @@ def test_an_engine_that_ignores_probabilities_is_refused(chatty: RunConfig, conf
 def test_the_same_seed_joins_the_same_conversations() -> None:
     made = [list(itertools.islice(join_for_training(CARDS, [own(0)], CHATS, 5), 9)) for _ in range(2)]
     assert made[0] == made[1]
+
+
+def test_the_parts_of_a_packed_row_add_up_to_its_loss(tiny_model: LlamaForCausalLM) -> None:
+    row = packed_row(tiny_model, 4)
+    row["top_logprobs"] = [[value - 1 for value in top] for top in row["top_logprobs"]]  # another base
+    inputs, parts = sft.collate([row]), Parts()
+    with torch.inference_mode():
+        total = sft.loss(plain, tiny_model, inputs, torch.tensor(1.0))
+    parts.add(inputs, total)
+    means = parts.means(World("cpu"))
+    assert means["general_loss"] > 0.001
+    assert 2 * means["task_loss"] + 3 * means["general_loss"] == pytest.approx(float(total), rel=1e-5)
+    assert parts.means(World("cpu")) == {}, "each log begins anew"
+
+
+def test_a_run_logs_both_parts_and_keeps_them_as_curves(chatty: RunConfig, tmp_path: Path) -> None:
+    base = base_model.fetch(chatty.base, tmp_path)
+    arm = Arm(Setting(2, 0.01), 7)
+    run = train(chatty, base, prepare(chatty, base, tmp_path), arm, 6, tmp_path)
+    log = [line for line in read_log(next(tmp_path.glob("runs/*/*/log.jsonl"))) if "loss" in line]
+    for name in ("task", "general"):
+        curve = [[line["step"], line[f"{name}_loss"]] for line in log if f"{name}_loss" in line]
+        assert curve and run.record[f"{name}_curve"] == curve
+    low, high = (
+        [pick(line[name] for name in ("task_loss", "general_loss") if name in line) for line in log]
+        for pick in (min, max)
+    )
+    assert all(a - 1e-4 <= line["loss"] <= b + 1e-4 for a, line, b in zip(low, log, high, strict=True))

@@ -314,3 +314,20 @@ def test_ticks_are_round_and_within_the_ends(low: float, high: float, log: bool)
     assert 3 <= len(ticks) <= 8
     assert all(low <= t <= high for t in ticks)
     assert all(len(f"{t:g}".strip("-0.")) <= 2 for t in ticks)
+
+
+def test_the_task_and_general_chat_are_drawn_apart_where_training_recorded_both() -> None:
+    sweep = made_sweep()
+    assert "general" not in page(sweep)[page(sweep).index("<div class=panels>") :].partition("<h2>")[0]
+    for made in sweep["arms"]:
+        mixed = [[s, loss if s % 2 else loss / 100] for s, loss in made["train_curve"]]
+        made.update(
+            train_curve=mixed, task_curve=made["train_curve"][::2], general_curve=[[90, 0.01], [120, 0.02]]
+        )
+    drawn = page(sweep)
+    assert drawn.count('<polyline class="general"') == len(sweep["arms"])
+    assert drawn.count("<polyline") == 2 * len(sweep["arms"])
+    assert "Training mixes two losses" in drawn and "log scale" in drawn
+    for made in sweep["arms"]:
+        made["train_curve"] = []
+    assert page(sweep) == drawn, "the mean over a mixed step is not drawn"

@@ -45,7 +45,8 @@ def load(
 def compute_loss(model: Any, inputs: dict[str, Any], target_tokens: Any) -> Any:
     """Return the sum of NLL over the targets of one packed row, divided by `target_tokens`.
 
-    Targets that follow probabilities (`top_targets`) count with the divergence from them instead.
+    Targets that follow probabilities (`top_targets`) count with the divergence from them instead, whose sum
+    is left in `inputs` as `divergence`, for the log.
     """
     kept = inputs["target_positions"]
     logits = model(
@@ -57,6 +58,7 @@ def compute_loss(model: Any, inputs: dict[str, Any], target_tokens: Any) -> Any:
     followed = inputs["top_targets"]
     losses = functional.cross_entropy(logits.float(), labels, reduction="none")
     divergence = _divergence(logits[followed].float(), inputs["top_ids"], inputs["top_logprobs"])
+    inputs["divergence"] = divergence.detach().sum()
     return losses.index_copy(0, followed, divergence).sum() / target_tokens
 
 

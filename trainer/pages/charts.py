@@ -24,13 +24,17 @@ FOREST_LEFT, FOREST_RIGHT, FOREST_WIDTH = 112, 392, 420
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One arm. train, validation: (step, loss). cut: it diverged, so its end is marked."""
+    """One arm. train, validation: (step, loss). cut: it diverged, so its end is marked.
+
+    general: (step, divergence from the base in general chat), where training recorded it apart.
+    """
 
     name: str
     colour: int
     train: Sequence[Point]
     validation: Sequence[Point]
     cut: bool
+    general: Sequence[Point] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +81,7 @@ class Scale:
 def losses_scale(lines: Sequence[Line], steps: int) -> Scale:
     """Return the scale that panels share, from arms that did not diverge, after their first steps."""
     counted = [line for line in lines if not line.cut] or lines
-    points = [(s, v) for line in counted for s, v in (*line.train, *line.validation) if v > 0]
+    points = [(s, v) for line in counted for s, v in (*line.train, *line.validation, *line.general) if v > 0]
     values = [v for s, v in points if s >= WARM * steps] or [v for _, v in points] or [1.0]
     low, high = min(values), max(values)
     if high > low * LOG_FROM:
@@ -87,7 +91,7 @@ def losses_scale(lines: Sequence[Line], steps: int) -> Scale:
 
 
 def curves(title: str, lines: Sequence[Line], steps: int, y: Scale, measured: str) -> str:
-    """Draw one panel: training loss as lines, validation scores as dots, over the training steps.
+    """Draw one panel: training loss as lines, general chat dashed, validation scores as dots, over the steps.
 
     measured: what the upright axis measures, with its unit.
     """
@@ -110,14 +114,20 @@ def curves(title: str, lines: Sequence[Line], steps: int, y: Scale, measured: st
 
 def _line(line: Line, x: Scale, y: Scale) -> str:
     points = [(x(step), y(loss)) for step, loss in line.train]
-    path = " ".join(f"{px},{py}" for px, py in points)
-    parts = [f"<title>{escape(line.name)}</title>", f'<polyline points="{path}"/>']
+    parts = [f"<title>{escape(line.name)}</title>", f'<polyline points="{_path(points)}"/>']
+    if line.general:
+        general = [(x(step), y(loss)) for step, loss in line.general]
+        parts.append(f'<polyline class="general" points="{_path(general)}"/>')
     parts += [f'<circle cx="{x(s)}" cy="{y(v)}" r="3"/>' for s, v in line.validation]
     if line.cut and points:
         px, py = points[-1]
         py = min(max(py, TOP + 6), BOTTOM - 6)
         parts.append(f'<path d="M{px - 5},{py - 5}l10,10m0,-10l-10,10"/>')
     return f'<g class="c{line.colour % COLOURS}">{"".join(parts)}</g>'
+
+
+def _path(points: Sequence[Point]) -> str:
+    return " ".join(f"{px},{py}" for px, py in points)
 
 
 def forest(bars: Sequence[Bar], axis: str) -> str:

@@ -137,9 +137,10 @@ def _curves(sweep: dict[str, Any]) -> str:
             Line(
                 arm["name"],
                 rates.index(arm["learning_rate"]),
-                _smooth(arm["train_curve"], steps),
+                _smooth(arm.get("task_curve") or arm["train_curve"], steps),
                 _finite(arm["validation_curve"]),
                 arm["diverged"] is not None,
+                _smooth(arm.get("general_curve", ()), steps),
             )
         )
     y = losses_scale([line for lines in panels.values() for line in lines], steps)
@@ -153,6 +154,11 @@ def _curves(sweep: dict[str, Any]) -> str:
         f"{count(_bin(steps), 'step')}. Dots are the validation {score['name']}. A cross marks where an arm "
         "diverged. The scale fits the other arms after their first steps, so a line may begin above it."
     )
+    if any(arm.get("general_curve") for arm in sweep["arms"]):
+        caption += (
+            " Training mixes two losses of different size, drawn apart: solid is the task's, dashed is the "
+            "divergence from the base's own answers in general chat, in nats a token."
+        )
     return f"<p>{caption}</p>{_legend(sweep)}<div class=panels>{drawn}</div>"
 
 
@@ -297,6 +303,7 @@ td.n + td:not(.n) { min-width: 12rem; }
 .grid { stroke: var(--line); stroke-width: 1; }
 .zero { stroke: var(--quiet); stroke-width: 1.5; }
 .panels polyline, .panels path { fill: none; stroke: currentColor; stroke-width: 1.2; }
+.panels .general { stroke-dasharray: 4 3; }
 .panels circle { fill: var(--paper); stroke: currentColor; stroke-width: 1.5; }
 .panels g:hover polyline { stroke-width: 3; }
 .forest g line { stroke: currentColor; stroke-width: 2; }

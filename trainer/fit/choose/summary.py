@@ -90,7 +90,10 @@ def _arm(run: Run, of_steps: int | None, sources: Sequence[str]) -> dict[str, An
         "ci_low": interval and interval.low,
         "ci_high": interval and interval.high,
         "by_source": {} if run.diverged else _by_source(run, sources),
-        "train_curve": [[step, round(loss, 4)] for step, loss in record["train_curve"]],
+        **{
+            name: [[step, round(loss, 4)] for step, loss in record.get(name, [])]  # older runs have no parts
+            for name in ("train_curve", "task_curve", "general_curve")
+        },
         "validation_curve": [
             *record["validation_curve"],
             *([[record["steps"], interval.value]] if interval else []),

@@ -15,7 +15,9 @@ from trainer.fit.run.checkpoint import keep_trunk, seal
 from trainer.progress import Progress
 
 LOG = "log.jsonl"
-LOGGED = ("loss", "eval_loss", "grad_norm", "learning_rate", "tokens_per_second")
+LOGGED = (
+    "loss", "task_loss", "general_loss", "eval_loss", "grad_norm", "learning_rate", "tokens_per_second",
+)  # fmt: skip
 TAIL_BYTES = 2048
 WINDOW = 5  # log entries whose mean counts as the loss at the start, and as the loss now
 

@@ -137,6 +137,10 @@ def _run(trainer: LoraTrainer, checkpoint: Path | None, directory: Path, world: 
         "peak_memory_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
         "peak_gpu_memory_gib": _gpu_memory_gib(),
         "train_curve": [[h["step"], h["loss"]] for h in history if "loss" in h],
+        **{
+            f"{part}_curve": [[h["step"], h[f"{part}_loss"]] for h in history if f"{part}_loss" in h]
+            for part in ("task", "general")
+        },
         "validation_curve": [[h["step"], sign * h["eval_loss"]] for h in history if "eval_loss" in h],
         "diverged": diverged,
         "validation": validation,

@@ -20,6 +20,7 @@ from trainer.data.tokenize import IGNORED, TokenRow
 from trainer.engines import Engine
 from trainer.errors import ConfigError
 from trainer.fit.arm import Arm
+from trainer.fit.run.parts import Parts
 from trainer.fit.run.world import World
 from trainer.objective import Objective
 from trainer.objective.forward import batches
@@ -57,6 +58,8 @@ class LoraTrainer(SFTTrainer):
             # Otherwise accelerate would wrap it in DDP, which refuses shards; `training_step` averages.
             self.accelerator.prepare_model(self.model, evaluation_mode=True)
         self._since_log = (time.monotonic(), 0)
+        rows: Any = self.train_dataset
+        self._parts = Parts() if "top_ids" in rows.column_names else None
         # TRL casts a 4-bit model's adapter to bf16, which loses small updates and which float16's scaler
         # refuses. Every engine trains it in fp32.
         for parameter in self.model.parameters():
@@ -87,6 +90,8 @@ class LoraTrainer(SFTTrainer):
         if num_items_in_batch is None:
             num_items_in_batch = (inputs["labels"] != IGNORED).sum()
         loss = self.objective.loss(self._engine, model, inputs, num_items_in_batch)
+        if self._parts:
+            self._parts.add(inputs, loss * num_items_in_batch)
         return torch.as_tensor(loss * self._world.size)
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> RandomSampler:
@@ -133,6 +138,8 @@ class LoraTrainer(SFTTrainer):
             begun, tokens = self._since_log
             logs["tokens_per_second"] = round(tokens * self._world.size / (now - begun), 1)
             self._since_log = now, 0
+            if self._parts:
+                logs.update(self._parts.means(self._world))
         super().log(logs, start_time)
 
 
