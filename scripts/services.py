@@ -114,9 +114,11 @@ def first_token_s(settings: Settings, begun: float) -> float:
 
 
 def example_request(settings: Settings) -> dict[str, Any]:
-    """Return a chat request with the held-out prompt that the page shows as an example."""
-    messages = [{"role": "user", "content": sample_of(settings)["prompt"]}]
-    return {"model": _current(settings, "manifest.json")["name"], "messages": messages, "stream": True}
+    """Return a chat request with the first prompt that the page shows as an example."""
+    manifest = _current(settings, "manifest.json")
+    prompts = manifest.get("examples") or [sample_of(settings)["prompt"]]
+    messages = [{"role": "user", "content": prompts[0]}]
+    return {"model": manifest["name"], "messages": messages, "stream": True}
 
 
 def watch(services: dict[str, subprocess.Popen[bytes]], settings: Settings) -> None:

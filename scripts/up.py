@@ -104,8 +104,10 @@ def _wait_for(others: list[Future[None]]) -> None:
 def _show_sample(settings: Settings) -> None:
     """Print one held-out answer before and after fine-tuning, as the evaluation recorded it."""
     sample = sample_of(settings)
+    turn = len(sample.get("earlier", ())) // 2 + 1
+    place = f", question {turn} of one chat" if turn > 1 else ""
     for title, text in (
-        ("A prompt that it was never trained on", sample["prompt"]),
+        (f"A prompt that it was never trained on{place}", sample["prompt"]),
         ("The base model", sample["base"]),
         ("Your fine-tuned model", sample["tuned"]),
     ):
