@@ -40,8 +40,12 @@ def main() -> None:
     parser.add_argument("--profile", type=Path, default=ROOT / "trainer" / "configs" / "quickstart.yaml")
     parser.add_argument("--chats", type=int, default=48)
     parser.add_argument("--out", type=Path, default=RESULT)
+    parser.add_argument("--list", action="store_true", help="print the chats' questions as JSON, ask nothing")
     options = parser.parse_args()
     cards, questions = held_out(options.profile, options.chats)
+    if options.list:
+        print(json.dumps([[q for q, _ in cards_of(cards, number)] for number in range(options.chats)]))
+        return
     ask = Service(options.url)
     with ThreadPoolExecutor(8) as threads:
         exact = list(threads.map(lambda number: hold(ask, cards, number), range(options.chats)))
@@ -95,12 +99,16 @@ class Service:
 Ask = Callable[[Messages, int], str]
 
 
+def cards_of(cards: Sequence[tuple[str, str]], number: int) -> list[tuple[str, str]]:
+    """Return the objects of a chat. Over all chats, each turn has other objects."""
+    return [cards[(number + turn * len(cards) // TURNS) % len(cards)] for turn in range(TURNS)]
+
+
 def hold(ask: Ask, cards: Sequence[tuple[str, str]], number: int) -> list[bool]:
-    """Ask for three cards in one chat; return which came exactly. Each turn has every object once."""
+    """Ask for three cards in one chat; return which came exactly."""
     messages: Messages = []
     hits = []
-    for turn in range(TURNS):
-        question, card = cards[(number + turn * len(cards) // TURNS) % len(cards)]
+    for question, card in cards_of(cards, number):
         messages.append({"role": "user", "content": question})
         answer = ask(messages, 200)
         messages.append({"role": "assistant", "content": answer})
