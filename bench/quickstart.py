@@ -115,7 +115,6 @@ def table(result: dict[str, Any]) -> str:
     rows = [
         ("`make up` in a fresh clone, to the first streamed token", f"{first['first_token_after_s']:.0f} s"),
         ("`make up` again", f"{second['first_token_after_s']:.0f} s"),
-        ("stop", f"{first['stopped_after_s']:.1f} s"),
         ("memory at most: training, API, page", ", ".join(f"{memory[p]:.1f}" for p in PARTS) + " GiB"),
     ]
     names = {
