@@ -7,6 +7,10 @@ Every chat asks for three reference cards, one after the other, of objects that 
 saw; the model's own answers are the history. A second chat of each asks general questions after a card: the
 capital of France, and one that was not trained on. All answers are greedy. Intervals are Wilson's, at 95%.
 A general answer counts as a card if it holds a card's title or signature block.
+
+With --artifacts it also measures the loss of the base's own answers to general questions that were not
+trained on, alone and after a card: the tuned model's minus the base's in the same place, and after a card
+also minus the base's alone, in nats a token. These intervals are of the paired bootstrap.
 """
 
 import argparse
@@ -21,12 +25,18 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from trainer.base_model import load_model, load_tokenizer  # noqa: E402
+from trainer.config import RunConfig  # noqa: E402
 from trainer.config_file import load  # noqa: E402
 from trainer.data.clean import clean  # noqa: E402
-from trainer.data.general import read_prompts  # noqa: E402
+from trainer.data.conversation import Message  # noqa: E402
+from trainer.data.general import OwnAnswer, read_prompts  # noqa: E402
 from trainer.data.sources import read_rows  # noqa: E402
 from trainer.data.split import split  # noqa: E402
-from trainer.fit.choose.intervals import share_interval  # noqa: E402
+from trainer.data.tokenize import ChatTokenizer  # noqa: E402
+from trainer.fit.choose.intervals import score_interval, share_interval  # noqa: E402
+from trainer.generation import generate  # noqa: E402
+from trainer.objective import sft  # noqa: E402
 
 RESULT = ROOT / "bench" / "results" / "turns.json"
 TURNS = 3
@@ -40,9 +50,11 @@ def main() -> None:
     parser.add_argument("--profile", type=Path, default=ROOT / "trainer" / "configs" / "quickstart.yaml")
     parser.add_argument("--chats", type=int, default=48)
     parser.add_argument("--out", type=Path, default=RESULT)
+    parser.add_argument("--artifacts", type=Path, help="measure losses of the current artifact, too")
     parser.add_argument("--list", action="store_true", help="print the chats' questions as JSON, ask nothing")
     options = parser.parse_args()
-    cards, questions = held_out(options.profile, options.chats)
+    config = load(options.profile)
+    cards, questions = held_out(config, options.chats)
     if options.list:
         print(json.dumps([[q for q, _ in cards_of(cards, number)] for number in range(options.chats)]))
         return
@@ -58,13 +70,14 @@ def main() -> None:
         "capital_of_france_after_a_card": share(["Paris" in answer for answer in capitals]),
         "general_answers_after_a_card_that_are_no_card": share([not is_card(text) for text in general]),
     }
+    if options.artifacts:
+        result |= losses(config, options.artifacts, cards, questions[: options.chats])
     options.out.write_text(json.dumps(result, indent=2) + "\n")
     print(table(result))
 
 
-def held_out(profile: Path, chats: int) -> tuple[list[tuple[str, str]], list[str]]:
+def held_out(config: RunConfig, chats: int) -> tuple[list[tuple[str, str]], list[str]]:
     """Return (question, card) of objects, and general questions, that training did not use."""
-    config = load(profile)
     assert config.data.general
     cleaned = clean(read_rows(config.data.source), config.data.filters)
     test = split(cleaned.conversations, config.data.held_out_share, config.seed).test
@@ -123,6 +136,32 @@ def after(ask: Ask, card: tuple[str, str], question: str) -> str:
     return ask([*messages, {"role": "user", "content": question}], 48)
 
 
+def losses(
+    config: RunConfig, artifacts: Path, cards: Sequence[tuple[str, str]], questions: Sequence[str]
+) -> dict[str, Any]:
+    """Return how much more the base's own answers cost under the tuned model."""
+    [base] = (path for path in (artifacts / "bases").iterdir() if path.is_dir())
+    chat = ChatTokenizer(load_tokenizer(base))
+    model = load_model(base, "float32", "cpu")
+    prompts = [chat.prompt_ids([Message("user", question)]) for question in questions]
+    answers = generate(model, prompts, chat.pad_id, 48, sample_seed=config.seed)
+    own = [OwnAnswer(question, answer, "") for question, answer in zip(questions, answers, strict=True)]
+    alone = [answer.row(chat) for answer in own]
+    after_card = [
+        answer.row(chat, (Message("user", question), Message("assistant", card)))
+        for answer, (question, card) in zip(own, cards, strict=False)
+    ]
+    before = [sft.scores(model, rows, chat.pad_id) for rows in (alone, after_card)]
+    model = load_model(artifacts / "models" / "current", "float32", "cpu")
+    now = [sft.scores(model, rows, chat.pad_id) for rows in (alone, after_card)]
+    changes = {"alone": (now[0], before[0]), "after_card": (now[1], before[1])}
+    changes["after_card_to_base_alone"] = (now[1], before[0])
+    return {
+        f"general_loss_change_{place}": {"n": len(tuned), **score_interval(tuned, minus=base).as_dict()}
+        for place, (tuned, base) in changes.items()
+    }
+
+
 def is_card(text: str) -> bool:
     return text.lstrip().startswith("###") or "```python" in text
 
@@ -143,6 +182,14 @@ def table(result: dict[str, Any]) -> str:
         f"| {name}, n = {x['n']} | {x['value']:.2f} [{x['low']:.2f}, {x['high']:.2f}] |"
         for name, x in zip(names, values, strict=True)
     ]
+    changes = {
+        "alone": "general loss alone, nats a token above the base's",
+        "after_card": "general loss after a card, above the base's there",
+        "after_card_to_base_alone": "general loss after a card, above the base's alone",
+    }
+    for place, name in changes.items():
+        if x := result.get(f"general_loss_change_{place}"):
+            rows.append(f"| {name}, n = {x['n']} | {x['value']:+.3f} [{x['low']:+.3f}, {x['high']:+.3f}] |")
     return "\n".join(["| | |", "|---|---|", *rows])
 
 
