@@ -263,5 +263,5 @@ def _remark(kind: str, text: str) -> dict[str, Any]:
 
 
 def _message(role: Role, text: str) -> dict[str, Any]:
-    # As a part and not as a string, because Gradio removes the indentation of a string.
+    # Gradio removes the indentation of a string, but not that of a part.
     return {"role": role, "content": [{"type": "text", "text": text}]}

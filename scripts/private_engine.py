@@ -142,7 +142,7 @@ def _mirror() -> str:
 
 
 def _inside(command: Sequence[str]) -> int:
-    """In the new namespaces, mount the packages over /usr, start the engine and run the command."""
+    """Mount the packages over /usr in the new namespaces, start the engine and run the command."""
     _must(["mount", "-t", "overlay", "overlay", "-o", f"lowerdir={ROOTFS}/usr:/usr", "/usr"])
     _must(["ip", "link", "set", "lo", "up"])
     os.environ["PATH"] = "/usr/sbin:/usr/bin:/sbin:/bin:" + os.environ["PATH"]

@@ -265,7 +265,7 @@ async def test_hung_up_client_ends_its_generation(make_house: MakeHouse, stream:
 
 
 def browser(method: str = "GET") -> dict[str, str]:
-    """What a page of https://chat.example.org makes its browser send."""
+    """Return the headers that a browser sends for a page of https://chat.example.org."""
     return {
         "origin": "https://chat.example.org",
         "access-control-request-method": method,

@@ -24,7 +24,7 @@ class Question(Strict):
 
 
 def lines_dialect() -> SimpleNamespace:
-    """What the route module of another dialect has; app.py does not know its path."""
+    """Return the route module of another dialect, at a path that app.py does not know."""
     router = APIRouter(route_class=JsonRoute)
 
     @router.post(LINES)

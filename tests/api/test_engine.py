@@ -1,4 +1,4 @@
-"""What of the engine needs no vLLM to be true; the rest is in tests/system."""
+"""The parts of the engine that need no vLLM; tests/system has the rest."""
 
 import sys
 from collections.abc import AsyncIterator

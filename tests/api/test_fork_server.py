@@ -1,4 +1,4 @@
-"""What a fork of a prepared process must have in common with a new one."""
+"""A fork of a prepared process behaves as a new one does."""
 
 import os
 import signal
@@ -11,7 +11,7 @@ from api.engine import fork_server
 
 
 def report(pipe: Connection) -> None:
-    """By the child: its environment's say, and whether Ctrl-C waits."""
+    """Send two of the child's variables, and whether it blocks SIGINT."""
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     pipe.send((os.environ.get("SAID_LATER"), os.environ.get("TAKEN_BACK"), signal.SIGINT in blocked))
 

@@ -56,7 +56,7 @@ class Admitted:
 
 @dataclass
 class Holder:
-    """Whoever has the keys of one name. counted: the tokens of every request that has ended today."""
+    """The holder of the keys of one name. counted: the tokens of every request that has ended today."""
 
     limits: Limits
     key: Key

@@ -30,7 +30,7 @@ from trainer.data.general import OwnAnswer, aim, answer_prompts, same_as_text
 from trainer.data.report import Example, build_report
 from trainer.data.row_file import RowFile
 from trainer.data.sources import read_rows
-from trainer.data.split import split
+from trainer.data.split import Split, split
 from trainer.data.tokenize import ChatTokenizer, TokenRow
 from trainer.device import choose_device
 from trainer.errors import DataError
@@ -116,27 +116,13 @@ def _make(
     cleaned = _select(data)
     parts = split(cleaned.conversations, data.held_out_share, config.seed)
     extra, measured = _own_answers(config, base, chat)
-    sides: dict[str, Iterable[Conversation]] = {
-        "train": parts.train, "validation": parts.validation, "test": parts.test,
-    }  # fmt: skip
-    limits = {"train": data.train_rows, "validation": data.validation_rows, "test": data.test_rows}
-    if data.chats:
-        usable = same_as_text(extra, chat)
-        if len(usable) < len(extra):
-            say(
-                f"  {len(extra) - len(usable)} of the base's {len(extra)} own answers stay out: "
-                "their text has other tokens"
-            )
-        extra = usable
-        sides["train"] = join_for_training(parts.train, extra, data.chats, config.seed)
-        sides["validation"] = join_held_out(parts.validation, data.chats)
-        sides["test"] = join_held_out(parts.test, data.chats)
+    extra = _usable(extra, chat) if data.chats else extra
     with whole_directory(directory) as scratch:
         top = bool(data.general and data.general.top_tokens)
         files = {name: RowFile(scratch / f"{name}.arrow", top and name == "train") for name in SPLITS}
         aimed = partial(_aimed, rows_of, extra)
-        for name, conversations in sides.items():
-            _tokenise(conversations, chat, aimed, data.max_length, limits[name], cleaned, files[name])
+        for name, conversations, limit in _sides(config, parts, extra):
+            _tokenise(conversations, chat, aimed, data.max_length, limit, cleaned, files[name])
         if not data.chats:
             files["train"].add([answer.row(chat) for answer in extra])
         files["general"].add([answer.row(chat) for answer in measured])
@@ -154,6 +140,30 @@ def _make(
     if write_page:
         say(f"  data report: {directory / 'report.html'}")
     return report
+
+
+def _sides(
+    config: RunConfig, parts: Split, answers: Sequence[OwnAnswer]
+) -> Iterator[tuple[str, Iterable[Conversation], int | None]]:
+    """Yield the name, the conversations and the most rows of train, validation and test."""
+    data = config.data
+    train: Iterable[Conversation] = parts.train
+    validation: Iterable[Conversation] = parts.validation
+    test: Iterable[Conversation] = parts.test
+    if data.chats:
+        train = join_for_training(parts.train, answers, data.chats, config.seed)
+        validation, test = (join_held_out(side, data.chats) for side in (parts.validation, parts.test))
+    yield "train", train, data.train_rows
+    yield "validation", validation, data.validation_rows
+    yield "test", test, data.test_rows
+
+
+def _usable(answers: Sequence[OwnAnswer], chat: ChatTokenizer) -> list[OwnAnswer]:
+    """Return the answers that can stand in a conversation, and print how many cannot."""
+    usable = same_as_text(answers, chat)
+    if left_out := len(answers) - len(usable):
+        say(f"  {left_out} of the base's {len(answers)} own answers stay out: their text has other tokens")
+    return usable
 
 
 def _own_answers(
