@@ -188,6 +188,7 @@ class TrainConfig(Frozen):
     cooldown_share: float = Field(0.2, gt=0, le=1)
     weight_decay: float = Field(0.0, ge=0)
     adam_betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    max_grad_norm: float = Field(1.0, gt=0, description="A longer gradient is cut to this length.")
     save_every_steps: int = Field(ge=1)
     logging_steps: int = Field(
         1, ge=1, description="Steps between logged mean losses. A GPU waits while one is logged."

@@ -3,14 +3,17 @@
 import math
 from operator import attrgetter
 from pathlib import Path
+from threading import Barrier
+from typing import Any
 
 import pytest
+import torch
 
 from trainer.config import BenchmarkConfig
 from trainer.data.tokenize import TokenRow
-from trainer.errors import GateError
+from trainer.errors import DataError, GateError
 from trainer.judge.benchmarks import gate_of
-from trainer.judge.evaluate import _gate, examples
+from trainer.judge.evaluate import SMALL_BYTES, _both, _gate, examples
 from trainer.judge.gates import failed_gates, shippable
 from trainer.objective import sft
 from trainer.objective.score import Measure, RowScore
@@ -64,3 +67,48 @@ def test_examples_are_prompts_that_the_model_answers_exactly_and_then_a_general_
     assert examples(test, right, ["general", "more"], ask) == ["one", "two", "general"]
     none = [RowScore(1.0, 1, False)] * len(test)
     assert examples(test, none, ["a", "b", "c", "d"], ask) == ["a", "b", "c"], "a general assistant"
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> tuple[Path, Path]:
+    for name in ("base", "shipped"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_bytes(b"weights")
+    return tmp_path / "base", tmp_path / "shipped"
+
+
+def test_small_models_are_measured_at_the_same_time_and_keep_their_places(models: tuple[Path, Path]) -> None:
+    together, threads = Barrier(2), torch.get_num_threads()
+
+    def measure(name: str) -> Any:
+        together.wait(timeout=60)
+        return name
+
+    found: Any = _both(lambda directory: directory.name, measure, *models, at_once=True)
+    assert found == ("base", "shipped")
+    assert torch.get_num_threads() == threads
+
+
+def test_large_models_are_in_memory_one_after_the_other(models: tuple[Path, Path]) -> None:
+    with (models[0] / "model.safetensors").open("r+b") as weights:
+        weights.truncate(SMALL_BYTES + 1)
+    seen: list[str] = []
+
+    def load(directory: Path) -> str:
+        seen.append(f"load {directory.name}")
+        return directory.name
+
+    def measure(name: str) -> Any:
+        seen.append(f"measure {name}")
+
+    _both(load, measure, *models, at_once=True)
+    assert seen == ["load base", "measure base", "load shipped", "measure shipped"]
+
+
+def test_a_failure_of_the_base_is_not_lost(models: tuple[Path, Path]) -> None:
+    def measure(name: str) -> Any:
+        if name == "base":
+            raise DataError("the base cannot answer")
+
+    with pytest.raises(DataError, match="the base cannot answer"):
+        _both(lambda directory: directory.name, measure, *models, at_once=True)

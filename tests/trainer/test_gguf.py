@@ -11,6 +11,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.support.trainer import model_of
+from trainer.base_model import _read_once
 from trainer.errors import ArtifactError
 from trainer.ship.gguf_file import write_gguf
 from trainer.ship.gguf_tokenizer import pre_tokenizer_name
@@ -27,6 +28,25 @@ def saved(tokenizer: Any, directory: Path, **more: Any) -> Path:
     model_of(tokenizer, **more).save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return directory
+
+
+def test_a_gguf_is_read_once_however_often_it_is_asked_for(
+    tmp_path: Path, chatml_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_gguf(saved(chatml_tokenizer, tmp_path / "m"), "f16", "n", "l", tmp_path / "x.gguf")
+    read: list[str] = []
+
+    class Counted(gguf.GGUFReader):
+        def __init__(self, path: Any, *more: Any) -> None:
+            read.append(path)
+            super().__init__(path, *more)
+
+    monkeypatch.setattr(gguf, "GGUFReader", Counted)
+    with _read_once():
+        AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="x.gguf")
+        AutoTokenizer.from_pretrained(tmp_path, gguf_file="x.gguf")
+    assert read == [str(tmp_path / "x.gguf")]
+    assert gguf.GGUFReader is Counted
 
 
 @pytest.mark.parametrize("shape", ["chatml_tokenizer", "llama3_tokenizer"])

@@ -50,6 +50,17 @@ def test_an_adapter_names_the_base_that_it_was_trained_on(config: RunConfig, tmp
     assert found == {"weights_sha256": base_model.fetch(config.base, tmp_path).weights_sha256}
 
 
+def test_a_gradient_is_cut_to_the_length_that_the_profile_says(config: RunConfig, tmp_path: Path) -> None:
+    curves = []
+    for most in (100.0, 0.01):
+        train_settings = config.train.model_copy(update={"max_grad_norm": most})
+        run = trained(config.model_copy(update={"train": train_settings}), tmp_path / str(most), 6)
+        curves.append([loss for _, loss in run.record["train_curve"]])
+    uncut, cut = curves
+    assert uncut[:2] == cut[:2]  # the rate of the first step is 0
+    assert uncut[3:] != cut[3:]
+
+
 def test_the_learning_rate_rises_stays_and_falls_to_the_end(config: RunConfig, tmp_path: Path) -> None:
     trained(config, tmp_path, 20)
     (log,) = tmp_path.glob("runs/*/*/log.jsonl")

@@ -2,6 +2,8 @@
 
 import json
 import math
+import shutil
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -107,15 +109,15 @@ def test_more_turns_than_the_data_has_are_refused_before_anything_is_trained(
 
 
 class Scripted:
-    """An objective whose scores are given: one list of turns a row, for the base and then for the tuned."""
+    """An objective whose scores are given: one list of turns a row, for each model by its directory."""
 
     NAME, METHOD, SCORE, HITS = "scripted", "none", sft.SCORE, sft.HITS
 
-    def __init__(self, *models: list[float]) -> None:
-        self._models = iter(models)
+    def __init__(self, models: dict[Path, list[float]]) -> None:
+        self._models = {str(directory): turns for directory, turns in models.items()}
 
     def scores(self, model: Any, rows: Any, pad_id: int) -> list[RowScore]:
-        turns = [RowScore(total, 1, total < 0.5) for total in next(self._models)]
+        turns = [RowScore(total, 1, total < 0.5) for total in self._models[model.name_or_path]]
         return [RowScore.of(turns) for _ in rows]
 
 
@@ -124,6 +126,8 @@ def evaluated(tmp_path: Path, base_directory: Path, tokenizer: PreTrainedTokeniz
     """Evaluates a model that scores as scripted, on 12 conversations as long as the script."""
     prompts = tmp_path / "asked.txt"
     prompts.write_text("What is red?\n> And blue?\nAnd now?\n")
+    shipped = tmp_path / "shipped"
+    shutil.copytree(base_directory, shipped)
 
     def run(
         base: list[float], tuned: list[float], turns: int = 1, max_turn_drop: float | None = None, **more: Any
@@ -134,10 +138,10 @@ def evaluated(tmp_path: Path, base_directory: Path, tokenizer: PreTrainedTokeniz
         )  # fmt: skip
         asked = [(f"Question {i}?", f"answer {i}") for i in range(len(base))]
         rows = [row_of(tokenizer, *asked)] * 12
-        objective: Any = Scripted(base, tuned)
+        objective: Any = Scripted({base_directory: base, shipped: tuned})
         chosen = {"general": [], "followup": [], **more}
         return evaluate(
-            config, objective, base_directory, base_directory, rows, dtype="float32", device="cpu", **chosen
+            config, objective, base_directory, shipped, rows, dtype="float32", device="cpu", **chosen
         )
 
     return run
@@ -223,16 +227,16 @@ def test_page_card_and_schema_carry_each_turn(
 def test_a_follow_up_is_asked_after_the_models_own_answer(
     monkeypatch: pytest.MonkeyPatch, tokenizer: PreTrainedTokenizerFast, evaluated: Evaluated
 ) -> None:
-    asked: list[list[str]] = []
+    asked: dict[str, list[list[str]]] = defaultdict(list)
 
     def answers(model: Any, prompts: Any, pad_id: int, max_new_tokens: int) -> list[Answer]:
-        asked.append([tokenizer.decode(ids) for ids in prompts])
+        asked[model.name_or_path].append([tokenizer.decode(ids) for ids in prompts])
         return [Answer(tokenizer.encode(f"answer{i}"), True) for i in range(len(prompts))]
 
     monkeypatch.setattr("trainer.judge.answers.generate", answers)
     _, shown = evaluated([1.0], [0.5])
-    first, second = asked[1], asked[2]
-    assert len(asked) == 6, "one call for the samples and one a turn, for each model"
+    assert [len(calls) for calls in asked.values()] == [3, 3], "one for the samples and one a turn"
+    _, first, second = next(iter(asked.values()))
     assert [text.count("<|im_start|>user") for text in first + second] == [1, 1, 2]
     assert "What is red?<|im_end|>\n<|im_start|>assistant\nanswer0<|im_end|>" in second[0]
     turns = [(one["turn"], one["prompt"], one["tuned"]) for one in shown["side_by_side"]]

@@ -7,9 +7,13 @@ directory that would be served, not the adapter it came from.
 """
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 from typing import Any
+
+import torch
 
 from trainer.base_model import load_model, load_tokenizer
 from trainer.config import EvaluateConfig
@@ -29,6 +33,7 @@ from trainer.judge.turns import Turns, measured_turns
 from trainer.objective import Objective, sft
 from trainer.objective.score import Measure, RowScore, mean_score
 
+SMALL_BYTES = 2**30  # of weights; two such models fit into a laptop's memory
 EXAMPLES = 3  # prompts for a page to offer: two of the task and a general one where the model has a task
 
 
@@ -63,13 +68,13 @@ def evaluate(
     """
     chat = ChatTokenizer(load_tokenizer(base))
     conversations = read_conversations(config.prompts, "evaluate.prompts")
-    before, after = (
-        _measure(
-            config, objective, load_model(directory, dtype, device), chat, test, general, followup,
-            conversations,
-        )
-        for directory in (base, shipped)
-    )  # fmt: skip
+    before, after = _both(
+        lambda directory: load_model(directory, dtype, device),
+        lambda model: _measure(config, objective, model, chat, test, general, followup, conversations),
+        base,
+        shipped,
+        at_once=device == "cpu",
+    )
     turns = measured_turns(before.test, config.turns)
     more_metrics, more_gates = compare(config.benchmarks, base, shipped, dtype, device)
     gates = _gates(config, objective.SCORE, objective.HITS, turns, before, after) + more_gates
@@ -104,6 +109,39 @@ def examples(
     right = ((score.turns[0] if score.turns else score).hit for score in scores)
     solved = [row for row, hit in zip(test, right, strict=True) if hit]
     return [*map(asked, solved[: EXAMPLES - 1]), *general][:EXAMPLES]
+
+
+def _both(
+    load: Callable[[Path], Any],
+    measure: Callable[[Any], _Measured],
+    base: Path,
+    shipped: Path,
+    at_once: bool,
+) -> tuple[_Measured, _Measured]:
+    """Measure both models. at_once: share the threads, if the models are small.
+
+    Decoding keeps one core busy, whatever the number of threads.
+    """
+    if not at_once or sum(file.stat().st_size for file in base.glob("*.safetensors")) > SMALL_BYTES:
+        return measure(load(base)), measure(load(shipped))
+    models = load(base), load(shipped)  # transformers loads one at a time
+    threads = torch.get_num_threads()
+    before: Future[_Measured] = Future()
+
+    def measure_base() -> None:
+        torch.set_num_threads(max(1, threads // 2))
+        try:
+            before.set_result(measure(models[0]))
+        except BaseException as error:
+            before.set_exception(error)
+
+    Thread(target=measure_base, daemon=True).start()  # daemon: Ctrl-C does not wait for it
+    torch.set_num_threads(max(1, threads // 2))
+    try:
+        after = measure(models[1])
+        return before.result(), after
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _measure(

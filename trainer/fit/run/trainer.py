@@ -227,6 +227,7 @@ def _arguments(
         weight_decay=settings.weight_decay,
         adam_beta1=settings.adam_betas[0],
         adam_beta2=settings.adam_betas[1],
+        max_grad_norm=settings.max_grad_norm,
         seed=arm.seed,
         data_seed=arm.seed,
         gradient_checkpointing=settings.gradient_checkpointing,
