@@ -65,7 +65,15 @@ def build_service(
     )
     admin_key = settings.admin_key.get_secret_value() if settings.admin_key else None
     grammars = Grammars()
-    runner = Runner(lifecycle, admission, grammars, ledger, metrics, settings.request_timeout_s)
+    runner = Runner(
+        lifecycle,
+        admission,
+        grammars,
+        ledger,
+        metrics,
+        settings.request_timeout_s,
+        settings.strict_max_tokens,
+    )
     return Service(
         lifecycle,
         admission,

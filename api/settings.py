@@ -168,6 +168,21 @@ class Settings(BaseSettings):
         le=86_400,
         description="longest time for a request, in seconds; a client can ask for less",
     )
+    strict_max_tokens: bool = Field(
+        False, description="refuse a max_tokens above what the context has left, instead of cutting it"
+    )
+    keep_alive_s: int = Field(
+        75,
+        ge=1,
+        le=3600,
+        description="how long an idle connection stays open, in seconds; longer than your proxy's pool",
+    )
+    max_idle_connections: int = Field(
+        4096,
+        ge=1,
+        le=100_000,
+        description="idle connections, at most half of the allowed files; then the longest idle is closed",
+    )
     preset: Preset = Field(
         "auto",
         description="engine settings on a GPU: auto, or latency and throughput, which round weights to FP8",

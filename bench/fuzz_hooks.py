@@ -9,7 +9,7 @@ from schemathesis import Case, CheckContext, GenerationMode, Response
 MODEL = os.environ["FUZZ_MODEL"]
 # A request that the document allows may still be refused for reasons that a document cannot express.
 UNSAYABLE = (
-    "leaves no room",  # prompt and answer do not fit the context
+    "maximum context length",
     "has no token",
     "at least one token",
     "no tools to choose from",

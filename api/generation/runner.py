@@ -52,7 +52,10 @@ Timeout = Annotated[
 
 @dataclass(frozen=True, slots=True)
 class Runner:
-    """The parts of the service that a generation needs. timeout_s: the longest that one may take."""
+    """The parts of the service that a generation needs.
+
+    timeout_s: the longest that one may take. strict_max_tokens: refuse a limit that the context cannot hold.
+    """
 
     lifecycle: Lifecycle
     admission: Admission
@@ -60,6 +63,7 @@ class Runner:
     ledger: Ledger
     metrics: Metrics
     timeout_s: float
+    strict_max_tokens: bool
 
     def respond(self, request: GenerationRequest, dialect: Dialect, timeout_s: float | None) -> Response:
         """Return a response that generates the answers when it is sent.
@@ -154,7 +158,11 @@ class Generation(Response):
     def _limits(self, prompts: list[list[int]], context: int) -> list[int]:
         """Return how many tokens each answer to each prompt may have."""
         asked, fields = self._request.max_tokens, self._request.fields
-        return [token_budget(len(ids), asked, context, fields.prompt, fields.max_tokens) for ids in prompts]
+        strict = self._runner.strict_max_tokens
+        return [
+            token_budget(len(ids), asked, context, fields.prompt, fields.max_tokens, strict=strict)
+            for ids in prompts
+        ]
 
     @contextlib.asynccontextmanager
     async def _reserved(self, key: Key | None, most: int, tally: Tally) -> AsyncIterator[dict[str, str]]:

@@ -191,7 +191,7 @@ def test_items_are_the_conversation_that_chat_has() -> None:
         ({"text": {"format": {"type": "json_schema", "name": "x", "schema": {"not": {}}}}}, "text.format"),
         ({"metadata": {str(i): "" for i in range(17)}}, "metadata"),
         ({"metadata": {"a": "x" * 513}}, "metadata.a"),
-        ({"max_output_tokens": 5000}, "max_output_tokens"),
+        ({"max_output_tokens": 0}, "max_output_tokens"),
         ({"n": 2}, "n"),
     ],
     ids=lambda value: ascii(value)[:50],

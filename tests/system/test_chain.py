@@ -93,7 +93,11 @@ def test_texts_are_continued(first_up: Up) -> None:
     [
         ({"model": "nobody"}, openai.NotFoundError, "model_not_found"),
         ({"messages": []}, openai.BadRequestError, None),
-        ({"max_tokens": 100_000}, openai.BadRequestError, "context_length_exceeded"),
+        (
+            {"messages": [{"role": "user", "content": "a " * 10_000}]},
+            openai.BadRequestError,
+            "context_length_exceeded",
+        ),
         ({"extra_body": {"prompt_embeds": "x"}}, openai.BadRequestError, None),
     ],
     ids=["unknown model", "no messages", "too long", "unlisted field"],
