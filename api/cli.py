@@ -173,22 +173,26 @@ def serve(settings: Settings, artifact: Artifact, comparison: ComparisonModels |
     from api.engine.engine import Engine
     from api.engine.environment import set_engine_environment
     from api.engine.processes import kill_all_engines
-    from api.http.server import AdminServer, Server, listen
+    from api.http.idle import IdleConnections
+    from api.http.server import AdminServer, Server, allow_many_files, listen
     from api.service import build_service
     from api.telemetry.log import configure_logging, log
 
     configure_logging()
     service = build_service(settings, artifact, lambda new: Engine(settings, new, comparison), comparison)
+    # The other half of the files is for connections that are served.
+    idle = IdleConnections(settings.keep_alive_s, min(settings.max_idle_connections, allow_many_files() // 2))
     admin = None
     if settings.admin_port and settings.admin_key:
         admin_app = create_admin_app(service, settings.admin_key.get_secret_value())
-        admin = AdminServer(admin_app, listen("127.0.0.1", settings.admin_port, "API_ADMIN_PORT"))
+        admin = AdminServer(admin_app, listen("127.0.0.1", settings.admin_port, "API_ADMIN_PORT"), idle)
     listener = listen(settings.host, settings.port)
     log.info("event=listening host=%s port=%d", settings.host, settings.port)
     set_engine_environment()
     try:
         fork_server.start()
-        Server(create_app(service, settings.cors_origins), service.lifecycle, admin).run([listener])
+        app = create_app(service, settings.cors_origins)
+        Server(app, service.lifecycle, idle, admin).run([listener])
     finally:
         kill_all_engines()
     if service.lifecycle.failure is not None:

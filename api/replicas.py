@@ -39,7 +39,6 @@ from api.telemetry.log import configure_logging, log
 
 NAME = "finechat"
 _CONNECT_S = 5.0
-_KEEP_ALIVE_S = 5  # as uvicorn's in http/server.py; Ray's own default is 90
 _END_S = 60.0  # for replicas to end once they have drained
 TARGET_LOAD = 0.8  # share of a replica's capacity above which another replica is added
 # Ray sends requests with the same X-Session-Id to the same replica, which has their prompts in its cache.
@@ -184,9 +183,8 @@ def _serve_until_signal(settings: Settings, deployment: Any) -> None:
     """
     if serve.status().proxies:
         log.warning("event=serve_runs_already note='its host and port hold, not API_HOST and API_PORT'")
-    serve.start(
-        http_options={"host": settings.host, "port": settings.port, "keep_alive_timeout_s": _KEEP_ALIVE_S}
-    )
+    address = {"host": settings.host, "port": settings.port}
+    serve.start(http_options={**address, "keep_alive_timeout_s": settings.keep_alive_s})
     try:
         serve.run(deployment.bind(), name=NAME, route_prefix="/")
         signal.pause()

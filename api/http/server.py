@@ -18,6 +18,7 @@ from api.engine.processes import kill_all_engines
 from api.errors import EngineStartError
 from api.http.access import MAX_HEADER_BYTES, SECURITY_HEADERS
 from api.http.connection import Connection
+from api.http.idle import IdleConnections
 from api.http.read_queue import ReadQueue
 from api.http.write_queue import WriteQueue
 
@@ -29,8 +30,8 @@ _FILES = 65_535
 class AdminServer(uvicorn.Server):
     """Serve the admin port while the main server runs. It handles no signals."""
 
-    def __init__(self, app: ASGIApp, listener: socket.socket) -> None:
-        super().__init__(_config(app, lifespan="off"))
+    def __init__(self, app: ASGIApp, listener: socket.socket, idle: IdleConnections) -> None:
+        super().__init__(_config(app, idle, lifespan="off"))
         self._listener = listener
 
     @contextlib.contextmanager
@@ -54,8 +55,10 @@ class Server(uvicorn.Server):
     answer. Afterwards it raises the signal again, which hides the exit code.
     """
 
-    def __init__(self, app: ASGIApp, lifecycle: Lifecycle, admin: AdminServer | None = None) -> None:
-        super().__init__(_config(app, lifespan="on"))
+    def __init__(
+        self, app: ASGIApp, lifecycle: Lifecycle, idle: IdleConnections, admin: AdminServer | None = None
+    ) -> None:
+        super().__init__(_config(app, idle, lifespan="on"))
         self._lifecycle = lifecycle
         self._admin = admin
         self._shutting_down: asyncio.Task[None] | None = None
@@ -86,12 +89,12 @@ class Server(uvicorn.Server):
         return await super().on_tick(counter) or self._lifecycle.failure is not None
 
 
-def _config(app: ASGIApp, lifespan: Literal["on", "off"]) -> uvicorn.Config:
+def _config(app: ASGIApp, idle: IdleConnections, lifespan: Literal["on", "off"]) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         loop="uvloop",
         http=partial(  # type: ignore[arg-type]  # uvicorn only calls it
-            Connection, reads=ReadQueue(), writes=WriteQueue()
+            Connection, reads=ReadQueue(), writes=WriteQueue(), idle=idle
         ),
         h11_max_incomplete_event_size=MAX_HEADER_BYTES,
         ws="none",
@@ -101,6 +104,7 @@ def _config(app: ASGIApp, lifespan: Literal["on", "off"]) -> uvicorn.Config:
         server_header=False,
         proxy_headers=False,
         headers=list(SECURITY_HEADERS.items()),
+        timeout_keep_alive=idle.keep_alive_s,
         timeout_graceful_shutdown=_CLOSE_TIMEOUT_S,
     )
 
@@ -110,7 +114,6 @@ def listen(host: str, port: int, variables: str = "API_HOST or API_PORT") -> soc
 
     Raises: EngineStartError if the address cannot be had.
     """
-    _allow_many_files()
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         listener = socket.create_server((host, port), family=family, backlog=_BACKLOG)
@@ -124,9 +127,14 @@ def listen(host: str, port: int, variables: str = "API_HOST or API_PORT") -> soc
     return listener
 
 
-def _allow_many_files() -> None:
-    """Raise the limit on open files: shells often give a process 1,024, and every connection is a file."""
+def allow_many_files() -> int:
+    """Raise the limit on open files as far as the system allows, and return it, at most 65,535.
+
+    Every connection is a file, and shells often give a process 1,024.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < _FILES and (hard == resource.RLIM_INFINITY or hard > soft):
-        most = _FILES if hard == resource.RLIM_INFINITY else min(_FILES, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    most = _FILES if hard == resource.RLIM_INFINITY else min(_FILES, hard)
+    if soft == resource.RLIM_INFINITY or soft >= most:
+        return most
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    return most

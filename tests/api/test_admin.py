@@ -13,7 +13,8 @@ from api.app import create_admin_app
 from api.engine import lifecycle
 from api.engine.lifecycle import State
 from api.errors import EngineStartError, SettingsError
-from api.http.server import AdminServer, Server, listen
+from api.http.idle import IdleConnections
+from api.http.server import AdminServer, listen
 from api.ledger.key_file import create_key
 from api.ledger.keys import Limits
 from api.ledger.usage import Usage, today
@@ -98,8 +99,8 @@ async def test_both_ports_are_served_and_end_together(make_house: MakeHouse) -> 
     house = make_house()
     listeners = [listen("127.0.0.1", 0), listen("127.0.0.1", 0)]
     public, operator = (f"http://127.0.0.1:{listener.getsockname()[1]}" for listener in listeners)
-    admin_server = AdminServer(create_admin_app(house.service, ADMIN_KEY), listeners[1])
-    server = Server(house.app, house.service.lifecycle, admin_server)
+    admin_app = create_admin_app(house.service, ADMIN_KEY)
+    server = house.server(AdminServer(admin_app, listeners[1], IdleConnections(75, 10)))
     running = asyncio.create_task(server.serve([listeners[0]]))
     await eventually(lambda: house.service.lifecycle.state is State.READY)
     headers = {"authorization": f"Bearer {ADMIN_KEY}"}

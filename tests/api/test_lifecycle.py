@@ -13,7 +13,7 @@ from api.engine import lifecycle, served
 from api.engine.engine import Delta
 from api.engine.lifecycle import State
 from api.errors import EngineFailed, EngineStartError, StartError
-from api.http.server import Server, listen
+from api.http.server import listen
 from tests.support import PATIENCE_S
 from tests.support.api import (
     URL,
@@ -52,7 +52,7 @@ async def test_altered_artifact_fails_the_start(make_house: MakeHouse) -> None:
 @pytest.mark.parametrize("error", [EngineStartError("no"), RuntimeError("no")])
 async def test_engine_that_does_not_start_ends_the_server(make_house: MakeHouse, error: Exception) -> None:
     house = make_house(FakeEngine(start_error=error))
-    server = Server(house.app, house.service.lifecycle)
+    server = house.server()
     await server.serve([listen("127.0.0.1", 0)])
     assert isinstance(house.service.lifecycle.failure, StartError)
     assert house.engine.stopped
@@ -85,7 +85,7 @@ async def test_an_engine_that_stays_dead_ends_the_server(
 ) -> None:
     monkeypatch.setattr(lifecycle, "RESTART_DELAYS_S", (0.0, 0.05, 0.1))
     house = make_house()
-    server = Server(house.app, house.service.lifecycle)
+    server = house.server()
     running = asyncio.create_task(server.serve([listen("127.0.0.1", 0)]))
     await eventually(lambda: house.service.lifecycle.state is State.READY)
     house.engine.start_error = EngineStartError("no memory")

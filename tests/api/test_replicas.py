@@ -11,7 +11,6 @@ from typing import Any
 
 import httpx
 import pytest
-import uvicorn
 
 from api.errors import StartError
 from api.http.access import SECURITY_HEADERS
@@ -167,7 +166,7 @@ async def test_an_answer_behind_rays_proxy_has_our_headers_and_one_request_id(
 def test_idle_connections_of_rays_proxy_are_closed_as_ours_are(cluster: Cluster, artifacts: Path) -> None:
     run(artifacts)
     [options] = [call[1] for call in cluster.calls if call[0] == "start"]
-    assert options["keep_alive_timeout_s"] == uvicorn.Config("").timeout_keep_alive == 5
+    assert options["keep_alive_timeout_s"] == Settings().keep_alive_s == 75
 
 
 def test_replicas_that_drain_longer_than_ray_waits_are_waited_for(cluster: Cluster, artifacts: Path) -> None:

@@ -17,7 +17,8 @@ from starlette.types import ASGIApp
 from api.engine.engine import Delta
 from api.engine.lifecycle import State
 from api.engine.served import PROBE
-from api.http.server import Server, listen
+from api.http.idle import IdleConnections
+from api.http.server import AdminServer, Server, listen
 from api.service import Service
 from api.settings import Settings
 from tests.support import PATIENCE_S
@@ -200,10 +201,14 @@ class House:
         self.service.lifecycle.start()
         await eventually(lambda: self.service.lifecycle.state is not State.STARTING)
 
+    def server(self, admin: AdminServer | None = None) -> Server:
+        idle = IdleConnections(self.settings.keep_alive_s, self.settings.max_idle_connections)
+        return Server(self.app, self.service.lifecycle, idle, admin)
+
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[str]:
         """The address of the real server around this app, on a free port of the loopback."""
-        server = Server(self.app, self.service.lifecycle)
+        server = self.server()
         listener = listen("127.0.0.1", 0)
         running = asyncio.create_task(server.serve([listener]))
         try:
