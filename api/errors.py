@@ -18,6 +18,7 @@ ApiError                       an HTTP answer with an error body
 ├── SwapRefused           409  the new weights are not served, and why
 ├── BodyTooLarge          413
 ├── NotJson               415
+├── UnknownCoding         415  the body is compressed in a way that is not read here
 ├── RateLimited           429  the key has used up one of its limits
 ├── HeadersTooLarge       431
 ├── InternalError         500  a defect of ours; details are in the log only
@@ -143,6 +144,13 @@ class HeadersTooLarge(ApiError):
     type = "invalid_request_error"
     code = "headers_too_large"
     headers = {"connection": "close"}  # noqa: RUF012
+
+
+class UnknownCoding(ApiError):
+    status = 415
+    type = "invalid_request_error"
+    code = "unsupported_content_encoding"
+    headers = {"accept-encoding": "gzip, zstd"}  # noqa: RUF012
 
 
 class RateLimited(ApiError):

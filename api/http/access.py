@@ -16,6 +16,7 @@ from api.errors import (
     HeadersTooLarge,
     NotFound,
 )
+from api.http.content_coding import decoded
 from api.http.state import RequestState
 from api.ledger.keys import Key
 from api.ledger.ledger import Ledger, unauthorised
@@ -59,7 +60,8 @@ class AccessControl:
             state.key = await self._authorise(scope)
             _check_headers(scope)
             if scope["method"] == "POST":
-                receive = _replay(await _read_body(scope, receive), receive)
+                body = await _read_body(scope, receive)
+                receive = _replay(await decoded(body, _coding(scope), MAX_BODY_BYTES), receive)
         except ClientGone:
             return
         except ApiError as error:
@@ -128,6 +130,13 @@ def _replay(body: bytes, receive: Receive) -> Receive:
 
 def _too_large() -> BodyTooLarge:
     return BodyTooLarge(f"The body is larger than {MAX_BODY_BYTES} bytes.")
+
+
+def _coding(scope: Scope) -> str:
+    """Return what the body is compressed with; a list of codings as the client wrote it."""
+    return b",".join(value for name, value in scope["headers"] if name == b"content-encoding").decode(
+        "latin-1"
+    )
 
 
 def _header(scope: Scope, name: bytes) -> bytes:

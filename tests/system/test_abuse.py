@@ -5,6 +5,7 @@ Real engine, real model, one service for all tests; the last of them kills it.
 
 import asyncio
 import contextlib
+import gzip
 import json
 import os
 import signal
@@ -97,6 +98,15 @@ def test_a_bad_body_is_refused_at_once(service: Service, body: bytes, status: in
     answer = asyncio.run(ask(service.port, body, BEARER))
     assert (answer.status, answer.json["error"]["type"]) == (status, "invalid_request_error")
     assert (cpu_s(service.pid) - before) / cpu_s_of_fixed_work() < 100
+
+
+def test_a_body_that_becomes_too_large_is_refused_at_once(service: Service) -> None:
+    bomb = gzip.compress(b" " * 2**27)
+    cpu, memory = cpu_s(service.pid), memory_mib(service.pid)
+    answer = asyncio.run(ask(service.port, bomb, {**BEARER, "content-encoding": "gzip"}))
+    assert (answer.status, answer.code) == (413, "request_too_large")
+    assert (cpu_s(service.pid) - cpu) / cpu_s_of_fixed_work() < 100
+    assert memory_mib(service.pid) < memory + 32
 
 
 @pytest.mark.parametrize("text", ["a ", "<|im_end|>", "\u0301"], ids=["words", "control tokens", "marks"])
