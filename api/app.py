@@ -9,7 +9,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from api.dialects import models, openai_errors
 from api.dialects.chat import route as chat
@@ -79,13 +79,24 @@ def _wrapped(
     app.exception_handler(RequestValidationError)(_invalid)
     app.exception_handler(Exception)(_defect)
     routes = frozenset(path for route in app.routes if (path := getattr(route, "path", None)))
-    inside: ASGIApp = AccessControl(app, ledger, open_paths, operator_paths, service.operator)
+    inside: ASGIApp = AccessControl(_with_head(app), ledger, open_paths, operator_paths, service.operator)
     if cors_origins:
         inside = _open_to(cors_origins, inside)
     error_bodies = {route.path: dialect.error_body for dialect in DIALECTS for route in dialect.router.routes}
     return RequestLog(
         inside, service.metrics, service.tracing, routes, error_bodies, openai_errors.error_body
     )
+
+
+def _with_head(app: ASGIApp) -> ASGIApp:
+    """Answer HEAD as GET. The server leaves out the body."""
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] == "HEAD":
+            scope = {**scope, "method": "GET"}
+        await app(scope, receive, send)
+
+    return answer
 
 
 def _open_to(origins: Sequence[str], app: ASGIApp) -> ASGIApp:
@@ -119,6 +130,8 @@ async def _http_error(request: Request, error: HTTPException) -> Response:
     if error.status_code == 405:
         response = state.refuse(MethodNotAllowed(f"{request.method} is not possible here."))
         response.headers.update(error.headers or {})
+        if response.headers.get("allow") == "GET":
+            response.headers["allow"] = "GET, HEAD"
         return response
     return state.refuse(InvalidRequest("The body is not valid JSON."))
 

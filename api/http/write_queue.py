@@ -46,7 +46,7 @@ class ChunkWriter:
         self, scope: Scope, send: Send, transport: asyncio.Transport, flow: FlowControl, queue: WriteQueue
     ) -> None:
         """send: uvicorn's; transport, flow: the connection's."""
-        self._framed = scope["http_version"] == "1.1"
+        self._framed = scope["http_version"] == "1.1" and scope["method"] != "HEAD"
         self._send = send
         self._transport = transport
         self._flow = flow

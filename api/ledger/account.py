@@ -124,7 +124,7 @@ class Account:
             if bucket.size is not None:
                 headers[f"x-ratelimit-limit-{what}"] = str(bucket.size)
                 headers[f"x-ratelimit-remaining-{what}"] = str(math.floor(bucket.left + ROUNDING))
-                headers[f"x-ratelimit-reset-{what}"] = f"{bucket.seconds_until(bucket.size):.3f}s"
+                headers[f"x-ratelimit-reset-{what}"] = duration(bucket.seconds_until(bucket.size))
         return headers
 
     def _never(self, tokens: int, answers: int) -> RateLimited | None:
@@ -158,6 +158,17 @@ class Account:
         if used_today + tokens <= most:  # an answer that ends may return what it does not use
             return RateLimited(f"{message} Running requests hold {self.tokens_held} of them.", 1.0)
         return RateLimited(message, None)
+
+
+def duration(seconds: float) -> str:
+    """Return a time as OpenAI writes it, rounded up: 0s, 120ms, 8.64s, 1m0s, 1h0m0s."""
+    ms = math.ceil(round(seconds * 1000, 3))
+    if ms < 1000:
+        return f"{ms}ms" if ms else "0s"
+    minutes, ms = divmod(ms, 60_000)
+    hours, minutes = divmod(minutes, 60)
+    parts = (f"{hours}h" if hours else "", f"{minutes}m" if hours or minutes else "", f"{ms / 1000:g}s")
+    return "".join(parts)
 
 
 def _minute(bucket: Bucket, amount: int, what: str) -> RateLimited | None:

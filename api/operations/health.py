@@ -1,6 +1,7 @@
 """Serve /health/live (should the process be restarted?) and /health/ready (send requests?).
 
 /health/live stays 200 while the model loads, while a dead engine is restarted, and while the service drains.
+/health answers as /health/ready: load balancers and clients of vLLM's server ask there.
 """
 
 from fastapi import APIRouter, Response
@@ -15,7 +16,7 @@ class Health(BaseModel):
     detail: str
 
 
-OPEN_PATHS = frozenset({"/health/live", "/health/ready"})
+OPEN_PATHS = frozenset({"/health", "/health/live", "/health/ready"})
 """These paths need no key, because orchestrators send none."""
 
 router = APIRouter()
@@ -28,6 +29,7 @@ async def live(service: ServiceOfApp, response: Response) -> Health:
     return _health(service)
 
 
+@router.get("/health", responses={503: {"model": Health}})
 @router.get("/health/ready", responses={503: {"model": Health}})
 async def ready(service: ServiceOfApp, response: Response) -> Health:
     if service.lifecycle.state is not State.READY:

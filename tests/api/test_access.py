@@ -15,7 +15,9 @@ from api.errors import EngineFailed
 from api.http import access
 from api.ledger.key_file import create_key
 from api.ledger.keys import Limits
-from tests.support.api import KEY, URL, FakeEngine, House, ask, assert_openai_error, eventually
+from api.operations import health
+from tests.support import PATIENCE_S
+from tests.support.api import KEY, MODEL, URL, FakeEngine, House, ask, assert_openai_error, eventually
 
 pytestmark = pytest.mark.anyio
 MakeHouse = Callable[..., House]
@@ -47,9 +49,52 @@ async def test_without_the_right_key_only_health_is_open(
         for path in ("/health/live/", "/health%2Flive%2F..", "/health/live/../../v1/models"):
             assert (await client.get(path)).status_code == 401
         assert_openai_error(await client.post(URL, json=ask()), 401, "invalid_api_key")
-        for path in ("/health/live", "/health/ready"):
+        for path in health.OPEN_PATHS:
             assert (await client.get(path)).status_code == 200
     assert house.engine.calls == []
+
+
+async def test_health_is_what_a_load_balancer_asks(make_house: MakeHouse) -> None:
+    """Without a key, and it says what /health/ready says."""
+    house = make_house(key=KEY)
+    async with house.client() as client:
+        assert health.OPEN_PATHS == {"/health", "/health/live", "/health/ready"}
+        starting = await client.get("/health")
+        assert (starting.status_code, starting.headers["retry-after"]) == (503, "5")
+        await house.load()
+        assert (await client.get("/health")).json() == (await client.get("/health/ready")).json()
+        assert (await client.get("/health")).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "path", ["/health", "/health/live", "/v1/models", f"/v1/models/{MODEL}", "/v1/models/other", "/metrics"]
+)
+async def test_head_is_answered_as_get_without_the_body(make_house: MakeHouse, path: str) -> None:
+    async with make_house(key=KEY).serving() as url, httpx.AsyncClient(base_url=url) as client:
+        assert (await client.head("/v1/models")).status_code == 401
+        found, head = await client.get(path, headers=BEARER), await client.head(path, headers=BEARER)
+        assert head.status_code == found.status_code and head.content == b""
+        for name in ("content-type", "content-length"):
+            assert head.headers[name] == found.headers[name] or path == "/metrics"
+
+
+async def test_a_connection_serves_on_after_a_head(make_house: MakeHouse) -> None:
+    """A body that HEAD must not have would be read as the next answer."""
+    get = b" HTTP/1.1\r\nhost: x\r\n\r\n"
+    async with make_house().serving() as url, asyncio.timeout(PATIENCE_S):
+        reader, writer = await asyncio.open_connection("127.0.0.1", httpx.URL(url).port)
+        for line in (b"HEAD /health", b"HEAD /nowhere", f"HEAD {URL}".encode(), b"GET /health/live"):
+            writer.write(line + get)
+        heads = [await reader.readuntil(b"\r\n\r\n") for _ in range(4)]
+        assert [head[9:12] for head in heads] == [b"200", b"404", b"405", b"200"]
+        assert await reader.readuntil(b"}")
+        writer.close()
+
+
+async def test_the_methods_that_a_path_has_are_named(make_house: MakeHouse) -> None:
+    async with make_house().client() as client:
+        assert (await client.delete("/v1/models")).headers["allow"] == "GET, HEAD"
+        assert (await client.head(URL)).headers["allow"] == "POST"
 
 
 async def test_right_key_opens_everything(make_house: MakeHouse) -> None:

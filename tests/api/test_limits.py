@@ -1,6 +1,7 @@
 """Limits of a key in the answers of the service, and the file of usage."""
 
 import asyncio
+import re
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import openai
 import pytest
 
 from api.errors import EngineFailed, SettingsError
+from api.ledger.account import RATE_HEADERS, duration
 from api.ledger.key_file import create_key
 from api.ledger.keys import Limits
 from api.ledger.usage import Usage, read_usage, today
@@ -103,6 +105,44 @@ async def test_answers_carry_the_limits_and_usage_is_kept(
     async with house.client(headers={"authorization": f"Bearer {ADMIN_KEY}"}) as client:
         metrics = (await client.get("/metrics")).text
     assert 'finechat_key_tokens_total{key="ann"} 25.0' in metrics and secret not in metrics
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_key_with_limits_gets_openais_six_headers_and_a_key_without_none(
+    make_house: MakeHouse, tmp_path: Path, stream: bool
+) -> None:
+    keys = tmp_path / "keys.json"
+    ann = create_key(keys, "ann", Limits(requests_per_minute=60, tokens_per_minute=6000))
+    bob = create_key(keys, "bob", Limits(tokens_per_day=10**6))
+    house = make_house(keys_file=keys)
+    async with house.serving() as url:
+        found = []
+        for secret in (ann, bob):
+            async with openai.AsyncOpenAI(api_key=secret, base_url=f"{url}/v1") as client:
+                raw = await client.chat.completions.with_raw_response.create(
+                    **ask(stream=stream, max_tokens=38)
+                )
+                found.append({name: raw.headers[name] for name in raw.headers if "ratelimit" in name})
+                if stream:
+                    assert [chunk async for chunk in raw.parse()]
+    headers = found[0]
+    assert sorted(headers) == sorted(RATE_HEADERS) and found[1] == {}
+    assert headers["x-ratelimit-limit-requests"] == "60" and headers["x-ratelimit-limit-tokens"] == "6000"
+    assert headers["x-ratelimit-remaining-requests"] == "59"
+    assert 6000 - 22 - 38 <= int(headers["x-ratelimit-remaining-tokens"]) < 6000
+    assert re.fullmatch(r"1s|\d{1,3}ms", headers["x-ratelimit-reset-requests"])
+    assert re.fullmatch(r"\d{1,3}ms", headers["x-ratelimit-reset-tokens"])
+
+
+@pytest.mark.parametrize(
+    ("seconds", "written"),
+    [(0, "0s"), (0.0001, "1ms"), (0.02, "20ms"), (1, "1s"), (8.64, "8.64s"), (59.9999, "1m0s"), (60, "1m0s"),
+     (90.5, "1m30.5s"), (3600, "1h0m0s"), (7325.001, "2h2m5.001s")],
+)  # fmt: skip
+def test_waits_are_written_as_openai_writes_them(seconds: float, written: str) -> None:
+    """That is Go's form of a duration; clients parse it."""
+    assert duration(seconds) == written
 
 
 @pytest.mark.anyio
