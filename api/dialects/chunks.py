@@ -56,6 +56,7 @@ class Chunks:
     def __init__(self, identity: Identity, object: str, include_usage: bool) -> None:
         self._include_usage = include_usage
         self._head = b"data: " + orjson.dumps({**head(identity), "object": object})[:-1] + b',"choices":['
+        self._schema_errors: dict[int, bytes] = {}  # of choices that are about to end
         # As OpenAI does: with include_usage every chunk has the field, and it is null until the last.
         self._tail = (b'],"usage":null}' if include_usage else b"]}") + b"\n\n"
 
@@ -64,6 +65,9 @@ class Chunks:
 
     def part_end(self, index: int, whole: bool) -> bytes:
         return b""
+
+    def schema_error(self, index: int, error: str) -> None:
+        self._schema_errors[index] = b',"schema_error":' + orjson.dumps(error)
 
     def end(self, usage: events.Usage) -> bytes:
         if not self._include_usage:

@@ -27,6 +27,14 @@ Biases = Annotated[
     # The pattern describes the keys that are allowed; this says that there are no other keys.
     Field(max_length=MAX_BIASES, json_schema_extra={"additionalProperties": False}),
 ]
+# Not of OpenAI's API. In OpenAI's there is no place for it but a sentence in the answer.
+SchemaError = Annotated[
+    str | None,
+    Field(
+        exclude_if=lambda error: error is None,
+        description="How the answer disobeys a schema that is not strict.",
+    ),
+]
 
 
 class Strict(BaseModel):

@@ -139,10 +139,10 @@ class Engine:
             "enable_prefix_caching": True,
             "use_tqdm_on_load": False,
             "disable_log_stats": True,
-            # vLLM by default passes a schema that xgrammar refuses to another library. White space is
-            # disabled because small models can produce it without end.
+            # llguidance, the library of the trial. White space is disabled because small models can produce
+            # it without end.
             "structured_outputs_config": StructuredOutputsConfig(
-                backend="xgrammar", disable_any_whitespace=True
+                backend="guidance", disable_any_whitespace=True
             ),
             **hardware_arguments(self._settings, engines=2 if self._comparison else 1),
         }

@@ -14,7 +14,6 @@ def set_engine_environment() -> None:
         "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf",  # as in tracing.py; vLLM's default is gRPC
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
         "VLLM_ENABLE_STARTUP_PLAN": "1",  # vLLM measures the cache's memory on this GPU only once
-        "VLLM_XGRAMMAR_CACHE_MB": "64",  # compiled grammars, whose number clients decide
         # For vLLM's processes: the leftovers of a killed worker are cleaned up, so nobody need be warned.
         "PYTHONWARNINGS": "ignore:resource_tracker:UserWarning,ignore::FutureWarning",
         # vLLM leaves one core unused on x86, which costs a small machine a third of its speed.

@@ -1,68 +1,78 @@
-"""`python -m api.engine.grammar_worker`: try JSON schemas, one request a line.
+"""`python -m api.engine.grammar_worker`: try JSON schemas and check answers, one request a line.
 
-In: lines of {"directory": of the tokenizer, "vocab_size": N, "schema": JSON text}. Out: a line for each,
-empty if the engine may have the schema, otherwise the reason for the refusal.
+In: lines of {"directory": of the tokenizer, "vocab_size": N, "schema": JSON text} for a trial, or of
+{"schema": JSON text, "answer": text} for a check. Out: a line for each. It is empty if the engine may have
+the schema, or if the answer obeys it. Otherwise it is the reason.
 
-Every trial is a fork with its own limits; the kernel ends it when it exceeds them. A schema of 50 bytes can
-take the library minutes (nested repetitions in a pattern). A trial compiles the schema with vLLM's library,
-then writes a few random texts: a grammar that no text can satisfy reaches a state without a next token, and
-a grammar that is slow at every token would slow down every stream.
+Every request is a fork with its own limits; the kernel ends it when it exceeds them. A trial compiles the
+schema with vLLM's library, then writes a few random texts: a grammar that no text can satisfy reaches a state
+without a next token, and a grammar that is slow at every token would slow down every stream. A check runs the
+client's patterns on the answer, which can take for ever.
 """
 
 import json
 import os
 import random
-import re
 import resource
 import sys
 import time
-from functools import lru_cache
+from collections.abc import Callable, Iterator
+from functools import lru_cache, partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import xgrammar
+from jsonschema.exceptions import best_match
+from jsonschema.validators import Draft202012Validator, extend, validator_for
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+from referencing import Registry
 
 CPU_S = 5
 MEMORY_BYTES = 2**29
 TEXTS = 4
 TOKENS = 48  # of each text at most
-CONVERSION_S = 0.03  # CPU time; vLLM converts schemas on the service's event loop
+VALIDATION_S = 0.03  # CPU time; vLLM validates schemas on the service's event loop, for each request
+COMPILING_S = 0.25  # CPU time with the validation; the engine compiles for each request, on a thread
 STEP_S = 0.005  # mean CPU time of a step; the engine makes one step for each token
-_WHERE = re.compile(r"^\[[\d:]+\] \S+ ")  # time and source file in front of the library's messages
+MAX_REASON_CHARS = 300
 
 
 def main() -> None:
     os.nice(10)
     for line in sys.stdin:
-        print(_in_a_fork(json.loads(line)), flush=True)
+        print(_answered(json.loads(line)), flush=True)
 
 
-def _in_a_fork(request: dict[str, Any]) -> str:
-    compiler = _compiler(request["directory"], request["vocab_size"])
+def _answered(request: dict[str, Any]) -> str:
+    schema = request["schema"]
+    if "answer" in request:
+        return _in_a_fork(partial(_check, request["answer"], schema), "the answer could not be checked")
+    tokenizer = _tokenizer(request["directory"], request["vocab_size"])
+    return _in_a_fork(partial(_trial, tokenizer, schema), "it takes too much time or memory")
+
+
+def _in_a_fork(work: Callable[[], str], ended: str) -> str:
+    """Return what `work` returns, or `ended` if it has not come to its end."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
         status = 1
         try:
             _limit()
-            os.write(writer, _trial(compiler, request["schema"]).encode()[:1024])
+            os.write(writer, " ".join(work().split())[:MAX_REASON_CHARS].encode())
             status = 0
         finally:
             os._exit(status)
     os.close(writer)
     with open(reader, "rb") as answer:
-        refusal = answer.read()
+        reason = answer.read()
     _, status = os.waitpid(child, 0)
-    return refusal.decode(errors="replace") if status == 0 else "it takes too much time or memory"
+    return reason.decode(errors="replace") if status == 0 else ended
 
 
 @lru_cache(maxsize=1)
-def _compiler(directory: str, vocab_size: int) -> Any:
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
-    info = xgrammar.TokenizerInfo.from_huggingface(tokenizer, vocab_size=vocab_size)
-    return xgrammar.GrammarCompiler(info, max_threads=1, cache_enabled=False)
+def _tokenizer(directory: str, vocab_size: int) -> Any:
+    return LLTokenizer(Path(directory, "tokenizer.json").read_text(), n_vocab=vocab_size)
 
 
 def _limit() -> None:
@@ -73,43 +83,61 @@ def _limit() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-def _trial(compiler: Any, schema: str) -> str:
+def _trial(tokenizer: Any, schema: str) -> str:
     begun = time.thread_time()
-    try:
-        xgrammar.Grammar.from_json_schema(schema)
-        if time.thread_time() - begun > CONVERSION_S:
-            return "it takes too much time"
-        compiled = compiler.compile_json_schema(schema, any_whitespace=False)
-    except MemoryError:
-        raise
-    except Exception as error:
-        return " ".join(_WHERE.sub("", str(error)).split()) or "it cannot be compiled"
+    grammar = LLMatcher.grammar_from_json_schema(schema, defaults={"whitespace_flexible": False})
+    refusal = LLMatcher.validate_grammar(grammar)
+    if refusal:
+        return refusal
+    if time.thread_time() - begun > VALIDATION_S:
+        return "it takes too much time"
+    matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=LLParserLimits(verbose_errors=False))
+    if time.thread_time() - begun > COMPILING_S:
+        return "it takes too much time"
     choose = random.Random(0)
     begun, steps = time.thread_time(), 0
     for _ in range(TEXTS):
-        written = _write(compiled, choose)
-        if written is None:
-            return "no text can satisfy it"
+        matcher.reset()
+        written = _write(matcher, tokenizer, choose)
+        if matcher.is_error():
+            return "no text can satisfy it" if written <= 1 else matcher.get_error()
         steps += written
     if (time.thread_time() - begun) / steps > STEP_S:
         return "it takes too much time a token"
     return ""
 
 
-def _write(compiled: Any, choose: random.Random) -> int | None:
-    """Write a random text, perhaps without an end; return its number of steps, or None if it got stuck."""
-    matcher = xgrammar.GrammarMatcher(compiled)
-    bitmask = xgrammar.allocate_token_bitmask(1, compiled.tokenizer_info.vocab_size)
+def _write(matcher: Any, tokenizer: Any, choose: random.Random) -> int:
+    """Write a random text, perhaps without an end; return its number of steps."""
     for step in range(1, TOKENS + 1):
-        matcher.fill_next_token_bitmask(bitmask)
-        bits = np.unpackbits(bitmask.numpy().view(np.uint8), bitorder="little")
-        possible = np.flatnonzero(bits[: compiled.tokenizer_info.vocab_size])
-        if not len(possible):
-            return None
-        matcher.accept_token(int(choose.choice(possible)))
-        if matcher.is_terminated():
+        bits = np.unpackbits(np.frombuffer(matcher.compute_bitmask(), np.uint8), bitorder="little")
+        possible = np.flatnonzero(bits)
+        if matcher.is_error() or matcher.is_stopped() or not len(possible):
             return step
+        token = int(choose.choice(possible))
+        if token == tokenizer.eos_token:
+            return step
+        matcher.consume_token(token)
     return TOKENS
+
+
+def _check(answer: str, schema: str) -> str:
+    """Return how an answer disobeys a schema. No reference is fetched from anywhere."""
+    try:
+        value = json.loads(answer)
+    except ValueError:
+        return "the answer is not valid JSON"
+    read = json.loads(schema)
+    draft = validator_for(read, Draft202012Validator)
+    newest = {**Draft202012Validator.VALIDATORS, **draft.VALIDATORS, "type": _type}  # clients mix drafts
+    error = best_match(extend(draft, newest)(read, registry=Registry()).iter_errors(value))
+    return "" if error is None else f"{error.message} (at {error.json_path[:100]})"
+
+
+def _type(validator: Any, types: Any, value: Any, schema: dict[str, Any]) -> Iterator[Any]:
+    """Check `type`, with OpenAPI's `nullable`."""
+    if not (value is None and schema.get("nullable") is True):
+        yield from Draft202012Validator.VALIDATORS["type"](validator, types, value, schema)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Try a JSON schema in a separate process before the engine gets it.
+"""Try a JSON schema in a separate process before the engine gets it, and check answers there.
 
-vLLM converts a schema on this service's event loop and compiles it in the engine. Without a trial, one schema
-could stop every stream for minutes, and in vLLM 0.26 to 0.29 a schema that does not compile ends the engine
-(CVE-2026-105757).
+vLLM validates a schema on this service's event loop and compiles it in the engine. Without a trial, one
+schema could stop every stream, and in vLLM 0.26 to 0.29 a schema that does not compile ends the engine
+(CVE-2026-105757). A check runs patterns of clients, which can take for ever.
 """
 
 import asyncio
@@ -12,6 +12,7 @@ import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections import OrderedDict
 from pathlib import Path
+from typing import Any
 
 import orjson
 
@@ -26,12 +27,13 @@ _ROOT = Path(__file__).parents[2]
 
 
 class Grammars:
-    """Try schemas in one worker process. The first schema starts it; it ends with this process."""
+    """Run trials and checks in one worker process. The first one starts it; it ends with this process."""
 
     def __init__(self) -> None:
         self._worker: Process | None = None
         self._free = asyncio.Lock()
         self._trials: OrderedDict[tuple[Path, str], asyncio.Task[str]] = OrderedDict()
+        self._checks: set[asyncio.Task[str]] = set()
 
     async def require(self, schema: str, artifact: Artifact, param: str) -> None:
         """Return once a trial has shown that the engine may have the schema. schema: JSON text.
@@ -56,17 +58,26 @@ class Grammars:
         if refusal:
             raise InvalidRequest(f"{param}: the schema cannot be enforced: {refusal}.", param=param)
 
+    async def check(self, answer: str, schema: str) -> str:
+        """Return how a complete answer disobeys a schema; "" if it obeys. schema: JSON text."""
+        check = asyncio.create_task(self._ask({"answer": answer, "schema": schema}))
+        self._checks.add(check)
+        check.add_done_callback(self._checks.discard)
+        try:
+            return await asyncio.shield(check)  # the client may leave, and the check holds the pipe
+        except Exception:
+            return "the answer could not be checked"
+
     async def _try(self, schema: str, artifact: Artifact) -> str:
-        request = {
-            "directory": str(artifact.directory),
-            "vocab_size": artifact.vocab_size,
-            "schema": schema,
-        }
+        directory, vocab_size = str(artifact.directory), artifact.vocab_size
+        return await self._ask({"directory": directory, "vocab_size": vocab_size, "schema": schema})
+
+    async def _ask(self, request: dict[str, Any]) -> str:
         async with self._free:
             try:
                 self._worker = self._worker or await _start()
                 async with asyncio.timeout(TIMEOUT_S):
-                    return await _ask(self._worker, orjson.dumps(request))
+                    return await _answer(self._worker, orjson.dumps(request))
             except Exception:
                 await self.close()
                 raise
@@ -85,11 +96,11 @@ async def _start() -> Process:
     return await asyncio.create_subprocess_exec(
         sys.executable, "-m", "api.engine.grammar_worker",
         stdin=PIPE, stdout=PIPE, stderr=DEVNULL, cwd=_ROOT,
-        env={**environment, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        env=environment,
     )  # fmt: skip
 
 
-async def _ask(worker: Process, request: bytes) -> str:
+async def _answer(worker: Process, request: bytes) -> str:
     """Send a request to the worker and return its answer. Raises: EOFError if the worker has ended."""
     assert worker.stdin and worker.stdout
     worker.stdin.write(request + b"\n")

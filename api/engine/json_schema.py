@@ -1,78 +1,56 @@
 """Check clients' JSON Schemas: their size, and that the grammar library enforces everything in them.
 
-Keywords are an allow list. The grammar library ignores some that are not on it (`multipleOf`, `allOf`) and
-reads others differently from the standard (`type` next to `anyOf`). Such a schema is refused, because an
-answer that silently disobeys it helps nobody. Only compiling a grammar shows its cost; engine/grammars.py
-does that.
+In: a schema as pydantic, zod, OpenAPI or an MCP tool writes it. Out: the same schema as llguidance reads it:
+annotations and unknown keywords are dropped, older spellings are replaced, and a target of a reference is
+copied once. The library refuses the keywords that it does not know, without saying where; this module names
+the place. It does not compile anything: engine/grammars.py does that.
 """
 
 import re
-from typing import Any
+from typing import Any, NamedTuple
+from urllib.parse import unquote
 
 import orjson
 
+from api.engine.schema_forms import as_dict, combines, current_spelling, discriminating
 from api.errors import InvalidRequest
 
 MAX_BYTES = 32 * 2**10
 MAX_DEPTH = 24  # levels of JSON, which allow about half as many nested schemas
+MAX_SCHEMAS = 2048  # with those that references repeat
 MAX_PROPERTIES = 512
 MAX_ENUM_VALUES = 1024
-MAX_PATTERN_CHARS = 256
+MAX_PATTERN_CHARS = 1024
 
-_ANNOTATIONS = frozenset(
-    {
-        "title",
-        "description",
-        "default",
-        "examples",
-        "$schema",
-        "$comment",
-        "deprecated",
-        "readOnly",
-        "writeOnly",
-    }
+_ONE_SCHEMA = frozenset({"items", "additionalProperties"})
+_SCHEMAS = frozenset({"anyOf", "allOf", "prefixItems"})
+_NAMED_SCHEMAS = frozenset({"properties", "patternProperties"})
+_VALUES = frozenset(
+    "type const enum required minItems maxItems minLength maxLength minProperties maxProperties "
+    "minimum maximum exclusiveMinimum exclusiveMaximum multipleOf".split()
 )
-_DEFINITIONS = ("$defs", "definitions")
-_RANGE = frozenset({"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"})
-_LENGTHS = frozenset({"minLength", "maxLength"})
-_BY_TYPE = {
-    "object": frozenset({"properties", "required", "additionalProperties"}),
-    "array": frozenset({"items", "prefixItems", "minItems", "maxItems"}),
-    "string": frozenset({"pattern", "format"}) | _LENGTHS,
-    "integer": _RANGE,
-    "number": _RANGE,
-    "boolean": frozenset(),
-    "null": frozenset(),
-}
-# A schema with one of these keywords may have no others than annotations and those named here.
-_ALLOWED_WITH: dict[str, frozenset[str]] = {
-    "$ref": frozenset(),
-    "anyOf": frozenset(),
-    "enum": frozenset({"type"}),
-    "const": frozenset({"type"}),
-}
-_FORMATS = frozenset(
-    "email date time date-time duration ipv4 ipv6 hostname uuid uri uri-reference uri-template json-pointer "
-    "relative-json-pointer".split()
+_UNENFORCEABLE = frozenset(
+    "uniqueItems not if then else contains minContains maxContains dependentRequired dependentSchemas "
+    "dependencies propertyNames unevaluatedItems unevaluatedProperties $dynamicRef $recursiveRef".split()
 )
-_REFERENCE = re.compile(r"#(/(\$defs|definitions)/[^/~%]+)?")
-# Escapes that the library reads as JSON Schema does. Others let a quote, a backslash or a control character
-# into the middle of a string; the library ignores an anchor in the middle and prints the pattern.
-# Repetitions are possessive: every part can be read in one way only, and going back over a pattern that fails
-# would read `[^a]` in two, so 60 of them in 2^60, with the event loop held.
-_ESCAPE = r"\\[dDwsS.^$*+?()\[\]{}|/-]"
-_CLASS = rf'\[\^?+(?:[^\[\]\\"\x00-\x1f]|{_ESCAPE})++\]'
-_ATOM = rf'(?:[^"\\(\[^$\x00-\x1f]|{_ESCAPE}|{_CLASS}|\((?:\?:|(?!\?)))'
-_PATTERN = re.compile(rf"\^?{_ATOM}*+\$?")
-_PYTHON_TYPES: dict[str, tuple[type, ...]] = {
-    "object": (dict,),
-    "array": (list,),
-    "string": (str,),
-    "integer": (int,),
-    "number": (int, float),
-    "boolean": (bool,),
-    "null": (type(None),),
+_WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
+    "uniqueItems": (False,),
+    "propertyNames": (True, {}),
+    "unevaluatedItems": (True, {}),
+    "unevaluatedProperties": (True, {}),
 }
+# Formats that the library knows. JSON Schema calls every other format an annotation.
+_FORMATS = frozenset("date-time time date duration email hostname ipv4 ipv6 uuid uri".split())
+_TYPES = frozenset({"object", "array", "string", "integer", "number", "boolean", "null"})
+# Automata cannot look around or back. Neither can the library's regular expressions.
+_LOOKS_AROUND = re.compile(r"\(\?<?[=!]|\\[1-9]|\\k<")
+
+
+class Enforceable(NamedTuple):
+    """schema: for the grammar library. whole: it says all that the client's schema says."""
+
+    schema: dict[str, Any]
+    whole: bool
 
 
 def require_bounded(schema: dict[str, Any], param: str) -> None:
@@ -91,72 +69,153 @@ def is_deep(value: Any) -> bool:
     return bool(level)
 
 
-def enforceable(schema: dict[str, Any], param: str, root: str = "#") -> dict[str, Any]:
+def enforceable(schema: dict[str, Any], param: str, root: str = "#", *, strict: bool = True) -> Enforceable:
     """Return the schema as the grammar library should read it, with its references relative to `root`.
 
+    strict: refuse what the library cannot enforce, instead of leaving it out.
     Raises: InvalidRequest naming the place and the keyword that cannot be enforced.
     """
     require_bounded(schema, param)
-    return _Walk(param, root).schema(schema, "#")
+    return _Walk(schema, param, root, strict).whole()
 
 
 class _Walk:
     """A pass over a schema that makes the copy and counts what is limited."""
 
-    def __init__(self, param: str, root: str) -> None:
+    def __init__(self, schema: dict[str, Any], param: str, root: str, strict: bool) -> None:
+        self._schema = schema
         self._param = param
         self._root = root
-        self._properties = 0
-        self._values = 0
+        self._strict = strict
+        self._closes = not combines(schema)
+        self._left_out = False
+        self._targets: dict[int, str] = {}  # the name of each schema that a reference names, by its identity
+        self._pending: list[tuple[str, Any, str]] = []
+        self._schemas = self._properties = self._values = 0
 
-    def schema(self, schema: Any, at: str) -> dict[str, Any]:
+    def whole(self) -> Enforceable:
+        copy = self._copy(self._schema, "#")
+        definitions = {}
+        while self._pending:
+            name, target, at = self._pending.pop()
+            definitions[name] = self._copy(target, at)
+        return Enforceable({**copy, "$defs": definitions} if definitions else copy, not self._left_out)
+
+    def _copy(self, schema: Any, at: str) -> Any:
+        self._schemas += 1
+        if self._schemas > MAX_SCHEMAS:
+            raise self._error(at, f"there are more than {MAX_SCHEMAS} schemas")
+        if isinstance(schema, bool):
+            return schema
         if not isinstance(schema, dict):
             raise self._error(at, "a schema must be an object")
-        kind = next((kind for kind in _ALLOWED_WITH if kind in schema), None)
-        allowed = _ALLOWED_WITH[kind] | {kind} if kind else self._by_type(schema, at)
+        if isinstance(schema.get("propertyNames"), dict):
+            schema = {**schema, "propertyNames": self._resolved(schema["propertyNames"], at)}
+        schema = current_spelling(schema)
+        self._require_type(schema, at)
         copy: dict[str, Any] = {}
         for keyword, value in schema.items():
-            if keyword in _DEFINITIONS and at == "#":
-                copy[keyword] = self._named(value, f"{at}/{keyword}")
-            elif keyword in allowed:
-                copy[keyword] = self._keyword(keyword, value, schema, f"{at}/{keyword}")
-            elif keyword not in _ANNOTATIONS:
-                combined = f" together with {kind!r}" if kind else ""
-                raise self._error(at, f"{keyword!r} cannot be enforced{combined}")
+            self._keyword(copy, keyword, value, schema, f"{at}/{keyword}")
+        self._close(copy)
+        if schema.get("nullable") is True:  # OpenAPI 3.0
+            return {"anyOf": [copy, {"type": "null"}]}
         return copy
 
-    def _by_type(self, schema: dict[str, Any], at: str) -> frozenset[str]:
-        if "type" not in schema:
-            return frozenset()
-        types = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
-        if not types or not all(isinstance(type, str) and type in _BY_TYPE for type in types):
-            raise self._error(at, f"'type' must be of {', '.join(_BY_TYPE)}")
-        return frozenset({"type"}).union(*(_BY_TYPE[type] for type in types))
+    def _keyword(
+        self, copy: dict[str, Any], keyword: str, value: Any, schema: dict[str, Any], at: str
+    ) -> None:
+        """Add a keyword of `schema` to its copy, unless it is an annotation."""
+        if keyword in _ONE_SCHEMA:
+            copy[keyword] = self._copy(value, at)
+        elif keyword in _SCHEMAS:
+            copy[keyword] = [self._copy(part, f"{at}/{i}") for i, part in enumerate(self._list(value, at))]
+        elif keyword in _NAMED_SCHEMAS:
+            copy[keyword] = self._named(value, at)
+        elif keyword == "$ref":
+            copy[keyword] = self._reference(value, at)
+        elif keyword == "oneOf" and "anyOf" not in schema:
+            copy["anyOf"] = self._one_of(self._list(value, at), at)
+        elif keyword == "oneOf":
+            self._cannot(at, "'oneOf' together with 'anyOf'")
+        elif keyword in ("pattern", "format"):
+            if keyword == self._enforced_text(schema, at):
+                copy[keyword] = value
+        elif keyword in _VALUES:
+            copy[keyword] = self._counted(keyword, value, at)
+        elif keyword in _UNENFORCEABLE and value not in _WITHOUT_EFFECT.get(keyword, ()):
+            self._cannot(at, f"{keyword!r}")
 
-    def _keyword(self, keyword: str, value: Any, schema: dict[str, Any], at: str) -> Any:
-        match keyword:
-            case "$ref":
-                if not isinstance(value, str) or not _REFERENCE.fullmatch(value):
-                    raise self._error(at, "a reference must be '#' or '#/$defs/NAME'")
-                return self._root + value.removeprefix("#")
-            case "properties":
-                return self._named(value, at)
-            case "required":
-                known = schema.get("properties")
-                known = known if isinstance(known, dict) else {}
-                if not isinstance(value, list) or not all(isinstance(v, str) and v in known for v in value):
-                    raise self._error(at, "must be names that are in 'properties'")
-            case "anyOf" | "prefixItems":
-                if not isinstance(value, list) or not value:
-                    raise self._error(at, "must be a list of schemas")
-                return [self.schema(part, f"{at}/{index}") for index, part in enumerate(value)]
-            case "items" | "additionalProperties":
-                return value if isinstance(value, bool) else self.schema(value, at)
-            case "enum" | "const":
-                self._check_values(value if keyword == "enum" else [value], schema, at)
-            case "pattern" | "format":
-                self._check_text(keyword, value, schema, at)
-        return value
+    def _require_type(self, schema: dict[str, Any], at: str) -> None:
+        types = schema.get("type", [])
+        types = types if isinstance(types, list) else [types]
+        if ("type" in schema and not types) or not all(isinstance(t, str) and t in _TYPES for t in types):
+            raise self._error(at, f"'type' must be of {', '.join(sorted(_TYPES))}")
+
+    def _close(self, copy: dict[str, Any]) -> None:
+        """Allow an object only the properties that it names: small models invent others without end."""
+        properties = copy.get("properties")
+        if properties is None:
+            return
+        copy.setdefault("type", "object")
+        if self._closes and all(name in properties for name in copy.get("required", ())):
+            copy.setdefault("additionalProperties", False)
+
+    def _reference(self, value: Any, at: str) -> str:
+        target = self._target(value, at)
+        if id(target) not in self._targets:
+            name = self._targets[id(target)] = str(len(self._targets))
+            self._pending.append((name, target, value))
+        return f"{self._root}/$defs/{self._targets[id(target)]}"
+
+    def _target(self, pointer: Any, at: str) -> Any:
+        """Return the part of the client's schema that a reference names."""
+        if not isinstance(pointer, str) or not (pointer == "#" or pointer.startswith("#/")):
+            raise self._error(at, "a reference must be within the schema: '#' or '#/$defs/NAME'")
+        target: Any = self._schema
+        for part in pointer.split("/")[1:]:
+            name = unquote(part).replace("~1", "/").replace("~0", "~")
+            if isinstance(target, list) and name.isdecimal() and int(name[:4]) < len(target):
+                target = target[int(name[:4])]
+            elif isinstance(target, dict) and name in target:
+                target = target[name]
+            else:
+                raise self._error(at, f"there is no {pointer[:100]!r}")
+        return target
+
+    def _one_of(self, members: list[Any], at: str) -> list[Any]:
+        """Return the members of oneOf for anyOf, which is the same if no value can fit two of them."""
+        parts = [self._resolved(member, at) for member in members]
+        name = discriminating(parts)
+        if name is None:
+            self._cannot(at, "'oneOf' whose members do not differ in their type or in a constant")
+        found = [self._copy(member, f"{at}/{index}") for index, member in enumerate(members)]
+        for part, member in zip(parts, found, strict=True):
+            required = part.get("required")
+            if name in as_dict(part.get("properties")) and not (
+                isinstance(required, list) and name in required
+            ):
+                member["required"] = [*member.get("required", ()), name]
+        return found
+
+    def _resolved(self, schema: Any, at: str) -> dict[str, Any]:
+        for _ in range(MAX_DEPTH):
+            if not isinstance(schema, dict) or "$ref" not in schema:
+                break
+            schema = self._target(schema["$ref"], at)
+        return as_dict(schema)
+
+    def _enforced_text(self, schema: dict[str, Any], at: str) -> str:
+        """Return which of pattern and format is enforced: the pattern, unless an automaton cannot read it."""
+        pattern, format = schema.get("pattern", ""), schema.get("format")
+        if not isinstance(pattern, str) or len(pattern) > MAX_PATTERN_CHARS:
+            raise self._error(at, f"a pattern is a string of at most {MAX_PATTERN_CHARS} characters")
+        if pattern and not _LOOKS_AROUND.search(pattern):
+            return "pattern"
+        if isinstance(format, str) and format in _FORMATS:
+            return "format"
+        if pattern:
+            self._cannot(at, "a pattern that looks around or back")
+        return ""
 
     def _named(self, value: Any, at: str) -> dict[str, Any]:
         if not isinstance(value, dict):
@@ -164,44 +223,39 @@ class _Walk:
         self._properties += len(value)
         if self._properties > MAX_PROPERTIES:
             raise self._error(at, f"there are more than {MAX_PROPERTIES} properties")
-        return {name: self.schema(part, f"{at}/{name}") for name, part in value.items()}
+        return {name: self._copy(part, f"{at}/{name}") for name, part in value.items()}
 
-    def _check_values(self, values: Any, schema: dict[str, Any], at: str) -> None:
-        if not isinstance(values, list) or not values or any(isinstance(v, dict | list) for v in values):
-            raise self._error(at, "values must be strings, numbers, booleans or null")
-        self._values += len(values)
-        if self._values > MAX_ENUM_VALUES:
-            raise self._error(at, f"there are more than {MAX_ENUM_VALUES} values")
-        if "type" in schema:
-            self._by_type(schema, at)
-            types = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
-            if not all(any(_is_of(value, type) for type in types) for value in values):
-                raise self._error(at, f"a value is not of type {types}")
+    def _list(self, value: Any, at: str) -> list[Any]:
+        if not isinstance(value, list) or not value:
+            raise self._error(at, "must be a list that is not empty")
+        return value
 
-    def _check_text(self, keyword: str, value: Any, schema: dict[str, Any], at: str) -> None:
-        if not isinstance(value, str):
-            raise self._error(at, "must be a string")
-        if _LENGTHS & schema.keys() or schema.keys() >= {"pattern", "format"}:
-            raise self._error(at, "only one of 'pattern', 'format' and the two lengths can be enforced")
-        if keyword == "format" and value not in _FORMATS:
-            raise self._error(at, f"{value!r} cannot be enforced")
-        if keyword == "pattern" and (len(value) > MAX_PATTERN_CHARS or not _PATTERN.fullmatch(value)):
-            raise self._error(
-                at,
-                f"a pattern has at most {MAX_PATTERN_CHARS} characters, '^' and '$' at its ends only, no "
-                "'\"', no '(?' but '(?:', and after a backslash one of d D w s S or punctuation",
+    def _counted(self, keyword: str, value: Any, at: str) -> Any:
+        if keyword == "enum":
+            self._values += len(self._list(value, at))
+            if self._values > MAX_ENUM_VALUES:
+                raise self._error(at, f"there are more than {MAX_ENUM_VALUES} values")
+        elif keyword == "required":
+            if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+                raise self._error(at, "must be a list of names")
+        return value
+
+    def _cannot(self, at: str, what: str) -> None:
+        """Leave out something that cannot be enforced. Raises: InvalidRequest if the schema is strict."""
+        self._left_out = True
+        if self._strict:
+            way_out = (
+                "With 'strict': false it is left out, the complete answer is checked, and 'schema_error' "
+                "says what is wrong with it."
             )
+            raise self._error(at, f"{what} cannot be enforced", way_out)
 
-    def _error(self, at: str, message: str) -> InvalidRequest:
-        return InvalidRequest(f"{self._param}: {message} (at {at[:200]}).", param=self._param)
+    def _error(self, at: str, message: str, way_out: str = "") -> InvalidRequest:
+        text = f"{self._param}: {message} (at {at[:200]}). {way_out}"
+        return InvalidRequest(text.rstrip(), param=self._param)
 
 
 def _children(value: Any) -> list[Any]:
     if isinstance(value, dict):
         return list(value.values())
     return value if isinstance(value, list) else []
-
-
-def _is_of(value: Any, type: str) -> bool:
-    """Return whether a JSON value has this type. In Python True is an int, in JSON it is not a number."""
-    return isinstance(value, _PYTHON_TYPES[type]) and (type == "boolean" or not isinstance(value, bool))

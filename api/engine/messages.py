@@ -30,8 +30,12 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """A function that a client offers. parameters: a JSON Schema; without it there are no arguments."""
+    """A function that a client offers. parameters: a JSON Schema; without it there are no arguments.
+
+    strict: what of `parameters` cannot be enforced is refused, and not left out.
+    """
 
     name: str
     description: str | None = None
     parameters: dict[str, Any] | None = None
+    strict: bool = True

@@ -4,6 +4,7 @@ All bookkeeping of streamed and of whole answers is here: what has begun, what i
 for an event, and the calls of functions in the text.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from api.engine.engine import Delta
@@ -32,14 +33,22 @@ class _Progress:
 class Answers:
     """Turn deltas into events. running: the number of answers that have not ended."""
 
-    def __init__(self, events: Events, request: GenerationRequest, prompt: Prompt, tally: Tally) -> None:
-        """prompt: gives the text of tokens. tally: counts them."""
+    def __init__(
+        self,
+        events: Events,
+        request: GenerationRequest,
+        prompt: Prompt,
+        tally: Tally,
+        schema_errors: Mapping[int, str],
+    ) -> None:
+        """prompt: gives the text of tokens. tally: counts them. schema_errors: of answers that have ended."""
         offer = request.offer
         self.running = request.answers
         self._events = events
         self._text = events.text
         self._prompt = prompt
         self._tally = tally
+        self._schema_errors = schema_errors
         self._started = False
         self._progress = [
             _Progress(index, CallParser(offer.names, offer.parallel) if offer.tools else None)
@@ -110,6 +119,8 @@ class Answers:
         frames = events.part_end(progress.index, reason != "length")
         progress.open = False
         called = parser is not None and parser.calls and reason == "stop"
+        if error := self._schema_errors.get(progress.index):
+            events.schema_error(progress.index, error)
         frames += events.finish(progress.index, "tool_calls" if called else reason, progress.logprobs)
         progress.logprobs = []
         self.running -= 1

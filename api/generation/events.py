@@ -64,6 +64,9 @@ class Events(Protocol):
     def part_end(self, index: int, whole: bool) -> bytes:
         """End the open text or call. whole: it was not cut by the token limit or an error."""
 
+    def schema_error(self, index: int, error: str) -> None:
+        """Note how an answer disobeys a schema that is not strict, before its `finish`."""
+
     def finish(self, index: int, reason: FinishReason, logprobs: Sequence[TokenLogprob]) -> bytes:
         """End an answer."""
 
@@ -82,6 +85,7 @@ class Answer:
     calls: list[Call] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     finish_reason: FinishReason = "stop"
+    schema_error: str | None = None
 
 
 class Collected:
@@ -118,6 +122,9 @@ class Collected:
 
     def part_end(self, index: int, whole: bool) -> bytes:
         return b""
+
+    def schema_error(self, index: int, error: str) -> None:
+        self.answers[index].schema_error = error
 
     def finish(self, index: int, reason: FinishReason, logprobs: Sequence[TokenLogprob]) -> bytes:
         answer = self.answers[index]

@@ -2,14 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from api.engine.context import require_known_tokens
 from api.engine.messages import Message
 from api.engine.prompt import Prompt
 from api.engine.sampling import Sampling
 from api.errors import InvalidRequest
-from api.generation.answer_schema import AnswerSchema, Offer
+from api.generation.answer_schema import AnswerSchema, Format, Offer
 
 
 class FieldNames(NamedTuple):
@@ -33,7 +33,7 @@ class GenerationRequest:
 
     prompts: conversations, texts without a template, or token ids. max_tokens: None for as many as fit.
     logprobs: alternatives to return with each token's own logprob; None for no logprobs at all.
-    offer: functions that an answer may call. format: a JSON Schema that it must obey if it calls none.
+    offer: functions that an answer may call. format: what it must obey if it calls none.
     """
 
     model: str
@@ -44,7 +44,7 @@ class GenerationRequest:
     fields: FieldNames
     logprobs: int | None = None
     offer: Offer = field(default_factory=Offer)
-    format: dict[str, Any] | None = None
+    format: Format | None = None
 
     @property
     def answers(self) -> int:

@@ -23,12 +23,12 @@ from api.engine.context import token_budget
 from api.engine.engine import Delta, Engine
 from api.engine.grammars import Grammars
 from api.engine.lifecycle import Lifecycle
-from api.engine.prompt import Prompt
 from api.engine.served import ServedModel
 from api.errors import ApiError, ClientGone, DeadlineExceeded
 from api.generation.admission import Admission
 from api.generation.answer_schema import AnswerSchema
 from api.generation.answers import Answers
+from api.generation.checked import Check, checked
 from api.generation.events import Collected, Dialect, Identity
 from api.generation.merged import merged
 from api.generation.request import GenerationRequest
@@ -137,15 +137,22 @@ class Generation(Response):
             await held.enter_async_context(turn)
             tally.take_turn()
             identity = Identity(self._id, self._created, request.model, served.artifact.manifest.id)
+            errors: dict[int, str] = {}
             deltas = self._generate(served.engine, prompts, limits, key, schema)
+            if schema is not None:
+                deltas = checked(deltas, self._check(schema), errors, bool(request.sampling.stop))
             async with aclosing(deltas):
                 if request.stream:
                     events = self._dialect.frames(identity, request.answers)
-                    answers = Answers(events, request, served.prompt, tally)
+                    answers = Answers(events, request, served.prompt, tally, errors)
                     with runner.metrics.active_streams.track_inprogress():
                         await self._stream(deltas, answers, headers, send, state.send)
                 else:
-                    body = await self._collect(deltas, identity, served.prompt, tally)
+                    collected = Collected(request.answers)
+                    answers = Answers(collected, request, served.prompt, tally, errors)
+                    async for delta in deltas:
+                        answers.read(delta)
+                    body = self._dialect.body(identity, collected.answers, answers.usage())
                     await Response(body, 200, headers, "application/json")(scope, receive, send)
 
     async def _render(self, served: ServedModel) -> tuple[list[list[int]], AnswerSchema | None]:
@@ -230,11 +237,9 @@ class Generation(Response):
                 more = answers.running > 0
                 await send_body({"type": "http.response.body", "body": body, "more_body": more})
 
-    async def _collect(
-        self, deltas: AsyncIterator[Delta], identity: Identity, prompt: Prompt, tally: Tally
-    ) -> bytes:
-        collected = Collected(self._request.answers)
-        answers = Answers(collected, self._request, prompt, tally)
-        async for delta in deltas:
-            answers.read(delta)
-        return self._dialect.body(identity, collected.answers, answers.usage())
+    def _check(self, schema: AnswerSchema) -> Check | None:
+        """Return the check of complete answers, or None if the engine enforces all of the schema."""
+        if not schema.check:
+            return None
+        grammars = self._runner.grammars
+        return lambda answer: grammars.check(answer, schema.check)

@@ -45,7 +45,7 @@ def answers(recorder: Recorder, *, n: int = 1, tools: bool = False) -> Answers:
         fields=FieldNames("prompt", "max_tokens"),
         offer=Offer([Tool("f")] if tools else ()),
     )
-    return Answers(cast(Any, recorder), request, cast(Prompt, None), Tally("", 5, n, True, METRICS))
+    return Answers(cast(Any, recorder), request, cast(Prompt, None), Tally("", 5, n, True, METRICS), {})
 
 
 def read(deltas: Sequence[Delta], **options: Any) -> list[tuple[Any, ...]]:

@@ -51,7 +51,7 @@ def read(*pieces: str, parallel: bool = True) -> tuple[str, list[tuple[str, str]
         offer=Offer([Tool("weather"), Tool("now")], parallel=parallel),
     )
     collected, unused_prompt = Collected(1), cast(Prompt, None)
-    answers = Answers(collected, request, unused_prompt, Tally("", 1, 1, False, METRICS))
+    answers = Answers(collected, request, unused_prompt, Tally("", 1, 1, False, METRICS), {})
     for text in pieces:
         answers.read(Delta(text, 1, None))
     answers.read(Delta("", 0, "stop"))
@@ -180,7 +180,8 @@ async def test_a_required_call_is_all_that_can_be_said(
     assert answer.json()["choices"][0]["finish_reason"] == "tool_calls"
     schema = json.loads(house.engine.calls[0]["json_schema"])
     assert [call["properties"]["name"]["const"] for call in schema["anyOf"]] == called
-    assert schema["$defs"]["now"] == {"type": "object"}
+    nothing = {"type": "object", "properties": {}, "additionalProperties": False}
+    assert schema["$defs"]["now"] == nothing
 
 
 @pytest.mark.anyio

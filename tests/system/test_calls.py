@@ -29,7 +29,7 @@ TOOLS: Any = [
     {"type": "function", "function": WEATHER},
     {"type": "function", "function": {"name": "now"}},
 ]
-BOMB = {"type": "string", "pattern": "^(([a-z]{1,50}|[0-9]{1,50}){1,50}){1,9}$"}
+BOMB = {"type": "array", "items": {"type": "integer"}, "maxItems": 10**8}
 
 
 def question(up: Up, **fields: Any) -> Any:

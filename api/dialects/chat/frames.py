@@ -40,7 +40,8 @@ class ChatFrames(Chunks):
         return self._delta(index, {"tool_calls": [made]}, logprobs)
 
     def finish(self, index: int, reason: FinishReason, logprobs: Sequence[TokenLogprob] = ()) -> bytes:
-        end = b'},"logprobs":%b,"finish_reason":"%b"}' % (_json(logprobs), reason.encode())
+        wrong = self._schema_errors.get(index, b"")
+        end = b'},"logprobs":%b,"finish_reason":"%b"%b}' % (_json(logprobs), reason.encode(), wrong)
         return self._open[index] + end + self._tail
 
     def _delta(self, index: int, delta: dict[str, Any], logprobs: Sequence[TokenLogprob]) -> bytes:

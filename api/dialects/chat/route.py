@@ -52,7 +52,7 @@ def _generation(request: ChatRequest) -> GenerationRequest:
         fields=_FIELDS,
         logprobs=(request.top_logprobs or 0) if request.logprobs else None,
         offer=request.offer(),
-        format=request.response_format.schema_wanted() if request.response_format else None,
+        format=request.response_format.wanted() if request.response_format else None,
     )
 
 
@@ -74,4 +74,10 @@ class _Chat:
         calls = [ToolCall.of(call) for call in answer.calls] or None
         message = AssistantMessage(content=answer.text or (None if calls else ""), tool_calls=calls)
         logprobs = ChoiceLogprobs(content=answer.logprobs) if self._request.logprobs else None
-        return Choice(index=index, message=message, logprobs=logprobs, finish_reason=answer.finish_reason)
+        return Choice(
+            index=index,
+            message=message,
+            logprobs=logprobs,
+            finish_reason=answer.finish_reason,
+            schema_error=answer.schema_error,
+        )

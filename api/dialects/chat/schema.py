@@ -13,11 +13,12 @@ from api.dialects.fields import (
     CallId,
     CompletionFields,
     FunctionName,
+    SchemaError,
     Strict,
     require_calls,
 )
 from api.engine import messages as neutral
-from api.generation.answer_schema import Offer
+from api.generation.answer_schema import Format, Offer
 from api.generation.events import FinishReason
 from api.generation.logprobs import TokenLogprob
 
@@ -92,7 +93,10 @@ class JsonSchema(Strict):
     name: FunctionName
     description: str | None = Field(None, description="Accepted, not used.")
     schema_: dict[str, Any] | None = Field(None, alias="schema", description="Without it any JSON object.")
-    strict: bool | None = Field(None, description="Accepted, not used: the answer obeys the schema anyway.")
+    strict: bool | None = Field(
+        None,
+        description="The answer obeys the schema anyway; with false, what cannot be enforced is checked.",
+    )
 
 
 class ResponseFormat(Strict):
@@ -105,11 +109,13 @@ class ResponseFormat(Strict):
             raise ValueError("json_schema belongs to the type json_schema, and is needed there")
         return self
 
-    def schema_wanted(self) -> dict[str, Any] | None:
+    def wanted(self) -> Format | None:
         """Return the schema that the answer must obey, or None if it may be any text."""
         if self.type == "text":
             return None
-        return (self.json_schema and self.json_schema.schema_) or {"type": "object"}
+        if self.json_schema is None or not self.json_schema.schema_:
+            return Format({"type": "object"})
+        return Format(self.json_schema.schema_, self.json_schema.strict is not False)
 
 
 class Function(Strict):
@@ -120,7 +126,8 @@ class Function(Strict):
     parameters: dict[str, Any] | None = None
     strict: bool | None = Field(
         None,
-        description="A required call obeys `parameters` anyway; in one that is not, this changes nothing.",
+        description="A required call obeys `parameters` anyway; with false, what cannot be enforced is "
+        "checked. In a call that is not required, this changes nothing.",
     )
 
 
@@ -167,9 +174,10 @@ class ChatRequest(CompletionFields):
 
     def offer(self) -> Offer:
         """Return the functions that an answer may call. Raises: InvalidRequest."""
+        functions = [tool.function for tool in self.tools or ()]
         tools = [
-            neutral.Tool(tool.function.name, tool.function.description, tool.function.parameters)
-            for tool in self.tools or ()
+            neutral.Tool(one.name, one.description, one.parameters, one.strict is not False)
+            for one in functions
         ]
         choice = self.tool_choice
         if isinstance(choice, NamedToolChoice):
@@ -193,6 +201,7 @@ class Choice(BaseModel):
     message: AssistantMessage
     logprobs: ChoiceLogprobs | None = None
     finish_reason: FinishReason
+    schema_error: SchemaError = None
 
 
 class ChatCompletion(BaseModel):
@@ -230,6 +239,7 @@ class ChunkChoice(BaseModel):
     delta: Delta
     logprobs: ChoiceLogprobs | None = None
     finish_reason: FinishReason | None = None
+    schema_error: SchemaError = None
 
 
 class ChatCompletionChunk(BaseModel):

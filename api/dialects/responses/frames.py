@@ -64,6 +64,9 @@ class ResponseFrames:
         self._response["output"].append(item)
         return frames + self._event("response.output_item.done", output_index=number, item=item)
 
+    def schema_error(self, index: int, error: str) -> None:
+        self._response["schema_error"] = error
+
     def finish(self, index: int, reason: FinishReason, logprobs: Sequence[TokenLogprob]) -> bytes:
         self._reason = reason
         return b""

@@ -44,7 +44,7 @@ def _generation(request: ResponseRequest) -> GenerationRequest:
         stream=bool(request.stream),
         fields=_FIELDS,
         offer=request.offer(),
-        format=request.text.format.schema_wanted() if request.text else None,
+        format=request.text.format.wanted() if request.text else None,
     )
 
 
@@ -66,6 +66,7 @@ class _Response:
         items += [call_item(call, "completed") for call in answer.calls]
         items[-1]["status"] = last
         whole = self._body(identity).model_dump() | {"output": items} | ended(answer.finish_reason, usage)
+        whole["schema_error"] = answer.schema_error
         return ResponseBody(**whole).model_dump_json().encode()
 
     def _body(self, identity: Identity) -> ResponseBody:

@@ -11,11 +11,12 @@ from api.dialects.fields import (
     MAX_TOOLS,
     CallId,
     FunctionName,
+    SchemaError,
     Strict,
     require_calls,
 )
 from api.engine.messages import Call, Message, Tool
-from api.generation.answer_schema import Offer
+from api.generation.answer_schema import Format, Offer
 from api.generation.events import Usage
 
 Role = Literal["user", "assistant", "system", "developer"]
@@ -67,7 +68,10 @@ class TextFormat(Strict):
     name: FunctionName | None = Field(None, description="Of a json_schema, as are the other fields.")
     description: str | None = Field(None, description="Accepted, not used.")
     schema_: dict[str, Any] | None = Field(None, alias="schema")
-    strict: bool | None = Field(None, description="Accepted, not used: the answer obeys the schema anyway.")
+    strict: bool | None = Field(
+        None,
+        description="The answer obeys the schema anyway; with false, what cannot be enforced is checked.",
+    )
 
     @model_validator(mode="after")
     def _schema_of_the_type(self) -> "TextFormat":
@@ -75,9 +79,11 @@ class TextFormat(Strict):
             raise ValueError("name and schema belong to the type json_schema, and are needed there")
         return self
 
-    def schema_wanted(self) -> dict[str, Any] | None:
+    def wanted(self) -> Format | None:
         """Return the schema that the answer must obey, or None if it may be any text."""
-        return None if self.type == "text" else self.schema_ or {"type": "object"}
+        if self.type == "text":
+            return None
+        return Format(self.schema_ or {"type": "object"}, self.strict is not False)
 
 
 class TextSettings(Strict):
@@ -145,7 +151,10 @@ class ResponseRequest(Strict):
 
     def offer(self) -> Offer:
         """Return the functions that an answer may call. Raises: InvalidRequest."""
-        tools = [Tool(tool.name, tool.description, tool.parameters) for tool in self.tools or ()]
+        tools = [
+            Tool(tool.name, tool.description, tool.parameters, tool.strict is not False)
+            for tool in self.tools or ()
+        ]
         choice = self.tool_choice
         if isinstance(choice, FunctionChoice):
             return Offer(tools, None, choice.name, self.parallel_tool_calls)
@@ -255,3 +264,4 @@ class ResponseBody(BaseModel):
     truncation: Literal["disabled"] = "disabled"
     usage: ResponseUsage | None = None
     user: str | None
+    schema_error: SchemaError = None
