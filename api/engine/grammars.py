@@ -20,7 +20,8 @@ from api.engine.artifact import Artifact
 from api.errors import InvalidRequest, Overloaded, Unavailable
 
 REMEMBERED = 256
-MAX_WAITING = 16  # schemas; a trial can take seconds
+MAX_WAITING = 16  # schemas, and as many answers; a trial can take seconds
+NOT_CHECKED = "the answer could not be checked"
 TIMEOUT_S = 60.0  # wall clock, including a start of the worker; grammar_worker.py limits a trial's CPU time
 
 _ROOT = Path(__file__).parents[2]
@@ -60,13 +61,15 @@ class Grammars:
 
     async def check(self, answer: str, schema: str) -> str:
         """Return how a complete answer disobeys a schema; "" if it obeys. schema: JSON text."""
+        if len(self._checks) >= MAX_WAITING:  # slow ones must not keep the schemas of others from their trial
+            return NOT_CHECKED
         check = asyncio.create_task(self._ask({"answer": answer, "schema": schema}))
         self._checks.add(check)
         check.add_done_callback(self._checks.discard)
         try:
             return await asyncio.shield(check)  # the client may leave, and the check holds the pipe
         except Exception:
-            return "the answer could not be checked"
+            return NOT_CHECKED
 
     async def _try(self, schema: str, artifact: Artifact) -> str:
         directory, vocab_size = str(artifact.directory), artifact.vocab_size

@@ -132,6 +132,19 @@ async def test_too_many_new_schemas_are_refused_at_once(
         task.cancel()
 
 
+async def test_too_many_checks_wait_for_nothing(grammars: Grammars, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def forever(*_: Any) -> str:
+        await asyncio.sleep(3600)
+        return ""
+
+    monkeypatch.setattr(grammars, "_ask", forever)
+    asking = [asyncio.ensure_future(grammars.check("1", "{}")) for _ in range(MAX_WAITING)]
+    await asyncio.sleep(0)  # each has begun to wait
+    assert await grammars.check("1", "{}") == "the answer could not be checked"
+    for task in (*asking, *grammars._checks):
+        task.cancel()
+
+
 async def test_a_schema_reaches_the_engine_only_after_its_trial(make_house: MakeHouse) -> None:
     house = make_house(says("3"))
 
