@@ -18,7 +18,7 @@ from api.dialects.invalid import invalid_request
 from api.dialects.responses import route as responses
 from api.errors import ApiError, InternalError, InvalidRequest, MethodNotAllowed, NotFound
 from api.http.access import AccessControl
-from api.http.request_log import RequestLog
+from api.http.request_log import IGNORED_FIELDS, RequestLog
 from api.http.state import RequestState
 from api.ledger.account import RATE_HEADERS
 from api.ledger.backends import open_ledger
@@ -106,7 +106,7 @@ def _open_to(origins: Sequence[str], app: ASGIApp) -> ASGIApp:
         allow_origins=origins,
         allow_methods=("GET", "POST"),
         allow_headers=("*",),  # OpenAI's client sends a dozen of its own
-        expose_headers=("x-request-id", "retry-after", "x-should-retry", *RATE_HEADERS),
+        expose_headers=("x-request-id", IGNORED_FIELDS, "retry-after", "x-should-retry", *RATE_HEADERS),
     )
 
 

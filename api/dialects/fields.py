@@ -1,14 +1,17 @@
 """Request fields that several dialects have, with their bounds.
 
-Fields are an allow list: one that is not listed is refused, never passed on. The bounds keep what reaches the
-engine small; http/access.py limits bytes.
+Fields are an allow list (rules.py): one that is not honoured is never passed on. The bounds keep what reaches
+the engine small; http/access.py limits bytes.
 """
 
 from collections.abc import Sequence
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import Field, StringConstraints, model_validator
 
+from api.dialects.invalid import FieldError
+from api.dialects.other_fields import STREAM_OPTIONS
+from api.dialects.rules import Strict as Strict
 from api.engine.sampling import Sampling
 
 MAX_CHOICES = 8
@@ -37,13 +40,9 @@ SchemaError = Annotated[
 ]
 
 
-class Strict(BaseModel):
-    """A part of a request: unknown fields and other types are refused, not converted."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
-
-
 class StreamOptions(Strict):
+    other_fields = STREAM_OPTIONS
+
     include_usage: bool = False
 
 
@@ -63,10 +62,9 @@ class SamplingFields(Strict):
     logit_bias: Biases | None = Field(
         None, description="Token ids of this model, and what is added to their logits."
     )
-    n: int | None = Field(None, ge=1, le=MAX_CHOICES, description="Answers to one prompt.")
 
-    def sampling(self) -> Sampling:
-        """Return these fields as the engine takes them."""
+    def sampling(self, n: int | None = None) -> Sampling:
+        """Return these fields as the engine takes them. n: the number of answers to each prompt."""
         biases = self.logit_bias
         return Sampling(
             temperature=self.temperature,
@@ -80,7 +78,7 @@ class SamplingFields(Strict):
             stop=self.stop,
             stop_token_ids=self.stop_token_ids,
             logit_bias=None if biases is None else {int(id): bias for id, bias in biases.items()},
-            n=self.n,
+            n=n,
         )
 
 
@@ -89,8 +87,14 @@ class CompletionFields(SamplingFields):
 
     model: str = Field(max_length=256)
     stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    user: str | None = Field(None, max_length=256, description="Accepted, not used, not logged.")
+    stream_options: StreamOptions | None = Field(None, description="Needs stream.")
+    n: int | None = Field(None, ge=1, le=MAX_CHOICES, description="Answers to one prompt.")
+
+    @model_validator(mode="after")
+    def _stream_options_need_stream(self) -> "CompletionFields":
+        if self.stream_options is not None and not self.stream:
+            raise FieldError("stream_options", "is only allowed when stream is true")
+        return self
 
     def wants_usage(self) -> bool:
         """Return whether a stream ends with a chunk of the usage."""
@@ -101,10 +105,10 @@ def require_calls(made: Sequence[Sequence[str]], results: Sequence[str | None], 
     """Check that every result belongs to a call before it.
 
     made: the ids of the calls of each message; results: the id of the call that a message answers.
-    Raises: ValueError.
+    Raises: FieldError.
     """
     known: set[str] = set()
-    for calls, result in zip(made, results, strict=True):
+    for number, (calls, result) in enumerate(zip(made, results, strict=True)):
         known.update(calls)
         if result is not None and result not in known:
-            raise ValueError(f"{field}: a result belongs to no call before it ({result})")
+            raise FieldError(f"{field}.{number}", f"it answers a call that is not before it ({result})")

@@ -1,24 +1,104 @@
-"""Turn pydantic's errors into one error that names the field."""
+"""Turn pydantic's errors into one error, which names the field, the rule and the size of the value."""
 
 import re
+from collections.abc import Sequence
+from typing import Any
 
 from fastapi.exceptions import RequestValidationError
 
 from api.errors import InvalidRequest
 
+MAX_SHOWN_CHARS = 40  # of a value; longer ones are described
 # Pydantic adds these names to a location, after a field that may have several types.
-_UNION_TAG = re.compile(r"(constrained-)?(str|float)|(list|literal)\[.*\]|[A-Z][A-Za-z]+")
+_UNION_TAG = re.compile(r"(constrained-)?(str|float|int|bool)|(list|dict|literal)\[.*\]|[A-Z][A-Za-z]+")
+# What a value must be, by the error that says it is of another type.
+_TYPES = {
+    "string_type": "a string",
+    "int_type": "an integer",
+    "int_from_float": "an integer",
+    "float_type": "a number",
+    "float_parsing": "a number",
+    "bool_type": "true or false",
+    "list_type": "a list",
+    "dict_type": "an object",
+    "model_type": "an object",
+    "model_attributes_type": "an object",
+}
+# The rule by the error that says it is broken; the context has the rule's numbers.
+_RULES = {
+    "greater_than_equal": "must be at least {ge}",
+    "greater_than": "must be more than {gt}",
+    "less_than_equal": "must be at most {le}",
+    "less_than": "must be less than {lt}",
+    "finite_number": "must be a finite number",
+    "literal_error": "must be {expected}",
+    "string_pattern_mismatch": "must match the pattern {pattern}",
+    "string_too_short": "must have at least {min_length} characters",
+    "string_too_long": "may have at most {max_length} characters",
+    "too_short": "must have at least {min_length} entries",
+    "too_long": "may have at most {max_length} entries",
+}
+
+
+class FieldError(ValueError):
+    """A rule between fields is broken. field: its path inside the object that is being validated."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(message)
+        self.field = field
 
 
 def invalid_request(error: RequestValidationError) -> InvalidRequest:
-    """Return the deepest error: in a field of several types, that of the type that fits best."""
-    first = max(error.errors(), key=lambda wrong: len(wrong["loc"]))
-    if first["type"] == "json_invalid":
-        return InvalidRequest("The body is not valid JSON.")
-    names = (str(part) for part in first["loc"][1:] if not _UNION_TAG.fullmatch(str(part)))
-    field = ".".join(names)
+    """Return the error of the type that fits best, where a field may have several, in a sentence of ours."""
+    errors = error.errors()
+    first = max(errors, key=_fit)
     if first["type"] == "extra_forbidden":
-        message = f"{field!r} is not a field of this API."
+        message = f"{_path(first)!r} is not a field of this API."
     else:
-        message = f"{field or 'The body'}: {first['msg']}."
-    return InvalidRequest(message[:500], param=field[:200] or None)
+        types = [_TYPES[each["type"]] for each in errors if _is_type(each) and _path(each) == _path(first)]
+        message = f"{_path(first) or 'The body'}: {_sentence(first, types)}."
+    return InvalidRequest(message[:500], param=_path(first)[:200] or None)
+
+
+def _fit(error: dict[str, Any]) -> tuple[bool, int, Sequence[int]]:
+    """Rank an error: a broken rule before a wrong type, then the deepest, then that of the last entry."""
+    location = error["loc"]
+    return not _is_type(error), len(location), [part for part in location if isinstance(part, int)]
+
+
+def _is_type(error: dict[str, Any]) -> bool:
+    return error["type"] in _TYPES
+
+
+def _path(error: dict[str, Any]) -> str:
+    names = [str(part) for part in error["loc"][1:] if not _UNION_TAG.fullmatch(str(part))]
+    broken = error.get("ctx", {}).get("error")
+    return ".".join([*names, broken.field] if isinstance(broken, FieldError) else names)
+
+
+def _sentence(error: dict[str, Any], types: Sequence[str]) -> str:
+    kind, value, context = error["type"], error["input"], error.get("ctx", {})
+    if kind == "missing":
+        return "is missing"
+    if kind in _TYPES:
+        return f"must be {' or '.join(dict.fromkeys(types))}, not {_shown(value)}"
+    if kind in _RULES:
+        return f"{_RULES[kind].format_map(context)}, not {_size(value) or _shown(value)}"
+    return str(context.get("error") or error["msg"])
+
+
+def _size(value: Any) -> str:
+    """Return how long a list or an object is, or a string that is not shown."""
+    if isinstance(value, list | dict):
+        return str(len(value))
+    return f"{len(value)} characters" if isinstance(value, str) and len(value) > MAX_SHOWN_CHARS else ""
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list):
+        return f"a list of {len(value)}"
+    if isinstance(value, dict):
+        return "an object"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return _size(value) or repr(value)[:MAX_SHOWN_CHARS]

@@ -1,4 +1,4 @@
-"""The POST routes of all dialects: their bodies are JSON, and are counted before they are validated."""
+"""The POST routes of all dialects: JSON is counted, then judged by rules.py, then validated by the schema."""
 
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -8,17 +8,18 @@ from fastapi import Request, Response
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
 
+from api.dialects.rules import MAX_VALUES, Strict, apply
 from api.errors import InvalidRequest, NotJson
-
-MAX_VALUES = 2**15
+from api.http.state import RequestState
 
 
 class _JsonRequest(Request):
+    """A request whose JSON has been read. value: what is left of it for the schema."""
+
+    value: Any = None
+
     async def json(self) -> Any:
-        """Parse with orjson, which refuses NaN and lone surrogates, unlike the json module."""
-        body = orjson.loads(await self.body())
-        _require_few_values(body)
-        return body
+        return self.value
 
 
 class JsonRoute(APIRoute):
@@ -26,14 +27,29 @@ class JsonRoute(APIRoute):
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
+        assert self.body_field is not None
+        model: type[Strict] = self.body_field.field_info.annotation  # type: ignore[assignment]
 
         async def handle_json(request: Request) -> Response:
             media_type = request.headers.get("content-type", "").partition(";")[0].strip()
             if media_type.lower() != "application/json":
                 raise NotJson("The body must be JSON, sent as `Content-Type: application/json`.")
-            return await handle(_JsonRequest(request.scope, request.receive))
+            read = _JsonRequest(request.scope, request.receive)
+            read.value, ignored = apply(model, _parsed(await read.body()))
+            RequestState.of(request.scope).ignored.update(ignored)
+            return await handle(read)
 
         return handle_json
+
+
+def _parsed(body: bytes) -> Any:
+    """Parse with orjson, which refuses NaN and lone surrogates, unlike the json module."""
+    try:
+        value = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        raise InvalidRequest("The body is not valid JSON.") from None
+    _require_few_values(value)
+    return value
 
 
 def _require_few_values(body: Any) -> None:

@@ -12,11 +12,12 @@ from api.telemetry.log import current_request_id, log
 from api.telemetry.metrics import Metrics
 from api.telemetry.tracing import Tracing
 
+IGNORED_FIELDS = "x-ignored-fields"
 _SANE_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
 
 class RequestLog:
-    """ASGI: echo the request's id, then write its log line, metrics and trace spans.
+    """ASGI: echo the request's id and name ignored fields, then write its log line, metrics and trace spans.
 
     None of them holds a prompt, a completion, a key or a path as the client wrote it.
     """
@@ -58,6 +59,9 @@ class RequestLog:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] = [*message["headers"], header]
+                if state.ignored:
+                    names = ", ".join(sorted(state.ignored))
+                    message["headers"].append((IGNORED_FIELDS.encode(), names.encode()))
             await send(message)
 
         try:
@@ -75,8 +79,9 @@ class RequestLog:
         if route.startswith(("/health", "/metrics")):
             return
         log.info(
-            "event=request route=%s status=%s error=%s duration_s=%.3f%s",
+            "event=request route=%s status=%s error=%s duration_s=%.3f%s%s",
             route, outcome, state.refusal or "-", time.perf_counter() - begun,
+            f" ignored={','.join(sorted(state.ignored))}" if state.ignored else "",
             state.tally.log_fields() if state.tally else "",
         )  # fmt: skip
         if self._tracing is not None:

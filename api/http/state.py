@@ -1,7 +1,7 @@
 """The state of a request while it is served, shared by the layers around its route."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from starlette.responses import Response
 from starlette.types import Scope, Send
@@ -20,7 +20,8 @@ class RequestState:
 
     send: the server's own; chunks of a stream go through it past all layers, which change only the start of
     an answer. error_body: writes an error in the dialect of the path. key: None where none is needed. tally:
-    None until the prompt is rendered. refusal: the reason of the error that the client was sent.
+    None until the prompt is rendered. refusal: the reason of the error that the client was sent. ignored:
+    request fields that change nothing here, by the dialects' own names.
     """
 
     send: Send
@@ -28,6 +29,7 @@ class RequestState:
     key: Key | None = None
     tally: Tally | None = None
     refusal: str | None = None
+    ignored: set[str] = field(default_factory=set)
 
     @classmethod
     def of(cls, scope: Scope) -> "RequestState":

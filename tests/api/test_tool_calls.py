@@ -219,7 +219,7 @@ async def test_without_choice_or_with_none_nothing_is_enforced(make_house: MakeH
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"tools": [{"type": "web_search"}]}, "tools.0.type"),
+        ({"tools": [{"type": "functions"}]}, "tools.0.type"),
         ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools.0.function.name"),
         ({"tools": TOOLS + TOOLS}, "tools"),
         ({"tools": [function("f", {"type": "array"})]}, "tools"),
@@ -228,10 +228,10 @@ async def test_without_choice_or_with_none_nothing_is_enforced(make_house: MakeH
         ({"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "f"}}}, "tool_choice"),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"tools": TOOLS, "tool_choice": "required", "stop_token_ids": [3]}, "stop_token_ids"),
-        ({"messages": [{"role": "user", "content": None}]}, "messages.0"),
-        ({"messages": [{"role": "user", "content": "x", "tool_call_id": "y"}]}, "messages.0"),
-        ({"messages": [{"role": "tool", "content": "x", "tool_call_id": "y"}]}, None),
-        ({"messages": [{"role": "assistant", "tool_calls": []}]}, "messages.0.tool_calls"),
+        ({"messages": [{"role": "user", "content": None}]}, "messages.0.content"),
+        ({"messages": [{"role": "user", "content": "x", "tool_call_id": "y"}]}, "messages.0.tool_call_id"),
+        ({"messages": [{"role": "tool", "content": "x", "tool_call_id": "y"}]}, "messages.0"),
+        ({"messages": [{"role": "assistant", "tool_calls": []}]}, "messages.0.content"),
     ],
     ids=ascii,
 )

@@ -58,9 +58,8 @@ shaping: dict[str, st.SearchStrategy[Any]] = {
         st.dictionaries(st.integers(0, 999_999_999).map(str), st.floats(-100, 100), max_size=5)
     ),
     "n": optional(st.integers(1, 8)),
-    "stream": optional(st.booleans()),
+    "stream": st.just(True),
     "stream_options": optional(st.fixed_dictionaries({"include_usage": st.booleans()})),
-    "user": optional(texts),
     "max_tokens": optional(st.integers(1, INT64_MAX)),
 }
 content = texts | st.lists(st.fixed_dictionaries({"type": st.just("text"), "text": texts}), max_size=3)

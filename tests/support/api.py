@@ -158,6 +158,7 @@ class FakeEngine:
             {
                 "request_id": request_id,
                 "prompt_ids": prompt_ids,
+                "sampling": sampling,
                 "max_tokens": max_tokens,
                 "stream": stream,
                 "model": model,

@@ -46,7 +46,7 @@ def _generation(request: ChatRequest) -> GenerationRequest:
     return GenerationRequest(
         model=request.model,
         prompts=[Conversation([message.message() for message in request.messages])],
-        sampling=request.sampling(),
+        sampling=request.sampling(request.n),
         max_tokens=request.max_completion_tokens or request.max_tokens,
         stream=bool(request.stream),
         fields=_FIELDS,

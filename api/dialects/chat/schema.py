@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
+from api.dialects.chat import other_fields as known
 from api.dialects.chunks import Usage
 from api.dialects.fields import (
     INT64_MAX,
@@ -14,9 +15,11 @@ from api.dialects.fields import (
     CompletionFields,
     FunctionName,
     SchemaError,
-    Strict,
     require_calls,
 )
+from api.dialects.invalid import FieldError
+from api.dialects.other_fields import CHOICE_TYPES, TOOL, TOOL_TYPES
+from api.dialects.rules import Strict
 from api.engine import messages as neutral
 from api.generation.answer_schema import Format, Offer
 from api.generation.events import FinishReason
@@ -27,6 +30,9 @@ MAX_PARTS = 1024  # likewise
 
 
 class TextPart(Strict):
+    other_fields = known.PART
+    other_types = known.PART_TYPES
+
     type: Literal["text"]
     text: str
 
@@ -35,12 +41,17 @@ Parts = Annotated[list[TextPart], Field(max_length=MAX_PARTS, fail_fast=True)]
 
 
 class MadeCall(Strict):
+    other_fields = known.MADE_CALL
+
     name: FunctionName
     arguments: str
 
 
 class ToolCall(Strict):
     """arguments: JSON as the model wrote it; in a call that was not required it may be invalid."""
+
+    other_fields = known.CALL
+    other_types = known.CALL_TYPES
 
     id: CallId
     type: Literal["function"] = "function"
@@ -57,24 +68,24 @@ class ToolCall(Strict):
 
 
 class ChatMessage(Strict):
+    other_fields = known.MESSAGE
+
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | Parts | None = Field(None, description="May be null only with tool_calls.")
-    tool_calls: list[ToolCall] | None = Field(None, min_length=1, max_length=MAX_CALLS)
+    content: str | Parts | None = Field(None, description="May be absent with tool_calls or refusal.")
+    refusal: str | None = Field(None, description="Of an assistant, in place of content.")
+    tool_calls: list[ToolCall] | None = Field(None, max_length=MAX_CALLS)
     tool_call_id: CallId | None = None
-    # Clients send answers back with all that OpenAI's answers have.
-    refusal: None = None
-    annotations: None = None
-    audio: None = None
-    function_call: None = None
 
     @model_validator(mode="after")
     def _fields_of_the_role(self) -> "ChatMessage":
-        if self.tool_calls is not None and self.role != "assistant":
-            raise ValueError("only a message of the assistant has tool_calls")
-        if self.content is None and self.tool_calls is None:
-            raise ValueError("content is missing")
+        if self.tool_calls and self.role != "assistant":
+            raise FieldError("tool_calls", "only a message of the assistant has them")
+        if self.refusal is not None and self.role != "assistant":
+            raise FieldError("refusal", "only a message of the assistant has one")
+        if self.content is None and self.refusal is None and not self.tool_calls:
+            raise FieldError("content", "is missing")
         if (self.tool_call_id is not None) != (self.role == "tool"):
-            raise ValueError("tool_call_id belongs to a message of role tool, and is needed there")
+            raise FieldError("tool_call_id", "belongs to a message of role tool, and is needed there")
         return self
 
     def message(self) -> neutral.Message:
@@ -86,7 +97,7 @@ class ChatMessage(Strict):
     def _text(self) -> str:
         if isinstance(self.content, list):
             return "".join(part.text for part in self.content)
-        return self.content or ""
+        return self.content or self.refusal or ""
 
 
 class JsonSchema(Strict):
@@ -100,13 +111,15 @@ class JsonSchema(Strict):
 
 
 class ResponseFormat(Strict):
+    other_types = known.FORMAT_TYPES
+
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
 
     @model_validator(mode="after")
     def _schema_of_the_type(self) -> "ResponseFormat":
         if (self.json_schema is not None) != (self.type == "json_schema"):
-            raise ValueError("json_schema belongs to the type json_schema, and is needed there")
+            raise FieldError("json_schema", "belongs to the type json_schema, and is needed there")
         return self
 
     def wanted(self) -> Format | None:
@@ -121,6 +134,8 @@ class ResponseFormat(Strict):
 class Function(Strict):
     """parameters: a JSON Schema; without it the function takes no arguments."""
 
+    other_fields = TOOL
+
     name: FunctionName
     description: str | None = None
     parameters: dict[str, Any] | None = None
@@ -132,6 +147,9 @@ class Function(Strict):
 
 
 class Tool(Strict):
+    other_fields = TOOL
+    other_types = TOOL_TYPES
+
     type: Literal["function"]
     function: Function
 
@@ -141,11 +159,15 @@ class NamedFunction(Strict):
 
 
 class NamedToolChoice(Strict):
+    other_types = CHOICE_TYPES
+
     type: Literal["function"]
     function: NamedFunction
 
 
 class ChatRequest(CompletionFields):
+    other_fields = known.REQUEST
+
     messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)
     max_completion_tokens: int | None = Field(None, ge=1, le=INT64_MAX)
     max_tokens: int | None = Field(
@@ -154,7 +176,7 @@ class ChatRequest(CompletionFields):
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20, description="Needs logprobs.")
     response_format: ResponseFormat | None = None
-    tools: Annotated[list[Tool], Field(min_length=1, max_length=MAX_TOOLS)] | None = None
+    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS)] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedToolChoice | None = Field(
         None, description="Without it auto, if there are tools."
     )
@@ -162,8 +184,8 @@ class ChatRequest(CompletionFields):
 
     @model_validator(mode="after")
     def _top_logprobs_need_logprobs(self) -> "ChatRequest":
-        if self.top_logprobs is not None and not self.logprobs:
-            raise ValueError("top_logprobs needs logprobs to be true")
+        if self.top_logprobs and not self.logprobs:
+            raise FieldError("top_logprobs", "needs logprobs to be true")
         return self
 
     @model_validator(mode="after")

@@ -45,7 +45,7 @@ def _generation(request: CompletionRequest) -> GenerationRequest:
     return GenerationRequest(
         model=request.model,
         prompts=request.prompts(),
-        sampling=request.sampling(),
+        sampling=request.sampling(request.n),
         max_tokens=request.max_tokens or DEFAULT_MAX_TOKENS,
         stream=bool(request.stream),
         fields=_FIELDS,

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field
 
 from api.dialects.chunks import Usage
+from api.dialects.completions import other_fields as known
 from api.dialects.fields import INT64_MAX, CompletionFields, TokenId
 from api.generation.logprobs import TokenLogprob
 
@@ -15,6 +16,8 @@ TokenIds = Annotated[list[TokenId], Field(min_length=1, fail_fast=True)]
 
 
 class CompletionRequest(CompletionFields):
+    other_fields = known.REQUEST
+
     prompt: (
         str
         | TokenIds

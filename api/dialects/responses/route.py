@@ -10,7 +10,6 @@ from api.dialects import openai_errors
 from api.dialects.json_route import JsonRoute, answers_with
 from api.dialects.responses.frames import ResponseFrames, call_item, ended, message_item
 from api.dialects.responses.schema import ItemStatus, ResponseBody, ResponseRequest, TextSettings
-from api.engine.sampling import Sampling
 from api.generation.events import Answer, Identity, Usage
 from api.generation.request import Conversation, FieldNames, GenerationRequest
 from api.generation.runner import Timeout
@@ -39,7 +38,7 @@ def _generation(request: ResponseRequest) -> GenerationRequest:
     return GenerationRequest(
         model=request.model,
         prompts=[Conversation(request.messages())],
-        sampling=Sampling(temperature=request.temperature, top_p=request.top_p),
+        sampling=request.sampling(),
         max_tokens=request.max_output_tokens,
         stream=bool(request.stream),
         fields=_FIELDS,

@@ -12,52 +12,63 @@ from api.dialects.fields import (
     CallId,
     FunctionName,
     SchemaError,
-    Strict,
+    SamplingFields,
     require_calls,
 )
+from api.dialects.invalid import FieldError
+from api.dialects.other_fields import CHOICE_TYPES, TOOL, TOOL_TYPES
+from api.dialects.responses import other_fields as known
+from api.dialects.rules import Strict
 from api.engine.messages import Call, Message, Tool
 from api.generation.answer_schema import Format, Offer
 from api.generation.events import Usage
 
 Role = Literal["user", "assistant", "system", "developer"]
-ItemId = Annotated[str, StringConstraints(max_length=128)]
 ItemStatus = Literal["in_progress", "completed", "incomplete"]
 MetadataName = Annotated[str, StringConstraints(max_length=64)]
 MetadataText = Annotated[str, StringConstraints(max_length=512)]
 
 
 class InputText(Strict):
-    """annotations and logprobs are not used; clients send answers back with all their fields."""
+    other_fields = known.PART
+    other_types = known.PART_TYPES
 
     type: Literal["input_text", "output_text"]
     text: str
-    annotations: list[Any] | None = Field(None, max_length=0)
-    logprobs: list[Any] | None = Field(None, max_length=0)
+
+
+# Fields that an item of a type needs, and those that it may have.
+_FIELDS_OF_TYPE: dict[str, tuple[set[str], set[str]]] = {
+    "message": ({"role", "content"}, set()),
+    "function_call": ({"call_id", "name", "arguments"}, set()),
+    "function_call_output": ({"call_id", "output"}, {"name"}),
+}
 
 
 class InputItem(Strict):
     """A message, a call that was made, or its result."""
 
+    other_fields = known.ITEM
+    other_types = known.ITEM_TYPES
+
     type: Literal["message", "function_call", "function_call_output"] = "message"
-    id: ItemId | None = Field(None, description="Accepted, not used, as is status.")
-    status: ItemStatus | None = None
     role: Role | None = Field(None, description="Of a message, as is content.")
     content: str | list[InputText] | None = None
     call_id: CallId | None = Field(None, description="Of a call and of its output.")
-    name: FunctionName | None = Field(None, description="Of a call, as is arguments.")
+    name: FunctionName | None = Field(
+        None, description="Of a call, as is arguments. Its output may repeat it."
+    )
     arguments: str | None = None
     output: str | list[InputText] | None = Field(None, description="Of a call's output.")
 
     @model_validator(mode="after")
     def _fields_of_the_type(self) -> "InputItem":
-        needed = {
-            "message": {"role", "content"},
-            "function_call": {"call_id", "name", "arguments"},
-            "function_call_output": {"call_id", "output"},
-        }[self.type]
-        given = {name for name, value in self if value is not None} - {"type", "id", "status"}
-        if given != needed:
-            raise ValueError(f"an item of type {self.type} has {', '.join(sorted(needed))} and nothing else")
+        needed, optional = _FIELDS_OF_TYPE[self.type]
+        given = {name for name, value in self if value is not None} - {"type"}
+        for name in sorted(needed - given):
+            raise FieldError(name, f"is missing: an item of type {self.type} has {', '.join(sorted(needed))}")
+        for name in sorted(given - needed - optional):
+            raise FieldError(name, f"does not belong to an item of type {self.type}")
         return self
 
 
@@ -76,7 +87,7 @@ class TextFormat(Strict):
     @model_validator(mode="after")
     def _schema_of_the_type(self) -> "TextFormat":
         if len({self.type == "json_schema", self.name is not None, self.schema_ is not None}) > 1:
-            raise ValueError("name and schema belong to the type json_schema, and are needed there")
+            raise FieldError("schema", "name and schema belong to the type json_schema, and are needed there")
         return self
 
     def wanted(self) -> Format | None:
@@ -87,11 +98,16 @@ class TextFormat(Strict):
 
 
 class TextSettings(Strict):
+    other_fields = known.TEXT
+
     format: TextFormat = TextFormat(type="text")
 
 
 class FunctionTool(Strict):
     """Like chat's tools, but without the nested `function`."""
+
+    other_fields = TOOL
+    other_types = TOOL_TYPES
 
     type: Literal["function"]
     name: FunctionName
@@ -101,29 +117,28 @@ class FunctionTool(Strict):
 
 
 class FunctionChoice(Strict):
+    other_types = CHOICE_TYPES
+
     type: Literal["function"]
     name: FunctionName
 
 
-class ResponseRequest(Strict):
+class ResponseRequest(SamplingFields):
+    other_fields = known.REQUEST
+
     model: str = Field(max_length=256)
     input: str | Annotated[list[InputItem], Field(min_length=1, max_length=MAX_MESSAGES)]
     instructions: str | None = None
     max_output_tokens: int | None = Field(None, ge=1, le=INT64_MAX)
-    temperature: float | None = Field(None, ge=0, le=2)
-    top_p: float | None = Field(None, gt=0, le=1)
     text: TextSettings | None = None
     tools: Annotated[list[FunctionTool], Field(max_length=MAX_TOOLS)] | None = None
     tool_choice: Literal["none", "auto", "required"] | FunctionChoice | None = None
     parallel_tool_calls: bool | None = None
     stream: bool | None = None
-    store: Literal[False] | None = Field(None, description="Without it false: nothing is stored.")
     metadata: Annotated[dict[MetadataName, MetadataText], Field(max_length=16)] | None = Field(
         None, description="Comes back with the answer."
     )
-    truncation: Literal["disabled"] | None = None
-    include: Annotated[list[str], Field(max_length=0)] | None = None
-    user: str | None = Field(None, max_length=256, description="Accepted, not used, not logged.")
+    user: str | None = Field(None, max_length=256, description="Comes back with the answer.")
 
     @model_validator(mode="after")
     def _results_need_calls(self) -> "ResponseRequest":

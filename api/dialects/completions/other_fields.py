@@ -1,0 +1,17 @@
+"""Fields of /v1/completions that are known and not honoured."""
+
+from api.dialects import other_fields
+from api.dialects.rules import Ignored, Refused, Table
+
+REQUEST: Table = {
+    **other_fields.OPENAI,
+    **other_fields.VLLM,
+    "prompt_logprobs": Refused("Use `echo` with `logprobs`."),
+    "logprob_token_ids": Refused("Use `logprobs`."),
+    "user": Ignored("it names a person to OpenAI, and nobody is told here."),
+    "best_of": Refused("Use `n`, and choose among the answers.", (1,)),
+    "suffix": Refused("The model does not fill gaps in a text.", ("",)),
+    "prompt_embeds": Refused("Send text or token ids."),
+    "response_format": Refused("/v1/chat/completions has it.", ({"type": "text"},)),
+    "add_special_tokens": Refused("Send token ids if the prompt must have no others.", (True,)),
+}
