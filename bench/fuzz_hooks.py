@@ -20,6 +20,8 @@ UNSAYABLE = (
     "a schema ",
     "cannot be enforced",
     "could end an answer before",
+    "ends where the schema ends",
+    "an answer may have at most",
     "belong",  # rules between fields
     "is missing",
     "is only allowed when stream",

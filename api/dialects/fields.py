@@ -62,6 +62,8 @@ class SamplingFields(Strict):
     logit_bias: Biases | None = Field(
         None, description="Token ids of this model, and what is added to their logits."
     )
+    min_tokens: int | None = Field(None, ge=0, le=INT64_MAX, description="Nothing ends an answer before.")
+    ignore_eos: bool | None = Field(None, description="Answers end by stop, stop_token_ids or length alone.")
 
     def sampling(self, n: int | None = None) -> Sampling:
         """Return these fields as the engine takes them. n: the number of answers to each prompt."""
@@ -78,6 +80,8 @@ class SamplingFields(Strict):
             stop=self.stop,
             stop_token_ids=self.stop_token_ids,
             logit_bias=None if biases is None else {int(id): bias for id, bias in biases.items()},
+            min_tokens=self.min_tokens,
+            ignore_eos=self.ignore_eos,
             n=n,
         )
 

@@ -182,10 +182,9 @@ class Engine:
         from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
-        arguments, copies = sampling_arguments(sampling, self._defaults)
+        arguments, copies = sampling_arguments(sampling, self._defaults, max_tokens)
         params = SamplingParams(
             **arguments,
-            max_tokens=max_tokens,
             logprobs=logprobs,
             structured_outputs=StructuredOutputsParams(json=json_schema) if json_schema else None,
             output_kind=RequestOutputKind.DELTA,

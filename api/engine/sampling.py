@@ -24,6 +24,8 @@ class Sampling:
     stop: str | Sequence[str] | None = None
     stop_token_ids: Sequence[int] | None = None
     logit_bias: dict[int, float] | None = None
+    min_tokens: int | None = None
+    ignore_eos: bool | None = None
     n: int | None = None
 
     @property
@@ -32,14 +34,20 @@ class Sampling:
         return self.n or 1
 
 
-def sampling_arguments(sampling: Sampling, defaults: dict[str, Any]) -> tuple[dict[str, Any], int]:
+def sampling_arguments(
+    sampling: Sampling, defaults: dict[str, Any], max_tokens: int
+) -> tuple[dict[str, Any], int]:
     """Return vLLM's arguments, and how often each of its choices must be returned.
 
     defaults: the model's generation_config.json, which the request's own values override. A greedy request
     has equal choices, and vLLM refuses n > 1 for it. So vLLM makes one, which is returned n times.
+    vLLM also refuses min_tokens above max_tokens, which may be less than the request asked for.
     """
     fields = [field.name for field in dataclasses.fields(Sampling)]
     asked = {name: value for name in fields if (value := getattr(sampling, name)) is not None}
     arguments = {**{name: value for name, value in defaults.items() if name in fields}, **asked}
     greedy = arguments.get("temperature", 1.0) < _GREEDY
+    arguments["max_tokens"] = max_tokens
+    if sampling.min_tokens:
+        arguments["min_tokens"] = min(sampling.min_tokens, max_tokens)
     return arguments, arguments.pop("n", 1) if greedy else 1

@@ -64,6 +64,15 @@ class GenerationRequest:
             if isinstance(prompt, list):
                 require_known_tokens(self.fields.prompt, prompt, vocab_size)
 
+    def require_reachable(self, context: int) -> None:
+        """Raises: InvalidRequest if answers must have more tokens than they may have."""
+        most = min(self.max_tokens or context, context)
+        if (self.sampling.min_tokens or 0) > most:
+            raise InvalidRequest(
+                f"min_tokens: an answer may have at most {most} tokens, not {self.sampling.min_tokens}.",
+                param="min_tokens",
+            )
+
     def encode(self, prompt: Prompt) -> list[list[int]]:
         """Return the token ids of every prompt. Takes milliseconds for a long one.
 
@@ -86,9 +95,18 @@ class GenerationRequest:
         Raises: InvalidRequest if it cannot be enforced.
         """
         schema = self.offer.answer_schema(self.format, self.fields.format, prompt.arguments_key)
-        if schema and self.sampling.stop_token_ids:
-            raise InvalidRequest(
-                f"stop_token_ids: they could end an answer before it obeys {schema.param}.",
-                param="stop_token_ids",
-            )
+        if schema:
+            self._require_end_by_schema(schema.param)
         return schema
+
+    def _require_end_by_schema(self, param: str) -> None:
+        """Raises: InvalidRequest if an answer may end before it obeys its schema, or may not end after it."""
+        if self.sampling.stop_token_ids:
+            raise InvalidRequest(
+                f"stop_token_ids: they could end an answer before it obeys {param}.", param="stop_token_ids"
+            )
+        for field in ("min_tokens", "ignore_eos"):
+            if getattr(self.sampling, field):
+                raise InvalidRequest(
+                    f"{field}: an answer that obeys {param} ends where the schema ends.", param=field
+                )

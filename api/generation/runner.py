@@ -159,6 +159,7 @@ class Generation(Response):
         """Return the token ids of every prompt, and the schema that an answer must obey."""
         request, prompt = self._request, served.prompt
         request.require_known_tokens(served.engine.vocab_size)
+        request.require_reachable(served.engine.max_model_len)
         # A long prompt and many schemas take milliseconds: not on the event loop.
         return await asyncio.to_thread(lambda: (request.encode(prompt), request.answer_schema(prompt)))
 

@@ -109,6 +109,10 @@ async def test_answer_may_fill_what_remains_of_the_context(make_house: MakeHouse
         ({"stop": list("abcde")}, "stop"),
         ({"stop": "x" * 257}, "stop"),
         ({"stream_options": {"x": 1}}, "stream_options.x"),
+        ({"min_tokens": 10**6}, "min_tokens"),
+        ({"min_tokens": 4, "max_tokens": 3}, "min_tokens"),
+        ({"min_tokens": 4, "response_format": {"type": "json_object"}}, "min_tokens"),
+        ({"ignore_eos": True, "response_format": {"type": "json_object"}}, "ignore_eos"),
     ],
     ids=ascii,
 )
@@ -275,10 +279,23 @@ async def test_openapi_names_what_is_served_and_no_validation_error_of_fastapi(
 
 def test_silent_request_takes_the_models_sampling_defaults() -> None:
     defaults = {"temperature": 0.6, "top_p": 0.9, "max_tokens": 5}
-    made, copies = sampling_arguments(Sampling(top_p=0.5, seed=1), defaults)
-    assert (made, copies) == ({"temperature": 0.6, "top_p": 0.5, "seed": 1}, 1)
+    made, copies = sampling_arguments(Sampling(top_p=0.5, seed=1), defaults, 7)
+    assert (made, copies) == ({"temperature": 0.6, "top_p": 0.5, "seed": 1, "max_tokens": 7}, 1)
 
 
 def test_a_greedy_request_for_three_answers_gets_one_three_times() -> None:
-    made, copies = sampling_arguments(Sampling(temperature=0.0, n=3), {"top_p": 0.9})
-    assert (made, copies) == ({"temperature": 0.0, "top_p": 0.9}, 3)
+    made, copies = sampling_arguments(Sampling(temperature=0.0, n=3), {"top_p": 0.9}, 7)
+    assert (made, copies) == ({"temperature": 0.0, "top_p": 0.9, "max_tokens": 7}, 3)
+
+
+def test_min_tokens_is_never_more_than_the_answer_may_have() -> None:
+    """vLLM would refuse such a request with an error of its own."""
+    made, _ = sampling_arguments(Sampling(min_tokens=9, ignore_eos=True), {}, 7)
+    assert made == {"min_tokens": 7, "ignore_eos": True, "max_tokens": 7}
+
+
+async def test_min_tokens_and_ignore_eos_reach_the_engine(make_house: MakeHouse) -> None:
+    house = make_house()
+    assert (await post(house, json=ask(min_tokens=3, ignore_eos=True, max_tokens=9))).status_code == 200
+    [call] = house.engine.calls
+    assert (call["sampling"].min_tokens, call["sampling"].ignore_eos) == (3, True)

@@ -56,7 +56,6 @@ FIELDS: dict[str, dict[str, Any]] = {
     "control: vllm_xargs": {"vllm_xargs": {"a": 1}},
     "control: kv_transfer_params": {"kv_transfer_params": {"do_remote_prefill": True}},
     "control: cache_salt": {"cache_salt": "another's"},
-    "control: ignore_eos": {"ignore_eos": True},
     "control: beam search": {"use_beam_search": True},
     "control: prompt_logprobs": {"prompt_logprobs": 20},
     "control: add_generation_prompt": {"add_generation_prompt": False},
