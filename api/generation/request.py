@@ -105,8 +105,8 @@ class GenerationRequest:
             raise InvalidRequest(
                 f"stop_token_ids: they could end an answer before it obeys {param}.", param="stop_token_ids"
             )
-        for field in ("min_tokens", "ignore_eos"):
-            if getattr(self.sampling, field):
+        for name in ("min_tokens", "ignore_eos"):
+            if getattr(self.sampling, name):
                 raise InvalidRequest(
-                    f"{field}: an answer that obeys {param} ends where the schema ends.", param=field
+                    f"{name}: an answer that obeys {param} ends where the schema ends.", param=name
                 )
