@@ -53,15 +53,25 @@ def head(identity: Identity) -> dict[str, Any]:
 class Chunks:
     """Write what both dialects put around the choice of a chunk, and their common events."""
 
+    _plain: bytes  # what follows the text of a choice without logprobs
+
     def __init__(self, identity: Identity, object: str, include_usage: bool) -> None:
         self._include_usage = include_usage
         self._head = b"data: " + orjson.dumps({**head(identity), "object": object})[:-1] + b',"choices":['
         self._schema_errors: dict[int, bytes] = {}  # of choices that are about to end
         # As OpenAI does: with include_usage every chunk has the field, and it is null until the last.
-        self._tail = (b'],"usage":null}' if include_usage else b"]}") + b"\n\n"
+        self._end_with(b'],"usage":null}' if include_usage else b"]}")
+
+    def _end_with(self, tail: bytes) -> None:
+        """Set what chunks end with from now on."""
+        self._tail = tail + b"\n\n"
+        self._close = self._plain + self._tail
 
     def start(self, usage: events.Usage) -> bytes:
         return b""
+
+    def count(self, usage: events.Usage) -> None:
+        self._end_with(b'],"usage":' + Usage.of(usage).model_dump_json().encode() + b"}")
 
     def part_end(self, index: int, whole: bool) -> bytes:
         return b""

@@ -43,7 +43,8 @@ SchemaError = Annotated[
 class StreamOptions(Strict):
     other_fields = STREAM_OPTIONS
 
-    include_usage: bool = False
+    include_usage: bool = Field(False, description="The usage comes last, in a chunk of its own.")
+    continuous_usage_stats: bool = Field(False, description="Each chunk has the usage until then.")
 
 
 class SamplingFields(Strict):
@@ -103,6 +104,10 @@ class CompletionFields(SamplingFields):
     def wants_usage(self) -> bool:
         """Return whether a stream ends with a chunk of the usage."""
         return self.stream_options is not None and self.stream_options.include_usage
+
+    def wants_usage_in_chunks(self) -> bool:
+        """Return whether each chunk of a stream has the usage until then."""
+        return self.stream_options is not None and self.stream_options.continuous_usage_stats
 
 
 def require_calls(made: Sequence[Sequence[str]], results: Sequence[str | None], field: str) -> None:

@@ -55,7 +55,8 @@ class Answers:
             for index in range(request.answers)
         ]
         # Answers whose next delta is nothing but a piece of text, unless it is the last.
-        self._may_be_plain = not offer.tools and request.logprobs is None
+        self._counts = request.usage_in_chunks
+        self._may_be_plain = not (offer.tools or self._counts) and request.logprobs is None
         self._plain = [False] * request.answers
 
     def read(self, delta: Delta) -> bytes:
@@ -76,6 +77,8 @@ class Answers:
 
     def _read(self, delta: Delta) -> bytes:
         progress, reason = self._progress[delta.index], delta.finish_reason
+        if self._counts:
+            self._events.count(self.usage())
         progress.logprobs += token_logprobs(delta, self._prompt)
         pieces = self._pieces(progress, delta)
         frames = b""

@@ -48,6 +48,9 @@ class Events(Protocol):
     def start(self, usage: Usage) -> bytes:
         """Begin the stream. usage: the prompt's, and the first tokens'."""
 
+    def count(self, usage: Usage) -> None:
+        """Note the usage until now, before other events; only if the request wants it in its chunks."""
+
     def text(
         self, index: int, text: str, logprobs: Sequence[TokenLogprob] = (), first: bool = False
     ) -> bytes:
@@ -96,6 +99,9 @@ class Collected:
 
     def start(self, usage: Usage) -> bytes:
         return b""
+
+    def count(self, usage: Usage) -> None:
+        return None
 
     def text(
         self, index: int, text: str, logprobs: Sequence[TokenLogprob] = (), first: bool = False

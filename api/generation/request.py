@@ -34,6 +34,7 @@ class GenerationRequest:
     prompts: conversations, texts without a template, or token ids. max_tokens: None for as many as fit.
     logprobs: alternatives to return with each token's own logprob; None for no logprobs at all.
     offer: functions that an answer may call. format: what it must obey if it calls none.
+    usage_in_chunks: a stream's events are told of the usage as it grows.
     """
 
     model: str
@@ -45,6 +46,7 @@ class GenerationRequest:
     logprobs: int | None = None
     offer: Offer = field(default_factory=Offer)
     format: Format | None = None
+    usage_in_chunks: bool = False
 
     @property
     def answers(self) -> int:

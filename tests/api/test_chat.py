@@ -64,6 +64,19 @@ async def test_stream_without_usage_has_no_usage_field(make_house: MakeHouse) ->
     assert not any("usage" in event for event in events(answer)[:-1])
 
 
+@pytest.mark.parametrize("tools", [[], [{"type": "function", "function": {"name": "f"}}]], ids=["no", "yes"])
+async def test_each_chunk_has_the_usage_until_then_for_who_asks(make_house: MakeHouse, tools: Any) -> None:
+    house = make_house(FakeEngine(max_model_len=4096))
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    answer = await post(house, json=ask(stream=True, stream_options=options, tools=tools))
+    *chunks, last, _ = events(answer)
+    assert [chunk["usage"]["completion_tokens"] for chunk in chunks] == [1, 2, 3]
+    assert {chunk["usage"]["prompt_tokens"] for chunk in (*chunks, last)} == {last["usage"]["prompt_tokens"]}
+    assert last["choices"] == [] and last["usage"] == chunks[-1]["usage"]
+    for chunk in chunks:
+        ChatCompletionChunk.model_validate(chunk)
+
+
 async def test_answer_without_text_is_still_a_whole_stream(make_house: MakeHouse) -> None:
     engine = FakeEngine(deltas=[Delta("", 1, "stop")])
     first, finish, done = events(await post(make_house(engine), json=ask(stream=True)))

@@ -12,12 +12,13 @@ from api.generation.logprobs import TokenLogprob
 
 
 class ChatFrames(Chunks):
+    _plain = b'},"logprobs":null,"finish_reason":null}'
+
     def __init__(self, identity: Identity, choices: int, *, include_usage: bool) -> None:
         super().__init__(identity, "chat.completion.chunk", include_usage)
         self._open = [self._head + b'{"index":%d,"delta":{' % index for index in range(choices)]
         self._with_role = [opened + b'"role":"assistant","content":' for opened in self._open]
         self._content = [opened + b'"content":' for opened in self._open]
-        self._close = b'},"logprobs":null,"finish_reason":null}' + self._tail
 
     def text(
         self, index: int, text: str, logprobs: Sequence[TokenLogprob] = (), first: bool = False

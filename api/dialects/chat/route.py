@@ -50,6 +50,7 @@ def _generation(request: ChatRequest) -> GenerationRequest:
         max_tokens=request.max_completion_tokens or request.max_tokens,
         stream=bool(request.stream),
         fields=_FIELDS,
+        usage_in_chunks=request.wants_usage_in_chunks(),
         logprobs=(request.top_logprobs or 0) if request.logprobs else None,
         offer=request.offer(),
         format=request.response_format.wanted() if request.response_format else None,

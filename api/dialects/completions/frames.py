@@ -12,10 +12,11 @@ from api.generation.logprobs import TokenLogprob
 
 
 class CompletionFrames(Chunks):
+    _plain = b',"logprobs":null,"finish_reason":null}'
+
     def __init__(self, identity: Identity, choices: int, *, include_usage: bool) -> None:
         super().__init__(identity, "text_completion", include_usage)
         self._open = [self._head + b'{"index":%d,"text":' % index for index in range(choices)]
-        self._close = b',"logprobs":null,"finish_reason":null}' + self._tail
         self._offsets = [0] * choices  # characters of the tokens that have been sent
 
     def text(

@@ -49,6 +49,7 @@ def _generation(request: CompletionRequest) -> GenerationRequest:
         max_tokens=request.max_tokens or DEFAULT_MAX_TOKENS,
         stream=bool(request.stream),
         fields=_FIELDS,
+        usage_in_chunks=request.wants_usage_in_chunks(),
         logprobs=request.logprobs,
     )
 

@@ -32,6 +32,9 @@ class ResponseFrames:
         begun = ("response.created", "response.in_progress")
         return b"".join([self._event(name, response=self._response) for name in begun])
 
+    def count(self, usage: Usage) -> None:
+        return None
+
     def text(
         self, index: int, text: str, logprobs: Sequence[TokenLogprob] = (), first: bool = False
     ) -> bytes:
