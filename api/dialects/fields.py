@@ -40,6 +40,19 @@ SchemaError = Annotated[
 ]
 
 
+TemplateValues = Annotated[
+    dict[
+        Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,63}$")],
+        bool | int | Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,64}$")],
+    ],
+    Field(
+        max_length=16,
+        description="Variables of the model's chat template, without what the training fixed.",
+        json_schema_extra={"additionalProperties": False},
+    ),
+]
+
+
 class StreamOptions(Strict):
     other_fields = STREAM_OPTIONS
 

@@ -3,7 +3,8 @@
 Every dialect translates its own messages into these.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Role = Literal["system", "user", "assistant", "tool"]
@@ -20,12 +21,29 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """calls: made by an assistant's message. call_id: the call whose result a tool's message holds."""
+    """calls: made by an assistant's message. call_id: the call whose result a tool's message holds.
+
+    name: of who says it, for templates that write names.
+    """
 
     role: Role
     text: str
     calls: tuple[Call, ...] = ()
     call_id: str | None = None
+    name: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How a template writes a conversation.
+
+    begins: the prompt ends with the beginning of an answer. continued: it ends in the last message, which
+    the answer continues. values: variables of the model's template, by their names.
+    """
+
+    begins: bool = True
+    continued: bool = False
+    values: Mapping[str, bool | int | str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

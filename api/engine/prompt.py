@@ -15,7 +15,8 @@ import jinja2
 from tokenizers import Tokenizer
 
 from api.engine.artifact import TEMPLATE_DATE
-from api.engine.messages import Message, Tool
+from api.engine.messages import Layout, Message, Tool
+from api.engine.template import named_roles, variables
 from api.engine.tool_prompt import knows_tools, template_input
 from api.errors import InvalidRequest
 
@@ -27,6 +28,8 @@ class Prompt:
         """tokenizer: a fast Hugging Face tokenizer with a chat template."""
         self._template = tokenizer
         self._knows_tools = knows_tools(str(tokenizer.chat_template))
+        self.variables = variables(tokenizer)  # that a request may set
+        self.named_roles = named_roles(lambda messages: self._render(self._given(messages)))
         self.arguments_key = (
             "parameters" if self._knows_tools else "arguments"
         )  # the name of a call's arguments in this template
@@ -50,12 +53,14 @@ class Prompt:
 
         return cls(AutoTokenizer.from_pretrained(directory, local_files_only=True))
 
-    def encode(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> list[int]:
-        """Return the token ids up to the beginning of the assistant's answer.
+    def encode(
+        self, messages: Sequence[Message], tools: Sequence[Tool] = (), layout: Layout | None = None
+    ) -> list[int]:
+        """Return the token ids up to where the assistant's answer begins or continues.
 
         Raises: InvalidRequest if the template refuses the conversation.
         """
-        given = template_input(messages, tools, self._knows_tools)
+        given = self._given(messages, tools, layout)
         if not any(self._control_pattern.search(text) for text in _texts(given)):
             return _ids(self._encode, self._render(given))
         return self._encode_with_literals(given)
@@ -73,6 +78,16 @@ class Prompt:
             return bytes(_BYTE_OF[c] for c in token)
         text: str = self._encode.decode([id], skip_special_tokens=False)
         return text.encode()
+
+    def _given(
+        self, messages: Sequence[Message], tools: Sequence[Tool] = (), layout: Layout | None = None
+    ) -> dict[str, Any]:
+        """Return all that comes from a client. end: a mark where the prompt must end, in the last message."""
+        layout = layout or Layout()
+        given = template_input(messages, tools, self._knows_tools)
+        end = secrets.token_hex(16) if layout.continued else ""
+        given["messages"][-1]["content"] += end
+        return {**given, "values": dict(layout.values), "begins": layout.begins, "end": end}
 
     def _encode_with_literals(self, given: dict[str, Any]) -> list[int]:
         """Encode messages that contain the text of a control token.
@@ -99,14 +114,17 @@ class Prompt:
                 given["messages"],
                 tools=given["tools"],
                 tokenize=False,
-                add_generation_prompt=True,
+                add_generation_prompt=given["begins"] and not given["end"],
                 date_string=TEMPLATE_DATE,
+                **given["values"],
             )
         except jinja2.TemplateError as error:
             raise InvalidRequest(
                 f"The model's chat template refuses these messages: {error}", param="messages"
             ) from None
-        return text
+        if given["end"] not in text:
+            raise InvalidRequest("The model's chat template cannot continue a message.", param="messages")
+        return text[: text.rindex(given["end"])] if given["end"] else text
 
 
 def _ids(tokenizer: Any, text: str, *, add_special_tokens: bool = False) -> list[int]:

@@ -33,7 +33,10 @@ def knows_tools(template: str) -> bool:
 
 
 def template_input(messages: Sequence[Message], tools: Sequence[Tool], known: bool) -> dict[str, Any]:
-    """Return `messages` and `tools` for the template. known: the template lays out tools itself."""
+    """Return `messages` and `tools` for the template. known: the template lays out tools itself.
+
+    A message has its name if it has one, whether the template reads it or not.
+    """
     offered = [_offered(tool) for tool in tools]
     if known:
         return {"messages": [_native(message) for message in messages], "tools": offered or None}
@@ -55,10 +58,15 @@ def _offered(tool: Tool) -> dict[str, Any]:
 
 
 def _native(message: Message) -> dict[str, Any]:
-    turn: dict[str, Any] = {"role": message.role, "content": message.text}
+    turn = _turn(message, message.text)
     if message.calls:
         turn["tool_calls"] = [{"type": "function", "function": _called(call)} for call in message.calls]
     return turn
+
+
+def _turn(message: Message, content: str) -> dict[str, Any]:
+    turn: dict[str, Any] = {"role": message.role, "content": content}
+    return turn if message.name is None else {**turn, "name": message.name}
 
 
 def _plain(messages: Sequence[Message]) -> list[dict[str, Any]]:
@@ -73,7 +81,7 @@ def _plain(messages: Sequence[Message]) -> list[dict[str, Any]]:
                 for call in message.calls
             ]
             content = "\n".join([message.text, *calls] if message.text else calls)
-            turns.append({"role": message.role, "content": content})
+            turns.append(_turn(message, content))
             continue
         if results is None:
             results = []

@@ -1,15 +1,18 @@
 """A request in no dialect's format: prompts, how to answer them, and what an answer may be."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from api.engine.context import require_known_tokens
-from api.engine.messages import Message
+from api.engine.messages import Layout, Message
 from api.engine.prompt import Prompt
 from api.engine.sampling import Sampling
 from api.errors import InvalidRequest
 from api.generation.answer_schema import AnswerSchema, Format, Offer
+
+# Variables that clients set for every model: a template that lacks one does the same without it.
+_OF_OTHER_TEMPLATES = frozenset({"enable_thinking", "thinking", "preserve_thinking", "reasoning_effort"})
 
 
 class FieldNames(NamedTuple):
@@ -22,9 +25,32 @@ class FieldNames(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """Messages, oldest first, that the model's chat template renders."""
+    """Messages, oldest first, that the model's chat template renders.
+
+    values_field: the dialect's name for the template's variables in `layout`.
+    """
 
     messages: Sequence[Message]
+    layout: Layout = field(default_factory=Layout)
+    values_field: str = "chat_template_kwargs"
+
+    def require_known_values(self, known: Collection[str]) -> None:
+        """Raises: InvalidRequest if a request sets a variable that the template does not have."""
+        for name in self.layout.values:
+            if name not in known and name not in _OF_OTHER_TEMPLATES:
+                has = ", ".join(sorted(known)) or "none that a request may set"
+                raise InvalidRequest(
+                    f"{self.values_field}: the model's template has no variable {name!r}; it has {has}.",
+                    param=f"{self.values_field}.{name}",
+                )
+
+    def unused(self, prompt: Prompt, field: str) -> Iterator[str]:
+        """Yield the names of what the template has no place for. field: the dialect's name for messages."""
+        if any(each.name is not None and each.role not in prompt.named_roles for each in self.messages):
+            yield f"{field}.name"
+        for name in self.layout.values:
+            if name not in prompt.variables:
+                yield f"{self.values_field}.{name}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,13 +109,19 @@ class GenerationRequest:
         encoded = []
         for given in self.prompts:
             if isinstance(given, Conversation):
-                ids = prompt.encode(given.messages, self.offer.tools)
+                given.require_known_values(prompt.variables)
+                ids = prompt.encode(given.messages, self.offer.tools, given.layout)
             else:
                 ids = prompt.encode_text(given) if isinstance(given, str) else given
             if not ids:
                 raise InvalidRequest("A prompt must have at least one token.", param=self.fields.prompt)
             encoded.append(ids)
         return encoded
+
+    def ignored(self, prompt: Prompt) -> set[str]:
+        """Return the names of request fields that change nothing with this model."""
+        talks = [given for given in self.prompts if isinstance(given, Conversation)]
+        return {name for given in talks for name in given.unused(prompt, self.fields.prompt)}
 
     def answer_schema(self, prompt: Prompt) -> AnswerSchema | None:
         """Return the schema that an answer must obey, or None if it may be any text.

@@ -119,6 +119,7 @@ class Generation(Response):
     ) -> None:
         runner, request, key = self._runner, self._request, state.key
         prompts, schema = await self._render(served)
+        state.ignored |= request.ignored(served.prompt)
         limits = self._limits(prompts, served.engine.max_model_len)
         tally = state.tally = Tally(
             key.name if key else "",

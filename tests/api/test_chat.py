@@ -77,6 +77,21 @@ async def test_each_chunk_has_the_usage_until_then_for_who_asks(make_house: Make
         ChatCompletionChunk.model_validate(chunk)
 
 
+async def test_a_last_message_of_the_assistant_is_continued_for_who_asks(
+    make_house: MakeHouse, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    house = make_house()
+    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Well,"}]
+    answer = await post(
+        house, json=ask(messages=messages, continue_final_message=True, add_generation_prompt=False)
+    )
+    assert answer.json()["choices"][0]["message"]["content"] == "Hello world"
+    await post(house, json=ask(messages=messages))
+    continued, begun = (tokenizer.decode(call["prompt_ids"]) for call in house.engine.calls)
+    assert continued.endswith("<|im_start|>assistant\nWell,")
+    assert begun.endswith("Well,<|im_end|>\n<|im_start|>assistant\n")
+
+
 async def test_answer_without_text_is_still_a_whole_stream(make_house: MakeHouse) -> None:
     engine = FakeEngine(deltas=[Delta("", 1, "stop")])
     first, finish, done = events(await post(make_house(engine), json=ask(stream=True)))

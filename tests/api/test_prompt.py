@@ -4,7 +4,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from api.dialects.chat.schema import ChatMessage
-from api.engine.messages import Message
+from api.engine.messages import Layout, Message
 from api.engine.prompt import Prompt
 from api.errors import InvalidRequest
 
@@ -66,3 +66,66 @@ def test_developer_is_a_system_message_and_parts_are_joined() -> None:
 def test_refusal_of_the_template_is_the_clients_error(prompt: Prompt) -> None:
     with pytest.raises(InvalidRequest, match="an assistant cannot begin"):
         prompt.encode([Message("assistant", "x")])
+
+
+def test_an_answer_that_is_continued_ends_the_prompt(
+    prompt: Prompt, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    ids = prompt.encode([user("Hi"), Message("assistant", "Well, ")], layout=Layout(continued=True))
+    assert tokenizer.decode(ids) == ("<|bos|><|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nWell, ")
+
+
+def test_control_token_in_a_continued_message_is_plain_text(
+    prompt: Prompt, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    messages = [user("a<|im_start|>"), Message("assistant", "x<|im_end|>")]
+    ids = prompt.encode(messages, layout=Layout(continued=True))
+    assert tokenizer.decode(ids).endswith("<|im_start|>assistant\nx<|im_end|>")
+    assert ids.count(tokenizer.eos_token_id) == 1, "the user's turn ends, and the assistant's does not"
+
+
+def test_a_prompt_without_the_beginning_of_an_answer_ends_with_the_last_message(
+    prompt: Prompt, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    ids = prompt.encode([user("Hi")], layout=Layout(begins=False))
+    assert tokenizer.decode(ids) == "<|bos|><|im_start|>user\nHi<|im_end|>\n"
+
+
+NAMING = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role }}{% if m.role == 'user' and m.name %}"
+    "{{ ' ' + m.name }}{% endif %}{{ '\n' + m.content + '<|im_end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}"
+    "{% if enable_thinking is defined and enable_thinking is false %}{{ '[no thoughts]' }}{% endif %}"
+    "{% if style %}{{ style }}{% endif %}{% endif %}{{ date_string }}"
+)
+
+
+@pytest.fixture
+def naming(tokenizer: PreTrainedTokenizerFast) -> Prompt:
+    return Prompt(
+        PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer.backend_tokenizer,
+            eos_token="<|im_end|>",
+            extra_special_tokens=["<|im_start|>"],
+            chat_template=NAMING,
+        )
+    )
+
+
+def test_a_name_is_written_where_the_template_has_a_place_for_it(
+    naming: Prompt, prompt: Prompt, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    assert (naming.named_roles, prompt.named_roles) == ({"user"}, set())
+    messages = [Message("user", "Hi", name="ann<|im_end|>"), Message("assistant", "x", name="bob")]
+    text = tokenizer.decode(ids := naming.encode(messages))
+    assert "<|im_start|>user ann<|im_end|>\nHi" in text and "bob" not in text
+    assert ids.count(tokenizer.eos_token_id) == 2, "what a client writes as its name is text"
+    assert prompt.encode(messages[:1]) == prompt.encode([user("Hi")])
+
+
+def test_a_template_has_the_variables_that_it_reads_and_the_training_did_not_fix(
+    naming: Prompt, prompt: Prompt, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    assert naming.variables == {"enable_thinking", "style"} and prompt.variables == set()
+    ids = naming.encode([user("Hi")], layout=Layout(values={"enable_thinking": False, "style": "terse"}))
+    assert "assistant\n[no thoughts]terse" in tokenizer.decode(ids)

@@ -58,7 +58,6 @@ FIELDS: dict[str, dict[str, Any]] = {
     "control: cache_salt": {"cache_salt": "another's"},
     "control: beam search": {"use_beam_search": True},
     "control: prompt_logprobs": {"prompt_logprobs": 20},
-    "control: add_generation_prompt": {"add_generation_prompt": False},
     "control: top_logprobs": {"logprobs": True, "top_logprobs": 10**6},
     "control: many biases": {"logit_bias": {str(number): 1 for number in range(301)}},
     "control: bias of no token": {"logit_bias": {"999999": 1}},

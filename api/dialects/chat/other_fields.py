@@ -21,9 +21,6 @@ REQUEST: Table = {
     "function_call": Refused("Send `tool_choice`.", ("none", "auto")),
     "web_search_options": Refused("The server cannot search. Offer a function of your own in `tools`."),
     "chat_template": Refused("The model's own template is used; it was trained with it."),
-    "chat_template_kwargs": Refused("The template is used as in the training.", ({},)),
-    "add_generation_prompt": Refused("A prompt always ends where the answer begins.", (True,)),
-    "continue_final_message": Refused("Use /v1/completions to continue a text.", (False,)),
     "add_special_tokens": Refused("The template writes all control tokens.", (False,)),
     "documents": Refused("Put documents into a message.", ([],)),
     "echo": Refused("The messages are not repeated.", (False,)),
@@ -31,7 +28,7 @@ REQUEST: Table = {
 MESSAGE: Table = {
     **other_fields.HISTORY,
     "id": Ignored("messages are known by their order."),
-    "name": Ignored("the template has no place for it."),
+    "prefix": Refused("Use `continue_final_message`.", (False,)),
     "parsed": Ignored("`content` holds it as text."),
     "reasoning": _NO_REASONING,
     "reasoning_content": _NO_REASONING,

@@ -45,7 +45,7 @@ async def create_chat_completion(
 def _generation(request: ChatRequest) -> GenerationRequest:
     return GenerationRequest(
         model=request.model,
-        prompts=[Conversation([message.message() for message in request.messages])],
+        prompts=[Conversation([message.message() for message in request.messages], request.layout())],
         sampling=request.sampling(request.n),
         max_tokens=request.max_completion_tokens or request.max_tokens,
         stream=bool(request.stream),

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field, StringConstraints, model_validator
 
 from api.dialects.chat import other_fields as known
 from api.dialects.chunks import Usage
@@ -15,6 +15,7 @@ from api.dialects.fields import (
     CompletionFields,
     FunctionName,
     SchemaError,
+    TemplateValues,
     require_calls,
 )
 from api.dialects.invalid import FieldError
@@ -75,6 +76,9 @@ class ChatMessage(Strict):
     refusal: str | None = Field(None, description="Of an assistant, in place of content.")
     tool_calls: list[ToolCall] | None = Field(None, max_length=MAX_CALLS)
     tool_call_id: CallId | None = None
+    name: Annotated[str, StringConstraints(max_length=256)] | None = Field(
+        None, description="Of who says it; ignored if the template has no place for it."
+    )
 
     @model_validator(mode="after")
     def _fields_of_the_role(self) -> "ChatMessage":
@@ -92,7 +96,7 @@ class ChatMessage(Strict):
         """Return the message as prompts take it: chat templates do not know the role `developer`."""
         role = "system" if self.role == "developer" else self.role
         calls = tuple(call.call() for call in self.tool_calls or ())
-        return neutral.Message(role, self._text(), calls, self.tool_call_id)
+        return neutral.Message(role, self._text(), calls, self.tool_call_id, self.name)
 
     def _text(self) -> str:
         if isinstance(self.content, list):
@@ -181,6 +185,13 @@ class ChatRequest(CompletionFields):
         None, description="Without it auto, if there are tools."
     )
     parallel_tool_calls: bool | None = None
+    add_generation_prompt: bool | None = Field(
+        None, description="false: the answer's beginning is not written."
+    )
+    continue_final_message: bool | None = Field(
+        None, description="The answer continues the last message, which is the assistant's."
+    )
+    chat_template_kwargs: TemplateValues | None = None
 
     @model_validator(mode="after")
     def _top_logprobs_need_logprobs(self) -> "ChatRequest":
@@ -189,10 +200,27 @@ class ChatRequest(CompletionFields):
         return self
 
     @model_validator(mode="after")
+    def _only_an_answer_is_continued(self) -> "ChatRequest":
+        last, field = self.messages[-1], "continue_final_message"
+        if self.continue_final_message and (last.role != "assistant" or last.tool_calls):
+            raise FieldError(field, "needs a last message of the assistant without tool_calls")
+        if self.continue_final_message and self.add_generation_prompt:
+            raise FieldError(field, "needs add_generation_prompt to be false or absent")
+        return self
+
+    @model_validator(mode="after")
     def _results_need_calls(self) -> "ChatRequest":
         made = [[call.id for call in message.tool_calls or ()] for message in self.messages]
         require_calls(made, [message.tool_call_id for message in self.messages], "messages")
         return self
+
+    def layout(self) -> neutral.Layout:
+        """Return how the template is to write the messages."""
+        return neutral.Layout(
+            begins=self.add_generation_prompt is not False,
+            continued=bool(self.continue_final_message),
+            values=self.chat_template_kwargs or {},
+        )
 
     def offer(self) -> Offer:
         """Return the functions that an answer may call. Raises: InvalidRequest."""

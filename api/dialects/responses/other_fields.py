@@ -25,7 +25,6 @@ REQUEST: Table = {
     "include": Ignored("answers have nothing that could be added."),
     "image": Ignored("the model reads no images."),
     "stream_options": Ignored("events are never padded."),
-    "chat_template_kwargs": Refused("The template is used as in the training.", ({},)),
 }
 ITEM: Table = {
     **other_fields.HISTORY,

@@ -10,6 +10,7 @@ from api.dialects import openai_errors
 from api.dialects.json_route import JsonRoute, answers_with
 from api.dialects.responses.frames import ResponseFrames, call_item, ended, message_item
 from api.dialects.responses.schema import ItemStatus, ResponseBody, ResponseRequest, TextSettings
+from api.engine.messages import Layout
 from api.generation.events import Answer, Identity, Usage
 from api.generation.request import Conversation, FieldNames, GenerationRequest
 from api.generation.runner import Timeout
@@ -37,7 +38,7 @@ async def create_response(
 def _generation(request: ResponseRequest) -> GenerationRequest:
     return GenerationRequest(
         model=request.model,
-        prompts=[Conversation(request.messages())],
+        prompts=[Conversation(request.messages(), Layout(values=request.chat_template_kwargs or {}))],
         sampling=request.sampling(),
         max_tokens=request.max_output_tokens,
         stream=bool(request.stream),

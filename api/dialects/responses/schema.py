@@ -13,6 +13,7 @@ from api.dialects.fields import (
     FunctionName,
     SchemaError,
     SamplingFields,
+    TemplateValues,
     require_calls,
 )
 from api.dialects.invalid import FieldError
@@ -138,6 +139,7 @@ class ResponseRequest(SamplingFields):
     metadata: Annotated[dict[MetadataName, MetadataText], Field(max_length=16)] | None = Field(
         None, description="Comes back with the answer."
     )
+    chat_template_kwargs: TemplateValues | None = None
     user: str | None = Field(None, max_length=256, description="Comes back with the answer.")
 
     @model_validator(mode="after")

@@ -1,0 +1,54 @@
+"""What a chat template reads: which variables of its own, and the names of whose messages."""
+
+import inspect
+import secrets
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jinja2
+import jinja2.meta
+
+from api.engine.messages import Call, Message, Role
+from api.errors import InvalidRequest
+
+# The prompt's own content, and what the training has fixed.
+_NOT_FROM_CLIENTS = {"messages", "documents", "date_string", "strftime_now", "raise_exception"}
+
+
+def variables(tokenizer: Any) -> frozenset[str]:
+    """Return the variables of the tokenizer's template that a request may set.
+
+    They are those that the template reads and does not set, without what transformers and this service give.
+    """
+    environment = jinja2.Environment(extensions=["jinja2.ext.loopcontrols", "jinja2.ext.do"])
+    try:
+        read = jinja2.meta.find_undeclared_variables(environment.parse(str(tokenizer.chat_template)))
+    except jinja2.TemplateError:  # transformers knows tags that Jinja does not
+        return frozenset()
+    given = {
+        *_NOT_FROM_CLIENTS,
+        *environment.globals,
+        *inspect.signature(tokenizer.apply_chat_template).parameters,
+    }
+    return frozenset(name for name in read - given if not name.endswith(("_token", "_tokens", "_tools")))
+
+
+def named_roles(render: Callable[[Sequence[Message]], str]) -> frozenset[Role]:
+    """Return the roles whose names the template writes: it is tried with a name that nobody can guess."""
+    mark = f"n{secrets.token_hex(16)}"
+    user, call = Message("user", "Hi"), Call("c", "f", "{}")
+    conversations: list[list[Message]] = [
+        [Message("system", "x", name=mark), user],
+        [Message("user", "Hi", name=mark)],
+        [user, Message("assistant", "x", name=mark)],
+        [user, Message("assistant", "", (call,)), Message("tool", "x", call_id="c", name=mark)],
+    ]
+    found: set[Role] = set()
+    for messages in conversations:
+        try:
+            text = render(messages)
+        except InvalidRequest:  # the template has no such conversations
+            continue
+        if mark in text:
+            found.add(next(message.role for message in messages if message.name))
+    return frozenset(found)
