@@ -13,6 +13,7 @@ import time
 import warnings
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import psutil
@@ -32,6 +33,7 @@ _GC_THRESHOLD = 10_000  # new objects before a collection; hundreds of streams a
 _COUNT_EVERY = 8  # tokens a delta of a whole answer; a client that leaves may pay so many fewer
 _FAILED = "The engine has failed. Try again after it restarts."
 _LORA_RANKS = (8, 16, 32, 64, 128, 256)  # the maximum ranks that vLLM accepts
+NO_LOGPROB = float("nan")
 _FINISHED: dict[str, EngineFinishReason] = {"stop": "stop", "length": "length"}
 
 
@@ -39,8 +41,9 @@ _FINISHED: dict[str, EngineFinishReason] = {"stop": "stop", "length": "length"}
 class Delta:
     """Hold what one choice has received since its last delta.
 
-    logprobs: for each token a list of (token id, logprob), the token's own first. cached_tokens: tokens of
-    the prompt that came from the cache; set on the request's first delta and 0 on the others.
+    logprobs: for each token a list of (token id, logprob), the token's own first; those of a prompt that is
+    echoed come before them. cached_tokens: tokens of the prompt that came from the cache; set on the
+    request's first delta and 0 on the others.
     """
 
     text: str
@@ -164,7 +167,7 @@ class Engine:
     async def generate(
         self, request_id: str, prompt_ids: list[int], sampling: Sampling, max_tokens: int,
         *, stream: bool, model: str = "", logprobs: int | None = None, cache_salt: str | None = None,
-        json_schema: str | None = None,
+        json_schema: str | None = None, echo: bool = False,
     ) -> AsyncGenerator[Delta, None]:  # fmt: skip
         """Yield text as it is generated: token by token (stream), or several tokens at a time.
 
@@ -173,6 +176,7 @@ class Engine:
         logprobs: the number of alternatives for each token in addition to its own; None: no logprobs.
         cache_salt: only prompts with the same salt share this prompt's cache.
         json_schema: the schema that the text must obey. grammars.py must have tried it.
+        echo: with logprobs, each choice's first delta has those of the prompt's tokens, too.
 
         Raises: EngineFailed if the engine is dead or ends the request itself.
         """
@@ -186,6 +190,7 @@ class Engine:
         params = SamplingParams(
             **arguments,
             logprobs=logprobs,
+            prompt_logprobs=logprobs if echo else None,
             structured_outputs=StructuredOutputsParams(json=json_schema) if json_schema else None,
             output_kind=RequestOutputKind.DELTA,
             stream_interval=1 if stream else _COUNT_EVERY,
@@ -197,6 +202,7 @@ class Engine:
             request_id=request_id,
             lora_request=self._adapters.get(model),
         )
+        delta_of = partial(_echoed, prompt_ids) if echo else _delta
         first = True
         try:
             async with contextlib.aclosing(outputs):
@@ -205,7 +211,7 @@ class Engine:
                         for copy in range(copies):
                             cached = output.num_cached_tokens or 0 if first else 0
                             first = False
-                            yield _delta(completion, completion.index + copy, cached)
+                            yield delta_of(output, completion, completion.index + copy, cached)
         except (EngineDeadError, EngineGenerateError):
             raise EngineFailed(_FAILED) from None
 
@@ -255,7 +261,7 @@ def _end_requests(llm: Any) -> None:
             reader.get_loop().call_soon_threadsafe(end, reader)
 
 
-def _delta(completion: Any, index: int, cached_tokens: int) -> Delta:
+def _delta(output: Any, completion: Any, index: int, cached_tokens: int) -> Delta:
     """Return vLLM's output as a Delta. Raises: EngineFailed if the engine has ended the request itself."""
     reason = completion.finish_reason
     if reason is not None and reason not in _FINISHED:
@@ -267,6 +273,19 @@ def _delta(completion: Any, index: int, cached_tokens: int) -> Delta:
     finish_reason = reason and _FINISHED[reason]
     tokens = len(completion.token_ids)
     return Delta(completion.text, tokens, finish_reason, index, logprobs, cached_tokens)
+
+
+def _echoed(prompt_ids: list[int], output: Any, completion: Any, index: int, cached_tokens: int) -> Delta:
+    """Return the Delta with the logprobs of the prompt before its own; vLLM gives them once a choice.
+
+    Nothing is before the first token, so it has no logprob.
+    """
+    delta = _delta(output, completion, index, cached_tokens)
+    if output.prompt_logprobs:
+        following = zip(prompt_ids[1:], output.prompt_logprobs[1:], strict=True)
+        rows = [_own_first(token, found) for token, found in following]
+        delta.logprobs = [[(prompt_ids[0], NO_LOGPROB)], *rows, *(delta.logprobs or [])]
+    return delta
 
 
 def _own_first(token: int, found: dict[int, Any]) -> list[tuple[int, float]]:

@@ -69,6 +69,11 @@ class Prompt:
         """Return the token ids of a text without a template, with the tokens that the tokenizer adds."""
         return _ids(self._encode_plain, text, add_special_tokens=True)
 
+    def text(self, ids: list[int]) -> str:
+        """Return the text of token ids, control tokens included."""
+        text: str = self._encode.decode(ids, skip_special_tokens=False)
+        return text
+
     def token_bytes(self, id: int) -> bytes:
         """Return the bytes that the token stands for, which may be a part of a character."""
         token = self._encode.id_to_token(id)

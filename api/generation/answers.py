@@ -21,10 +21,14 @@ from api.telemetry.metrics import Tally
 
 @dataclass(slots=True)
 class _Progress:
-    """One answer until now. open: a text or a call has not ended. logprobs: those that no event has had."""
+    """One answer until now. echo: the text that it begins with, until an event has had it.
+
+    open: a text or a call has not ended. logprobs: those that no event has had.
+    """
 
     index: int
     parser: CallParser | None
+    echo: str = ""
     first: bool = True
     open: bool = False
     logprobs: list[TokenLogprob] = field(default_factory=list)
@@ -51,8 +55,8 @@ class Answers:
         self._schema_errors = schema_errors
         self._started = False
         self._progress = [
-            _Progress(index, CallParser(offer.names, offer.parallel) if offer.tools else None)
-            for index in range(request.answers)
+            _Progress(index, CallParser(offer.names, offer.parallel) if offer.tools else None, echo)
+            for index, echo in enumerate(request.echoes(prompt))
         ]
         # Answers whose next delta is nothing but a piece of text, unless it is the last.
         self._counts = request.usage_in_chunks
@@ -94,7 +98,8 @@ class Answers:
     def _pieces(self, progress: _Progress, delta: Delta) -> list[Piece]:
         parser = progress.parser
         if parser is None:
-            pieces = [Piece(delta.text)] if delta.text else []
+            text, progress.echo = progress.echo + delta.text, ""
+            pieces = [Piece(text)] if text else []
         else:
             pieces = parser.feed(delta.text)
         if delta.finish_reason is not None:

@@ -1,4 +1,4 @@
-"""Logprobs of generated tokens, with the text that each token stands for."""
+"""Logprobs of tokens, with the text that each token stands for."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ LOWEST = -9999.0  # JSON has no minus infinity
 
 @dataclass(frozen=True, slots=True)
 class TopLogprob:
-    """token: its text, with U+FFFD where its bytes are not valid UTF-8. logprob: natural."""
+    """token: its text, with U+FFFD where its bytes are not valid UTF-8. logprob: natural, or NO_LOGPROB."""
 
     token: str
     logprob: float
@@ -35,4 +35,4 @@ def token_logprobs(delta: Delta, prompt: Prompt) -> list[TokenLogprob]:
 
 def _text(id: int, logprob: float, prompt: Prompt) -> tuple[str, float, list[int]]:
     data = prompt.token_bytes(id)
-    return data.decode(errors="replace"), max(logprob, LOWEST), list(data)
+    return data.decode(errors="replace"), LOWEST if logprob < LOWEST else logprob, list(data)

@@ -11,6 +11,9 @@ from api.engine.sampling import Sampling
 from api.errors import InvalidRequest
 from api.generation.answer_schema import AnswerSchema, Format, Offer
 
+# For echo with logprobs the engine holds a logit for each token of a prompt and of the vocabulary at once, up
+# to 11 bytes each in copies, which it has not planned for: 1.4 GiB.
+MAX_ECHO_LOGITS = 2**27
 # Variables that clients set for every model: a template that lacks one does the same without it.
 _OF_OTHER_TEMPLATES = frozenset({"enable_thinking", "thinking", "preserve_thinking", "reasoning_effort"})
 
@@ -61,6 +64,8 @@ class GenerationRequest:
     logprobs: alternatives to return with each token's own logprob; None for no logprobs at all.
     offer: functions that an answer may call. format: what it must obey if it calls none.
     usage_in_chunks: a stream's events are told of the usage as it grows.
+    usage_in_chunks: a stream's events are told of the usage as it grows. echo: an answer begins with its
+    prompt, which is a text or token ids.
     """
 
     model: str
@@ -73,6 +78,7 @@ class GenerationRequest:
     offer: Offer = field(default_factory=Offer)
     format: Format | None = None
     usage_in_chunks: bool = False
+    echo: bool = False
 
     @property
     def answers(self) -> int:
@@ -117,6 +123,23 @@ class GenerationRequest:
                 raise InvalidRequest("A prompt must have at least one token.", param=self.fields.prompt)
             encoded.append(ids)
         return encoded
+
+    def require_echoable(self, prompts: Sequence[list[int]], vocab_size: int) -> None:
+        """Raises: InvalidRequest if the logprobs of a prompt would need more memory than the engine has left."""
+        most = MAX_ECHO_LOGITS // vocab_size
+        longest = max(map(len, prompts))
+        if self.echo and self.logprobs is not None and longest > most:
+            raise InvalidRequest(
+                f"logprobs: with echo a prompt may have at most {most} tokens, not {longest}.",
+                param="logprobs",
+            )
+
+    def echoes(self, prompt: Prompt) -> list[str]:
+        """Return the text that each answer begins with."""
+        if not self.echo:
+            return [""] * self.answers
+        texts = [prompt.text(given) if isinstance(given, list) else str(given) for given in self.prompts]
+        return [text for text in texts for _ in range(self.sampling.choices)]
 
     def ignored(self, prompt: Prompt) -> set[str]:
         """Return the names of request fields that change nothing with this model."""

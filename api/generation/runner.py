@@ -162,7 +162,11 @@ class Generation(Response):
         request.require_known_tokens(served.engine.vocab_size)
         request.require_reachable(served.engine.max_model_len)
         # A long prompt and many schemas take milliseconds: not on the event loop.
-        return await asyncio.to_thread(lambda: (request.encode(prompt), request.answer_schema(prompt)))
+        prompts, schema = await asyncio.to_thread(
+            lambda: (request.encode(prompt), request.answer_schema(prompt))
+        )
+        request.require_echoable(prompts, served.engine.vocab_size)
+        return prompts, schema
 
     def _limits(self, prompts: list[list[int]], context: int) -> list[int]:
         """Return how many tokens each answer to each prompt may have."""
@@ -211,7 +215,7 @@ class Generation(Response):
             engine.generate(
                 f"{current_request_id.get()}.{self._id}-{i}", ids, request.sampling, limit,
                 stream=request.stream, model=request.model, logprobs=request.logprobs, cache_salt=salt,
-                json_schema=schema.text if schema else None,
+                json_schema=schema.text if schema else None, echo=request.echo,
             )
             for i, (ids, limit) in enumerate(zip(prompts, limits, strict=True))
         ]  # fmt: skip

@@ -89,6 +89,47 @@ async def test_logprobs_count_characters_from_the_start(make_house: MakeHouse, s
     assert [value for entry in found for value in entry["token_logprobs"]] == [-0.5] * 3
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("logprobs", [None, 1])
+async def test_an_answer_begins_with_its_prompt_for_who_asks(
+    make_house: MakeHouse, stream: bool, logprobs: int | None
+) -> None:
+    """lm-eval reads the logprobs of a prompt's end so: choices in a test are continuations of a question."""
+    rows = [[(71, float("nan"))], [(72, -0.5), (72, -0.5)], [(0, -1.0), (7, -0.1), (0, -1.0)]]
+    engine = FakeEngine([Delta("!", 1, "length", logprobs=rows if logprobs else None)])
+    house = make_house(engine)
+    answer = await post(house, prompt=[71, 72], echo=True, logprobs=logprobs, max_tokens=1, stream=stream)
+    bodies = events(answer) if stream else [answer.json()]
+    assert "".join(body["choices"][0]["text"] for body in bodies) == "hi!"
+    assert house.engine.calls[0]["echo"] is True
+    found = [body["choices"][0]["logprobs"] for body in bodies if body["choices"][0]["logprobs"]]
+    if not logprobs:
+        assert found == []
+        return
+    [lists] = found
+    assert lists["token_logprobs"] == [None, -0.5, -1.0] and lists["top_logprobs"][0] is None
+    assert lists["top_logprobs"][2][lists["tokens"][2]] == -1.0
+    assert lists["text_offset"][:2] == [0, 1] and len(lists["tokens"]) == 3
+    Completion.model_validate(bodies[0])
+
+
+async def test_each_of_several_prompts_is_echoed_with_each_of_its_answers(make_house: MakeHouse) -> None:
+    deltas = [Delta("!", 1, "stop", 0), Delta("?", 1, "stop", 1)]
+    answer = await post(make_house(FakeEngine(deltas)), prompt=["Hi", "Ho"], n=2, echo=True)
+    assert [choice["text"] for choice in answer.json()["choices"]] == ["Hi!", "Hi?", "Ho!", "Ho?"]
+
+
+async def test_the_logprobs_of_a_long_prompt_are_refused_before_they_cost_memory(
+    make_house: MakeHouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("api.generation.request.MAX_ECHO_LOGITS", 259 * 3)
+    house = make_house()
+    refused = await post(house, prompt=[[1], [1, 2, 3, 4]], echo=True, logprobs=0)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "logprobs")
+    assert house.engine.calls == []
+    assert (await post(house, prompt=[1, 2, 3, 4], echo=True)).status_code == 200
+
+
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
@@ -100,7 +141,7 @@ async def test_logprobs_count_characters_from_the_start(make_house: MakeHouse, s
         ({"prompt": "x" * 300}, "prompt"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"logprobs": 6}, "logprobs"),
-        ({"echo": True}, "echo"),
+        ({"echo": 1}, "echo"),
         ({"best_of": 2}, "best_of"),
         ({"suffix": "x"}, "suffix"),
     ],

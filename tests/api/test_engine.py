@@ -1,5 +1,6 @@
 """The parts of the engine that need no vLLM; tests/system has the rest."""
 
+import math
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from api.engine.artifact import read_artifact
-from api.engine.engine import Engine
+from api.engine.engine import Engine, _echoed
 from api.engine.presets import hardware_arguments
 from api.engine.sampling import Sampling
 from api.errors import EngineFailed, EngineStartError
@@ -45,6 +46,17 @@ async def test_answers_come_while_they_are_generated_also_those_that_are_sent_wh
     deltas = [delta async for delta in engine.generate("x", [1], Sampling(), 16, stream=stream)]
     assert [(delta.text, delta.tokens) for delta in deltas] == [("a", tokens), ("b", tokens)]
     assert (asked[0].output_kind, asked[0].stream_interval) == ("delta", tokens)
+
+
+def test_an_echoed_prompt_has_logprobs_for_all_tokens_but_its_first() -> None:
+    own, other = SimpleNamespace(logprob=-0.5, rank=2), SimpleNamespace(logprob=-0.1, rank=1)
+    completion = SimpleNamespace(text="!", token_ids=[9], logprobs=[{9: own}], finish_reason=None)
+    first = SimpleNamespace(prompt_logprobs=[None, {8: own, 4: other}])
+    (before, *nothing), *rest = _echoed([7, 8], first, completion, 0, 0).logprobs or []
+    assert before[0] == 7 and math.isnan(before[1]) and nothing == []
+    assert rest == [[(8, -0.5), (4, -0.1), (8, -0.5)], [(9, -0.5), (9, -0.5)]]
+    later = SimpleNamespace(prompt_logprobs=[])
+    assert _echoed([7, 8], later, completion, 0, 0).logprobs == [[(9, -0.5), (9, -0.5)]]
 
 
 @pytest.mark.anyio

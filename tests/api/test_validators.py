@@ -76,7 +76,7 @@ good: dict[str, st.SearchStrategy[dict[str, Any]]] = {
             "model": texts,
             "prompt": texts | st.lists(texts, min_size=1, max_size=8) | st.lists(token_ids, min_size=1),
         },
-        optional={**shaping, "logprobs": optional(st.integers(0, 5)), "echo": optional(st.just(False))},
+        optional={**shaping, "logprobs": optional(st.integers(0, 5)), "echo": optional(st.booleans())},
     ),
 }
 

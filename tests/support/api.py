@@ -150,6 +150,7 @@ class FakeEngine:
         logprobs: int | None = None,
         cache_salt: str | None = None,
         json_schema: str | None = None,
+        echo: bool = False,
     ) -> AsyncIterator[Delta]:
         if request_id == PROBE:
             yield Delta("x", 1, "length")
@@ -165,6 +166,7 @@ class FakeEngine:
                 "logprobs": logprobs,
                 "cache_salt": cache_salt,
                 "json_schema": json_schema,
+                "echo": echo,
             }
         )
         try:

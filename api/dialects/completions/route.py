@@ -51,6 +51,7 @@ def _generation(request: CompletionRequest) -> GenerationRequest:
         fields=_FIELDS,
         usage_in_chunks=request.wants_usage_in_chunks(),
         logprobs=request.logprobs,
+        echo=bool(request.echo),
     )
 
 

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
+from math import isnan
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
@@ -26,7 +27,7 @@ class CompletionRequest(CompletionFields):
     ) = Field(description="One prompt or up to 8, as text or as token ids.")
     max_tokens: int | None = Field(None, ge=1, le=INT64_MAX, description="Without it 16, as OpenAI has it.")
     logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
-    echo: Literal[False] | None = None
+    echo: bool | None = Field(None, description="The prompt comes before its answer, with its logprobs.")
 
     def prompts(self) -> list[str | list[int]]:
         """Return one prompt or several, each a text or token ids."""
@@ -36,11 +37,14 @@ class CompletionRequest(CompletionFields):
 
 
 class CompletionLogprobs(BaseModel):
-    """Lists over the tokens. text_offset: characters before each, from the start of the completion."""
+    """Lists over the tokens. text_offset: characters before each, from the start of the completion.
+
+    The first token of a prompt that is echoed has no logprobs.
+    """
 
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
     text_offset: list[int]
 
 
@@ -49,10 +53,18 @@ def completion_logprobs(entries: Sequence[TokenLogprob], offset: int) -> Complet
     tokens = [entry.token for entry in entries]
     return CompletionLogprobs(
         tokens=tokens,
-        token_logprobs=[entry.logprob for entry in entries],
-        top_logprobs=[{top.token: top.logprob for top in entry.top_logprobs} for entry in entries],
+        token_logprobs=[None if isnan(entry.logprob) else entry.logprob for entry in entries],
+        top_logprobs=[_top(entry) for entry in entries],
         text_offset=list(itertools.accumulate(map(len, tokens[:-1]), initial=offset)),
     )
+
+
+def _top(entry: TokenLogprob) -> dict[str, float] | None:
+    """Return logprobs by text. Tokens may have the same text; the entry's own logprob is then its."""
+    if isnan(entry.logprob):
+        return None
+    found = {top.token: top.logprob for top in entry.top_logprobs}
+    return found | {entry.token: entry.logprob} if entry.token in found else found
 
 
 class CompletionChoice(BaseModel):
