@@ -82,9 +82,10 @@ class Events(Protocol):
 
 @dataclass(slots=True)
 class Answer:
-    """One whole answer."""
+    """One whole answer. text_tokens: the first of `logprobs`, which belong to its text."""
 
     text: str = ""
+    text_tokens: int = 0
     calls: list[Call] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     finish_reason: FinishReason = "stop"
@@ -109,6 +110,7 @@ class Collected:
         answer = self.answers[index]
         answer.text += text
         answer.logprobs += logprobs
+        answer.text_tokens = len(answer.logprobs)
         return b""
 
     def call(

@@ -65,7 +65,7 @@ class GenerationRequest:
     offer: functions that an answer may call. format: what it must obey if it calls none.
     usage_in_chunks: a stream's events are told of the usage as it grows.
     usage_in_chunks: a stream's events are told of the usage as it grows. echo: an answer begins with its
-    prompt, which is a text or token ids.
+    prompt, which is a text or token ids. unused: names of fields that the dialect does not use.
     """
 
     model: str
@@ -79,6 +79,7 @@ class GenerationRequest:
     format: Format | None = None
     usage_in_chunks: bool = False
     echo: bool = False
+    unused: Collection[str] = ()
 
     @property
     def answers(self) -> int:
@@ -125,7 +126,7 @@ class GenerationRequest:
         return encoded
 
     def require_echoable(self, prompts: Sequence[list[int]], vocab_size: int) -> None:
-        """Raises: InvalidRequest if the logprobs of a prompt would need more memory than the engine has left."""
+        """Raises: InvalidRequest if the logprobs of a prompt need more memory than the engine has left."""
         most = MAX_ECHO_LOGITS // vocab_size
         longest = max(map(len, prompts))
         if self.echo and self.logprobs is not None and longest > most:
@@ -144,7 +145,7 @@ class GenerationRequest:
     def ignored(self, prompt: Prompt) -> set[str]:
         """Return the names of request fields that change nothing with this model."""
         talks = [given for given in self.prompts if isinstance(given, Conversation)]
-        return {name for given in talks for name in given.unused(prompt, self.fields.prompt)}
+        return {*self.unused, *(name for each in talks for name in each.unused(prompt, self.fields.prompt))}
 
     def answer_schema(self, prompt: Prompt) -> AnswerSchema | None:
         """Return the schema that an answer must obey, or None if it may be any text.

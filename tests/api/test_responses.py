@@ -116,6 +116,27 @@ async def test_usage_counts_the_cached_tokens_of_the_prompt(make_house: MakeHous
     assert usage["input_tokens_details"] == {"cached_tokens": 16, "cache_write_tokens": 0}
 
 
+@pytest.mark.parametrize("fields", [{"top_logprobs": 1}, {"include": ["message.output_text.logprobs"]}])
+async def test_logprobs_are_in_the_text_for_who_asks_streamed_or_whole(
+    make_house: MakeHouse, fields: dict[str, Any]
+) -> None:
+    row = [(71, -0.5), (71, -0.5)]
+    deltas = [Delta("h", 1, None, logprobs=[row]), Delta("i", 1, None, logprobs=[row])]
+    ended = Delta("", 1, "stop", logprobs=[[(258, 0.0), (258, 0.0)]])  # no part of the text
+    houses = [make_house(FakeEngine([*deltas, ended])) for _ in range(2)]
+    whole = (await post(houses[0], wants(**fields))).json()
+    answer = await post(houses[1], wants(**fields, stream=True))
+    assert "x-ignored-fields" not in answer.headers
+    found = events(answer)
+    assert without_ids(found[-1]["response"]) == without_ids(whole)
+    [content] = whole["output"][0]["content"]
+    assert [(entry["token"], entry["logprob"]) for entry in content["logprobs"]] == [("h", -0.5), ("h", -0.5)]
+    assert content["logprobs"][0]["top_logprobs"][0]["token"] == "h"
+    deltas_sent = [event for event in found if event["type"] == "response.output_text.delta"]
+    assert [(event["delta"], len(event["logprobs"])) for event in deltas_sent] == [("h", 1), ("i", 1)]
+    assert [house.engine.calls[0]["logprobs"] for house in houses] == [fields.get("top_logprobs", 0)] * 2
+
+
 async def test_calls_are_items_of_their_own(make_house: MakeHouse) -> None:
     found = events(await post(make_house(says(f"See: {CALL}")), wants(tools=[TOOL], stream=True)))
     text, call = found[-1]["response"]["output"]
@@ -192,6 +213,7 @@ def test_items_are_the_conversation_that_chat_has() -> None:
         ({"metadata": {"a": "x" * 513}}, "metadata.a"),
         ({"max_output_tokens": 0}, "max_output_tokens"),
         ({"n": 2}, "n"),
+        ({"top_logprobs": 21}, "top_logprobs"),
     ],
     ids=lambda value: ascii(value)[:50],
 )

@@ -38,7 +38,8 @@ class ResponseFrames:
     def text(
         self, index: int, text: str, logprobs: Sequence[TokenLogprob] = (), first: bool = False
     ) -> bytes:
-        return self._open(message_item("")) + self._piece(text) if first else self._piece(text)
+        opened = self._open(message_item("")) if first else b""
+        return opened + (self._text(text, logprobs) if logprobs else self._piece(text))
 
     def call(
         self, index: int, number: int, call: Call, logprobs: Sequence[TokenLogprob], first: bool
@@ -56,7 +57,9 @@ class ResponseFrames:
             part = item["content"][0]
             part["text"] = written
             where["content_index"] = 0
-            frames = self._event("response.output_text.done", **where, text=written, logprobs=[])
+            frames = self._event(
+                "response.output_text.done", **where, text=written, logprobs=part["logprobs"]
+            )
             frames += self._event("response.content_part.done", **where, part=part)
         else:
             item["arguments"] = written
@@ -92,6 +95,20 @@ class ResponseFrames:
         self._numbers += 1
         return frame
 
+    def _text(self, text: str, logprobs: Sequence[TokenLogprob]) -> bytes:
+        """Return the event of a piece of the open text with the logprobs of its tokens."""
+        item = self._item
+        item["content"][0]["logprobs"] += logprobs
+        self._written.append(text)
+        return self._event(
+            "response.output_text.delta",
+            item_id=item["id"],
+            output_index=len(self._response["output"]),
+            content_index=0,
+            logprobs=logprobs,
+            delta=text,
+        )
+
     def _open(self, item: dict[str, Any]) -> bytes:
         self._item, self._written = item, []
         number, is_message = len(self._response["output"]), item["type"] == "message"
@@ -119,9 +136,11 @@ def _beginning(type: str, **fields: Any) -> bytes:
     )
 
 
-def message_item(text: str, status: ItemStatus = "in_progress") -> dict[str, Any]:
+def message_item(
+    text: str, status: ItemStatus = "in_progress", logprobs: Sequence[TokenLogprob] = ()
+) -> dict[str, Any]:
     """Return an item of the output that holds text."""
-    content = {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+    content = {"type": "output_text", "text": text, "annotations": [], "logprobs": [*logprobs]}
     return {
         "id": f"msg_{uuid.uuid4().hex}",
         "type": "message",

@@ -22,7 +22,6 @@ REQUEST: Table = {
     "context_management": Ignored("a conversation that is too long is refused, never shortened."),
     "access_programs": Ignored("it opens models of OpenAI."),
     "truncation": Ignored("a conversation that is too long is refused, never shortened."),
-    "include": Ignored("answers have nothing that could be added."),
     "image": Ignored("the model reads no images."),
     "stream_options": Ignored("events are never padded."),
 }

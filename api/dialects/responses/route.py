@@ -43,6 +43,8 @@ def _generation(request: ResponseRequest) -> GenerationRequest:
         max_tokens=request.max_output_tokens,
         stream=bool(request.stream),
         fields=_FIELDS,
+        logprobs=request.logprobs(),
+        unused=request.unused(),
         offer=request.offer(),
         format=request.text.format.wanted() if request.text else None,
     )
@@ -61,8 +63,9 @@ class _Response:
         """Return what a stream of the same answer would end with."""
         [answer] = answers
         last: ItemStatus = "incomplete" if answer.finish_reason == "length" else "completed"
+        logprobs = answer.logprobs[: answer.text_tokens]
         said = answer.text or not answer.calls
-        items: list[dict[str, Any]] = [message_item(answer.text, "completed")] if said else []
+        items: list[dict[str, Any]] = [message_item(answer.text, "completed", logprobs)] if said else []
         items += [call_item(call, "completed") for call in answer.calls]
         items[-1]["status"] = last
         whole = self._body(identity).model_dump() | {"output": items} | ended(answer.finish_reason, usage)
@@ -86,6 +89,7 @@ class _Response:
             text=asked.text or TextSettings(),
             tool_choice=asked.tool_choice or "auto",
             tools=asked.tools or [],
+            top_logprobs=asked.top_logprobs,
             top_p=asked.top_p,
             user=asked.user,
         )

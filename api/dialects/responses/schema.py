@@ -23,7 +23,9 @@ from api.dialects.rules import Strict
 from api.engine.messages import Call, Message, Tool
 from api.generation.answer_schema import Format, Offer
 from api.generation.events import Usage
+from api.generation.logprobs import TokenLogprob
 
+LOGPROBS = "message.output_text.logprobs"
 Role = Literal["user", "assistant", "system", "developer"]
 ItemStatus = Literal["in_progress", "completed", "incomplete"]
 MetadataName = Annotated[str, StringConstraints(max_length=64)]
@@ -139,6 +141,10 @@ class ResponseRequest(SamplingFields):
     metadata: Annotated[dict[MetadataName, MetadataText], Field(max_length=16)] | None = Field(
         None, description="Comes back with the answer."
     )
+    include: (
+        Annotated[list[Annotated[str, StringConstraints(max_length=128)]], Field(max_length=16)] | None
+    ) = Field(None, description=f"{LOGPROBS} is honoured; others are ignored: there is nothing to add.")
+    top_logprobs: int | None = Field(None, ge=0, le=20, description="Above 0 it includes logprobs itself.")
     chat_template_kwargs: TemplateValues | None = None
     user: str | None = Field(None, max_length=256, description="Comes back with the answer.")
 
@@ -149,6 +155,17 @@ class ResponseRequest(SamplingFields):
         results = [item.call_id if item.type == "function_call_output" else None for item in items]
         require_calls(made, results, "input")
         return self
+
+    def logprobs(self) -> int | None:
+        """Return how many alternatives each token has, or None if no logprobs are wanted."""
+        wanted = self.top_logprobs or LOGPROBS in (self.include or ())
+        return (self.top_logprobs or 0) if wanted else None
+
+    def unused(self) -> set[str]:
+        """Return the names of fields that change nothing because of their value."""
+        items = () if isinstance(self.input, str) else self.input
+        found = {"input.name" for item in items if item.type == "function_call_output" and item.name}
+        return found | {"include"} if set(self.include or ()) - {LOGPROBS} else found
 
     def messages(self) -> list[Message]:
         """Return the conversation as prompts take it."""
@@ -195,7 +212,7 @@ class OutputText(BaseModel):
     type: Literal["output_text"] = "output_text"
     text: str
     annotations: list[Any] = []
-    logprobs: list[Any] = []
+    logprobs: list[TokenLogprob] = []
 
 
 class OutputMessage(BaseModel):
@@ -277,6 +294,7 @@ class ResponseBody(BaseModel):
     text: TextSettings
     tool_choice: Literal["none", "auto", "required"] | FunctionChoice
     tools: list[FunctionTool]
+    top_logprobs: int | None
     top_p: float | None
     truncation: Literal["disabled"] = "disabled"
     usage: ResponseUsage | None = None
