@@ -47,7 +47,8 @@ TYPED = (
     ),
     (
         "api", "",
-        "api tests/api tests/support/api.py tests/support/replicas.py bench/fuzz_hooks.py "
+        "api tests/api tests/support/api.py tests/support/replicas.py "
+        "tests/support/fields.py bench/fuzz_hooks.py bench/api_fields.py "
         "bench/front.py bench/front_server.py bench/serving.py bench/direct.py bench/stacks.py "
         "bench/random_model.py bench/capacity.py bench/capacity_check.py bench/fleet.py bench/ledger.py",
     ),

@@ -83,8 +83,14 @@ def _sentence(error: dict[str, Any], types: Sequence[str]) -> str:
     if kind in _TYPES:
         return f"must be {' or '.join(dict.fromkeys(types))}, not {_shown(value)}"
     if kind in _RULES:
-        return f"{_RULES[kind].format_map(context)}, not {_size(value) or _shown(value)}"
+        limits = {name: _whole(limit) for name, limit in context.items()}
+        return f"{_RULES[kind].format_map(limits)}, not {_size(value) or _shown(value)}"
     return str(context.get("error") or error["msg"])
+
+
+def _whole(limit: Any) -> Any:
+    """Return 2.0 as 2."""
+    return int(limit) if isinstance(limit, float) and limit.is_integer() else limit
 
 
 def _size(value: Any) -> str:

@@ -106,6 +106,7 @@ CHOICE_TYPES: Table = {
     "allowed_tools": Refused("Send only those tools, and auto or required as the choice."),
 }
 TOOL: Table = {
+    "async": Ignored("a result comes with the request after the call."),
     "cache_control": _ONE_CACHE,
     "defer_loading": Ignored("all tools are shown to the model."),
     "allowed_callers": Ignored("only the model calls tools."),

@@ -18,6 +18,7 @@ from api.dialects.fields import StreamOptions
 from api.dialects.responses.schema import ResponseRequest
 from api.dialects.rules import Ignored, Refused, Strict, apply, parts_of
 from api.errors import InvalidRequest
+from bench.api_fields import PAGE, page
 from tests.support.api import MODEL, House, assert_openai_error, eventually
 from tests.support.fields import fields_of, unlisted
 
@@ -306,6 +307,10 @@ async def test_a_body_of_too_many_values_is_refused_for_that(make_house: MakeHou
     await house.load()
     answer = await post(house, CHAT, PLAIN[CHAT] | {"metadata": {str(i): "" for i in range(40_000)}})
     assert "more than 32768 values" in assert_openai_error(answer, 400, None)["message"]
+
+
+def test_the_page_of_fields_is_up_to_date() -> None:
+    assert PAGE.read_text() == page(), "write it with `python -m bench.api_fields`"
 
 
 def test_the_document_says_what_is_ignored_and_refused() -> None:

@@ -3,9 +3,9 @@
 import ast
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args, is_typeddict
+from typing import Any, get_args
 
-from typing_extensions import get_type_hints
+from typing_extensions import get_type_hints, is_typeddict
 
 from api.dialects.rules import Strict, parts_of
 

@@ -30,6 +30,7 @@ ITEM: Table = {
     "id": Ignored("items are known by their order."),
     "status": Ignored("an item is shown to the model as far as it came."),
     "phase": Ignored("the template has no place for it."),
+    "async": Ignored("a result comes with the request after the call."),
     "caller": Ignored("only the model calls functions."),
     "namespace": Ignored("functions are known by their name alone."),
     "created_by": Ignored("the role says it."),
