@@ -55,7 +55,7 @@ def invalid_request(error: RequestValidationError) -> InvalidRequest:
     if first["type"] == "extra_forbidden":
         message = f"{_path(first)!r} is not a field of this API."
     else:
-        types = [_TYPES[each["type"]] for each in errors if _is_type(each) and _path(each) == _path(first)]
+        types = [_expected(each) for each in errors if _is_type(each) and _path(each) == _path(first)]
         message = f"{_path(first) or 'The body'}: {_sentence(first, types)}."
     return InvalidRequest(message[:500], param=_path(first)[:200] or None)
 
@@ -67,7 +67,14 @@ def _fit(error: dict[str, Any]) -> tuple[bool, int, Sequence[int]]:
 
 
 def _is_type(error: dict[str, Any]) -> bool:
-    return error["type"] in _TYPES
+    """Return whether the value is of another type, also where one of several words is wanted."""
+    return error["type"] in _TYPES or (
+        error["type"] == "literal_error" and not isinstance(error["input"], str)
+    )
+
+
+def _expected(error: dict[str, Any]) -> str:
+    return _TYPES.get(error["type"]) or str(error["ctx"]["expected"])
 
 
 def _path(error: dict[str, Any]) -> str:
@@ -80,7 +87,7 @@ def _sentence(error: dict[str, Any], types: Sequence[str]) -> str:
     kind, value, context = error["type"], error["input"], error.get("ctx", {})
     if kind == "missing":
         return "is missing"
-    if kind in _TYPES:
+    if _is_type(error):
         return f"must be {' or '.join(dict.fromkeys(types))}, not {_shown(value)}"
     if kind in _RULES:
         limits = {name: _whole(limit) for name, limit in context.items()}

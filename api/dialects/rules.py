@@ -118,8 +118,8 @@ def _one_of(models: tuple[type[Strict], ...], value: dict[str, Any], where: Wher
             if (rule := model.other_types.get(kind)) is not None:
                 _require_ignored(rule, value, where, ignored, kind)
                 return _LEFT_OUT
-    model = models[0] if len(models) == 1 else _of_type(models, kind)
-    return _object(model, value, where, ignored) if model else value
+    fitting = models[0] if len(models) == 1 else _of_type(models, kind)
+    return _object(fitting, value, where, ignored) if fitting else value
 
 
 def _require_ignored(

@@ -43,7 +43,7 @@ class Conversation:
             if name not in known and name not in _OF_OTHER_TEMPLATES:
                 has = ", ".join(sorted(known)) or "none that a request may set"
                 raise InvalidRequest(
-                    f"{self.values_field}: the model's template has no variable {name!r}; it has {has}.",
+                    f"{self.values_field}.{name}: the model's template has no such variable; it has {has}.",
                     param=f"{self.values_field}.{name}",
                 )
 
@@ -63,7 +63,6 @@ class GenerationRequest:
     prompts: conversations, texts without a template, or token ids. max_tokens: None for as many as fit.
     logprobs: alternatives to return with each token's own logprob; None for no logprobs at all.
     offer: functions that an answer may call. format: what it must obey if it calls none.
-    usage_in_chunks: a stream's events are told of the usage as it grows.
     usage_in_chunks: a stream's events are told of the usage as it grows. echo: an answer begins with its
     prompt, which is a text or token ids. unused: names of fields that the dialect does not use.
     """

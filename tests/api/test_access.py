@@ -238,8 +238,8 @@ async def test_logs_and_metrics_count_and_hold_no_text_or_key(
     assert "finechat_requests_in_progress 0.0" in metrics
     line = next(record.getMessage() for record in caplog.records if URL in record.getMessage())
     assert re.fullmatch(
-        rf"event=request route={URL} status=200 error=- duration_s=\d\.\d{{3}} key=default "
-        r"queue_s=0\.\d{3} ttft_s=0\.\d{3} prompt_tokens=38 completion_tokens=3",
+        rf"event=request route={URL} status=200 error=- duration_s=\d\.\d{{3}} ignored=user "
+        r"key=default queue_s=0\.\d{3} ttft_s=0\.\d{3} prompt_tokens=38 completion_tokens=3",
         line,
     )
     for place in (metrics, caplog.text):

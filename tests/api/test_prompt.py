@@ -115,7 +115,7 @@ def naming(tokenizer: PreTrainedTokenizerFast) -> Prompt:
 def test_a_name_is_written_where_the_template_has_a_place_for_it(
     naming: Prompt, prompt: Prompt, tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    assert (naming.named_roles, prompt.named_roles) == ({"user"}, set())
+    assert naming.named_roles == {"user"} and not prompt.named_roles
     messages = [Message("user", "Hi", name="ann<|im_end|>"), Message("assistant", "x", name="bob")]
     text = tokenizer.decode(ids := naming.encode(messages))
     assert "<|im_start|>user ann<|im_end|>\nHi" in text and "bob" not in text

@@ -8,6 +8,7 @@ import httpx
 import pytest
 
 from api.dialects.responses.schema import ResponseBody, ResponseRequest
+from api.dialects.rules import apply
 from api.engine.engine import Delta
 from api.errors import EngineFailed
 from tests.support.api import MODEL, FakeEngine, House, assert_openai_error
@@ -174,7 +175,8 @@ def test_items_are_the_conversation_that_chat_has() -> None:
         }
         for id in "ab"
     ]
-    request = ResponseRequest.model_validate(
+    body, _ = apply(
+        ResponseRequest,
         wants(
             instructions="Be kind.",
             input=[
@@ -183,8 +185,9 @@ def test_items_are_the_conversation_that_chat_has() -> None:
                 *calls,
                 {"type": "function_call_output", "call_id": "b", "output": "3"},
             ],
-        )
+        ),
     )
+    request = ResponseRequest.model_validate(body)
     system, user, said, called, result = request.messages()
     assert (system.role, system.text, user.text, said.text) == ("system", "Be kind.", "Hi", "Hm")
     assert [call.id for call in called.calls] == ["a", "b"]

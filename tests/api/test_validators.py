@@ -58,7 +58,6 @@ shaping: dict[str, st.SearchStrategy[Any]] = {
         st.dictionaries(st.integers(0, 999_999_999).map(str), st.floats(-100, 100), max_size=5)
     ),
     "n": optional(st.integers(1, 8)),
-    "stream": st.just(True),
     "stream_options": optional(st.fixed_dictionaries({"include_usage": st.booleans()})),
     "max_tokens": optional(st.integers(1, INT64_MAX)),
 }
@@ -68,12 +67,13 @@ message = st.fixed_dictionaries(
 )
 good: dict[str, st.SearchStrategy[dict[str, Any]]] = {
     "/v1/chat/completions": st.fixed_dictionaries(
-        {"model": texts, "messages": st.lists(message, min_size=1, max_size=4)},
+        {"model": texts, "stream": st.just(True), "messages": st.lists(message, min_size=1, max_size=4)},
         optional={**shaping, "max_completion_tokens": optional(st.integers(1, INT64_MAX))},
     ),
     "/v1/completions": st.fixed_dictionaries(
         {
             "model": texts,
+            "stream": st.just(True),
             "prompt": texts | st.lists(texts, min_size=1, max_size=8) | st.lists(token_ids, min_size=1),
         },
         optional={**shaping, "logprobs": optional(st.integers(0, 5)), "echo": optional(st.booleans())},

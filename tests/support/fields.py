@@ -52,11 +52,15 @@ def fields_of(file: Path, name: str) -> dict[str, Any]:
     """
     for node in ast.parse(file.read_text()).body:
         if isinstance(node, ast.ClassDef) and node.name == name:
-            found = [each for each in node.body if isinstance(each, ast.AnnAssign)]
+            found = [each for each in node.body if isinstance(each, ast.AnnAssign) and not _private(each)]
             return {
                 each.target.id: _default(each.value) for each in found if isinstance(each.target, ast.Name)
             }
     raise LookupError(f"{file} has no class {name}")
+
+
+def _private(field: ast.AnnAssign) -> bool:
+    return isinstance(field.target, ast.Name) and field.target.id.startswith("_")
 
 
 def _default(value: ast.expr | None) -> Any:

@@ -12,6 +12,6 @@ REQUEST: Table = {
     "best_of": Refused("Use `n`, and choose among the answers.", (1,)),
     "suffix": Refused("The model does not fill gaps in a text.", ("",)),
     "prompt_embeds": Refused("Send text or token ids."),
-    "response_format": Refused("/v1/chat/completions has it.", ({"type": "text"},)),
+    "response_format": Refused("Use /v1/chat/completions.", ({"type": "text"},)),
     "add_special_tokens": Refused("Send token ids if the prompt must have no others.", (True,)),
 }

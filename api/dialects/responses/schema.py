@@ -11,8 +11,8 @@ from api.dialects.fields import (
     MAX_TOOLS,
     CallId,
     FunctionName,
-    SchemaError,
     SamplingFields,
+    SchemaError,
     TemplateValues,
     require_calls,
 )
