@@ -13,13 +13,35 @@ from typing import Any
 from trainer.errors import MissingError
 from trainer.progress import say
 
-DATA_SUFFIXES = (".json", ".jsonl", ".parquet")
+DATA_SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow")
+COMPRESSED = (".gz", ".zst")
+# What `datasets` and the Hub write next to the rows.
+DESCRIPTIONS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
+
+
+def data_suffix(file: Path) -> str | None:
+    """Return the suffix that names a data file's format, in lower case and without .gz or .zst, or None."""
+    suffixes = [suffix.lower() for suffix in file.suffixes]
+    if suffixes[-1:] and suffixes[-1] in COMPRESSED:
+        suffixes.pop()
+    return suffixes[-1] if suffixes and suffixes[-1] in DATA_SUFFIXES else None
 
 
 def data_files(path: Path) -> list[Path]:
-    """Return the data files at `path`, which is one or a folder, in the order in which they are read."""
-    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-    return [file for file in files if file.is_file() and file.suffix in DATA_SUFFIXES]
+    """Return the data files at `path`, which is one or a folder, in the order in which they are read.
+
+    Hidden files and folders, and descriptions of a data set, are left out of a folder.
+    """
+    if not path.is_dir():
+        return [path] if path.is_file() and data_suffix(path) else []
+    return [
+        file
+        for file in sorted(path.rglob("*"))
+        if file.is_file()
+        and data_suffix(file)
+        and file.name not in DESCRIPTIONS
+        and not any(part.startswith(".") for part in file.relative_to(path).parts)
+    ]
 
 
 @contextlib.contextmanager

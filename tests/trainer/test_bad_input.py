@@ -41,7 +41,8 @@ def report(tmp_path: Path) -> Any:
         ("cut.json", b"[" + LINES[0] + b", {", "was it cut off"),
         ("latin.json", '[{"instruction": "caf\u00e9"}]'.encode("latin-1"), "is not UTF-8"),
         ("few.jsonl", b"".join(LINES[:2]), "held_out_share"),
-        ("rows.csv", b"a,b", "give a file or a folder"),
+        ("rows.txt", b"a,b", "give a file or a folder"),
+        ("rows.csv", b"a,b", "no usable row"),
     ],
 )
 def test_a_source_without_rows_is_refused_in_one_line(
@@ -63,7 +64,7 @@ def test_a_folder_without_data_is_refused_in_one_line(
 ) -> None:
     (tmp_path / "folder" / "deep.json").mkdir(parents=True)
     assert prepare(config_file, tmp_path, tmp_path / "folder") == 1
-    assert "no .json, .jsonl, .parquet file there" in capsys.readouterr().err
+    assert "no .json, .jsonl, .ndjson, .csv, .tsv, .parquet, .arrow file there" in capsys.readouterr().err
 
 
 def test_parquet_with_other_columns_is_refused_with_the_columns_wanted(

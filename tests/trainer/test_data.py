@@ -10,7 +10,8 @@ import pytest
 
 from trainer.data.clean import clean
 from trainer.data.conversation import Conversation, Message, RowError, parse_row
-from trainer.data.sources import RawRow, read_rows
+from trainer.data.formats import RawRow
+from trainer.data.sources import read_rows
 from trainer.data.split import split
 from trainer.data.stdlib_docs import build_rows, first_sentence, make_row
 from trainer.errors import DataError
@@ -127,7 +128,7 @@ def test_json_array_and_parquet_read_alike(tmp_path: Path) -> None:
     [
         ("cut.json", '[{"conversations": [', "cut off"),
         ("not.parquet", "hello", "not a Parquet file"),
-        ("rows.csv", "a,b", "no .json"),
+        ("rows.txt", "a,b", "no .json"),
     ],
 )
 def test_unreadable_source_is_refused_in_one_line(tmp_path: Path, name: str, text: str, message: str) -> None:

@@ -17,8 +17,8 @@ from trainer.data.dedup import (
     jaccard,
     near_duplicates,
 )
+from trainer.data.formats import RawRow
 from trainer.data.grams import grams, word_hashes
-from trainer.data.sources import RawRow
 
 WORDS = [f"word{chr(97 + i // 26)}{chr(97 + i % 26)}" for i in range(400)]
 

@@ -5,7 +5,7 @@ from pydantic import ValidationError
 
 from trainer.config import DataFilters
 from trainer.data.clean import clean
-from trainer.data.sources import RawRow
+from trainer.data.formats import RawRow
 from trainer.errors import DataError
 
 ROWS: list[dict[str, Any]] = [

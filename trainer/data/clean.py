@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from trainer.config import DataFilters
 from trainer.data.conversation import Conversation, RowError, parse_row
 from trainer.data.filters import check_wanted
+from trainer.data.formats import RawRow
 from trainer.data.language import check_languages
-from trainer.data.sources import RawRow
 
 NO_FILTERS = DataFilters()
 
@@ -58,7 +58,7 @@ def clean(rows: Iterable[RawRow], filters: DataFilters = NO_FILTERS) -> Cleaned:
         try:
             if row.problem:
                 raise RowError(row.problem)
-            conversation = parse_row(row.value, row.where.partition(":")[0], row.where)
+            conversation = parse_row(row.value, row.where.rpartition(":")[0], row.where)
             check_wanted(conversation, filters)
             place = places.setdefault(conversation.row_id, len(cleaned.conversations))
             if place < len(cleaned.conversations):

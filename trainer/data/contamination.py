@@ -15,7 +15,7 @@ from trainer.data.clean import Cleaned
 from trainer.data.grams import Hashes, grams, word_hashes
 from trainer.data.sources import read_rows
 from trainer.errors import DataError
-from trainer.files import DATA_SUFFIXES
+from trainer.files import DATA_SUFFIXES, data_suffix
 
 GRAM = 13
 
@@ -44,13 +44,13 @@ def drop_contaminated(cleaned: Cleaned, files: Sequence[Path]) -> None:
 def check_files(files: Sequence[Path]) -> None:
     """Check that every file can be read as data. Raises: DataError naming one that cannot."""
     for file in files:
-        if not file.is_file() or file.suffix not in DATA_SUFFIXES:
+        if not file.is_file() or not data_suffix(file):
             expected = ", ".join(DATA_SUFFIXES)
             raise DataError(f"data.contamination {file}: expected a file that ends in {expected}")
 
 
 def file_grams(file: Path) -> Hashes:
-    """Return the ascending distinct 13-gram hashes of all strings in a .json, .jsonl or .parquet file.
+    """Return the ascending distinct 13-gram hashes of all strings in a data file.
 
     Raises: DataError if a row is broken or nothing can be checked, because nobody would notice a gap.
     """

@@ -1,29 +1,17 @@
 """Read raw rows from the embedded data set, local files, or the Hub.
 
-Every row comes with its place. A line that is not JSON is yielded with its problem and not raised, so that
-one broken row does not cost the rest. The content of rows is not checked here.
+`formats` reads one file. The content of rows is not checked here.
 """
 
 import json
 import subprocess
 import sys
-from codecs import BOM_UTF8
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from trainer.data.formats import RawRow, read_file
 from trainer.errors import DataError
-from trainer.files import DATA_SUFFIXES, data_files
-
-
-@dataclass(frozen=True, slots=True)
-class RawRow:
-    """value: the row, or None where `problem` says why it could not be read."""
-
-    where: str
-    value: Any
-    problem: str | None = None
+from trainer.files import COMPRESSED, DATA_SUFFIXES, data_files
 
 
 def read_rows(source: str) -> Iterator[RawRow]:
@@ -65,51 +53,9 @@ def _local(path: Path) -> Iterator[RawRow]:
     files = data_files(path)
     if not files:
         wanted = ", ".join(DATA_SUFFIXES)
-        raise DataError(f"data.source {path}: no {wanted} file there; give a file or a folder of them")
+        raise DataError(
+            f"data.source {path}: no {wanted} file there (also as {' or '.join(COMPRESSED)}); "
+            "give a file or a folder of them"
+        )
     for file in files:
-        yield from _parquet(file) if file.suffix == ".parquet" else _json(file)
-
-
-def _parquet(file: Path) -> Iterator[RawRow]:
-    import pyarrow
-    from pyarrow import parquet
-
-    try:
-        opened = parquet.ParquetFile(file)
-    except pyarrow.ArrowException as error:
-        raise DataError(f"{file} is not a Parquet file: {error}") from None
-    number = 0
-    for batch in opened.iter_batches(batch_size=1024):
-        for row in batch.to_pylist():
-            number += 1
-            yield RawRow(f"{file.name}:{number}", row)
-
-
-def _json(file: Path) -> Iterator[RawRow]:
-    """Yield the rows of one JSON array, or of one object per line: the first character decides."""
-    with file.open("rb") as lines:
-        if lines.read(1024).removeprefix(BOM_UTF8).lstrip().startswith(b"["):
-            yield from _array(file)
-            return
-        lines.seek(0)
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            where = f"{file.name}:{number}"
-            try:
-                yield RawRow(where, json.loads(line.decode("utf-8-sig")))
-            except UnicodeDecodeError:
-                yield RawRow(where, None, "not UTF-8")
-            except (ValueError, RecursionError):  # a number of 5,000 digits is a ValueError of its own
-                yield RawRow(where, None, "not JSON")
-
-
-def _array(file: Path) -> Iterator[RawRow]:
-    try:
-        rows = json.loads(file.read_text(encoding="utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise DataError(f"{file} is not UTF-8 (byte {error.start}); save it as UTF-8") from None
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{file} is not complete JSON: {error}; was it cut off?") from None
-    for number, row in enumerate(rows, 1):
-        yield RawRow(f"{file.name}[{number}]", row)
+        yield from read_file(file)

@@ -1,0 +1,125 @@
+"""The files that people have: the same three rows come out of each, with places that name the file."""
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow
+import pytest
+
+from trainer.data.clean import clean
+from trainer.data.sources import read_rows
+from trainer.errors import DataError
+
+ROWS = [
+    {"instruction": f"Name {word}.", "input": "", "output": f"{word}, é"} for word in ("red", "blue", "green")
+]
+LINES = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS)
+PRETTY = "\n".join(json.dumps(row, indent=2) for row in ROWS)
+
+
+def table(separator: str) -> str:
+    lines = [ROWS[0], *(row.values() for row in ROWS)]
+    return "".join(separator.join(f'"{cell}"' for cell in line) + "\n" for line in lines)
+
+
+TABLE = table(",")
+
+
+def zstandard(text: str) -> bytes:
+    return bytes(pyarrow.compress(text.encode(), codec="zstd", asbytes=True))
+
+
+FILES: dict[str, bytes] = {
+    "lines.jsonl": LINES.encode(),
+    "lines.ndjson": LINES.encode(),
+    "LINES.JSONL": LINES.encode(),
+    "mark.jsonl": LINES.encode("utf-8-sig"),
+    "wide.jsonl": LINES.encode("utf-16"),
+    "wide-without-mark.jsonl": LINES.encode("utf-16-le"),
+    "lines.jsonl.gz": gzip.compress(LINES.encode()),
+    "lines.jsonl.zst": zstandard(LINES),
+    "list.json": json.dumps(ROWS).encode(),
+    "list.jsonl": json.dumps(ROWS, indent=1).encode(),
+    "list-wide.json": json.dumps(ROWS).encode("utf-16"),
+    "around.json": json.dumps({"version": "1", "data": ROWS}).encode(),
+    "around-pretty.json": json.dumps({"data": ROWS}, indent=2).encode(),
+    "pretty.json": PRETTY.encode(),
+    "pretty.json.gz": gzip.compress(PRETTY.encode()),
+    "table.csv": TABLE.encode(),
+    "table-mark.csv": TABLE.encode("utf-8-sig"),
+    "semicolons.csv": table(";").encode(),
+    "table.tsv": table("\t").encode(),
+    "table.CSV.GZ": gzip.compress(TABLE.encode()),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_layout_gives_the_same_rows(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(FILES[name])
+    found = list(read_rows(str(tmp_path / name)))
+    assert [row.value for row in found] == ROWS and not any(row.problem for row in found)
+    assert {c.source for c in clean(found).conversations} == {name}
+
+
+def test_a_folder_of_save_to_disk_is_read_without_its_descriptions(tmp_path: Path) -> None:
+    datasets.Dataset.from_list(ROWS).save_to_disk(tmp_path / "saved")
+    assert [row.value for row in read_rows(str(tmp_path / "saved"))] == ROWS
+
+
+def test_hidden_files_and_descriptions_of_a_data_set_are_not_rows(tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").write_text(LINES)
+    for name in ("dataset_infos.json", "._train.jsonl", ".cache/old.jsonl"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text('{"default": {}}')
+    assert [row.value for row in read_rows(str(tmp_path))] == ROWS
+
+
+def test_utf_16_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "wide.jsonl").write_bytes(LINES.encode("utf-16"))
+    list(read_rows(str(tmp_path / "wide.jsonl")))
+    assert "wide.jsonl is UTF-16" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("cut.jsonl.gz", gzip.compress(LINES.encode() * 99)[:60], "was it cut off"),
+        ("cut.jsonl.zst", zstandard(LINES * 99)[:20], "was it cut off"),
+        ("not.arrow", b"hello", "not an Arrow file"),
+        ("latin.csv", TABLE.encode("latin-1"), "not UTF-8"),
+        ("cut.json", b'{"data": [{"a":\n 1}, {"a":', "was it cut off"),
+    ],
+)
+def test_a_file_that_is_not_what_it_says_is_refused_in_one_line(
+    tmp_path: Path, name: str, content: bytes, message: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        list(read_rows(str(tmp_path / name)))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "problems"),
+    [
+        ("first.jsonl", '{"instruction": "a", "outp\n' + LINES, ["not JSON", None, None, None]),
+        ("only.jsonl", '{"instruction": "a", "outp', ["not JSON"]),
+        ("late.json", PRETTY + '\n{\n"a": ,}', [None, None, None, "not JSON, nor what follows it"]),
+        ("wider.csv", TABLE + '"a","b","c","d"\n', [None, None, None, "a line with more cells than columns"]),
+    ],
+)
+def test_a_broken_row_costs_only_itself(
+    tmp_path: Path, name: str, content: str, problems: list[str | None]
+) -> None:
+    (tmp_path / name).write_text(content)
+    assert [row.problem for row in read_rows(str(tmp_path / name))] == problems
+
+
+def test_one_conversation_over_several_lines_is_one_row(tmp_path: Path) -> None:
+    row: dict[str, Any] = {
+        "messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    }
+    (tmp_path / "one.json").write_text(json.dumps(row, indent=2))
+    assert [found.value for found in read_rows(str(tmp_path / "one.json"))] == [row]

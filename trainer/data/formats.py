@@ -1,0 +1,222 @@
+"""Read the rows of one file: JSON in its usual layouts, CSV, TSV, Parquet or Arrow, as it is, .gz or .zst.
+
+Every row comes with its place. A row that cannot be read is yielded with its problem and not raised, so that
+one broken row does not cost the rest.
+"""
+
+import csv
+import gzip
+import io
+import json
+from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from trainer.errors import DataError
+from trainer.files import data_suffix
+from trainer.progress import say
+
+HEAD_BYTES = 2**16
+CHATS = ("conversations", "messages")  # a list under one of these is one row
+SEPARATORS = (",", ";", "\t", "|")
+BATCH_ROWS = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class RawRow:
+    """where: FILE:PLACE. value: the row, or None where `problem` says why it could not be read."""
+
+    where: str
+    value: Any
+    problem: str | None = None
+
+
+def read_file(file: Path) -> Iterator[RawRow]:
+    """Yield the rows of one file. Raises: DataError if it cannot be read as what its name says."""
+    suffix = data_suffix(file)
+    if suffix in (".parquet", ".arrow"):
+        yield from _table(file, suffix)
+        return
+    try:
+        if suffix in (".csv", ".tsv"):
+            yield from _cells(file)
+        elif _is_lines(file):
+            yield from _lines(file)
+        else:
+            yield from _documents(file)
+    except (EOFError, OSError) as error:  # of the decompressors, too
+        raise DataError(f"{file} cannot be read: {error}; was it cut off?") from None
+
+
+def _table(file: Path, suffix: str) -> Iterator[RawRow]:
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        if suffix == ".parquet":
+            batches = parquet.ParquetFile(file).iter_batches(batch_size=BATCH_ROWS)
+        else:
+            batches = _arrow_batches(file)
+        number = 0
+        for batch in batches:
+            for row in batch.to_pylist():
+                number += 1
+                yield RawRow(f"{file.name}:{number}", row)
+    except (pyarrow.ArrowException, OSError) as error:
+        kind = "a Parquet" if suffix == ".parquet" else "an Arrow"
+        raise DataError(f"{file} is not {kind} file: {error}") from None
+
+
+def _arrow_batches(file: Path) -> Iterator[Any]:
+    """Yield the batches of a stream, as `save_to_disk` writes it, or of a file with an index."""
+    import pyarrow
+
+    with pyarrow.memory_map(str(file)) as mapped:
+        try:
+            yield from pyarrow.ipc.open_stream(mapped)
+        except pyarrow.ArrowInvalid:
+            mapped.seek(0)
+            reader = pyarrow.ipc.open_file(mapped)
+            for i in range(reader.num_record_batches):
+                yield reader.get_batch(i)
+
+
+def _opened(file: Path) -> BinaryIO:
+    """Open a file for reading, decompressed."""
+    compression = file.suffix.lower()
+    if compression == ".gz":
+        return cast(BinaryIO, gzip.open(file))
+    if compression == ".zst":
+        import pyarrow
+
+        return cast(BinaryIO, io.BufferedReader(pyarrow.input_stream(str(file), compression="zstd")))
+    return file.open("rb")
+
+
+def _encoding(head: bytes) -> str:
+    """Return the encoding that a file's first bytes show: UTF-16 begins with a mark or with half a letter."""
+    if head.startswith((BOM_UTF16_LE, BOM_UTF16_BE)):
+        return "utf-16"
+    if head[:1] == b"\0" and head[1:2].isascii() and head[1:2].decode().isprintable():
+        return "utf-16-be"
+    if head[1:2] == b"\0" and head[:1].isascii() and head[:1].decode().isprintable():
+        return "utf-16-le"
+    return "utf-8-sig"
+
+
+def _head(file: Path) -> tuple[str, str]:
+    """Return a file's first characters and its encoding."""
+    with _opened(file) as opened:
+        head = opened.read(HEAD_BYTES)
+    encoding = _encoding(head)
+    return head.decode(encoding, errors="ignore"), encoding
+
+
+def _text(file: Path) -> str:
+    """Return the whole text of a file. Raises: DataError if it is not in its encoding."""
+    encoding = _head(file)[1]
+    _tell(file, encoding)
+    with _opened(file) as opened:
+        raw = opened.read()
+    try:
+        return raw.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file} is not UTF-8 (byte {error.start}); save it as UTF-8") from None
+
+
+def _tell(file: Path, encoding: str) -> None:
+    if encoding.startswith("utf-16"):
+        say(f"  {file.name} is UTF-16, and is read as such")
+
+
+def _is_lines(file: Path) -> bool:
+    """Return whether a JSON file has one row a line, by its first two lines.
+
+    It has not if it begins with a list, if its first line breaks off where the second goes on, or if its only
+    line is an object around a list of rows.
+    """
+    head, _ = _head(file)
+    if head.lstrip().startswith("["):
+        return False
+    lines = [line for line in head.splitlines() if line.strip()]
+    if not lines:
+        return True
+    try:
+        first = json.loads(lines[0])
+    except json.JSONDecodeError as error:
+        breaks_off = error.pos >= len(lines[0].rstrip())
+        return not (breaks_off and len(lines) > 1 and not lines[1].startswith("{"))
+    except (ValueError, RecursionError):
+        return True
+    return len(lines) > 1 or _rows_within(first) is None
+
+
+def _lines(file: Path) -> Iterator[RawRow]:
+    encoding = _head(file)[1]
+    _tell(file, encoding)
+    with _opened(file) as opened:
+        lines: Iterable[Any] = opened
+        if encoding != "utf-8-sig":
+            lines = io.TextIOWrapper(opened, encoding, errors="replace")
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            where = f"{file.name}:{number}"
+            try:
+                text = line if isinstance(line, str) else line.removeprefix(BOM_UTF8).decode()
+                yield RawRow(where, json.loads(text))
+            except UnicodeDecodeError:
+                yield RawRow(where, None, "not UTF-8")
+            except (ValueError, RecursionError):  # a number of 5,000 digits is a ValueError of its own
+                yield RawRow(where, None, "not JSON")
+
+
+def _documents(file: Path) -> Iterator[RawRow]:
+    """Yield the rows of a JSON list, of an object around one, or of objects over several lines each."""
+    text = _text(file)
+    decode, place, number = json.JSONDecoder().raw_decode, 0, 0
+    while place := _next_value(text, place):
+        try:
+            value, place = decode(text, place - 1)
+        except (ValueError, RecursionError) as error:
+            if not number:
+                raise DataError(f"{file} is not complete JSON: {error}; was it cut off?") from None
+            yield RawRow(f"{file.name}:row {number + 1}", None, "not JSON, nor what follows it")
+            return
+        within = value if isinstance(value, list) else _rows_within(value)
+        for row in [value] if within is None else within:
+            number += 1
+            yield RawRow(f"{file.name}:row {number}", row)
+
+
+def _next_value(text: str, place: int) -> int:
+    """Return one more than the place of the next character that is no blank and no comma, or 0."""
+    while place < len(text) and text[place] in " \t\r\n,":
+        place += 1
+    return place + 1 if place < len(text) else 0
+
+
+def _rows_within(value: Any) -> list[Any] | None:
+    """Return the rows that an object wraps, as in {"data": [...]}; None if it is a row itself."""
+    if not isinstance(value, dict):
+        return None
+    lists = [v for v in value.values() if isinstance(v, list) and v and isinstance(v[0], dict)]
+    return lists[0] if len(lists) == 1 and not any(name in value for name in CHATS) else None
+
+
+def _cells(file: Path) -> Iterator[RawRow]:
+    """Yield a row for each line of a table, by the names of its first line."""
+    text = _text(file)
+    csv.field_size_limit(2**31 - 1)
+    names, _, _ = text.partition("\n")
+    separator = max(SEPARATORS, key=names.count)
+    rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator)
+    try:
+        for row in rows:
+            too_many = None in row
+            problem = "a line with more cells than columns" if too_many else None
+            yield RawRow(f"{file.name}:{rows.line_num}", None if too_many else row, problem)
+    except csv.Error as error:
+        raise DataError(f"{file} is not a table: line {rows.line_num}: {error}") from None
