@@ -94,9 +94,28 @@ class DataFilters(Frozen):
         return self
 
 
+class ColumnsConfig(Frozen):
+    """Which columns hold a row's question and answer, where their names do not say so.
+
+    `context` follows the question after a blank line.
+    """
+
+    prompt: str = Field(min_length=1)
+    response: str = Field(min_length=1)
+    system: str | None = None
+    context: str | None = None
+
+
 class DataConfig(Frozen):
     source: str = Field(
         min_length=1, description="`stdlib-docs`, `hub:OWNER/NAME@REVISION`, or a file or folder."
+    )
+    columns: ColumnsConfig | None = None
+    roles: dict[str, Literal["system", "user", "assistant"]] = Field(
+        {}, description="Roles that the data set names in its own way, such as `{bot: assistant}`."
+    )
+    ignore_columns: tuple[str, ...] = Field(
+        (), description="Columns, or fields of messages, to leave out although they change what a row means."
     )
     max_length: int = Field(ge=32, le=131072, description="Tokens per row. Longer rows are dropped.")
     held_out_share: float = Field(0.1, gt=0, le=0.3, description="Share of the groups in each held-out side.")

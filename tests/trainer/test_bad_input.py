@@ -35,12 +35,13 @@ def report(tmp_path: Path) -> Any:
         (
             "other.jsonl",
             b'{"question": "q", "answer": "a"}\n' * 9,
-            "no conversations, messages or instruction",
+            "Rows have the columns question, answer; to read them, set "
+            "data.columns={prompt: question, response: answer}",
         ),
         ("binary.jsonl", bytes(range(256)) * 40, "not UTF-8"),
         ("cut.json", b"[" + LINES[0] + b", {", "was it cut off"),
         ("latin.json", '[{"instruction": "caf\u00e9"}]'.encode("latin-1"), "is not UTF-8"),
-        ("few.jsonl", b"".join(LINES[:2]), "held_out_share"),
+        ("few.jsonl", b"".join(LINES[:2]), "2 usable rows make 2 groups"),
         ("rows.txt", b"a,b", "give a file or a folder"),
         ("rows.csv", b"a,b", "no usable row"),
     ],
@@ -72,7 +73,12 @@ def test_parquet_with_other_columns_is_refused_with_the_columns_wanted(
 ) -> None:
     parquet.write_table(pyarrow.table({"prompt": ["q"] * 9}), tmp_path / "rows.parquet")
     assert prepare(config_file, tmp_path, tmp_path / "rows.parquet") == 1
-    assert "9 no conversations, messages or instruction/output" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "9 no conversations, messages, instruction/output or prompt/completion" in error
+    assert (
+        "Rows have the columns prompt; to read them, set data.columns={prompt: prompt, response: COLUMN}"
+        in error
+    )
 
 
 def test_filters_that_leave_nothing_report_what_they_dropped(

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from trainer.data.clean import clean
-from trainer.data.conversation import Conversation, Message, RowError, parse_row
+from trainer.data.conversation import Conversation, Message, parse_row
 from trainer.data.formats import RawRow
+from trainer.data.shapes import RowError
 from trainer.data.sources import read_rows
 from trainer.data.split import split
 from trainer.data.stdlib_docs import build_rows, first_sentence, make_row
@@ -45,7 +46,8 @@ def test_every_shape_becomes_the_same_conversation(row: dict[str, Any]) -> None:
     [
         ("text", "not an object"),
         ({"text": "x"}, "no conversations"),
-        ({"conversations": None}, "not a list"),
+        ({"conversations": None}, "no conversations"),
+        ({"conversations": "q"}, "not a list"),
         ({"conversations": []}, "no answer"),
         (turns(("human", "q")), "no answer"),
         (turns(("gpt", "a")), "no question before an answer"),
@@ -190,7 +192,7 @@ def test_a_side_that_is_cut_keeps_the_mix_of_sources() -> None:
 
 
 def test_too_few_rows_are_refused() -> None:
-    with pytest.raises(DataError, match="held_out_share"):
+    with pytest.raises(DataError, match=r"2 usable rows make 2 groups.*: add rows"):
         split(conversations(2), 0.1, seed=7)
 
 

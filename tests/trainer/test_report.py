@@ -27,6 +27,7 @@ REPORT = {
     "tokens_a_row": {"median": 4, "mean": 4.0, "longest": 9, "bar_tokens": 5, "counts": [3, 1]},
     "dropped": {"unknown role '<x>'": 2},
     "first_dropped": {"unknown role '<x>'": "a&b:7"},
+    "unread": {"<category>": 3},
     "repaired": {"turns of the same role merged": 1},
     "first_repaired": {"turns of the same role merged": "f:3"},
 }

@@ -1,35 +1,55 @@
 """Define the one form of a row, `Conversation`, and turn raw rows into it.
 
-Three shapes are read: ShareGPT (`conversations` of from/value), OpenAI (`messages` of role/content) and
-alpaca (`instruction`, `input`, `output`). This module handles one row at a time; `clean` drops duplicates.
+`shapes` finds the turns of a row. This module handles one row at a time; `clean` drops duplicates.
 """
 
 import dataclasses
 import hashlib
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from trainer.config import ColumnsConfig
+from trainer.data.shapes import RowError, given, is_nan, require_read, turns_of
+from trainer.errors import DataError
+
 Role = Literal["system", "user", "assistant"]
 
 ROLES: Mapping[str, Role] = {
-    "system": "system", "human": "user", "user": "user", "gpt": "assistant",
-    "assistant": "assistant", "chatgpt": "assistant", "bing": "assistant", "bard": "assistant",
+    "system": "system", "developer": "system",
+    "human": "user", "user": "user", "prompter": "user",
+    "gpt": "assistant", "assistant": "assistant", "chatgpt": "assistant", "bing": "assistant",
+    "bard": "assistant", "model": "assistant",
 }  # fmt: skip
-
+MESSAGE_FIELDS = ("from", "role", "value", "content", "weight")
 
 MERGED = "turns of the same role merged"
+EMPTY = "turns from an empty one on cut"
+BY_QUESTION = "question:"  # begins the group of rows that name none
+NO_SYSTEM = "empty system prompt left out"
 
 
-class RowError(ValueError):
-    """State why a row cannot be used. The text is a short reason, which the report counts."""
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How raw rows are read: `data.columns`, `data.roles` and `data.ignore_columns`."""
+
+    columns: ColumnsConfig | None = None
+    roles: Mapping[str, Role] = field(default_factory=dict)
+    ignored: tuple[str, ...] = ()
+
+
+AS_IT_IS = Reading()
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
+    """trained: whether an answer has labels."""
+
     role: Role
     content: str
+    trained: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +78,12 @@ class Conversation:
         return digest.hexdigest()
 
     @property
+    def first_question(self) -> str:
+        """Return the SHA-256 of the first question."""
+        asked = next(message.content for message in self.messages if message.role == "user")
+        return hashlib.sha256(asked.encode()).hexdigest()
+
+    @property
     def text(self) -> str:
         """The contents of all turns, without the roles."""
         return "\n".join(message.content for message in self.messages)
@@ -72,21 +98,50 @@ class Conversation:
         return self.messages[:-1]
 
 
-def parse_row(row: Any, default_source: str, where: str = "") -> Conversation:
+def parse_row(
+    row: Any,
+    default_source: str,
+    where: str = "",
+    reading: Reading = AS_IT_IS,
+    unread: Counter[str] | None = None,
+) -> Conversation:
     """Turn a raw row into a Conversation, repaired where that is safe (see `repair`).
 
-    Raises: RowError with the reason.
+    unread: receives the columns and fields of messages that were not used.
+    Raises: RowError with the reason. DataError if a column that was not used changes what the row means.
     """
     if not isinstance(row, dict):
         raise RowError("not an object")
-    messages, repaired = repair([_message(turn) for turn in _turns(row)])
+    columns = {name: value for name, value in given(row).items() if name not in reading.ignored}
+    raw, used = turns_of(columns, reading.columns)
+    left = require_read(columns, {*used, "source", "group", "score"}, reading.ignored, "", where)
+    for turn in raw:
+        if isinstance(turn, dict):
+            left += require_read(turn, MESSAGE_FIELDS, reading.ignored, "messages.", where)
+    messages, emptied = _without_empty([_message(turn, reading) for turn in raw])
+    messages, repaired = repair(messages)
     if any(m.role == "system" for m in messages[1:]):
         raise RowError("system turn in the middle")
-    groups = row.get("group") or ()
-    groups = (groups,) if isinstance(groups, str) else tuple(map(str, groups))
-    return Conversation(
-        tuple(messages), str(row.get("source") or default_source), groups, _score(row), where, repaired
-    )
+    if not any(m.trained for m in messages if m.role == "assistant"):
+        raise RowError("every answer has weight 0")
+    if unread is not None:
+        unread.update(set(left))
+    groups = columns.get("group", ())
+    groups = tuple(map(str, groups)) if isinstance(groups, list | tuple) else (str(groups),)
+    source = str(columns.get("source") or default_source)
+    return Conversation(tuple(messages), source, groups, _score(columns), where, (*emptied, *repaired))
+
+
+def _without_empty(turns: list[Message]) -> tuple[list[Message], tuple[str, ...]]:
+    """Leave out empty system prompts, and cut from the first other turn that is empty. Raises: RowError."""
+    said = [m for m in turns if m.content.strip() or m.role != "system"]
+    done = [NO_SYSTEM] if len(said) < len(turns) else []
+    end = next((i for i, m in enumerate(said) if not m.content.strip()), len(said))
+    if end < len(said):
+        if not any(m.role == "assistant" for m in said[:end]):
+            raise RowError("empty turn")
+        done.append(EMPTY)
+    return said[:end], tuple(done)
 
 
 def repair(messages: list[Message]) -> tuple[list[Message], tuple[str, ...]]:
@@ -111,7 +166,9 @@ def repair(messages: list[Message]) -> tuple[list[Message], tuple[str, ...]]:
     merged: list[Message] = []
     for message in [*before, *messages[start:end]]:
         if merged and merged[-1].role == message.role:
-            merged[-1] = Message(message.role, f"{merged[-1].content}\n\n{message.content}")
+            last = merged[-1]
+            text = f"{last.content}\n\n{message.content}"
+            merged[-1] = Message(message.role, text, last.trained and message.trained)
             if done[-1:] != [MERGED]:
                 done.append(MERGED)
         else:
@@ -119,34 +176,55 @@ def repair(messages: list[Message]) -> tuple[list[Message], tuple[str, ...]]:
     return merged, tuple(done)
 
 
-def _score(row: dict[str, Any]) -> float | None:
-    score = row.get("score")
-    return float(score) if isinstance(score, int | float) and math.isfinite(score) else None
+def _score(row: Mapping[str, Any]) -> float | None:
+    try:
+        score = float(row["score"])
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return None
+    return score if math.isfinite(score) else None
 
 
-def _turns(row: dict[str, Any]) -> list[Any]:
-    for key in ("conversations", "messages"):
-        if key in row:
-            turns = row[key]
-            if not isinstance(turns, list):
-                raise RowError(f"{key} is not a list")
-            return turns
-    if "instruction" in row and "output" in row:
-        question = "\n\n".join(str(row[k]) for k in ("instruction", "input") if row.get(k))
-        return [
-            {"role": "user", "content": question},
-            {"role": "assistant", "content": row["output"]},
-        ]
-    raise RowError("no conversations, messages or instruction/output")
-
-
-def _message(turn: Any) -> Message:
+def _message(turn: Any, reading: Reading) -> Message:
     if not isinstance(turn, dict):
         raise RowError("a turn is not an object")
-    role = turn.get("from", turn.get("role"))
-    content = turn.get("value", turn.get("content"))
-    if not isinstance(role, str) or role not in ROLES:
+    named, content = (
+        next((turn[name] for name in names if turn.get(name) is not None), None)
+        for names in (("from", "role"), ("value", "content"))
+    )
+    role = named.strip().lower() if isinstance(named, str) else named
+    known = reading.roles.get(str(named)) or ROLES.get(str(role))
+    if known is None:
         raise RowError(f"unknown role {str(role)[:20]!r}")
-    if not isinstance(content, str) or not content.strip():
-        raise RowError("empty turn")
-    return Message(ROLES[role], content)
+    return Message(known, _text(content), _is_trained(turn))
+
+
+def _is_trained(turn: Mapping[str, Any]) -> bool:
+    weight = turn.get("weight")
+    if weight not in (None, 0, 1):
+        raise RowError(f"weight {str(weight)[:20]} of a message, expected 0 or 1")
+    return weight != 0
+
+
+def _text(content: Any) -> str:
+    """Return the text of a message's content; empty if there is none. Raises: RowError if it is no text."""
+    if content is None or is_nan(content):
+        return ""
+    if isinstance(content, str):
+        return content
+    if isinstance(content, list):
+        return "".join(map(_part, content))
+    if isinstance(content, int | float) and not isinstance(content, bool):
+        return str(content)
+    raise RowError(f"content is {'an object' if isinstance(content, dict) else repr(content)[:20]}")
+
+
+def _part(part: Any) -> str:
+    if isinstance(part, str):
+        return part
+    kind = part.get("type") if isinstance(part, dict) else None
+    if kind not in ("text", "input_text", "output_text"):
+        raise DataError(
+            f"a message has a part of type {str(kind)[:30]!r}, which a model of texts cannot read: "
+            "take such rows out"
+        )
+    return _text(part.get("text"))

@@ -1,8 +1,9 @@
 """Filter usable rows by score, size, source and language, as `data.filters` says."""
 
 from trainer.config import DataFilters
-from trainer.data.conversation import Conversation, RowError
+from trainer.data.conversation import Conversation
 from trainer.data.language import sure_language
+from trainer.data.shapes import RowError
 
 
 def check_wanted(row: Conversation, filters: DataFilters) -> None:

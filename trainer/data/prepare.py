@@ -22,13 +22,14 @@ from datasets import Dataset
 from trainer.base_model import BaseModel, load_tokenizer
 from trainer.config import DataConfig, RunConfig
 from trainer.data.chats import join_for_training, join_held_out
-from trainer.data.clean import Cleaned, clean
+from trainer.data.clean import COLUMNS_NAMED, Cleaned, clean
 from trainer.data.contamination import check_files, drop_contaminated
-from trainer.data.conversation import Conversation
+from trainer.data.conversation import Conversation, Reading
 from trainer.data.dedup import drop_near_duplicates
 from trainer.data.general import OwnAnswer, aim, answer_prompts, same_as_text
 from trainer.data.report import Example, build_report
 from trainer.data.row_file import RowFile
+from trainer.data.shapes import mapping_for
 from trainer.data.sources import read_rows
 from trainer.data.split import Split, split
 from trainer.data.tokenize import ChatTokenizer, TokenRow
@@ -131,6 +132,8 @@ def _make(
         for file in files.values():
             file.close()
         say(f"  {', '.join(f'{len(f)} {name}' for name, f in files.items())} rows; {cleaned.summary()}")
+        if unread := cleaned.unread_columns():
+            say(f"  not used: {unread}")
         examples = _examples(parts.train, chat, data.max_length)
         write_record(scratch, key)
         report = build_report(data, files, cleaned)
@@ -203,15 +206,24 @@ def _followups(
 
 def _select(data: DataConfig) -> Cleaned:
     """Return the rows to split. Raises: DataError if none is left."""
-    cleaned = clean(read_rows(data.source), data.filters)
+    reading = Reading(data.columns, data.roles, data.ignore_columns)
+    cleaned = clean(read_rows(data.source), data.filters, reading)
     gc.freeze()  # otherwise the collector walks these rows again and again while more are made
     if data.contamination:
         drop_contaminated(cleaned, data.contamination)
     if data.near_duplicates is not None:
         drop_near_duplicates(cleaned, data.near_duplicates)
     if not cleaned.conversations:
-        raise DataError(f"data.source {data.source} has no usable row: {cleaned.summary()}")
+        raise DataError(f"data.source {data.source} has no usable row: {cleaned.summary()}{_hint(cleaned)}")
     return cleaned
+
+
+def _hint(cleaned: Cleaned) -> str:
+    """Return which columns rows of no known shape have, and the mapping that would probably read them."""
+    if not cleaned.unshaped:
+        return ""
+    columns = ", ".join(cleaned.unshaped[:COLUMNS_NAMED])
+    return f". Rows have the columns {columns}; to read them, set {mapping_for(cleaned.unshaped)}"
 
 
 def _tokenise(

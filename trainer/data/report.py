@@ -37,6 +37,7 @@ def build_report(data: DataConfig, files: Mapping[str, RowFile], cleaned: Cleane
         "tokens_a_row": _lengths([n for file in files.values() for n in file.lengths]),
         "dropped": dict(cleaned.dropped.most_common()),
         "first_dropped": cleaned.first_places,
+        "unread": dict(cleaned.unread.most_common()),
         "repaired": dict(repaired.most_common()),
         "first_repaired": first_repaired,
         "python_version": platform.python_version(),

@@ -10,11 +10,12 @@ would move rows between sides whenever rows are added, and rows once trained on 
 """
 
 import hashlib
-from collections import defaultdict
+from bisect import bisect_left
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from trainer.data.conversation import Conversation
+from trainer.data.conversation import BY_QUESTION, Conversation
 from trainer.errors import DataError
 
 
@@ -28,28 +29,46 @@ class Split:
 def split(conversations: Sequence[Conversation], held_out_share: float, seed: int) -> Split:
     """Give validation and test `held_out_share` of the groups each, by hash, and the rest to train.
 
-    Each side is in the order of its hashes: a shuffle that added rows do not change.
-    Raises: DataError if a side would be empty.
+    Each side has one group at least. Its order is that of hashes: a shuffle that added rows do not change.
+    Raises: DataError if there are fewer than three groups.
     """
-    sides: dict[str, list[tuple[float, Conversation]]] = defaultdict(list)
-    for members in _groups(conversations):
-        ordered = sorted(((_unit(seed + 1, c.row_id), c) for c in members), key=lambda x: x[0])
-        # The smallest of k uniform numbers is not uniform; the power makes it so again.
-        place = 1 - (1 - min(_unit(seed, c.row_id) for c in members)) ** len(members)
-        if place < held_out_share:
-            sides["validation"].append(ordered[0])
-        elif place < 2 * held_out_share:
-            sides["test"].append(ordered[0])
-        else:
-            sides["train"].extend(ordered)
-    pick = {name: [c for _, c in sorted(side, key=lambda x: x[0])] for name, side in sides.items()}
-    for side in ("train", "validation", "test"):
-        if side not in pick:
-            raise DataError(
-                f"{len(conversations)} usable rows leave the {side} side empty at a held-out share "
-                f"of {held_out_share}: add rows or raise data.held_out_share"
-            )
-    return Split(pick["train"], pick["validation"], pick["test"])
+    groups = ((_place(members, seed), members) for members in _groups(conversations))
+    placed = sorted(groups, key=lambda group: group[0])
+    if len(placed) < 3:
+        noun = "group" if len(placed) == 1 else "groups"
+        raise DataError(
+            f"{len(conversations)} usable rows make {len(placed)} {noun}, and each of train, validation and "
+            f"test needs one: {_why_few(conversations)}"
+        )
+    places = [place for place, _ in placed]
+    validation = max(1, bisect_left(places, held_out_share))
+    test = max(validation + 1, bisect_left(places, 2 * held_out_share))
+    validation, test = min(validation, len(placed) - 2), min(test, len(placed) - 1)
+    ordered = [sorted(members, key=lambda c: _unit(seed + 1, c.row_id)) for _, members in placed]
+    return Split(
+        _shuffled([row for members in ordered[test:] for row in members], seed),
+        _shuffled([members[0] for members in ordered[:validation]], seed),
+        _shuffled([members[0] for members in ordered[validation:test]], seed),
+    )
+
+
+def _place(members: Sequence[Conversation], seed: int) -> float:
+    """Return a group's place in [0, 1): the smallest of k uniform numbers, made uniform again."""
+    return 1 - (1 - min(_unit(seed, c.row_id) for c in members)) ** len(members)
+
+
+def _shuffled(rows: list[Conversation], seed: int) -> list[Conversation]:
+    return sorted(rows, key=lambda c: _unit(seed + 1, c.row_id))
+
+
+def _why_few(conversations: Sequence[Conversation]) -> str:
+    labels = Counter(label for c in conversations for label in c.groups if not label.startswith(BY_QUESTION))
+    if not labels:
+        return "add rows"
+    name, rows = labels.most_common(1)[0]
+    return (
+        f"{rows} rows have the group {name!r}; set data.ignore_columns=[group], or add rows of other groups"
+    )
 
 
 def _groups(conversations: Sequence[Conversation]) -> list[list[Conversation]]:

@@ -1,8 +1,8 @@
 """Turn conversations into `input_ids` and `labels`, for any fast tokenizer with a chat template.
 
-Only assistant turns have labels, with the end-of-turn token; all other labels are -100. Text never becomes
-a control token: a message that contains one is encoded with that token spelled out as plain text. In all
-other cases the ids are those of the tokenizer's own `apply_chat_template`.
+Only assistant turns that are to be trained have labels, with the end-of-turn token; all other labels are
+-100. Text never becomes a control token: a message that contains one is encoded with that token spelled out
+as plain text. In all other cases the ids are those of the tokenizer's own `apply_chat_template`.
 """
 
 import itertools
@@ -74,7 +74,9 @@ class ChatTokenizer:
         for conversation, turns, text, pieces in zip(
             conversations, fenced, texts, self._encode(texts), strict=True
         ):
-            answers = list(self._answer_spans(turns, text))
+            spans = self._answer_spans(turns, text)
+            said = [message for message in conversation.messages if message.role == "assistant"]
+            answers = [span for span, message in zip(spans, said, strict=True) if message.trained]
             ids = [token for piece in pieces for token in piece.ids]
             labels = [label for piece in pieces for label in piece.labels(answers)]
             rows.append(TokenRow(ids, labels, conversation.messages[-2].content, conversation.source))

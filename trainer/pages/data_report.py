@@ -31,6 +31,7 @@ def page(report: Mapping[str, Any], examples: Sequence[Example]) -> str:
         for what in ("dropped", "repaired")
         for reason, count in report[what].items()
     ]
+    unread = [[name, count] for name, count in report["unread"].items()]
     lengths = report["tokens_a_row"]
     body = f"""<h1>Data report</h1>
 <p>Source <code>{escape(report["source"])}</code>, fingerprint <code>{report["fingerprint"][:16]}</code></p>
@@ -38,6 +39,8 @@ def page(report: Mapping[str, Any], examples: Sequence[Example]) -> str:
 {table(["Side", "Rows", "Trained tokens"], totals)}
 <h2>Dropped and repaired</h2>
 {table(["", "Reason", "Rows", "First at"], changes) if changes else "<p>Nothing.</p>"}
+<h2>Columns that were not used</h2>
+{table(["Column", "Rows"], unread) if unread else "<p>None.</p>"}
 <h2>Tokens a row</h2>
 <p>Median {lengths["median"]:,}, mean {lengths["mean"]:,}, longest {lengths["longest"]:,}.</p>
 {histogram(lengths["counts"], lengths["bar_tokens"])}

@@ -1,0 +1,190 @@
+"""Recognise the shape of a raw row by its columns, and name the columns that it leaves unread.
+
+ShareGPT has `conversations`, OpenAI `messages`; both may have a `system` column. Alpaca has `instruction`
+and `output`, Dolly `instruction` and `response`, TRL `prompt` and `completion`, as texts or as messages. Any
+other pair of columns is read by `data.columns`. A column that is null counts as absent, because readers of
+tables give every row the columns of all.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from trainer.config import ColumnsConfig
+from trainer.errors import DataError
+
+CHATS = ("conversations", "messages")
+PAIRS = (
+    ("instruction", "output"),
+    ("instruction", "response"),
+    ("prompt", "completion"),
+    ("prompt", "response"),
+)
+MORE = ("input", "context")  # belong to the question
+NO_TEXTS = ("", "nan", "none", "null")  # what programs write where a cell is empty
+QUESTIONS = ("question", "prompt", "query", "instruction", "problem", "input", "user", "human", "text")
+ANSWERS = (
+    "answer",
+    "response",
+    "output",
+    "completion",
+    "assistant",
+    "solution",
+    "target",
+    "reply",
+    "sql",
+    "code",
+)
+
+
+class RowError(ValueError):
+    """State why a row cannot be used. The text is a short reason, which the report counts."""
+
+
+class ShapeError(RowError):
+    """State that no shape fits a row. columns: those that it has."""
+
+    def __init__(self, columns: Iterable[str]) -> None:
+        super().__init__("no conversations, messages, instruction/output or prompt/completion")
+        self.columns = list(columns)
+
+
+def _present(value: Any) -> bool:
+    """Return whether a value says anything."""
+    return value not in (None, "", [], {}, False) and not is_nan(value)
+
+
+def _is_verdict(value: Any) -> bool:
+    return isinstance(value, bool) or (isinstance(value, int | float) and value in (-1, 0, 1))
+
+
+@dataclass(frozen=True, slots=True)
+class _Meaning:
+    """holds: what the column says of the row. if_value: for which values it says that."""
+
+    holds: str
+    if_value: Callable[[Any], bool] = _present
+
+
+_PREFERENCE = _Meaning("answers that people preferred to others")
+_FUNCTIONS = _Meaning("functions, and training on the text alone would teach to ignore them")
+_CALLS = _Meaning("calls of functions, and training on the text alone would teach to leave them out")
+_MEDIA = _Meaning("pictures or sounds, which a model of texts cannot see")
+MEANINGS: Mapping[str, _Meaning] = {
+    "chosen": _PREFERENCE,
+    "rejected": _PREFERENCE,
+    "label": _Meaning("a verdict on the answer, and bad ones would be trained like good ones", _is_verdict),
+    "weight": _Meaning("how much the row counts", lambda value: _present(value) and value != 1),
+    "history": _Meaning("earlier turns, which are read only beside `instruction`"),
+    "tools": _FUNCTIONS, "functions": _FUNCTIONS,
+    "tool_calls": _CALLS, "function_call": _CALLS,
+    "images": _MEDIA, "image": _MEDIA, "videos": _MEDIA, "video": _MEDIA, "audios": _MEDIA, "audio": _MEDIA,
+}  # fmt: skip
+
+
+def is_nan(value: Any) -> bool:
+    return isinstance(value, float) and math.isnan(value)
+
+
+def given(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the row without columns that are null or NaN."""
+    return {name: value for name, value in row.items() if value is not None and not is_nan(value)}
+
+
+def turns_of(row: Mapping[str, Any], columns: ColumnsConfig | None) -> tuple[list[Any], set[str]]:
+    """Return the raw turns of a row without nulls, and the columns that hold them.
+
+    Raises: ShapeError if no shape fits, RowError if one does and its content is wrong.
+    """
+    if columns:
+        return _mapped(row, columns)
+    for name in CHATS:
+        if name in row:
+            if not isinstance(row[name], list):
+                raise RowError(f"{name} is not a list")
+            return [*_system(row), *row[name]], {name, "system"}
+    for question, answer in PAIRS:
+        if question in row and answer in row:
+            return _pair(row, question, answer)
+    if any(name in row for name in ("chosen", "rejected")):
+        raise DataError(_refusal("chosen", "the rows"))
+    raise ShapeError(row)
+
+
+def require_read(
+    names: Mapping[str, Any], used: Iterable[str], ignored: Iterable[str], place: str, where: str
+) -> list[str]:
+    """Return the names of what is there and was not used.
+
+    place: `` for columns, `messages.` for the fields of a message.
+    Raises: DataError if leaving one out would change what the row means.
+    """
+    left = []
+    for name, value in names.items():
+        if name in used or value is None or is_nan(value):
+            continue
+        meaning = MEANINGS.get(name)
+        if meaning and name not in ignored and meaning.if_value(value):
+            raise DataError(_refusal(name, where))
+        left.append(f"{place}{name}")
+    return left
+
+
+def mapping_for(columns: Iterable[str]) -> str:
+    """Return the `data.columns` that would probably read rows of these columns."""
+    names = list(columns)
+    lower = {name.lower(): name for name in names}
+    question = next((lower[name] for name in QUESTIONS if name in lower), None)
+    answer = next((lower[name] for name in ANSWERS if name in lower and lower[name] != question), None)
+    return f"data.columns={{prompt: {question or 'COLUMN'}, response: {answer or 'COLUMN'}}}"
+
+
+def _refusal(name: str, where: str) -> str:
+    return (
+        f"{where}: {name!r} holds {MEANINGS[name].holds}. Take such rows out, or leave the column out with "
+        f"data.ignore_columns=[{name}]"
+    )
+
+
+def _mapped(row: Mapping[str, Any], columns: ColumnsConfig) -> tuple[list[Any], set[str]]:
+    for name in (columns.prompt, columns.response):
+        if name not in row:
+            raise RowError(f"no column {name}")
+    asked = [row.get(name) for name in (columns.prompt, columns.context) if name]
+    turns = [
+        *_system(row, columns.system),
+        {"role": "user", "content": joined(asked)},
+        {"role": "assistant", "content": row[columns.response]},
+    ]
+    return turns, {
+        name for name in (columns.prompt, columns.response, columns.system, columns.context) if name
+    }
+
+
+def _pair(row: Mapping[str, Any], question: str, answer: str) -> tuple[list[Any], set[str]]:
+    used = {question, answer, "system"}
+    if isinstance(row[question], list):
+        answers = row[answer]
+        last = answers if isinstance(answers, list) else [{"role": "assistant", "content": answers}]
+        return [*_system(row), *row[question], *last], used
+    turns = _system(row)
+    if question == "instruction":
+        used |= {"history", *MORE}
+        for earlier in row.get("history") or ():
+            if not (isinstance(earlier, list | tuple) and len(earlier) == 2):
+                raise RowError("history is not a list of pairs")
+            turns += [{"role": "user", "content": earlier[0]}, {"role": "assistant", "content": earlier[1]}]
+    asked = joined([row[question], *(row.get(name) for name in MORE if name in used)])
+    return [*turns, {"role": "user", "content": asked}, {"role": "assistant", "content": row[answer]}], used
+
+
+def joined(texts: Sequence[Any]) -> str:
+    """Return the first text and those after it that say something, with a blank line between them."""
+    more = [str(text) for text in texts[1:] if str(text).strip().lower() not in NO_TEXTS]
+    return "\n\n".join([str(texts[0]), *more] if str(texts[0]).strip() else more)
+
+
+def _system(row: Mapping[str, Any], column: str | None = "system") -> list[Any]:
+    text = row.get(column) if column else None
+    return [{"role": "system", "content": text}] if _present(text) else []
