@@ -1,7 +1,7 @@
 """The connections that wait for their next request, up to a limit.
 
-Clients' pools keep a connection for 60 to 90 s and do not repeat a POST that finds it closed, so connections
-may wait for long. What bounds their number is this limit, and not a short timeout.
+Clients' pools keep a connection for 60 to 90 s and do not repeat a POST that finds it closed. So connections
+may wait for long, and this limit bounds their number instead of a short timeout.
 """
 
 from collections import OrderedDict
