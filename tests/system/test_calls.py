@@ -85,6 +85,35 @@ def test_a_call_that_is_required_comes_and_is_valid(first_up: Up, choice: Any) -
     assert more.usage and more.usage.prompt_tokens > 100
 
 
+def test_a_union_and_a_format_beside_a_pattern_are_enforced(first_up: Up) -> None:
+    """As pydantic writes a discriminated union, and zod 4 a UUID."""
+    tags = [{"type": "object", "properties": {"kind": {"const": tag, "default": tag}}} for tag in "ab"]
+    union = {
+        "oneOf": [{"$ref": "#/$defs/a"}, {"$ref": "#/$defs/b"}],
+        "discriminator": {"propertyName": "kind"},
+    }
+    uuid = {"type": "string", "format": "uuid", "pattern": "^[0-9a-f]{8}-[0-9a-f]{4}$"}
+    properties = {"id": uuid, "pet": union}
+    schema = {"type": "object", "properties": properties, "required": ["id", "pet"], "x-by": "a test"}
+    schema["$defs"] = dict(zip("ab", tags, strict=True))
+    ask = question(first_up, response_format=schema_format(schema))
+    answer = json.loads(client(first_up).chat.completions.create(**ask).choices[0].message.content or "")
+    assert answer["pet"] in ({"kind": "a"}, {"kind": "b"}) and len(answer["id"]) == 13
+
+
+def test_what_no_grammar_enforces_is_checked_when_the_schema_is_not_strict(first_up: Up) -> None:
+    same = {"type": "array", "items": {"const": 1}, "minItems": 2, "maxItems": 2, "uniqueItems": True}
+    ask = question(first_up, response_format=schema_format(same))
+    with pytest.raises(openai.BadRequestError, match="'uniqueItems' cannot be enforced"):
+        client(first_up).chat.completions.create(**ask)
+    ask["response_format"]["json_schema"]["strict"] = False
+    [choice] = client(first_up).chat.completions.create(**ask).choices
+    assert (choice.finish_reason, choice.message.content) == ("stop", "[1,1]")
+    assert "non-unique" in (choice.model_extra or {})["schema_error"]
+    *_, last = client(first_up).chat.completions.create(**ask, stream=True)
+    assert "non-unique" in (last.choices[0].model_extra or {})["schema_error"]
+
+
 def test_a_schema_that_would_take_minutes_stops_no_stream(first_up: Up) -> None:
     api = client(first_up)
     ask = question(first_up, logit_bias={"2": -100}, max_tokens=1000)  # runs to its last token
