@@ -91,7 +91,9 @@ def _sentence(error: dict[str, Any], types: Sequence[str]) -> str:
         return f"must be {' or '.join(dict.fromkeys(types))}, not {_shown(value)}"
     if kind in _RULES:
         limits = {name: _whole(limit) for name, limit in context.items()}
-        return f"{_RULES[kind].format_map(limits)}, not {_size(value) or _shown(value)}"
+        rule = _RULES[kind].format_map(limits)
+        rule = rule.replace(" 1 entries", " 1 entry").replace(" 1 characters", " 1 character")
+        return f"is empty and {rule}" if value == [] else f"{rule}, not {_size(value) or _shown(value)}"
     return str(context.get("error") or error["msg"])
 
 

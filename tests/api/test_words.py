@@ -92,10 +92,10 @@ LIMITS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "maximum": (lambda most: most + 1, "must be at most {}"),
     "exclusiveMinimum": (lambda most: most, "must be more than {}"),
     "exclusiveMaximum": (lambda most: most, "must be less than {}"),
-    "minLength": (lambda _: "", "must have at least {} characters, not ''"),
+    "minLength": (lambda _: "", "must have at least {} character, not ''"),
     "maxLength": (lambda most: "x" * (most + 1), "may have at most {} characters, not "),
     "pattern": (lambda _: "? !", "must match the pattern {}, not '? !'"),
-    "minItems": (lambda _: [], "must have at least {} entries, not 0"),
+    "minItems": (lambda _: [], "is empty and must have at least {} entry"),
 }
 
 
@@ -199,16 +199,16 @@ async def test_every_constraint_of_every_schema_is_refused_in_words(house: House
     [
         ("/v1/chat/completions", {"stop": list("abcdef")}, "stop: may have at most 4 entries, not 6."),
         ("/v1/chat/completions", {"stop": 5}, "stop: must be a string or a list, not 5."),
-        ("/v1/chat/completions", {"messages": []}, "messages: must have at least 1 entries, not 0."),
+        ("/v1/chat/completions", {"messages": []}, "messages: is empty and must have at least 1 entry."),
         ("/v1/chat/completions", {"messages": None}, "messages: is missing."),
         ("/v1/chat/completions", {"top_logprobs": 2, "logprobs": False},
          "top_logprobs: needs logprobs to be true."),
         ("/v1/completions", {"prompt": ["a"] * 9}, "prompt: may have at most 8 entries, not 9."),
         ("/v1/completions", {"prompt": [[1]] * 10}, "prompt: may have at most 8 entries, not 10."),
         ("/v1/completions", {"prompt": [1, "x"]}, "prompt.1: must be an integer or a list, not 'x'."),
-        ("/v1/completions", {"prompt": []}, "prompt: must have at least 1 entries, not 0."),
+        ("/v1/completions", {"prompt": []}, "prompt: is empty and must have at least 1 entry."),
         ("/v1/completions", {"max_tokens": True}, "max_tokens: must be an integer, not true."),
-        ("/v1/responses", {"input": []}, "input: must have at least 1 entries, not 0."),
+        ("/v1/responses", {"input": []}, "input: is empty and must have at least 1 entry."),
         ("/v1/responses", {"instructions": ["x"]}, "instructions: must be a string, not a list of 1."),
     ],
 )  # fmt: skip
