@@ -246,8 +246,8 @@ async def test_an_answer_that_the_library_gave_up_on_is_no_answer(
     ("format", "param"),
     [
         ({"type": "regex"}, "response_format.type"),
-        ({"type": "json_schema"}, "response_format"),
-        ({"type": "text", "json_schema": {"name": "x"}}, "response_format"),
+        ({"type": "json_schema"}, "response_format.json_schema"),
+        ({"type": "text", "json_schema": {"name": "x"}}, "response_format.json_schema"),
         ({"type": "json_schema", "json_schema": {"name": "a b"}}, "response_format.json_schema.name"),
         ({"type": "json_schema", "json_schema": {"name": "x", "y": 3}}, "response_format.json_schema.y"),
         ({"type": "json_schema", "json_schema": {"name": "x", "schema": {"not": {}}}}, "response_format"),
