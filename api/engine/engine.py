@@ -43,7 +43,7 @@ class Delta:
 
     logprobs: for each token a list of (token id, logprob), the token's own first; those of a prompt that is
     echoed come before them. cached_tokens: tokens of the prompt that came from the cache; set on the
-    request's first delta and 0 on the others.
+    request's first delta and 0 on the others. stop: the stop string that ended the choice.
     """
 
     text: str
@@ -52,6 +52,7 @@ class Delta:
     index: int = 0
     logprobs: list[list[tuple[int, float]]] | None = None
     cached_tokens: int = 0
+    stop: str | None = None
 
 
 class Engine:
@@ -270,9 +271,11 @@ def _delta(output: Any, completion: Any, index: int, cached_tokens: int) -> Delt
     if completion.logprobs is not None:
         pairs = zip(completion.token_ids, completion.logprobs, strict=True)
         logprobs = [_own_first(token, found) for token, found in pairs]
-    finish_reason = reason and _FINISHED[reason]
     tokens = len(completion.token_ids)
-    return Delta(completion.text, tokens, finish_reason, index, logprobs, cached_tokens)
+    if reason is None:
+        return Delta(completion.text, tokens, None, index, logprobs, cached_tokens)
+    stop = completion.stop_reason if isinstance(completion.stop_reason, str) else None  # or a token's id
+    return Delta(completion.text, tokens, _FINISHED[reason], index, logprobs, cached_tokens, stop)
 
 
 def _echoed(prompt_ids: list[int], output: Any, completion: Any, index: int, cached_tokens: int) -> Delta:

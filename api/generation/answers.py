@@ -12,7 +12,7 @@ from api.engine.messages import Call
 from api.engine.prompt import Prompt
 from api.engine.sampling import EngineFinishReason
 from api.errors import ApiError
-from api.generation.events import Events, Usage
+from api.generation.events import Events, FinishReason, Usage
 from api.generation.logprobs import TokenLogprob, token_logprobs
 from api.generation.request import GenerationRequest
 from api.generation.tool_calls import CallParser, Piece
@@ -92,7 +92,7 @@ class Answers:
         for piece in pieces:
             frames += self._piece(progress, piece)
         if reason is not None:
-            frames += self._finish(progress, reason)
+            frames += self._finish(progress, reason, delta.stop)
         return frames
 
     def _pieces(self, progress: _Progress, delta: Delta) -> list[Piece]:
@@ -122,14 +122,15 @@ class Answers:
         progress.open = True
         return ended + events.call(index, piece.call, Call(piece.id, piece.name, piece.text), logprobs, first)
 
-    def _finish(self, progress: _Progress, reason: EngineFinishReason) -> bytes:
+    def _finish(self, progress: _Progress, reason: EngineFinishReason, stop: str | None) -> bytes:
         events, parser = self._events, progress.parser
         frames = events.part_end(progress.index, reason != "length")
         progress.open = False
         called = parser is not None and parser.calls and reason == "stop"
         if error := self._schema_errors.get(progress.index):
             events.schema_error(progress.index, error)
-        frames += events.finish(progress.index, "tool_calls" if called else reason, progress.logprobs)
+        finished: FinishReason = "tool_calls" if called else reason
+        frames += events.finish(progress.index, finished, progress.logprobs, stop)
         progress.logprobs = []
         self.running -= 1
         if not self.running:

@@ -70,8 +70,10 @@ class Events(Protocol):
     def schema_error(self, index: int, error: str) -> None:
         """Note how an answer disobeys a schema that is not strict, before its `finish`."""
 
-    def finish(self, index: int, reason: FinishReason, logprobs: Sequence[TokenLogprob]) -> bytes:
-        """End an answer."""
+    def finish(
+        self, index: int, reason: FinishReason, logprobs: Sequence[TokenLogprob], stop: str | None
+    ) -> bytes:
+        """End an answer. stop: the stop string that ended it."""
 
     def end(self, usage: Usage) -> bytes:
         """End the stream."""
@@ -90,6 +92,7 @@ class Answer:
     logprobs: list[TokenLogprob] = field(default_factory=list)
     finish_reason: FinishReason = "stop"
     schema_error: str | None = None
+    stop: str | None = None
 
 
 class Collected:
@@ -134,9 +137,11 @@ class Collected:
     def schema_error(self, index: int, error: str) -> None:
         self.answers[index].schema_error = error
 
-    def finish(self, index: int, reason: FinishReason, logprobs: Sequence[TokenLogprob]) -> bytes:
+    def finish(
+        self, index: int, reason: FinishReason, logprobs: Sequence[TokenLogprob], stop: str | None
+    ) -> bytes:
         answer = self.answers[index]
-        answer.finish_reason = reason
+        answer.finish_reason, answer.stop = reason, stop
         answer.logprobs += logprobs
         return b""
 

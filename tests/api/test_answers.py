@@ -62,7 +62,7 @@ def test_an_answer_begins_once_and_ends_once() -> None:
         Delta("a", 1, None, cached_tokens=3),
         Delta("", 1, None),
         Delta("b", 1, None),
-        Delta("c", 1, "stop"),
+        Delta("c", 1, "stop", stop="."),
     ]
     assert read(deltas) == [
         ("start", Usage(prompt_tokens=5, cached_tokens=3, completion_tokens=1)),
@@ -70,7 +70,7 @@ def test_an_answer_begins_once_and_ends_once() -> None:
         ("text", 0, "b"),
         ("text", 0, "c", False),
         ("part_end", 0, True),
-        ("finish", 0, "stop"),
+        ("finish", 0, "stop", "."),
         ("end", Usage(prompt_tokens=5, cached_tokens=3, completion_tokens=4)),
     ]
 
@@ -79,7 +79,7 @@ def test_an_answer_begins_once_and_ends_once() -> None:
 def test_an_answer_without_text_has_one_empty_text(tools: bool) -> None:
     found = read([Delta("", 1, "length")], tools=tools)
     assert [event[0] for event in found] == ["start", "text", "part_end", "finish", "end"]
-    assert found[1:4] == [("text", 0, "", True), ("part_end", 0, False), ("finish", 0, "length")]
+    assert found[1:4] == [("text", 0, "", True), ("part_end", 0, False), ("finish", 0, "length", None)]
 
 
 def test_answers_of_one_request_share_start_and_end() -> None:
@@ -101,7 +101,7 @@ def test_a_text_ends_before_a_call_and_a_call_before_the_next() -> None:
         ("call", 0, 1, "f", False),
         ("arguments", 0, 1, '{"a": 1}'),
         ("part_end", 0, True),
-        ("finish", 0, "tool_calls"),
+        ("finish", 0, "tool_calls", None),
     ]
 
 

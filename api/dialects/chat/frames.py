@@ -40,7 +40,13 @@ class ChatFrames(Chunks):
         made = {"index": number, "function": {"arguments": text}}
         return self._delta(index, {"tool_calls": [made]}, logprobs)
 
-    def finish(self, index: int, reason: FinishReason, logprobs: Sequence[TokenLogprob] = ()) -> bytes:
+    def finish(
+        self,
+        index: int,
+        reason: FinishReason,
+        logprobs: Sequence[TokenLogprob] = (),
+        stop: str | None = None,
+    ) -> bytes:
         wrong = self._schema_errors.get(index, b"")
         end = b'},"logprobs":%b,"finish_reason":"%b"%b}' % (_json(logprobs), reason.encode(), wrong)
         return self._open[index] + end + self._tail

@@ -35,7 +35,13 @@ class CompletionFrames(Chunks):
     def arguments(self, index: int, number: int, text: str, logprobs: Sequence[TokenLogprob]) -> bytes:
         raise AssertionError("a text completion offers no functions")
 
-    def finish(self, index: int, reason: FinishReason, logprobs: Sequence[TokenLogprob] = ()) -> bytes:
+    def finish(
+        self,
+        index: int,
+        reason: FinishReason,
+        logprobs: Sequence[TokenLogprob] = (),
+        stop: str | None = None,
+    ) -> bytes:
         end = b'"","logprobs":%b,"finish_reason":"%b"}' % (self._json(index, logprobs), reason.encode())
         return self._open[index] + end + self._tail
 

@@ -73,7 +73,9 @@ class ResponseFrames:
     def schema_error(self, index: int, error: str) -> None:
         self._response["schema_error"] = error
 
-    def finish(self, index: int, reason: FinishReason, logprobs: Sequence[TokenLogprob]) -> bytes:
+    def finish(
+        self, index: int, reason: FinishReason, logprobs: Sequence[TokenLogprob], stop: str | None
+    ) -> bytes:
         self._reason = reason
         return b""
 
