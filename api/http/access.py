@@ -72,18 +72,29 @@ class AccessControl:
     async def _authorise(self, scope: Scope) -> Key | None:
         if not self._ledger.required or scope["path"] in self._open_paths:
             return None
-        scheme, _, credential = _header(scope, b"authorization").partition(b" ")
-        if scheme.lower() != b"bearer":
-            raise unauthorised()
+        credential = _credential(scope)
         for_operator = scope["path"] in self._operator_paths
-        if for_operator and self._operator and await self._operator.find(credential.strip()):
+        if for_operator and self._operator and await self._operator.find(credential):
             return None
-        key = await self._ledger.find(credential.strip())
+        key = await self._ledger.find(credential)
         if key is None:
             raise unauthorised()
         if for_operator and (self._operator or self._ledger.many_keys):
             raise NotFound("There is no such path.")
         return key
+
+
+def _credential(scope: Scope) -> bytes:
+    """Return the key, from `Authorization: Bearer` or, as Anthropic's clients send it, from `x-api-key`.
+
+    Raises: Unauthorised if there is none.
+    """
+    scheme, _, credential = _header(scope, b"authorization").partition(b" ")
+    if scheme.lower() == b"bearer":
+        return credential.strip()
+    if key := _header(scope, b"x-api-key"):
+        return key.strip()
+    raise unauthorised()
 
 
 def _check_headers(scope: Scope) -> None:

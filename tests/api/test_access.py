@@ -33,7 +33,9 @@ BEARER = {"authorization": f"Bearer {KEY}"}
         {"authorization": "Bearer "},
         {"authorization": f"Bearer {KEY}x"},
         {"authorization": f"Bearer {KEY.upper()}"},
-        {"x-api-key": KEY},
+        {"x-api-key": f"{KEY}x"},
+        {"x-api-key": KEY, "authorization": "Bearer x"},
+        {"x-api-key": KEY.upper(), "authorization": f"Basic {KEY}"},
         {"host": "x/health/live?", "x-forwarded-path": "/health/live"},
     ],
     ids=str,
@@ -97,10 +99,14 @@ async def test_the_methods_that_a_path_has_are_named(make_house: MakeHouse) -> N
         assert (await client.head(URL)).headers["allow"] == "POST"
 
 
-async def test_right_key_opens_everything(make_house: MakeHouse) -> None:
+@pytest.mark.parametrize(
+    "headers",
+    [{"authorization": f"bearer {KEY}"}, {"x-api-key": KEY}, {"x-api-key": f" {KEY}", "authorization": ""}],
+)
+async def test_right_key_opens_everything(make_house: MakeHouse, headers: dict[str, str]) -> None:
     house = make_house(key=KEY)
     await house.load()
-    async with house.client(headers={"authorization": f"bearer {KEY}"}) as client:
+    async with house.client(headers=headers) as client:
         for path in ("/v1/models", "/metrics", "/openapi.json"):
             assert (await client.get(path)).status_code == 200
         assert (await client.post(URL, json=ask())).status_code == 200
