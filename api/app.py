@@ -15,6 +15,7 @@ from api.dialects import models, openai_errors
 from api.dialects.chat import route as chat
 from api.dialects.completions import route as completions
 from api.dialects.invalid import invalid_request
+from api.dialects.messages import route as messages
 from api.dialects.responses import route as responses
 from api.errors import ApiError, InternalError, InvalidRequest, MethodNotAllowed, NotFound
 from api.http.access import AccessControl
@@ -28,7 +29,7 @@ from api.service import Service
 from api.telemetry.log import log
 
 # Each module names its routes, and who writes an error on their paths. Any other path gets OpenAI's errors.
-DIALECTS = (chat, completions, responses, models)
+DIALECTS = (chat, completions, responses, messages, models)
 
 
 def create_app(service: Service, cors_origins: Sequence[str] = ()) -> ASGIApp:

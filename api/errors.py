@@ -81,7 +81,17 @@ class InvalidRequest(ApiError):
 
 
 class ContextLengthExceeded(InvalidRequest):
+    """context: the most tokens that prompt and answer may have together."""
+
     code = "context_length_exceeded"
+
+    def __init__(
+        self, message: str, *, param: str, prompt_tokens: int, answer_tokens: int, context: int
+    ) -> None:
+        super().__init__(message, param=param)
+        self.prompt_tokens = prompt_tokens
+        self.answer_tokens = answer_tokens
+        self.context = context
 
 
 class Unauthorised(ApiError):

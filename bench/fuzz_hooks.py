@@ -10,6 +10,7 @@ MODEL = os.environ["FUZZ_MODEL"]
 # A request that the document allows may still be refused for reasons that a document cannot express.
 UNSAYABLE = (
     "maximum context length",
+    "prompt is too long",
     "has no token",
     "at least one token",
     "no tools to choose from",
@@ -28,6 +29,7 @@ UNSAYABLE = (
     "it answers a call that is not before it",
     "needs logprobs",
     "needs a last message",
+    "must have one that the model is shown",
     "needs add_generation_prompt",
     "has no such variable",
     "cannot continue a message",

@@ -30,6 +30,9 @@ def token_budget(
             f"reduce the length of the {prompt_field} or completion. "
             f"({ContextLengthExceeded.code})",
             param=prompt_field if room < 1 else limit_field,
+            prompt_tokens=prompt_tokens,
+            answer_tokens=completion,
+            context=max_model_len,
         )
     return min(asked or room, room)
 

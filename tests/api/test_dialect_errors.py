@@ -10,9 +10,10 @@ from fastapi import APIRouter
 from api import app as app_module
 from api.dialects.fields import Strict
 from api.dialects.json_route import JsonRoute
-from api.errors import ApiError, Overloaded
+from api.dialects.messages.errors import error_body
+from api.errors import ApiError, EngineFailed, Overloaded, RateLimited
 from api.http import access
-from tests.support.api import KEY, URL, House, ask, assert_openai_error
+from tests.support.api import KEY, MODEL, URL, FakeEngine, House, ask, assert_openai_error
 
 pytestmark = pytest.mark.anyio
 LINES = "/v1/lines"
@@ -61,3 +62,45 @@ async def test_each_layer_refuses_in_the_dialect_of_the_path(
         assert_openai_error(await client.post(URL, content=too_large), 413, "request_too_large")
         assert_openai_error(await client.get(URL), 405, "method_not_allowed")
         assert_openai_error(await client.get(f"{LINES}/"), 404, "not_found")
+
+
+async def test_each_layer_refuses_in_anthropics_body_on_its_paths(make_house: Callable[..., House]) -> None:
+    house = make_house(FakeEngine(hold_before=0), key=KEY)
+
+    def refused(answer: httpx.Response, status: int, type: str) -> None:
+        body = answer.json()
+        assert (answer.status_code, body["type"], body["error"]["type"]) == (status, "error", type)
+        assert set(body) == {"type", "error", "request_id"} and set(body["error"]) == {"type", "message"}
+        assert body["request_id"] == answer.headers["x-request-id"]
+
+    for path, good in (("/v1/messages", ask(max_tokens=1)), ("/v1/messages/count_tokens", ask())):
+        async with house.client() as client:
+            refused(await client.post(path, json=good), 401, "authentication_error")
+        async with house.client(headers={"x-api-key": KEY}) as client:
+            too_large = b" " * (access.MAX_BODY_BYTES + 1)
+            refused(await client.post(path, content=too_large), 413, "request_too_large")
+            large = {"x-big": "x" * 20_000}
+            refused(await client.post(path, json=good, headers=large), 431, "invalid_request_error")
+            refused(await client.get(path), 405, "invalid_request_error")
+            refused(await client.post(path, content=b"{}"), 415, "invalid_request_error")
+            refused(await client.post(path, json={"model": "x"}), 400, "invalid_request_error")
+            if path == "/v1/messages":
+                refused(await client.post(path, json=good), 503, "api_error")
+                await house.load()
+                late = await client.post(path, json=good, headers={"x-request-timeout": "0.05"})
+                refused(late, 408, "timeout_error")
+            unknown = await client.post(path, json=good | {"model": "claude-x"})
+            refused(unknown, 404, "not_found_error")
+            assert MODEL in unknown.text, "it says which model there is"
+
+
+@pytest.mark.parametrize(
+    ("error", "type"),
+    [
+        (RateLimited("Enough.", 1), "rate_limit_error"),
+        (Overloaded("Busy."), "overloaded_error"),
+        (EngineFailed("Dead."), "api_error"),
+    ],
+)
+def test_anthropics_clients_hear_their_own_name_of_an_error(error: ApiError, type: str) -> None:
+    assert f'"type":"{type}"' in error_body(error).decode()
