@@ -8,7 +8,7 @@ from fastapi import Request, Response
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
 
-from api.dialects.rules import MAX_VALUES, Strict, apply
+from api.dialects.rules import MAX_VALUES, NESTED, Strict, apply
 from api.errors import InvalidRequest, NotJson
 from api.http.state import RequestState
 
@@ -62,15 +62,14 @@ def _require_few_values(body: Any) -> None:
     while pending:
         part = pending.pop()
         if isinstance(part, dict):
-            values = list(part.values())
+            found += len(part)
+            pending += [value for value in part.values() if type(value) in NESTED]
         elif isinstance(part, list):
             values = [value for value in part if type(value) is not int]
-        else:
-            continue
-        found += len(values)
+            found += len(values)
+            pending += [value for value in values if type(value) in NESTED]
         if found > MAX_VALUES:
             raise InvalidRequest(f"The body has more than {MAX_VALUES} values.")
-        pending += values
 
 
 def answers_with(body: type[BaseModel], error: type[BaseModel]) -> dict[int | str, dict[str, Any]]:

@@ -20,6 +20,7 @@ from pydantic_core import CoreSchema
 from api.errors import InvalidRequest
 
 MAX_VALUES = 2**15  # in a body
+NESTED = (dict, list)  # orjson makes no subclasses of them
 MAX_NAME_CHARS = 64  # of an unknown field: longer names are near to none
 LIKE = 0.6  # of 1; `max_token` and `max_tokens` have 0.9
 _LEFT_OUT: Final = object()
@@ -82,33 +83,49 @@ def apply(model: type[Strict], body: Any) -> tuple[Any, frozenset[str]]:
 
 
 def _object(model: type[Strict], given: dict[str, Any], where: Where, ignored: set[str]) -> dict[str, Any]:
-    honoured, other = parts_of(model), model.other_fields
-    kept = {}
-    for name, value in given.items():
-        if name in honoured:
-            inside = honoured[name]
-            if value is not None and inside:
-                value = _value(inside, value, (*where, name), ignored)
-            if value is not None and value is not _LEFT_OUT:
+    honoured, objects = _plan(model)
+    clean = given.keys() <= honoured and None not in given.values()
+    for name in objects:
+        if type(given.get(name)) in NESTED:
+            break
+    else:
+        if clean:  # nearly every message
+            return given
+    kept = {name: value for name, value in given.items() if value is not None and name in honoured}
+    if not clean:
+        _judge_others(model, given, where, ignored)
+    for name, models in objects.items():
+        value = kept.get(name)
+        if isinstance(value, dict):
+            value = _one_of(models, value, (*where, name), ignored)
+            if value is _LEFT_OUT:
+                del kept[name]
+            else:
                 kept[name] = value
-        elif name not in other:
-            raise _unknown(name, where, model)
-        elif value is not None:
-            _require_ignored(other[name], value, (*where, name), ignored)
+        elif isinstance(value, list) and len(value) <= MAX_VALUES:
+            kept[name] = _list(models, value, (*where, name), ignored)
     return kept
 
 
-def _value(models: tuple[type[Strict], ...], value: Any, where: Where, ignored: set[str]) -> Any:
-    """Apply the rule to an object or to those in a list. Anything else is for the schema to judge."""
-    if isinstance(value, dict):
-        return _one_of(models, value, where, ignored)
-    if not isinstance(value, list) or len(value) > MAX_VALUES:
-        return value
-    items = [
+def _judge_others(model: type[Strict], given: dict[str, Any], where: Where, ignored: set[str]) -> None:
+    """Raises: InvalidRequest for a field that is refused or that nobody knows."""
+    honoured, other = parts_of(model), model.other_fields
+    for name, value in given.items():
+        if name in honoured:
+            continue
+        if name not in other:
+            raise _unknown(name, where, model)
+        if value is not None:
+            _require_ignored(other[name], value, (*where, name), ignored)
+
+
+def _list(models: tuple[type[Strict], ...], items: list[Any], where: Where, ignored: set[str]) -> list[Any]:
+    """Apply the rule to the objects in a list; the schema judges other values."""
+    judged = [
         _one_of(models, item, (*where, number), ignored) if isinstance(item, dict) else item
-        for number, item in enumerate(value)
+        for number, item in enumerate(items)
     ]
-    return [item for item in items if item is not _LEFT_OUT]
+    return [item for item in judged if item is not _LEFT_OUT]
 
 
 def _one_of(models: tuple[type[Strict], ...], value: dict[str, Any], where: Where, ignored: set[str]) -> Any:
@@ -166,6 +183,13 @@ def parts_of(model: type[Strict]) -> dict[str, tuple[type[Strict], ...]]:
         field.alias or name: tuple(dict.fromkeys(_classes(field.annotation)))
         for name, field in model.model_fields.items()
     }
+
+
+@functools.cache
+def _plan(model: type[Strict]) -> tuple[frozenset[str], dict[str, tuple[type[Strict], ...]]]:
+    """Return the honoured fields, and those of them that may hold objects with fields of their own."""
+    parts = parts_of(model)
+    return frozenset(parts), {name: models for name, models in parts.items() if models}
 
 
 def _classes(annotation: Any) -> Iterator[type[Strict]]:

@@ -74,7 +74,7 @@ class ChatMessage(Strict):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | Parts | None = Field(None, description="May be absent with tool_calls or refusal.")
     refusal: str | None = Field(None, description="Of an assistant, in place of content.")
-    tool_calls: list[ToolCall] | None = Field(None, max_length=MAX_CALLS)
+    tool_calls: list[ToolCall] | None = Field(None, max_length=MAX_CALLS, fail_fast=True)
     tool_call_id: CallId | None = None
     name: Annotated[str, StringConstraints(max_length=256)] | None = Field(
         None, description="Of who says it; ignored if the template has no place for it."
@@ -180,7 +180,7 @@ class ChatRequest(CompletionFields):
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20, description="Needs logprobs.")
     response_format: ResponseFormat | None = None
-    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS)] | None = None
+    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedToolChoice | None = Field(
         None, description="Without it auto, if there are tools."
     )
