@@ -5,7 +5,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
 	&& echo $$p && break; done)
 RUN = $(if $(PYTHON),$(PYTHON),$(error Python 3.11 or 3.12 is needed, and not found: install one, or name it with `make PYTHON=...`))
 
-.PHONY: up setup test test-fast test-containers check clean
+.PHONY: up setup test test-fast test-containers test-clients check clean
 
 up:     ## fine-tune, merge, serve, chat
 	@exec $(RUN) scripts/up.py
@@ -21,6 +21,9 @@ test-fast:  ## unit tests that are not marked slow, with coverage: minutes
 
 test-containers:  ## only the container tests, in an engine of their own (root, Debian)
 	@exec $(RUN) scripts/test.py containers
+
+test-clients:  ## other people's clients, all of them, against the trained model: half an hour
+	@exec $(RUN) scripts/test.py clients
 
 check:  ## format, lint, layers and types only
 	@exec $(RUN) scripts/test.py check

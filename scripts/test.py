@@ -1,5 +1,6 @@
 """`make test`: set up what the tests need and run them. `make check` runs only the first stage, `make
-test-containers` only the last, and `make test-fast` only the unit tests that are not marked slow.
+test-containers` only the last, and `make test-fast` only the unit tests that are not marked slow. `make
+test-clients` is no part of it: it installs every client of bench/roster.py and runs it against a service.
 
 Each service's unit tests run in that service's own environment; Helm renders the chart. The system test
 runs `make up` for real, with a real browser. The container tests run `docker compose up` in an engine of
@@ -56,8 +57,8 @@ TYPED = (
     (
         "tests", "scripts",
         "scripts bench/quickstart.py bench/load.py bench/endurance.py bench/promises.py "
-        "bench/pictures.py bench/redis_server.py tests/system tests/support/system.py "
-        "tests/support/browsing.py tests/support/scripted_api.py",
+        "bench/pictures.py bench/redis_server.py bench/clients.py bench/roster.py tests/system "
+        "tests/support/system.py tests/support/browsing.py tests/support/scripted_api.py",
     ),
     ("tests", "", "tests/containers tests/support/containers.py"),
     ("tests", "", "tests/kubernetes tests/repository tests/support/kubernetes.py"),
@@ -87,10 +88,12 @@ def main(arguments: list[str]) -> int:
     fast = arguments == ["fast"]
     try:
         check_python()
-        install_system_packages(browser=arguments not in (["check"], ["fast"]))
+        install_system_packages(browser=arguments not in (["check"], ["fast"], ["clients"]))
         if arguments == ["containers"]:
             build("tests")
             return _close([_containers()])
+        if arguments == ["clients"]:
+            return _clients()
         _build_environments(fast)
     except SetupError as error:
         say(f"make test: {error}")
@@ -148,6 +151,16 @@ def _check() -> bool:
     for environment, mypy_path, places in TYPED:
         passed.append(_run([mypy, "--python-executable", python(environment), *places.split()], mypy_path))
     return all(passed)
+
+
+def _clients() -> int:
+    """Run other people's clients against the model that `make up` trained. Raises: SetupError."""
+    artifacts = Path(os.environ.get("ARTIFACTS_DIR", ROOT / "artifacts"))
+    if not (artifacts / "models" / "current").exists():
+        raise SetupError(f"{artifacts} has no model: run `make up` first, or name one by ARTIFACTS_DIR")
+    build("api")
+    build("tests")
+    return 0 if _run([python("tests"), "bench/clients.py", "--artifacts", str(artifacts)]) else 1
 
 
 def _containers() -> Result:
