@@ -61,7 +61,7 @@ key and a model's name. {whole} of them work in every step, and {worked} of {ste
 - unknown_model: it recognises that there is no such model
 - other steps are named after what the client calls
 
-Programs whose own instructions are longer than the context of 2,048 tokens (Claude Code, opencode) are not tried.
+Programs whose own instructions exceed the context of 2,048 tokens (Claude Code, opencode) are not tried.
 """
 
 

@@ -79,7 +79,7 @@ CLIENTS = (
 # Whose fault a failure is, by client and step; "*" is every step.
 FAULTS = {
     ("ai, openai by responses", "turns"): (
-        "the client's default: it names the items of earlier turns and expects the server to have stored them. "
+        "the client's default: it names the items of earlier turns and expects the server to have them. "
         "The refusal says so; with `providerOptions: {openai: {store: false}}` it sends them."
     ),
 }
