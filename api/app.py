@@ -113,8 +113,11 @@ def _open_to(origins: Sequence[str], app: ASGIApp) -> ASGIApp:
 
 def _describe_keys(document: dict[str, Any], needed: bool) -> None:
     """Add the keys to the OpenAPI document: FastAPI does not know of the access control."""
-    document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
-    document["security"] = [{"key": []}] if needed else [{"key": []}, {}]
+    document["components"]["securitySchemes"] = {
+        "key": {"type": "http", "scheme": "bearer"},
+        "x-api-key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
+    }
+    document["security"] = [{"key": []}, {"x-api-key": []}, *([] if needed else [{}])]
     for path in health.OPEN_PATHS:
         document["paths"][path]["get"]["security"] = []
 

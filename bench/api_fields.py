@@ -15,7 +15,7 @@ INTRODUCTION = """\
 # Request fields
 
 `python -m bench.api_fields` writes this page from the schemas. Tests hold it to them, and the schemas to the
-openai and vLLM packages that are installed.
+openai, anthropic and vLLM packages that are installed.
 
 - **honoured**: the field does what it says.
 - **ignored**: leaving it out changes nothing that a client could notice. The answer names it in the header

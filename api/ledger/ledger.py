@@ -111,4 +111,6 @@ class Ledger(ABC):
 
 
 def unauthorised() -> Unauthorised:
-    return Unauthorised("A valid API key is needed: `Authorization: Bearer $API_KEY`.")
+    return Unauthorised(
+        "A valid API key is needed: `Authorization: Bearer $API_KEY`, or `x-api-key: $API_KEY`."
+    )
