@@ -50,7 +50,7 @@ class FieldError(ValueError):
 
 def invalid_request(error: RequestValidationError) -> InvalidRequest:
     """Return the error of the type that fits best, where a field may have several, in a sentence of ours."""
-    errors = error.errors()
+    errors = [each for each in error.errors() if each["type"] != "none_required"]  # null means no field
     first = max(errors, key=_fit)
     if first["type"] == "extra_forbidden":
         message = f"{_path(first)!r} is not a field of this API."

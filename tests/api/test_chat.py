@@ -286,6 +286,8 @@ async def test_openapi_names_what_is_served_and_no_validation_error_of_fastapi(
         "/v1/chat/completions",
         "/v1/completions",
         "/v1/responses",
+        "/v1/messages",
+        "/v1/messages/count_tokens",
         "/v1/models",
         "/v1/models/{model}",
         "/health",
