@@ -54,5 +54,5 @@ def _decompressor(coding: str) -> tuple[Any, type[Exception]]:
         return zlib.decompressobj(_GZIP_BITS), zlib.error
     from backports import zstd  # Python 3.14 has it as compression.zstd; few clients send it
 
-    options = {zstd.DecompressionParameter.window_log_max: _ZSTD_WINDOW_LOG}
+    options = {int(zstd.DecompressionParameter.window_log_max): _ZSTD_WINDOW_LOG}
     return zstd.ZstdDecompressor(options=options), zstd.ZstdError
