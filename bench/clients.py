@@ -94,8 +94,8 @@ def main() -> int:
     if not options.page:
         chosen = [client for client in CLIENTS if not options.only or client.name in options.only]
         with target_of(options) as target:
-            rows = [measure(client, target) for client in chosen]
-        save(rows)
+            for client in chosen:
+                save(measure(client, target))
     result = json.loads(RESULT.read_text())
     PAGE.write_text(page(result))
     return int(any(unexplained(row["client"], row["steps"]) for row in result["clients"]))
@@ -238,10 +238,10 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def save(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write the rows over those of the same clients, in the order of CLIENTS."""
+def save(row: Mapping[str, Any]) -> None:
+    """Write the row over that of the same client, in the order of CLIENTS."""
     old = json.loads(RESULT.read_text())["clients"] if RESULT.is_file() else []
-    found = {row["client"]: row for row in [*old, *rows]}
+    found = {row["client"]: row for row in [*old, row]}
     kept = [found[client.name] for client in CLIENTS if client.name in found]
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     result = {
