@@ -51,7 +51,7 @@ PAGE_HEAD = """# Clients
 
 {clients} clients of other people, each installed from its registry and run as it comes: it gets an address, a
 key and a model's name. {whole} of them work in every step, and {worked} of {steps} steps work. Written by
-`make test-clients` (bench/clients.py) at {commit}, with Python {python} and Node {node}. The steps are in
+`make test-clients` (bench/clients.py) at {commits}, with Python {python} and Node {node}. The steps are in
 [bench/zoo/](../bench/zoo):
 
 - plain: a whole answer; stream: the same in pieces
@@ -154,7 +154,9 @@ def measure(client: Client, target: Target) -> dict[str, Any]:
     counted = f"{client.name}: {len(steps) - len(failed)} of {len(steps)} steps work"
     print(counted, *failed, sep="\n  ", flush=True)
     seconds = round(time.monotonic() - begun, 1)
-    return {"client": client.name, "version": client.version, "seconds": seconds, "steps": steps}
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    made = {"client": client.name, "version": client.version, "commit": commit.stdout.strip()}
+    return {**made, "seconds": seconds, "steps": steps}
 
 
 def install(client: Client) -> Path:
@@ -243,9 +245,7 @@ def save(row: Mapping[str, Any]) -> None:
     old = json.loads(RESULT.read_text())["clients"] if RESULT.is_file() else []
     found = {row["client"]: row for row in [*old, row]}
     kept = [found[client.name] for client in CLIENTS if client.name in found]
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     result = {
-        "commit": commit.stdout.strip(),
         "python": platform.python_version(),
         "node": NODE.partition("@")[2],
         "clients": kept,
@@ -258,10 +258,10 @@ def page(result: dict[str, Any]) -> str:
     rows = result["clients"]
     steps = [failure for row in rows for failure in row["steps"].values()]
     whole = sum(not any(row["steps"].values()) for row in rows)
+    counts = {"clients": len(rows), "whole": whole, "steps": len(steps), "worked": steps.count("")}
+    commits = ", ".join(dict.fromkeys(row["commit"] for row in rows))
     lines = [
-        PAGE_HEAD.format(
-            **result | {"clients": len(rows)}, whole=whole, steps=len(steps), worked=steps.count("")
-        ),
+        PAGE_HEAD.format(**result | counts, commits=commits),
         "| client | installed | steps that work | what does not, and whose fault it is |",
         "|---|---|---|---|",
     ]
