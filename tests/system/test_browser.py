@@ -201,9 +201,10 @@ def test_two_models_are_compared_and_the_vote_becomes_a_training_row(
     expect(page.locator("#vote-text")).to_contain_text("Thank you")
     votes = log.with_name("votes.jsonl")
     program = (
-        "import json, sys; from trainer.data.conversation import parse_row;"
+        "import json, sys; from trainer.data.conversation import Reading, parse_row;"
         "rows = [json.loads(line) for line in sys.stdin];"
-        "print([[m.role for m in parse_row(row, 'votes').messages] for row in rows])"
+        "reading = Reading(ignored=('chosen', 'rejected'));"
+        "print([[m.role for m in parse_row(row, 'votes', reading=reading).messages] for row in rows])"
     )
     rows = subprocess.run(
         [str(ROOT / ".venv/frontend/bin/python"), str(ROOT / "frontend/votes.py"), str(votes)],
