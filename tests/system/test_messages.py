@@ -34,12 +34,12 @@ def asked(service: Service) -> dict[str, Any]:
 
 def test_whole_answer_stream_and_count_agree(client: anthropic.Anthropic, asked: dict[str, Any]) -> None:
     whole = client.messages.create(**asked, system=[{"type": "text", "text": "Be brief."}])
-    assert whole.stop_reason == "max_tokens" and whole.usage.output_tokens == 8
+    assert whole.stop_reason in ("max_tokens", "end_turn") and 0 < whole.usage.output_tokens <= 8
     [block] = whole.content
     assert block.type == "text" and block.text
     with client.messages.stream(**asked, system="Be brief.") as stream:
         assert "".join(stream.text_stream) == block.text
-        assert stream.get_final_message().stop_reason == "max_tokens"
+        assert stream.get_final_message().stop_reason == whole.stop_reason
     del asked["max_tokens"], asked["extra_body"]
     counted = client.messages.count_tokens(**asked, system="Be brief.")
     assert counted.input_tokens == whole.usage.input_tokens + (whole.usage.cache_read_input_tokens or 0)
