@@ -11,7 +11,7 @@ from api.errors import InvalidRequest
 MAX_SHOWN_CHARS = 40  # of a value; longer ones are described
 # Pydantic adds these names to a location, after a field that may have several types.
 _UNION_TAG = re.compile(r"(constrained-)?(str|float|int|bool)|(list|dict|literal)\[.*\]|[A-Z][A-Za-z]+")
-# What a value must be, by the error that says it is of another type.
+# The type that a value should have, by the name of pydantic's error.
 _TYPES = {
     "string_type": "a string",
     "int_type": "an integer",

@@ -18,7 +18,7 @@ OPENAI: Table = {
     "prompt_cache_key": _ONE_CACHE,
     "prompt_cache_options": _ONE_CACHE,
     "prompt_cache_retention": _ONE_CACHE,
-    "safety_identifier": Ignored("it names a person to OpenAI, and nobody is told here."),
+    "safety_identifier": Ignored("it identifies a person to OpenAI; this service reports it to nobody."),
     "moderation": Refused("The service does not moderate. Leave it out."),
     # Other servers and gateways know these.
     "client_metadata": Ignored("it describes the client."),

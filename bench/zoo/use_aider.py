@@ -10,7 +10,7 @@ from steps import COLOR, KEY, MODEL, TOO_LONG, V1, command, step
 folder = Path(os.environ["HOME"], "aider")
 folder.mkdir(exist_ok=True)
 name = f"openai/{MODEL}"
-# What aider cannot know of a model of one's own, in its own file.
+# aider reads from this file how to ask a model that it does not know.
 settings = [
     {"name": name, "edit_format": "whole", "use_repo_map": False, "extra_params": {"max_tokens": 200}}
 ]

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+from trainer.data.shapes import CHATS
 from trainer.errors import DataError
 from trainer.files import data_suffix
 from trainer.progress import say
 
 HEAD_BYTES = 2**16
-CHATS = ("conversations", "messages")  # a list under one of these is one row
 SEPARATORS = (",", ";", "\t", "|")
 BATCH_ROWS = 1024
 

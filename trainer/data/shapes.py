@@ -14,7 +14,7 @@ from typing import Any
 from trainer.config import ColumnsConfig
 from trainer.errors import DataError
 
-CHATS = ("conversations", "messages")
+CHATS = ("conversations", "messages")  # a list under one of these is one row
 PAIRS = (
     ("instruction", "output"),
     ("instruction", "response"),

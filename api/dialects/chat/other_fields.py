@@ -10,7 +10,7 @@ REQUEST: Table = {
     **other_fields.OPENAI,
     **other_fields.VLLM,
     "metadata": Ignored("it labels stored answers, and nothing is stored."),
-    "user": Ignored("it names a person to OpenAI, and nobody is told here."),
+    "user": Ignored("it identifies a person to OpenAI; this service reports it to nobody."),
     "reasoning_effort": Ignored("the model does not reason apart from its answer."),
     "reasoning": Ignored("the model does not reason apart from its answer."),
     "verbosity": Ignored("the model was not trained to vary it."),

@@ -8,7 +8,7 @@ REQUEST: Table = {
     **other_fields.VLLM,
     "prompt_logprobs": Refused("Use `echo` with `logprobs`."),
     "logprob_token_ids": Refused("Use `logprobs`."),
-    "user": Ignored("it names a person to OpenAI, and nobody is told here."),
+    "user": Ignored("it identifies a person to OpenAI; this service reports it to nobody."),
     "best_of": Refused("Use `n`, and choose among the answers.", (1,)),
     "suffix": Refused("The model does not fill gaps in a text.", ("",)),
     "prompt_embeds": Refused("Send text or token ids."),

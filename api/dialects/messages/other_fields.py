@@ -14,7 +14,7 @@ _NOT_RUN = Ignored("the server runs no tools and has no schema for it, so it is 
 
 _NO_BILL = Ignored("nothing is billed here.")
 
-# Of a request, also of one to count its tokens.
+# Fields of a request, and of a request to count its tokens.
 PROMPT: Table = {
     "betas": Ignored("no beta changes anything here."),
     "billing_policy": _NO_BILL,
@@ -24,7 +24,7 @@ PROMPT: Table = {
     "mcp_servers": Refused("The service calls no other servers. Give their tools in `tools`.", ([],)),
     "speed": Ignored("there is one speed."),
     "thinking": Ignored("the model does not reason apart from its answer."),
-    "user_profile_id": Ignored("it names a person to Anthropic, and nobody is told here."),
+    "user_profile_id": Ignored("it identifies a person to Anthropic; this service reports it to nobody."),
     "workspace_id": Ignored("it names a workspace at Anthropic."),
 }
 REQUEST: Table = {
@@ -35,7 +35,7 @@ REQUEST: Table = {
     "fallback_credit_token": _NO_BILL,
     "fallbacks": Ignored("the model declines no request, so no other is asked."),
     "inference_geo": Ignored("the service is where it is."),
-    "metadata": Ignored("it names a person to Anthropic, and nobody is told here."),
+    "metadata": Ignored("it identifies a person to Anthropic; this service reports it to nobody."),
     "service_tier": Ignored("there is one tier; the operator gives keys their priority."),
     "thread": Refused("Nothing is stored between requests: send the whole conversation as `messages`."),
 }
@@ -45,7 +45,7 @@ OUTPUT: Table = {
     "task_budget": Ignored("`max_tokens` is the limit of an answer."),
 }
 
-# Of a content block.
+# Fields of a content block.
 TEXT: Table = {"cache_control": _ONE_CACHE, "citations": Ignored("the text is complete without them.")}
 TOOL_USE: Table = {
     "cache_control": _ONE_CACHE,
@@ -94,7 +94,7 @@ BLOCK_TYPES: Table = {
     ),
 }
 
-# Of a tool.
+# Fields of a tool.
 TOOL: Table = {
     "allowed_callers": _ONLY_THE_MODEL_CALLS,
     "cache_control": _ONE_CACHE,
