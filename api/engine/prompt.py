@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 from api.engine.artifact import TEMPLATE_DATE
 from api.engine.messages import Layout, Message, Tool
 from api.engine.template import named_roles, variables
-from api.engine.tool_prompt import knows_tools, template_input
+from api.engine.tool_prompt import template_input, tool_form
 from api.errors import InvalidRequest
 
 
@@ -27,12 +27,15 @@ class Prompt:
     def __init__(self, tokenizer: Any) -> None:
         """tokenizer: a fast Hugging Face tokenizer with a chat template."""
         self._template = tokenizer
-        self._knows_tools = knows_tools(str(tokenizer.chat_template))
+        self._tool_form = tool_form(
+            lambda messages, tools, begins: self._render(
+                {"messages": messages, "tools": tools, "values": {}, "begins": begins, "end": ""}
+            )
+        )
         self.variables = variables(tokenizer)  # that a request may set
         self.named_roles = named_roles(lambda messages: self._render(self._given(messages)))
-        self.arguments_key = (
-            "parameters" if self._knows_tools else "arguments"
-        )  # the name of a call's arguments in this template
+        # The name of a call's arguments in this template.
+        self.arguments_key = self._tool_form.key if self._tool_form else "arguments"
         self._encode = tokenizer.backend_tokenizer
         self._encode_plain = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
         self._encode_plain.encode_special_tokens = True
@@ -89,7 +92,7 @@ class Prompt:
     ) -> dict[str, Any]:
         """Return all that comes from a client. end: a mark where the prompt must end, in the last message."""
         layout = layout or Layout()
-        given = template_input(messages, tools, self._knows_tools)
+        given = template_input(messages, tools, self._tool_form)
         end = secrets.token_hex(16) if layout.continued else ""
         given["messages"][-1]["content"] += end
         return {**given, "values": dict(layout.values), "begins": layout.begins, "end": end}

@@ -1,12 +1,15 @@
 """Prepare messages and tools for a chat template, or as text for a template that knows no tools.
 
-Llama 3's template lays out tools, calls and results itself. For other templates this module writes them
-in Hermes' form, which most open models that call functions know: a part of the system message, and tags
-around calls and results.
+A template that lays out tools, calls and results, and writes calls as `generation.tool_calls` reads them,
+gets them as they are. For other templates this module writes them in Hermes' form, which most open models
+that call functions know: a part of the system message, and tags around calls and results. The trainer decides
+in the same way, and gives an artifact that was trained on calls a template that lays them out.
 """
 
 import json
-from collections.abc import Sequence
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -14,7 +17,7 @@ import orjson
 from api.engine.json_schema import is_deep
 from api.engine.messages import Call, Message, Tool
 
-_LLAMA = '"parameters": '  # Llama's template writes a call with this name
+Render = Callable[[list[dict[str, Any]], list[dict[str, Any]], bool], str]
 
 _INTRODUCTION = """\
 You can call functions. These are known, one a line, with their parameters as JSON Schema:
@@ -27,19 +30,56 @@ To call one, answer with its name and arguments as a JSON object within tags, an
 </tool_call>"""
 
 
-def knows_tools(template: str) -> bool:
-    """Return whether a chat template lays out tools itself."""
-    return _LLAMA in template and "tools" in template
+@dataclass(frozen=True, slots=True)
+class ToolForm:
+    """How a template writes a call. key: the name of the arguments. as_text: it takes them as JSON text."""
+
+    key: str
+    as_text: bool
 
 
-def template_input(messages: Sequence[Message], tools: Sequence[Tool], known: bool) -> dict[str, Any]:
-    """Return `messages` and `tools` for the template. known: the template lays out tools itself.
+def tool_form(render: Render) -> ToolForm | None:
+    """Return how a chat template writes calls; None if it leaves any out, or writes calls otherwise.
+
+    render: takes messages, tools, and whether an answer begins. It is tried with names that nobody can guess.
+    """
+    return _form_of(render, as_text=False) or _form_of(render, as_text=True)
+
+
+def _form_of(render: Render, *, as_text: bool) -> ToolForm | None:
+    name, value, result = (f"{letter}{secrets.token_hex(8)}" for letter in "nvr")
+    arguments = {"x": value}
+    tools = [_offered(Tool(name, "y", {"type": "object", "properties": {"x": {"type": "string"}}}))]
+    called = {"name": name, "arguments": json.dumps(arguments) if as_text else arguments}
+    turns: list[dict[str, Any]] = [
+        {"role": "user", "content": "z"},
+        {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": called}]},
+        {"role": "tool", "content": result},
+    ]
+    try:
+        asked, whole = render(turns[:1], tools, True), render(turns, tools, False)
+    except Exception:  # whatever an expression of the template raises
+        return None
+    if name not in asked or result not in whole:
+        return None
+    answer = "".join(whole.removeprefix(asked).split())
+    for key in ("arguments", "parameters"):
+        call = f'{{"name":"{name}","{key}":{{"x":"{value}"}}'
+        if f"<tool_call>{call}" in answer or answer.startswith(call):
+            return ToolForm(key, as_text)
+    return None
+
+
+def template_input(
+    messages: Sequence[Message], tools: Sequence[Tool], form: ToolForm | None
+) -> dict[str, Any]:
+    """Return `messages` and `tools` for the template. form: how it writes calls, if it does.
 
     A message has its name if it has one, whether the template reads it or not.
     """
     offered = [_offered(tool) for tool in tools]
-    if known:
-        return {"messages": [_native(message) for message in messages], "tools": offered or None}
+    if form:
+        return {"messages": [_native(message, form) for message in messages], "tools": offered or None}
     turns = _plain(messages)
     if offered:
         lines = "\n".join(json.dumps(tool, ensure_ascii=False) for tool in offered)
@@ -57,10 +97,14 @@ def _offered(tool: Tool) -> dict[str, Any]:
     return {"type": "function", "function": function}
 
 
-def _native(message: Message) -> dict[str, Any]:
+def _native(message: Message, form: ToolForm) -> dict[str, Any]:
     turn = _turn(message, message.text)
     if message.calls:
-        turn["tool_calls"] = [{"type": "function", "function": _called(call)} for call in message.calls]
+        called = [
+            {"name": call.name, "arguments": call.arguments} if form.as_text else _called(call)
+            for call in message.calls
+        ]
+        turn["tool_calls"] = [{"type": "function", "function": function} for function in called]
     return turn
 
 

@@ -15,6 +15,7 @@ from api.engine.grammars import Grammars
 from api.engine.messages import Tool
 from api.engine.prompt import Prompt
 from api.engine.sampling import Sampling
+from api.engine.tool_prompt import tool_form
 from api.generation.answer_schema import Offer
 from api.generation.answers import Answers
 from api.generation.events import Collected
@@ -23,10 +24,14 @@ from api.generation.tool_calls import CallParser
 from api.ledger.key_file import create_key
 from api.ledger.keys import Limits
 from api.telemetry.metrics import Metrics, Tally
+from tests.support import ROOT
 from tests.support.api import FakeEngine, House, ask, assert_openai_error, events, post
+from tests.support.tool_form import CHATML, FORMS, MESSAGES, WRITTEN
+from tests.support.tool_form import TOOLS as OFFERED
 
 MakeHouse = Callable[..., House]
 METRICS = Metrics()
+TRAINERS = ROOT / "trainer" / "data" / "tools.jinja"  # the trainer puts it before a template without tools
 LLAMA = '{"name": "weather", "parameters": {"city": "Paris", "deep": {"a": "}\\"{"}}}'
 HERMES = 'Let me see.\n<tool_call>\n{"name": "weather", "arguments": {"city": "Paris"}}\n</tool_call>'
 CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
@@ -255,14 +260,6 @@ CALLED: list[dict[str, Any]] = [
     {"role": "tool", "tool_call_id": "c", "content": "Rain"},
     {"role": "tool", "tool_call_id": "c", "content": "and wind"},
 ]
-# What matters in Llama 3's template, which may not be stored here.
-LLAMA_TEMPLATE = (
-    "{% if tools %}{% for t in tools %}{{ t | tojson }}\n{% endfor %}{% endif %}"
-    "{% for m in messages %}{% if 'tool_calls' in m %}{% set f = m.tool_calls[0].function %}"
-    "{{ '<|im_start|>{\"name\": \"' + f.name + '\", ' }}{{ '\"parameters\": ' }}{{ f.arguments | tojson }}"
-    "{{ '}<|im_end|>' }}{% else %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>' }}{% endif %}"
-    "{% endfor %}"
-)
 
 
 def rendered(tokenizer: PreTrainedTokenizerFast, messages: list[dict[str, Any]]) -> str:
@@ -287,14 +284,29 @@ def test_a_template_without_tools_gets_them_as_text(tokenizer: PreTrainedTokeniz
     assert "<|im_start|>system\nBe kind.\n\nYou can call functions." in found
 
 
-@pytest.fixture
-def llama(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+def with_template(tokenizer: PreTrainedTokenizerFast, template: str) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer.backend_tokenizer,
         eos_token="<|im_end|>",
         extra_special_tokens=["<|im_start|>"],
-        chat_template=LLAMA_TEMPLATE,
+        chat_template=template,
     )
+
+
+def form_of(tokenizer: PreTrainedTokenizerFast) -> tuple[str, bool] | None:
+    def render(messages: Any, tools: Any, begins: bool) -> str:
+        text = tokenizer.apply_chat_template(
+            messages, tools=tools, tokenize=False, add_generation_prompt=begins
+        )
+        return str(text)
+
+    form = tool_form(render)
+    return (form.key, form.as_text) if form else None
+
+
+@pytest.fixture
+def llama(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    return with_template(tokenizer, FORMS["Llama's"][0])
 
 
 def test_a_template_with_tools_lays_them_out_itself(llama: PreTrainedTokenizerFast) -> None:
@@ -303,6 +315,38 @@ def test_a_template_with_tools_lays_them_out_itself(llama: PreTrainedTokenizerFa
     assert '{"name": "weather", "parameters": {"city": "x"}}<|im_end|>' in text
     assert "<|im_start|>tool\nRain<|im_end|>" in text
     assert Prompt(llama).arguments_key == "parameters"
+
+
+@pytest.mark.parametrize("family", FORMS)
+def test_how_a_template_writes_calls_is_found_by_trying_it(
+    tokenizer: PreTrainedTokenizerFast, family: str
+) -> None:
+    template, expected = FORMS[family]
+    assert form_of(with_template(tokenizer, template)) == expected
+
+
+@pytest.mark.parametrize("family", [family for family, (_, form) in FORMS.items() if form])
+def test_a_call_that_a_template_lays_out_is_read_again(
+    tokenizer: PreTrainedTokenizerFast, family: str
+) -> None:
+    text = rendered(with_template(tokenizer, FORMS[family][0]), CALLED[:2])
+    written = text.removesuffix("<|im_start|>assistant\n").rpartition("<|im_start|>assistant\n")[2]
+    said, [(name, arguments)] = read(written.removesuffix("<|im_end|>\n"))
+    assert (said, name, json.loads(arguments)) == ("", "weather", {"city": "x"})
+
+
+def test_tools_as_text_are_the_words_that_the_trainer_writes(tokenizer: PreTrainedTokenizerFast) -> None:
+    used = with_template(tokenizer, CHATML)
+    assert used.decode(encoded(used, MESSAGES, OFFERED)) == WRITTEN
+
+
+def test_a_template_of_the_trainer_writes_the_same_words(tokenizer: PreTrainedTokenizerFast) -> None:
+    used = with_template(tokenizer, f"{TRAINERS.read_text()}{CHATML}")
+    assert used.decode(encoded(used, MESSAGES, OFFERED)) == WRITTEN
+    assert used.decode(encoded(used, MESSAGES[:2], [])) == used.decode(
+        encoded(with_template(tokenizer, CHATML), MESSAGES[:2], [])
+    )
+    assert form_of(used) == ("arguments", False)
 
 
 @pytest.mark.parametrize("place", ["name", "arguments", "result", "description"])
