@@ -15,7 +15,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from trainer.config import CONFIGS, EXPORT_FORMATS, RunConfig
-from trainer.config_file import load
+from trainer.config_file import from_here, load
 from trainer.errors import ArmError, ArtifactError, ConfigError, TrainerError
 from trainer.identity import KEEP_OLDER
 from trainer.judge.gates import OVERRIDE
@@ -263,7 +263,7 @@ def _arm_command(options: argparse.Namespace) -> list[str]:
     command = ["arm", "--config", str(config.absolute()), "--artifacts", str(options.artifacts.absolute())]
     if options.keep_older_runs:
         command.append(KEEP_OLDER)
-    return command + [part for value in options.set for part in ("--set", value)]
+    return command + [part for value in options.set for part in ("--set", from_here(value))]
 
 
 def _quieten_libraries() -> None:

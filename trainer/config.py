@@ -4,7 +4,7 @@
 """
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     BaseModel,
@@ -27,6 +27,15 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]  # NumPy takes no other
 
 class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_verdict_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse `near_duplicates: true`, which would be read as 1.0."""
+        annotation = cls.model_fields[str(info.field_name)].annotation
+        if isinstance(value, bool) and {int, float} & {annotation, *get_args(annotation)}:
+            raise ValueError(f"expected a number, got {'true' if value else 'false'}")
+        return value
 
 
 class BaseModelConfig(Frozen):

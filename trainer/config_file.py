@@ -1,8 +1,10 @@
 """Read the YAML file of a run, and the overrides of the command line.
 
-Overrides win over the file, and the file wins over the defaults of `config`.
+Overrides win over the file, and the file wins over the defaults of `config`. `config_words` describes what is
+wrong with them.
 """
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import yaml
 from pydantic import ValidationError
 
 from trainer.config import CONFIGS, RunConfig, is_local
+from trainer.config_words import problems, short
 from trainer.errors import ConfigError
 
 
@@ -29,7 +32,9 @@ class _EachKeyOnce(yaml.SafeLoader):
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read a YAML file and apply `a.b=value` overrides. Relative paths start at the file's folder.
+    """Read a YAML file and apply `a.b=value` overrides.
+
+    Relative paths of the file start at its folder, those of overrides where the user stands.
 
     Raises: ConfigError naming every wrong key and value at once.
     """
@@ -43,21 +48,30 @@ def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must be a mapping of settings, not {type(values).__name__}")
     for override in overrides:
-        _apply(values, override)
+        _apply(values, from_here(override))
     _anchor_paths(values, path.parent)
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(f"{path}: {_problems(error)}") from None
+        raise ConfigError(f"{path}: {problems(error)}") from None
 
 
-def _problems(error: ValidationError) -> str:
-    """Describe every wrong value, but not what only follows from another (a list left short by its items)."""
-    places = {e["loc"] for e in error.errors()}
-    return "; ".join(
-        f"{'.'.join(map(str, e['loc']))}: {e['msg']} (got {_short(e['input'])})"
-        for e in error.errors()
-        if not any(len(other) > len(e["loc"]) and other[: len(e["loc"])] == e["loc"] for other in places)
+def from_here(override: str) -> str:
+    """Return an override with its relative paths made absolute, for a process that stands elsewhere.
+
+    Raises: ConfigError if it is not `a.b=value`.
+    """
+    values: dict[str, Any] = {}
+    _apply(values, override)
+    _anchor_paths(values, Path.cwd())
+    key, _, text = override.partition("=")
+    value: Any = values
+    for name in key.split("."):
+        value = value[name]
+    return (
+        override
+        if value == yaml.load(text, _EachKeyOnce)
+        else f"{key}={json.dumps(value, ensure_ascii=False, default=str)}"
     )
 
 
@@ -74,7 +88,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
     try:
         target[leaf] = yaml.load(text, _EachKeyOnce)
     except (ValueError, RecursionError, yaml.YAMLError):
-        raise ConfigError(f"--set {_short(override)}: {_short(text)} is not a YAML value") from None
+        raise ConfigError(f"--set {short(override)}: {short(text)} is not a YAML value") from None
 
 
 def _anchor_paths(values: dict[str, Any], folder: Path) -> None:
@@ -102,8 +116,3 @@ def _anchored(path: str, folder: Path) -> str:
         return str(folder / Path(path).expanduser())
     except RuntimeError as error:
         raise ConfigError(f"{path}: {error}") from None
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

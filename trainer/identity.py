@@ -36,6 +36,7 @@ OUTSIDE_A_RUN = (
     "__main__.py",
     "cli.py",
     "config_file.py",
+    "config_words.py",
     "pipeline.py",
     "preflight.py",
     "fit/choose",
@@ -44,7 +45,7 @@ OUTSIDE_A_RUN = (
     "ship",
 )
 # Code that cannot change a merged model or its evaluation.
-ONLY_SHOWS = ("__main__.py", "cli.py", "config_file.py", "preflight.py", "pages")
+ONLY_SHOWS = ("__main__.py", "cli.py", "config_file.py", "config_words.py", "preflight.py", "pages")
 # The files of a model directory that transformers reads. Licences, cards and our own record decide nothing.
 READ = ("*.json", "*.jinja", "*.model", "*.safetensors", "*.tiktoken", "*.txt", "additional_chat_templates/*")
 NOT_READ = (".", "base.json", "LICENSE", "NOTICE", "README", "USE_POLICY")

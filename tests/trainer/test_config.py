@@ -32,7 +32,7 @@ def test_rank_of_zero_is_refused_with_the_value_seen(config_file: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         load(config_file, ["sweep.ranks=[0]"])
     found = str(caught.value).removeprefix(f"{config_file}: ")
-    assert found == "sweep.ranks.0: Input should be greater than or equal to 1 (got 0)"
+    assert found == "sweep.ranks.0: expected a number of at least 1, got 0"
 
 
 def test_every_problem_is_reported_at_once(config_file: Path) -> None:

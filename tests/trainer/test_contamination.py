@@ -3,6 +3,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from trainer.cli import main
 from trainer.config_file import load
@@ -73,8 +74,10 @@ def test_a_missing_exam_is_reported_by_its_key_and_path(tmp_path: Path) -> None:
         check_files([tmp_path / "absent.jsonl"])
 
 
-def test_relative_exams_count_from_the_config_file(config_file: Path) -> None:
-    loaded = load(config_file, ["data.contamination=[exams/a.jsonl]"])
+def test_relative_exams_count_from_the_config_file(config_file: Path, config_values: dict[str, Any]) -> None:
+    config_values["data"]["contamination"] = ["exams/a.jsonl"]
+    config_file.write_text(yaml.safe_dump(config_values))
+    loaded = load(config_file)
     assert loaded.data.contamination == (config_file.parent / "exams/a.jsonl",)
 
 
@@ -82,7 +85,7 @@ def test_prepare_leaves_contaminated_rows_out_of_every_side(config_file: Path, t
     rows = [{"instruction": f"{ITEM} number {i}" if i % 2 else f"q{i}", "output": "a"} for i in range(160)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     evaluation(tmp_path, {"q": ITEM})
-    settings = ["data.contamination=[exam.jsonl]", "data.general=null", "data.max_length=512"]
+    settings = [f"data.contamination=[{tmp_path / 'exam.jsonl'}]", "data.general=null", "data.max_length=512"]
     settings += ["train.tokens_per_step=512"]
     flags = [part for setting in settings for part in ("--set", setting)]
     assert main(["prepare", "--config", str(config_file), "--artifacts", str(tmp_path / "a"), *flags]) == 0

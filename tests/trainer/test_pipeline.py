@@ -123,7 +123,7 @@ def test_edited_prompts_are_evaluated_again_and_nothing_is_trained_again(
 
     def run(text: str) -> tuple[str, dict[Path, int]]:
         prompts.write_text(text)
-        done = trainer("run", config_file, artifacts, "--set", "evaluate.prompts=asked.txt")
+        done = trainer("run", config_file, artifacts, "--set", f"evaluate.prompts={prompts}")
         assert done.returncode == 0, done.stderr
         made = [*artifacts.glob("runs/**/*"), *artifacts.glob("data/**/*")]
         return os.readlink(artifacts / "models/current"), {path: path.stat().st_mtime_ns for path in made}
