@@ -8,9 +8,9 @@ give, and the server stores no text before a vote. The key is in a file next to 
 share the votes share the key, and a ballot survives a restart.
 
 A preference row is TRL's (`prompt`, `chosen`, `rejected`, each a list of messages). Its `conversations` are
-the prompt and the chosen answer in ShareGPT's form, which the trainer reads with
-`data.ignore_columns: [chosen, rejected]`. Ties make no row, nor do answers to different prompts (in a later
-turn each model has its own answers before it). Standard library only.
+the prompt and the chosen answer in ShareGPT's form. Ties make no row, nor do answers to different prompts (in
+a later turn each model has its own answers before it). With `data.use: chosen` the trainer trains the chosen
+answers, of these rows or of the file of votes itself. Standard library only.
 """
 
 import fcntl

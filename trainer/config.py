@@ -126,6 +126,11 @@ class DataConfig(Frozen):
     ignore_columns: tuple[str, ...] = Field(
         (), description="Columns, or fields of messages, to leave out although they change what a row means."
     )
+    use: Literal["chosen"] | None = Field(
+        None,
+        description="`chosen`: of preference data train the answers that people chose or praised. None: such "
+        "data is refused.",
+    )
     max_length: int = Field(ge=32, le=131072, description="Tokens per row. Longer rows are dropped.")
     held_out_share: float = Field(0.1, gt=0, le=0.3, description="Share of the groups in each held-out side.")
     train_rows: int | None = Field(None, ge=1, description="Maximum. None: all that the split leaves.")

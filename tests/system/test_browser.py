@@ -203,7 +203,7 @@ def test_two_models_are_compared_and_the_vote_becomes_a_training_row(
     program = (
         "import json, sys; from trainer.data.conversation import Reading, parse_row;"
         "rows = [json.loads(line) for line in sys.stdin];"
-        "reading = Reading(ignored=('chosen', 'rejected'));"
+        "reading = Reading(use='chosen');"
         "print([[m.role for m in parse_row(row, 'votes', reading=reading).messages] for row in rows])"
     )
     rows = subprocess.run(

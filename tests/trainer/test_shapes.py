@@ -74,10 +74,6 @@ def test_a_row_means_what_its_columns_say(row: dict[str, Any], expected: str) ->
 @pytest.mark.parametrize(
     ("row", "names"),
     [
-        (chat("q", "a", label=False), "'label' holds a verdict"),
-        (chat("q", "a", label=1), "'label' holds a verdict"),
-        (chat("q", chosen={"from": "gpt", "value": "a"}, rejected={"from": "gpt", "value": "b"}), "'chosen'"),
-        ({"prompt": "q", "chosen": "a", "rejected": "b"}, "'chosen' holds answers that people preferred"),
         (chat("q", "a", tools=[{"type": "function"}]), "'tools' holds functions"),
         (chat("q", "a", images=["a.jpg"]), "'images' holds pictures"),
         (chat("q", "a", weight=0.5), "'weight' holds how much"),

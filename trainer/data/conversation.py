@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from trainer.config import ColumnsConfig
+from trainer.data.preferences import chosen_row, preference_columns, refusal
 from trainer.data.shapes import RowError, given, is_nan, require_read, turns_of
 from trainer.errors import DataError
 
@@ -33,11 +34,12 @@ NO_SYSTEM = "empty system prompt left out"
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """How raw rows are read: `data.columns`, `data.roles` and `data.ignore_columns`."""
+    """How raw rows are read: `data.columns`, `data.roles`, `data.ignore_columns` and `data.use`."""
 
     columns: ColumnsConfig | None = None
     roles: Mapping[str, Role] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
+    use: Literal["chosen"] | None = None
 
 
 AS_IT_IS = Reading()
@@ -113,6 +115,10 @@ def parse_row(
     if not isinstance(row, dict):
         raise RowError("not an object")
     columns = {name: value for name, value in given(row).items() if name not in reading.ignored}
+    if preferred := preference_columns(columns, _mapped(reading)):
+        if reading.use != "chosen":
+            raise refusal(preferred, where)
+        columns = chosen_row(columns, preferred)
     raw, used = turns_of(columns, reading.columns)
     left = require_read(columns, {*used, "source", "group", "score"}, reading.ignored, "", where)
     for turn in raw:
@@ -130,6 +136,11 @@ def parse_row(
     groups = tuple(map(str, groups)) if isinstance(groups, list | tuple) else (str(groups),)
     source = str(columns.get("source") or default_source)
     return Conversation(tuple(messages), source, groups, _score(columns), where, (*emptied, *repaired))
+
+
+def _mapped(reading: Reading) -> tuple[str, ...]:
+    """Return the columns that `data.columns` names."""
+    return tuple(reading.columns.model_dump(exclude_none=True).values()) if reading.columns else ()
 
 
 def _without_empty(turns: list[Message]) -> tuple[list[Message], tuple[str, ...]]:

@@ -206,7 +206,7 @@ def _followups(
 
 def _select(data: DataConfig) -> Cleaned:
     """Return the rows to split. Raises: DataError if none is left."""
-    reading = Reading(data.columns, data.roles, data.ignore_columns)
+    reading = Reading(data.columns, data.roles, data.ignore_columns, data.use)
     cleaned = clean(read_rows(data.source), data.filters, reading)
     gc.freeze()  # otherwise the collector walks these rows again and again while more are made
     if data.contamination:

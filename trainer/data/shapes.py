@@ -55,10 +55,6 @@ def _present(value: Any) -> bool:
     return value not in (None, "", [], {}, False) and not is_nan(value)
 
 
-def _is_verdict(value: Any) -> bool:
-    return isinstance(value, bool) or (isinstance(value, int | float) and value in (-1, 0, 1))
-
-
 @dataclass(frozen=True, slots=True)
 class _Meaning:
     """holds: what the column says of the row. if_value: for which values it says that."""
@@ -67,14 +63,10 @@ class _Meaning:
     if_value: Callable[[Any], bool] = _present
 
 
-_PREFERENCE = _Meaning("answers that people preferred to others")
 _FUNCTIONS = _Meaning("functions, and training on the text alone would teach to ignore them")
 _CALLS = _Meaning("calls of functions, and training on the text alone would teach to leave them out")
 _MEDIA = _Meaning("pictures or sounds, which a model of texts cannot see")
 MEANINGS: Mapping[str, _Meaning] = {
-    "chosen": _PREFERENCE,
-    "rejected": _PREFERENCE,
-    "label": _Meaning("a verdict on the answer, and bad ones would be trained like good ones", _is_verdict),
     "weight": _Meaning("how much the row counts", lambda value: _present(value) and value != 1),
     "history": _Meaning("earlier turns, which are read only beside `instruction`"),
     "tools": _FUNCTIONS, "functions": _FUNCTIONS,
@@ -107,8 +99,6 @@ def turns_of(row: Mapping[str, Any], columns: ColumnsConfig | None) -> tuple[lis
     for question, answer in PAIRS:
         if question in row and answer in row:
             return _pair(row, question, answer)
-    if any(name in row for name in ("chosen", "rejected")):
-        raise DataError(_refusal("chosen", "the rows"))
     raise ShapeError(row)
 
 
