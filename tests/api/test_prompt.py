@@ -7,6 +7,7 @@ from api.dialects.chat.schema import ChatMessage
 from api.engine.messages import Layout, Message
 from api.engine.prompt import Prompt
 from api.errors import InvalidRequest
+from tests.support import prompts
 
 
 @pytest.fixture(scope="module")
@@ -129,3 +130,16 @@ def test_a_template_has_the_variables_that_it_reads_and_the_training_did_not_fix
     assert naming.variables == {"enable_thinking", "style"} and prompt.variables == set()
     ids = naming.encode([user("Hi")], layout=Layout(values={"enable_thinking": False, "style": "terse"}))
     assert "assistant\n[no thoughts]terse" in tokenizer.decode(ids)
+
+
+@pytest.mark.parametrize("template", [prompts.THINKING, prompts.STRICT])
+def test_the_prompt_of_an_answer_is_that_of_the_training(template: str) -> None:
+    """tests/trainer/test_rendering.py holds the other side."""
+    made = prompts.tokenizer(template)
+    messages = [Message(role, text) for role, text in prompts.HISTORY]
+    found = [Prompt(made).encode(messages[:end]) for end in (1, 3)]
+    wanted = [
+        [token.replace("\n", "Ċ").replace(" ", "Ġ") for token in prompts.tokens(text)]
+        for text in prompts.PROMPTS[template]
+    ]
+    assert [made.convert_ids_to_tokens(ids) for ids in found] == wanted

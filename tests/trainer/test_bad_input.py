@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from tests.support.trainer import rows
 from trainer.cli import main
+from trainer.data.chat_template import Text
 from trainer.data.conversation import Conversation, Message
 from trainer.data.tokenize import ChatTokenizer
 
@@ -107,8 +108,8 @@ def test_a_gigantic_row_is_dropped_without_being_encoded(
     encoded: list[int] = []
     encode = ChatTokenizer._encode
 
-    def watched(self: ChatTokenizer, texts: list[str]) -> Any:
-        encoded.extend(map(len, texts))
+    def watched(self: ChatTokenizer, texts: list[Text]) -> Any:
+        encoded.extend(len(text.text) for text in texts)
         return encode(self, texts)
 
     monkeypatch.setattr(ChatTokenizer, "_encode", watched)

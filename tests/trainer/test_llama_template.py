@@ -9,8 +9,9 @@ import pytest
 import trl
 from transformers import PreTrainedTokenizerFast
 
+from trainer.data.chat_template import DATE
 from trainer.data.conversation import Conversation, Message, Role
-from trainer.data.tokenize import DATE, IGNORED, ChatTokenizer
+from trainer.data.tokenize import IGNORED, ChatTokenizer
 
 BEGIN, END = "<|begin_of_text|>", "<|eot_id|>"
 HEADERS = ["<|start_header_id|>", "<|end_header_id|>"]

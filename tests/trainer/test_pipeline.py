@@ -23,8 +23,8 @@ from tests.support.trainer import PAUSING
 from trainer import base_model, identity
 from trainer.cli import main
 from trainer.config_file import load
+from trainer.data.chat_template import DATE
 from trainer.data.prepare import prepare
-from trainer.data.tokenize import DATE
 from trainer.fit.arm import arms, place_of, run_name
 from trainer.judge.gates import OVERRIDE
 from trainer.judge.turns import FIRST_TURNS

@@ -30,6 +30,7 @@ REPORT = {
     "unread": {"<category>": 3},
     "repaired": {"turns of the same role merged": 1},
     "first_repaired": {"turns of the same role merged": "f:3"},
+    "remarks": ["3 rows contain <|im_end|>"],
 }
 
 
@@ -61,6 +62,7 @@ def test_page_is_whole_and_takes_nothing_from_outside() -> None:
 def test_page_counts_small_sources_together_and_names_first_places() -> None:
     made = page(REPORT, [])
     assert "7 others" in made and "a&amp;b:7" in made and ">f:3<" in made
+    assert "<p>3 rows contain &lt;|im_end|&gt;.</p>" in made
 
 
 def test_long_examples_are_cut_and_say_so() -> None:
@@ -78,7 +80,7 @@ def test_rows_in_one_batch_are_the_rows_one_by_one(tokenizer: PreTrainedTokenize
     chat = ChatTokenizer(tokenizer)
     texts = ["plain", "naïve 😀 <|im_end|>", "<|im_start|><|im_end|>", " x <|endoftext|> y", "last"]
     batch = [Conversation((Message("user", t), Message("assistant", t)), "s") for t in texts]
-    assert chat.rows(batch) == [chat.row(c) for c in batch]
+    assert [made.rows for made in chat.rows(batch)] == [[chat.row(c)] for c in batch]
 
 
 def test_fingerprint_of_the_files_is_that_of_the_rows(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from trainer.data.conversation import Conversation, Message
+from trainer.data.shapes import RowError
 from trainer.data.tokenize import IGNORED, ChatTokenizer
 from trainer.errors import BaseModelError
 
@@ -59,5 +60,5 @@ def test_a_template_that_rewrites_earlier_turns_is_refused(
     rewriting.chat_template = (
         "{{ messages | length }}{{ messages[0]['content'] }}{{ messages[-1]['content'] }}"
     )
-    with pytest.raises(BaseModelError, match="only appends"):
+    with pytest.raises(RowError, match="does not follow its own prompt"):
         ChatTokenizer(rewriting).row(conversation("q", "a", "q2", "a2"))

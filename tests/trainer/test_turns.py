@@ -22,7 +22,7 @@ from trainer.data.conversation import Conversation, Message
 from trainer.data.tokenize import IGNORED, ChatTokenizer, TokenRow, answer_runs
 from trainer.errors import DataError
 from trainer.generation import Answer, generate
-from trainer.judge.answers import earlier_turns, read_conversations
+from trainer.judge.answers import read_conversations
 from trainer.judge.evaluate import evaluate
 from trainer.judge.turns import FIRST_TURNS, MIN_ROWS, TURNS, Turns, caveat, measured_turns, require_turns
 from trainer.objective import sft
@@ -38,7 +38,7 @@ def only_answer(row: TokenRow, number: int) -> TokenRow:
     """The row with labels on this answer alone."""
     begin, end = answer_runs(row.labels)[number]
     labels = [label if begin <= place < end else IGNORED for place, label in enumerate(row.labels)]
-    return replace(row, labels=labels)
+    return replace(row, labels=labels, turns=None)
 
 
 def test_a_row_of_two_answers_scores_as_two_turns_and_their_sum_is_the_row(
@@ -271,7 +271,7 @@ def test_earlier_turns_come_back_as_they_were_whatever_the_template(
         Message("user", "Thanks"),
         Message("assistant", "!"),
     )
-    found = earlier_turns(chat.row(Conversation(messages, "made")), chat)
+    found = chat.row(Conversation(messages, "made")).earlier or []
     assert [(m["role"], m["content"]) for m in found] == [(m.role, m.content) for m in messages[1:5]]
 
 

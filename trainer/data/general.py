@@ -12,7 +12,7 @@ from pathlib import Path
 from trainer.base_model import BaseModel, load_model
 from trainer.config import GeneralChatConfig
 from trainer.data.conversation import Conversation, Message
-from trainer.data.tokenize import IGNORED, ChatTokenizer, TokenRow, answer_runs
+from trainer.data.tokenize import IGNORED, ChatTokenizer, TokenRow, answer_runs, turn_numbers
 from trainer.errors import DataError
 from trainer.generation import Answer, generate
 
@@ -67,10 +67,11 @@ def answer_prompts(
 def same_as_text(answers: Sequence[OwnAnswer], chat: ChatTokenizer) -> list[OwnAnswer]:
     """Return the answers whose text gives their tokens again, so that they can stand in a conversation."""
     turns = [(Message("user", a.prompt), Message("assistant", a.text)) for a in answers]
-    rows = chat.rows([Conversation(messages, SOURCE) for messages in turns])
+    rendered = chat.rows([Conversation(messages, SOURCE) for messages in turns])
     return [
         answer
-        for answer, row in zip(answers, rows, strict=True)
+        for answer, made in zip(answers, rendered, strict=True)
+        for row in made.rows
         if [row.input_ids[begin:end] for begin, end in answer_runs(row.labels)] == [_whole(answer, row)]
     ]
 
@@ -78,13 +79,14 @@ def same_as_text(answers: Sequence[OwnAnswer], chat: ChatTokenizer) -> list[OwnA
 def aim(row: TokenRow, own: Sequence[int | None], answers: Sequence[OwnAnswer]) -> TokenRow:
     """Return a conversation's row with the base's probabilities as targets of its own answers.
 
-    own: for each answer of the row its number in `answers`, or None. An answer that was cut has no target
-    at its end of turn: the base would have continued.
+    own: for each answer of the conversation its number in `answers`, or None. An answer that was cut has no
+    target at its end of turn: the base would have continued.
     """
     labels = list(row.labels)
     top_ids: list[list[int]] = [[] for _ in labels]
     top_logprobs: list[list[float]] = [[] for _ in labels]
-    for (begin, end), number in zip(answer_runs(row.labels), own, strict=True):
+    numbers = (own[turn - 1] for turn in turn_numbers(row))
+    for (begin, end), number in zip(answer_runs(row.labels), numbers, strict=True):
         if number is None:
             continue
         answer = answers[number].answer

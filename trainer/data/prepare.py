@@ -9,10 +9,8 @@ tokens.
 
 import gc
 import itertools
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,13 +24,14 @@ from trainer.data.clean import COLUMNS_NAMED, Cleaned, clean
 from trainer.data.contamination import check_files, drop_contaminated
 from trainer.data.conversation import Conversation, Reading
 from trainer.data.dedup import drop_near_duplicates
+from trainer.data.fill import Batch, Fill
 from trainer.data.general import OwnAnswer, aim, answer_prompts, same_as_text
 from trainer.data.report import Example, build_report
 from trainer.data.row_file import RowFile
 from trainer.data.shapes import mapping_for
 from trainer.data.sources import read_rows
 from trainer.data.split import Split, split
-from trainer.data.tokenize import ChatTokenizer, TokenRow
+from trainer.data.tokenize import ChatTokenizer, Rendered, TokenRow
 from trainer.device import choose_device
 from trainer.errors import DataError
 from trainer.files import only_writer, read_json, whole_directory, write_json
@@ -40,11 +39,9 @@ from trainer.identity import data_key, older_directory, older_line, own_director
 from trainer.progress import say
 
 SPLITS = ("train", "validation", "test", "general", "followup")
-BATCH = 256  # rows a call of the tokenizer
 EXAMPLES = 10  # rows that the page shows
-Batch = Sequence[Conversation]
 # Tokenises and labels a batch for the objective.
-RowsOf = Callable[[ChatTokenizer, Batch], list[TokenRow]]
+RowsOf = Callable[[ChatTokenizer, Batch], list[Rendered]]
 # Writes a page next to report.json, from its content.
 WritePage = Callable[[Path, Mapping[str, Any], Sequence[Example]], None]
 
@@ -120,10 +117,13 @@ def _make(
     extra = _usable(extra, chat) if data.chats else extra
     with whole_directory(directory) as scratch:
         top = bool(data.general and data.general.top_tokens)
-        files = {name: RowFile(scratch / f"{name}.arrow", top and name == "train") for name in SPLITS}
-        aimed = partial(_aimed, rows_of, extra)
+        files = {
+            name: RowFile(scratch / f"{name}.arrow", top and name == "train", name == "test")
+            for name in SPLITS
+        }
+        fill = Fill(chat, partial(_aimed, rows_of, extra, chat), data.max_length, cleaned)
         for name, conversations, limit in _sides(config, parts, extra):
-            _tokenise(conversations, chat, aimed, data.max_length, limit, cleaned, files[name])
+            fill.side(files[name], conversations, limit, held_out=name != "train")
         if not data.chats:
             files["train"].add([answer.row(chat) for answer in extra])
         files["general"].add([answer.row(chat) for answer in measured])
@@ -134,9 +134,11 @@ def _make(
         say(f"  {', '.join(f'{len(f)} {name}' for name, f in files.items())} rows; {cleaned.summary()}")
         if unread := cleaned.unread_columns():
             say(f"  not used: {unread}")
+        for remark in fill.remarks():
+            say(f"  {remark}")
         examples = _examples(parts.train, chat, data.max_length)
         write_record(scratch, key)
-        report = build_report(data, files, cleaned)
+        report = build_report(data, files, cleaned) | fill.report()
         write_json(scratch / "report.json", report)
         if write_page:
             write_page(scratch, report, examples)
@@ -181,10 +183,14 @@ def _own_answers(
 
 def _aimed(
     rows_of: RowsOf, answers: Sequence[OwnAnswer], chat: ChatTokenizer, batch: Batch
-) -> list[TokenRow]:
+) -> list[Rendered]:
     """Return the objective's rows; those with the base's own answers follow its probabilities there."""
-    rows = zip(batch, rows_of(chat, batch), strict=True)
-    return [aim(row, conversation.own, answers) if conversation.own else row for conversation, row in rows]
+    return [
+        replace(made, rows=[aim(row, conversation.own, answers) for row in made.rows])
+        if conversation.own
+        else made
+        for conversation, made in zip(batch, rows_of(chat, batch), strict=True)
+    ]
 
 
 def _followups(
@@ -226,60 +232,8 @@ def _hint(cleaned: Cleaned) -> str:
     return f". Rows have the columns {columns}; to read them, set {mapping_for(cleaned.unshaped)}"
 
 
-def _tokenise(
-    conversations: Iterable[Conversation],
-    chat: ChatTokenizer,
-    rows_of: RowsOf,
-    max_length: int,
-    limit: int | None,
-    cleaned: Cleaned,
-    file: RowFile,
-) -> None:
-    """Add the rows that fit to `file`, up to `limit`. Drop a row that is too long; never cut it."""
-    reason = f"longer than {max_length} tokens"
-    fitting = []
-    for conversation in conversations:
-        if chat.may_fit(conversation, max_length):
-            fitting.append(conversation)
-        else:
-            cleaned.drop(reason, conversation.where)
-    batches = [fitting[start : start + BATCH] for start in range(0, len(fitting), BATCH)]
-    for batch, rows in _ahead(partial(rows_of, chat), batches):
-        kept: list[TokenRow] = []
-        for conversation, row in zip(batch, rows, strict=True):
-            if limit is not None and len(file) + len(kept) == limit:
-                break
-            if len(row.input_ids) > max_length:
-                cleaned.drop(reason, conversation.where)
-            else:
-                kept.append(row)
-        file.add(kept)
-        if len(file) == limit:
-            return
-    if not len(file):
-        raise DataError(f"no row fits data.max_length {max_length}: raise it")
-
-
-def _ahead(
-    make: Callable[[Batch], list[TokenRow]], batches: Iterable[Batch]
-) -> Iterator[tuple[Batch, list[TokenRow]]]:
-    """Yield each batch with its rows, in order, while two threads work on the next batches.
-
-    The tokenizer runs without the interpreter's lock, so one batch is encoded while another is rendered.
-    """
-    with ThreadPoolExecutor(2) as threads:
-        waiting: deque[tuple[Batch, Future[list[TokenRow]]]] = deque()
-        for batch in batches:
-            waiting.append((batch, threads.submit(make, batch)))
-            if len(waiting) > 2:
-                done, rows = waiting.popleft()
-                yield done, rows.result()
-        for done, rows in waiting:
-            yield done, rows.result()
-
-
 def _examples(conversations: Iterable[Conversation], chat: ChatTokenizer, max_length: int) -> list[Example]:
     """Return the first rows of train. Rows come in the order of their hashes, so this is a random choice."""
-    rows = ((c.source, chat.row(c)) for c in conversations if chat.may_fit(c, max_length))
-    fitting = ((source, row) for source, row in rows if len(row.input_ids) <= max_length)
-    return [Example(source, chat.runs(row)) for source, row in itertools.islice(fitting, EXAMPLES)]
+    rendered = (chat.rows([c])[0] for c in conversations if chat.may_fit(c, max_length))
+    fitting = (row for made in rendered for row in made.rows if len(row.input_ids) <= max_length)
+    return [Example(row.source, chat.runs(row)) for row in itertools.islice(fitting, EXAMPLES)]

@@ -20,7 +20,9 @@ COLUMNS = [
     ("labels", pa.list_(pa.int64())),
     ("question", pa.string()),
     ("source", pa.string()),
+    ("turns", pa.list_(pa.int32())),
 ]
+EARLIER = ("earlier", pa.list_(pa.struct({"role": pa.string(), "content": pa.string()})))
 TOP_COLUMNS = [
     ("top_ids", pa.list_(pa.list_(pa.int32()))),
     ("top_logprobs", pa.list_(pa.list_(pa.float32()))),
@@ -30,12 +32,14 @@ TOP_COLUMNS = [
 class RowFile:
     """One split while it is written. lengths: tokens of each row. sources: source → rows.
 
-    with_top: whether its rows may follow probabilities of most likely tokens.
+    with_top: whether its rows may follow probabilities of most likely tokens. with_earlier: whether it keeps
+    the turns before the last question, for people to read.
     """
 
-    def __init__(self, path: Path, with_top: bool = False) -> None:
+    def __init__(self, path: Path, with_top: bool = False, with_earlier: bool = False) -> None:
         self.path = path
-        self._schema = pa.schema(COLUMNS + TOP_COLUMNS if with_top else COLUMNS)
+        columns = [*COLUMNS, *(TOP_COLUMNS if with_top else []), *([EARLIER] if with_earlier else [])]
+        self._schema = pa.schema(columns)
         self.lengths: list[int] = []
         self.target_tokens = 0
         self.sources: Counter[str] = Counter()
@@ -58,7 +62,7 @@ class RowFile:
 
 def _value(row: TokenRow, column: str) -> Any:
     value = getattr(row, column)
-    return [[]] * len(row.input_ids) if value is None else value
+    return [[]] * len(row.input_ids) if value is None and column.startswith("top_") else value
 
 
 def rows_fingerprint(files: Mapping[str, RowFile]) -> str:

@@ -1,26 +1,24 @@
 """Turn conversations into `input_ids` and `labels`, for any fast tokenizer with a chat template.
 
 Only assistant turns that are to be trained have labels, with the end-of-turn token; all other labels are
--100. Text never becomes a control token: a message that contains one is encoded with that token spelled out
-as plain text. In all other cases the ids are those of the tokenizer's own `apply_chat_template`.
+-100. The tokens before an answer are those that the API makes of the same turns. Text never becomes a control
+token: a message that contains one is encoded with that token spelled out as plain text.
 """
 
 import itertools
-import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+from tokenizers import Tokenizer
+
+from trainer.data.chat_template import Answer, ChatTemplate, Text
 from trainer.data.conversation import Conversation, Message
+from trainer.data.shapes import RowError
 from trainer.errors import BaseModelError
 
 IGNORED = -100
-# Some templates print today's date unless it is given; training and serving pin the same one.
-DATE = "26 Jul 2024"
-# Unicode noncharacters, never part of a text, fence stand-ins for control tokens during rendering.
-_STAND_IN = re.compile("\ufdd0(\\d+)\ufdd1")
-Turn = dict[str, str]  # role and content, as chat templates take them
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +28,8 @@ class TokenRow:
     question: the text of the last user turn, for people to read. source: the source that reports name.
     top_ids, top_logprobs: for each token the most likely tokens there and their log-probabilities, which
     training follows in place of the label; an empty list where the label counts. None: it counts everywhere.
+    turns: for each trained answer its number in the conversation, from 1; None: they are its first ones.
+    earlier: the questions and answers before the last question, with `role` and `content`.
     """
 
     input_ids: list[int]
@@ -38,6 +38,20 @@ class TokenRow:
     source: str = ""
     top_ids: list[list[int]] | None = None
     top_logprobs: list[list[float]] | None = None
+    turns: list[int] | None = None
+    earlier: list[dict[str, str]] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """What became of a conversation: one row, or a row for each answer, or none.
+
+    problem: why there is none. controls: the control tokens that its messages contain as text.
+    """
+
+    rows: list[TokenRow] = field(default_factory=list)
+    problem: str = ""
+    controls: set[str] = field(default_factory=set)
 
 
 class ChatTokenizer:
@@ -50,37 +64,47 @@ class ChatTokenizer:
                 "an instruct model has both"
             )
         self.tokenizer = tokenizer
-        added = tokenizer.added_tokens_decoder.values()
-        self._controls = sorted((t.content for t in added if t.special), key=len, reverse=True)
+        added = tokenizer.added_tokens_decoder
+        self._controls = {token.content: i for i, token in added.items() if token.special}
+        self.template = ChatTemplate(tokenizer, list(self._controls))
         self.pad_id: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-        self._pattern = re.compile("|".join(map(re.escape, self._controls)) or "(?!)")
         self._longest_token = max(map(len, tokenizer.get_vocab()))
-        self._literal_ids = [self._plain_ids(control) for control in self._controls]
         # The tokenizer's own call makes dictionaries of lists of every text: twice the time (docs/log.md).
         self._backend = tokenizer.backend_tokenizer
         self._backend.encode_special_tokens = False
         self._backend.no_truncation()
         self._backend.no_padding()
+        self._literal = Tokenizer.from_str(self._backend.to_str())
+        self._literal.encode_special_tokens = True
+        self._header, self._header_ids = self._usual_header()
 
     def row(self, conversation: Conversation) -> TokenRow:
-        """Return the token ids of a whole conversation, with labels on every answer."""
-        return self.rows([conversation])[0]
+        """Return the one row of a conversation. Raises: RowError if the template makes none or several."""
+        made = self.rows([conversation])[0]
+        if len(made.rows) != 1:
+            raise RowError(made.problem or f"the chat template makes {len(made.rows)} rows of it")
+        return made.rows[0]
 
-    def rows(self, conversations: Sequence[Conversation]) -> list[TokenRow]:
-        """Return a row for each, tokenised in one call: use batches of hundreds. Threads may share it."""
-        fenced = [self._fence(c.messages) for c in conversations]
-        texts = [self._render(turns, add_generation_prompt=False) for turns in fenced]
-        rows = []
-        for conversation, turns, text, pieces in zip(
-            conversations, fenced, texts, self._encode(texts), strict=True
-        ):
-            spans = self._answer_spans(turns, text)
-            said = [message for message in conversation.messages if message.role == "assistant"]
-            answers = [span for span, message in zip(spans, said, strict=True) if message.trained]
-            ids = [token for piece in pieces for token in piece.ids]
-            labels = [label for piece in pieces for label in piece.labels(answers)]
-            rows.append(TokenRow(ids, labels, conversation.messages[-2].content, conversation.source))
-        return rows
+    def rows(self, conversations: Sequence[Conversation]) -> list[Rendered]:
+        """Return the rows of each, tokenised in one call: use batches of hundreds. Threads may share it."""
+        texts: list[list[Text]] = []
+        problems = []
+        for conversation in conversations:
+            try:
+                texts.append(self.template.texts(conversation.messages))
+                problems.append("")
+            except RowError as reason:
+                texts.append([])
+                problems.append(str(reason))
+        encoded = iter(self._encode([text for own in texts for text in own]))
+        return [
+            Rendered(
+                [row for text in own for row in self._rows(conversation, text, next(encoded))],
+                problem,
+                {control for text in own for control in text.literals},
+            )
+            for conversation, own, problem in zip(conversations, texts, problems, strict=True)
+        ]
 
     def may_fit(self, conversation: Conversation, max_length: int) -> bool:
         """Return False if even the longest tokens make too many: encoding 50 MB of text takes gigabytes."""
@@ -96,65 +120,93 @@ class ChatTokenizer:
         ]
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
-        """Return the token ids up to where the next answer begins."""
-        (pieces,) = self._encode([self._render(self._fence(messages), add_generation_prompt=True)])
+        """Return the token ids up to where the next answer begins. Raises: RowError."""
+        return self._ids(self.template.prompt(messages))
+
+    def _usual_header(self) -> tuple[str, list[int]]:
+        """Return what most prompts end with, from their last control token on, and its tokens."""
+        try:
+            prompt = self.template.prompt([Message("user", "x")])
+        except RowError:
+            return "", []
+        header = self.template.header(prompt, len(prompt.text))
+        return (header.text, self._ids(header)) if header.text != prompt.text else ("", [])
+
+    def _rows(self, conversation: Conversation, text: Text, pieces: Sequence["Piece"]) -> list[TokenRow]:
+        """Return one row, or a row for each answer if the text has other tokens than its prompts."""
+        ids = [token for piece in pieces for token in piece.ids]
+        labels = [IGNORED] * len(ids)
+        for answer in text.answers:
+            begin = sum(piece.before(answer.start) for piece in pieces)
+            end = sum(piece.until(answer.end) for piece in pieces)
+            if not self._follows(ids[:begin], text, answer.start):
+                return [self._apart(conversation, text, answer) for answer in text.answers]
+            labels[begin:end] = ids[begin:end]
+        return [_row(conversation, ids, labels, text.answers)]
+
+    def _apart(self, conversation: Conversation, text: Text, answer: Answer) -> TokenRow:
+        """Return the row of one answer, encoded apart from its prompt, as the API encodes that."""
+        prompt = self._ids(text.part(0, answer.start))
+        said = self._ids(text.part(answer.start, answer.end))
+        return _row(conversation, prompt + said, [IGNORED] * len(prompt) + said, [answer])
+
+    def _follows(self, ids: list[int], text: Text, start: int) -> bool:
+        """Return whether `ids` are the tokens of the text before `start`, taken alone.
+
+        Only those after the last control token can differ: an answer may change where the text is cut.
+        """
+        usual = self._header and text.text.endswith(self._header, 0, start)
+        wanted = self._header_ids if usual else self._ids(self.template.header(text, start))
+        return ids[-len(wanted) :] == wanted
+
+    def _ids(self, text: Text) -> list[int]:
+        (pieces,) = self._encode([text])
         return [token for piece in pieces for token in piece.ids]
 
-    def _answer_spans(self, turns: list[Turn], text: str) -> Iterator[tuple[int, int]]:
-        """Yield the character range of each answer in the rendered text."""
-        for i, turn in enumerate(turns):
-            if turn["role"] != "assistant":
-                continue
-            before = self._render(turns[:i], add_generation_prompt=True)
-            last = i + 1 == len(turns)
-            through = text if last else self._render(turns[: i + 1], add_generation_prompt=False)
-            if not (text.startswith(through.rstrip()) and through.startswith(before)):
-                raise BaseModelError(
-                    "this chat template renders a turn differently once others follow, so answers "
-                    "cannot be separated from prompts; use a template that only appends"
-                )
-            # Some templates put a line break after the end-of-turn token, which needs no training.
-            yield len(before), len(through.rstrip())
-
-    def _render(self, turns: list[Turn], *, add_generation_prompt: bool) -> str:
-        rendered = self.tokenizer.apply_chat_template(
-            turns, tokenize=False, add_generation_prompt=add_generation_prompt, date_string=DATE
-        )
-        assert isinstance(rendered, str)
-        return rendered
-
-    def _fence(self, messages: Sequence[Message]) -> list[Turn]:
-        """Return the template's input, with stand-ins for control tokens inside messages."""
-
-        def fenced(content: str) -> str:
-            bare = content.replace("\ufdd0", "").replace("\ufdd1", "")
-            return self._pattern.sub(lambda match: f"\ufdd0{self._controls.index(match[0])}\ufdd1", bare)
-
-        return [{"role": m.role, "content": fenced(m.content)} for m in messages]
-
-    def _plain_ids(self, control: str) -> list[int]:
-        """Return the ids of a control token spelled out as text."""
-        ids = self.tokenizer(control, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        return list(ids)
-
-    def _encode(self, texts: Sequence[str]) -> list[list["Piece"]]:
-        """Return the pieces of each text: the stand-ins, and what lies between them, encoded in one call."""
-        plain: list[str] = []
-        for text in texts:
-            plain.extend(_STAND_IN.split(text)[::2])
-        encodings = iter(self._backend.encode_batch(plain, add_special_tokens=False))
+    def _encode(self, texts: Sequence[Text]) -> list[list["Piece"]]:
+        """Return the pieces of each text: one, or more where messages contain the text of control tokens."""
+        whole = [text.text for text in texts if not text.literals]
+        encodings = iter(self._backend.encode_batch(whole, add_special_tokens=False))
         found = []
         for text in texts:
-            pieces, position = [], 0
-            for match in _STAND_IN.finditer(text):
+            if text.literals:
+                found.append(self._pieces(text))
+            else:
                 encoding = next(encodings)
-                pieces.append(Piece(position, match.start(), encoding.ids, encoding))
-                pieces.append(Piece(*match.span(), self._literal_ids[int(match[1])], None))
-                position = match.end()
-            encoding = next(encodings)
-            pieces.append(Piece(position, len(text), encoding.ids, encoding))
-            found.append(pieces)
+                found.append([Piece(0, len(text.text), encoding.ids, encoding)])
         return found
+
+    def _pieces(self, text: Text) -> list["Piece"]:
+        """Return a piece for each control token of the template, and for each text between them."""
+        starts, ends = [0, *(end for _, end in text.own)], [*(start for start, _ in text.own), len(text.text)]
+        between = [text.text[start:end] for start, end in zip(starts, ends, strict=True)]
+        encodings = self._literal.encode_batch(between, add_special_tokens=False)
+        pieces = []
+        for i, encoding in enumerate(encodings):
+            pieces.append(Piece(starts[i], ends[i], encoding.ids, encoding))
+            if i < len(text.own):
+                start, end = text.own[i]
+                pieces.append(Piece(start, end, [self._controls[text.text[start:end]]], None))
+        return pieces
+
+
+def _row(
+    conversation: Conversation, ids: list[int], labels: list[int], answers: Sequence[Answer]
+) -> TokenRow:
+    """Return the row of these answers; its question is that of the last of them."""
+    turns = [answer.turn for answer in answers]
+    said = [i for i, message in enumerate(conversation.messages) if message.role == "assistant"]
+    last = said[turns[-1] - 1]
+    asked = max(i for i in range(last) if conversation.messages[i].role == "user")
+    earlier = [{"role": m.role, "content": m.content} for m in conversation.messages[:asked]]
+    earlier = [turn for turn in earlier if turn["role"] != "system"]
+    question = conversation.messages[asked].content
+    return TokenRow(ids, labels, question, conversation.source, turns=turns, earlier=earlier)
+
+
+def turn_numbers(row: TokenRow) -> list[int]:
+    """Return for each trained answer of a row its number in the conversation, from 1."""
+    return row.turns or list(range(1, len(answer_runs(row.labels)) + 1))
 
 
 def answer_runs(labels: Sequence[int]) -> list[tuple[int, int]]:
@@ -170,29 +222,24 @@ def answer_runs(labels: Sequence[int]) -> list[tuple[int, int]]:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A part of a text and its tokens. encoding: None for a control token spelled out."""
+    """A part of a text and its tokens. encoding: None for a control token of the template."""
 
     start: int
     end: int
     ids: list[int]
     encoding: Any
 
-    def labels(self, answers: Sequence[tuple[int, int]]) -> list[int]:
-        """Return the ids of tokens within an answer (a range of characters), and IGNORED elsewhere."""
-        labels = [IGNORED] * len(self.ids)
-        for first, last in answers:
-            if first < self.end and self.start < last:
-                begin, end = self._tokens(first, last)
-                labels[begin:end] = self.ids[begin:end]
-        return labels
-
-    def _tokens(self, first: int, last: int) -> tuple[int, int]:
-        """Return the range of tokens that begin at `first` or later and end by `last`."""
-        everything = range(len(self.ids))
-        if self.encoding is None:
-            return (0, len(self.ids)) if first <= self.start and self.end <= last else (0, 0)
+    def before(self, first: int) -> int:
+        """Return how many of the tokens begin before a place of the text."""
+        if first <= self.start or self.end <= first:
+            return 0 if first <= self.start else len(self.ids)
         # Asking for the few places that the search needs is faster than building all tuples.
         place = self.encoding.token_to_chars
-        begin = bisect_left(everything, first - self.start, key=lambda i: place(i)[0])
-        end = bisect_right(everything, last - self.start, key=lambda i: place(i)[1])
-        return begin, max(begin, end)
+        return bisect_left(range(len(self.ids)), first - self.start, key=lambda i: place(i)[0])
+
+    def until(self, last: int) -> int:
+        """Return how many of the tokens end at a place of the text, or before."""
+        if last <= self.start or self.end <= last:
+            return 0 if last <= self.start else len(self.ids)
+        place = self.encoding.token_to_chars
+        return bisect_right(range(len(self.ids)), last - self.start, key=lambda i: place(i)[1])

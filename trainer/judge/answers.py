@@ -4,7 +4,6 @@ A general prompt may have more than one turn: each model then gets its own answe
 answer of a test row follows the row's own earlier turns.
 """
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,6 @@ from trainer.errors import DataError
 from trainer.generation import Answer, generate
 
 FOLLOWS_UP = ">"
-MARK = "question"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +74,7 @@ def samples(
     """
     return [
         {
-            "earlier": earlier_turns(row, chat),
+            "earlier": row.earlier or [],
             "prompt": row.question,
             "reference": text_of(chat, row.input_ids[answer_runs(row.labels)[-1][0] :]),
             "base": text_of(chat, base.token_ids),
@@ -99,42 +97,10 @@ def side_by_side(
     ]
 
 
-def first_question(row: TokenRow, chat: ChatTokenizer) -> str:
+def first_question(row: TokenRow) -> str:
     """Return the question that opens a row's conversation."""
-    earlier = earlier_turns(row, chat)
-    return earlier[0]["content"] if earlier else row.question
-
-
-def earlier_turns(row: TokenRow, chat: ChatTokenizer) -> list[dict[str, str]]:
-    """Return the questions and answers before a row's last question, from its tokens."""
-    place, header, footer = _place_of_question(chat)
-    turns, start = [], 0
-    for begin, end in answer_runs(row.labels)[:-1]:
-        question = _texts(row.input_ids[start:begin], chat)[place]
-        question = question.removeprefix(header).removesuffix(footer)
-        turns.append({"role": "user", "content": question})
-        turns.append({"role": "assistant", "content": text_of(chat, row.input_ids[begin:end])})
-        start = end
-    return turns
+    return row.earlier[0]["content"] if row.earlier else row.question
 
 
 def text_of(chat: ChatTokenizer, ids: Sequence[int]) -> str:
     return str(chat.tokenizer.decode(ids, skip_special_tokens=True)).rstrip("\n")
-
-
-def _place_of_question(chat: ChatTokenizer) -> tuple[int, str, str]:
-    """Return which of a prompt's texts holds the question, from the end, and the template's words around it.
-
-    No message can contain a control token, so the texts are the same ones in every prompt.
-    """
-    texts = _texts(chat.prompt_ids([Message("user", MARK)]), chat)
-    place = next(i for i in range(-1, -len(texts) - 1, -1) if MARK in texts[i])
-    header, _, footer = texts[place].partition(MARK)
-    return place, header, footer
-
-
-def _texts(ids: Sequence[int], chat: ChatTokenizer) -> list[str]:
-    """Return the texts between control tokens."""
-    controls = {i for i, token in chat.tokenizer.added_tokens_decoder.items() if token.special}
-    runs = itertools.groupby(ids, key=lambda token: token in controls)
-    return [str(chat.tokenizer.decode(list(run))) for control, run in runs if not control]

@@ -90,7 +90,7 @@ def evaluate(
             test,
             after.test,
             [row.question for row in general] or [questions[0] for questions in conversations],
-            lambda row: first_question(row, chat),
+            first_question,
         ),
     }
 
@@ -106,7 +106,7 @@ def examples(
     scores: the tuned model's of the test rows. asked: gives a row's first question. Open-ended answers are
     seldom reproduced, so a general assistant gets general prompts.
     """
-    right = ((score.turns[0] if score.turns else score).hit for score in scores)
+    right = (bool(score.turns[0] and score.turns[0].hit) if score.turns else score.hit for score in scores)
     solved = [row for row, hit in zip(test, right, strict=True) if hit]
     return [*map(asked, solved[: EXAMPLES - 1]), *general][:EXAMPLES]
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from trainer.data.tokenize import TokenRow, answer_runs
+from trainer.data.tokenize import TokenRow, turn_numbers
 from trainer.errors import DataError
 from trainer.objective.score import RowScore
 
@@ -33,8 +33,8 @@ class Turns:
         return f"turn {self.first}" if self.first == self.last else f"turns {self.first} to {self.last}"
 
     def of(self, rows: Sequence[RowScore]) -> list[RowScore]:
-        """Return the scores at these turns, one a row that has the first of them."""
-        answers = (row.turns[self.first - 1 : self.last] for row in rows)
+        """Return the scores at these turns, one a row in which one of them was measured."""
+        answers = ([x for x in row.turns[self.first - 1 : self.last] if x] for row in rows)
         return [RowScore.of(own) for own in answers if own]
 
     def as_dict(self) -> dict[str, int]:
@@ -59,16 +59,20 @@ def measured_turns(rows: Sequence[RowScore], wanted: int) -> list[Turns]:
 
     wanted: `evaluate.turns`.
     """
-    lengths = [len(row.turns) for row in rows]
-    longest = max(lengths, default=0)
-    own = [turn for turn in range(1, max(TURNS, wanted) + 1) if _with_turn(lengths, turn) >= MIN_ROWS]
+    measured = [[turn for turn, score in enumerate(row.turns, 1) if score] for row in rows]
+    longest = max((len(row.turns) for row in rows), default=0)
+    own = [turn for turn in range(1, max(TURNS, wanted) + 1) if _with_turn(measured, turn) >= MIN_ROWS]
     ends = [*(turn - 1 for turn in own[1:]), longest]
-    return [Turns(first, last) for first, last in zip(own, ends, strict=False)] if len(own) > 1 else []
+    return (
+        [Turns(first, last) for first, last in zip(own, ends, strict=False)]
+        if max(own, default=1) > 1
+        else []
+    )
 
 
 def require_turns(rows: Sequence[TokenRow], wanted: int) -> None:
     """Check that the test rows can measure `wanted` turns, before anything is trained. Raises: DataError."""
-    found = _with_turn([len(answer_runs(row.labels)) for row in rows], wanted)
+    found = _with_turn([turn_numbers(row) for row in rows], wanted)
     if wanted > 1 and found < MIN_ROWS:
         raise DataError(
             f"evaluate.turns is {wanted}, but {found} of the {len(rows)} test rows have {wanted} turns "
@@ -81,5 +85,6 @@ def caveat(evaluation: Mapping[str, Any]) -> str:
     return "" if any(turns_of(metric) for metric in evaluation["metrics"]) else FIRST_TURNS
 
 
-def _with_turn(lengths: Sequence[int], turn: int) -> int:
-    return sum(length >= turn for length in lengths)
+def _with_turn(measured: Sequence[Sequence[int]], turn: int) -> int:
+    """Return in how many rows the answer at a turn is measured."""
+    return sum(turn in turns for turns in measured)

@@ -11,7 +11,7 @@ from datasets import Dataset
 
 from trainer.config import RunConfig
 from trainer.data.conversation import Conversation
-from trainer.data.tokenize import ChatTokenizer, TokenRow
+from trainer.data.tokenize import ChatTokenizer, Rendered, TokenRow
 from trainer.engines import Engine
 from trainer.objective import sft
 from trainer.objective.score import Measure, RowScore
@@ -27,8 +27,8 @@ class Objective(Protocol):
     SCORE: Measure
     HITS: Measure
 
-    def rows(self, chat: ChatTokenizer, conversations: Sequence[Conversation]) -> list[TokenRow]:
-        """Tokenise and label a batch of conversations, in their order."""
+    def rows(self, chat: ChatTokenizer, conversations: Sequence[Conversation]) -> list[Rendered]:
+        """Tokenise and label a batch of conversations, in their order. One may become several rows."""
 
     def pack(self, rows: Dataset, length: int) -> Dataset:
         """Join prepared rows into the examples that a step takes, each of up to `length` tokens."""

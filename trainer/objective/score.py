@@ -36,20 +36,29 @@ class RowScore:
     """The score of one row.
 
     total: summed over the row's `weight` units, such as NLL over its target tokens. hit: whether the model
-    gets the row right, such as by reproducing the reference. turns: the scores of the row's answers, in
-    their order; empty if they were not kept, as in a finished run.
+    gets the row right, such as by reproducing the reference. turns: the score of the answer at each turn,
+    None for an answer that is not measured; empty if they were not kept, as in a finished run.
     """
 
     total: float
     weight: int
     hit: bool
-    turns: tuple["RowScore", ...] = ()
+    turns: tuple["RowScore | None", ...] = ()
 
     @classmethod
-    def of(cls, turns: Sequence["RowScore"]) -> "RowScore":
+    def of(cls, turns: Sequence["RowScore | None"]) -> "RowScore":
         """Return the score of answers together. It is a hit if every answer is one."""
-        total, weight = sum(x.total for x in turns), sum(x.weight for x in turns)
-        return cls(total, weight, all(x.hit for x in turns), tuple(turns))
+        measured = [x for x in turns if x]
+        total, weight = sum(x.total for x in measured), sum(x.weight for x in measured)
+        return cls(total, weight, all(x.hit for x in measured), tuple(turns))
+
+    @classmethod
+    def at(cls, turns: Sequence[int], answers: Sequence["RowScore"]) -> "RowScore":
+        """Return the score of answers together, each at its turn, from 1 and rising."""
+        places: list[RowScore | None] = [None] * turns[-1]
+        for turn, answer in zip(turns, answers, strict=True):
+            places[turn - 1] = answer
+        return cls.of(places)
 
 
 def mean_score(scores: Sequence[RowScore]) -> float:

@@ -19,7 +19,7 @@ from datasets import Dataset
 from torch.nn import functional
 
 from trainer.data.conversation import Conversation
-from trainer.data.tokenize import IGNORED, ChatTokenizer, TokenRow, answer_runs
+from trainer.data.tokenize import IGNORED, ChatTokenizer, Rendered, TokenRow, answer_runs, turn_numbers
 from trainer.engines import Engine
 from trainer.objective.forward import batches, target_hidden
 from trainer.objective.score import Measure, RowScore
@@ -44,8 +44,11 @@ COLUMNS = ("input_ids", "labels", "top_ids", "top_logprobs")
 HEAD_ROWS = 256  # target positions through the LM head at once: bounds memory at large vocabularies
 
 
-def rows(chat: ChatTokenizer, conversations: Sequence[Conversation]) -> list[TokenRow]:
-    """Tokenise conversations, one row each, with labels on every answer."""
+def rows(chat: ChatTokenizer, conversations: Sequence[Conversation]) -> list[Rendered]:
+    """Tokenise conversations, with labels on every answer.
+
+    Where the chat template renders earlier turns differently, each answer is a row.
+    """
     return chat.rows(conversations)
 
 
@@ -128,4 +131,7 @@ def _batch_scores(model: Any, rows: Sequence[TokenRow], pad_id: int) -> list[Row
     sums = zeros.index_add(0, owners, torch.cat(nll)).tolist()
     misses = zeros.index_add(0, owners, torch.cat(wrong)).tolist()
     answers = (RowScore(s, n, m == 0) for s, n, m in zip(sums, counts, misses, strict=True))
-    return [RowScore.of(list(itertools.islice(answers, len(own)))) for own in lengths]
+    return [
+        RowScore.at(turn_numbers(row), list(itertools.islice(answers, len(own))))
+        for row, own in zip(rows, lengths, strict=True)
+    ]

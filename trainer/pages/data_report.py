@@ -39,6 +39,7 @@ def page(report: Mapping[str, Any], examples: Sequence[Example]) -> str:
 {table(["Side", "Rows", "Trained tokens"], totals)}
 <h2>Dropped and repaired</h2>
 {table(["", "Reason", "Rows", "First at"], changes) if changes else "<p>Nothing.</p>"}
+{"".join(f"<p>{escape(remark)}.</p>" for remark in report["remarks"])}
 <h2>Columns that were not used</h2>
 {table(["Column", "Rows"], unread) if unread else "<p>None.</p>"}
 <h2>Tokens a row</h2>

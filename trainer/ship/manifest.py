@@ -8,8 +8,8 @@ from typing import Any
 
 from trainer.base_model import BaseModel
 from trainer.config import RunConfig, public_source
+from trainer.data.chat_template import DATE
 from trainer.data.prepare import Prepared
-from trainer.data.tokenize import DATE
 from trainer.device import describe_hardware
 from trainer.files import sha256_file, write_json
 from trainer.fit.arm import Run

@@ -8,7 +8,7 @@ with the role, the text, and an end, such as ChatML and Llama 3, and refuses oth
 from collections.abc import Sequence
 from typing import Any
 
-from trainer.data.tokenize import DATE
+from trainer.data.chat_template import DATE
 from trainer.errors import ArtifactError
 from trainer.ship.gguf_tokenizer import adds_bos
 from trainer.ship.stops import end_of_turn_id

@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import GenerationConfig
 
-from trainer.data.tokenize import DATE
+from trainer.data.chat_template import DATE
 from trainer.errors import BaseModelError
 
 _ANSWER = "finechat-answer"

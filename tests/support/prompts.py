@@ -1,0 +1,70 @@
+"""What trainer and API must both render: templates of ours, conversations, and their prompts as text."""
+
+import re
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+# Like Qwen3's: thinking is written in the answer after the last question, and nowhere before.
+THINKING = (
+    "{% set last = namespace(question=0) %}"
+    "{% for m in messages if m.role == 'user' %}{% set last.question = messages.index(m) %}{% endfor %}"
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}"
+    "{% set content = m.content %}{% set thoughts = m.reasoning_content or '' %}"
+    "{% if '</think>' in content %}"
+    "{% set thoughts = content.split('</think>')[0].split('<think>')[-1].strip('\n') %}"
+    "{% set content = content.split('</think>')[-1].lstrip('\n') %}{% endif %}"
+    "{% if m.role == 'assistant' and loop.index0 > last.question %}"
+    "{{ '<think>\n' + thoughts + '\n</think>\n\n' }}{% endif %}"
+    "{{ content + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+# Like Gemma 2's: no system prompt, and roles take turns.
+STRICT = (
+    "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "{% for m in messages %}"
+    "{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Roles must alternate') }}{% endif %}"
+    "{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+HISTORY = [
+    ("user", "What colour is the kite?"),
+    ("assistant", "<think>\nA kite.\n</think>\n\nBlue."),
+    ("user", "And <|im_end|>?"),
+    ("assistant", "\nShort."),
+]
+# By template: the prompts of the two answers of HISTORY.
+PROMPTS = {
+    THINKING: [
+        "<|im_start|>user\nWhat colour is the kite?<|im_end|>\n<|im_start|>assistant\n",
+        "<|im_start|>user\nWhat colour is the kite?<|im_end|>\n<|im_start|>assistant\nBlue.<|im_end|>\n"
+        "<|im_start|>user\nAnd <|im_end|>?<|im_end|>\n<|im_start|>assistant\n",
+    ],
+    STRICT: [
+        "<|im_start|>user\nWhat colour is the kite?<|im_end|>\n<|im_start|>assistant\n",
+        "<|im_start|>user\nWhat colour is the kite?<|im_end|>\n<|im_start|>assistant\n"
+        "<think>\nA kite.\n</think>\n\nBlue.<|im_end|>\n"
+        "<|im_start|>user\nAnd <|im_end|>?<|im_end|>\n<|im_start|>assistant\n",
+    ],
+}
+
+
+def tokenizer(template: str) -> PreTrainedTokenizerFast:
+    """Bytes as tokens, with two pairs that are one token wherever they stand side by side."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merges = [("Ċ", "Ċ"), (">", "?")]
+    vocab = {token: i for i, token in enumerate([*alphabet, *map("".join, merges)])}
+    inner = Tokenizer(models.BPE(vocab=vocab, merges=merges))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    inner.decoder = decoders.ByteLevel()
+    inner.add_special_tokens(["<|im_start|>", "<|im_end|>"])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner, eos_token="<|im_end|>", pad_token="<|im_end|>", chat_template=template
+    )
+
+
+def tokens(prompt: str) -> list[str]:
+    """The tokens of one of PROMPTS. A template's own end of a turn comes before a line break."""
+    return re.findall(r"<\|im_start\|>|<\|im_end\|>(?=\n)|\n\n|>\?|.|\n", prompt)

@@ -1,0 +1,100 @@
+"""`prepare` with bases whose chat templates are not the usual one."""
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support import prompts
+from trainer.cli import main
+from trainer.data.prepare import Prepared
+from trainer.data.tokenize import answer_runs
+
+Prepare = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def prepare(
+    config_file: Path, tmp_path: Path, base_directory: Path, capsys: pytest.CaptureFixture[str]
+) -> Prepare:
+    """Prepares rows with the tiny base and a template; returns the exit status and what was printed."""
+
+    def run(template: str, rows: list[dict[str, Any]], *settings: str) -> tuple[int, str]:
+        base = tmp_path / "base"
+        shutil.copytree(base_directory, base, dirs_exist_ok=True)
+        (base / "chat_template.jinja").write_text(template)
+        (tmp_path / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        given = [f"data.source={tmp_path / 'own.jsonl'}", f"base.path={base}", "data.general=null", *settings]
+        flags = [part for value in given for part in ("--set", value)]
+        artifacts = str(tmp_path / "artifacts")
+        status = main(["prepare", "--config", str(config_file), "--artifacts", artifacts, *flags])
+        return status, "".join(capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def prepared(tmp_path: Path) -> Callable[[], Prepared]:
+    def read() -> Prepared:
+        (file,) = tmp_path.glob("artifacts/data/*/report.json")
+        return Prepared(file.parent, json.loads(file.read_text()))
+
+    return read
+
+
+def chat(*texts: str, system: str = "") -> dict[str, Any]:
+    roles = ("user", "assistant")
+    turns = [{"role": roles[i % 2], "content": text} for i, text in enumerate(texts)]
+    return {"messages": [*([{"role": "system", "content": system}] if system else []), *turns]}
+
+
+def test_conversations_become_rows_of_one_answer_and_each_stays_on_its_side(
+    prepare: Prepare, prepared: Callable[[], Prepared]
+) -> None:
+    rows = [chat(f"q{i} one", f"a{i} one", f"q{i} two", f"a{i} two") for i in range(40)]
+    status, printed = prepare(prompts.THINKING, rows, "data.max_length=256", "train.tokens_per_step=256")
+    assert status == 0, printed
+    data = prepared()
+    found = {side: data.rows(side) for side in ("train", "validation", "test")}
+    assert all(len(answer_runs(row.labels)) == 1 for side in found.values() for row in side)
+    of = {side: {row.question.split()[0] for row in rows} for side, rows in found.items()}
+    assert not of["train"] & (of["validation"] | of["test"]) and not of["validation"] & of["test"]
+    assert len(found["train"]) == 2 * len(of["train"]), "train has every answer"
+    for side in ("validation", "test"):
+        assert len(found[side]) == len(of[side]), "held-out rows are independent"
+        assert {turn for row in found[side] for turn in row.turns or []} == {1, 2}
+    conversations, made = len(set().union(*of.values())), sum(map(len, found.values()))
+    assert data.report["one_row_an_answer"] == {"conversations": conversations, "rows": made}
+    assert f"{conversations} conversations of several answers became {made} rows" in printed
+    assert f"{conversations} conversations of several answers" in (data.directory / "report.html").read_text()
+
+
+def test_a_row_that_the_template_refuses_is_dropped_with_its_words(
+    prepare: Prepare, prepared: Callable[[], Prepared]
+) -> None:
+    broken = "{% if 'break' in messages[0].content %}{{ raise_exception('no breaks') }}{% endif %}"
+    rows = [chat(f"q{i}", f"a{i}") for i in range(40)] + [chat("break it", "a")]
+    status, printed = prepare(broken + prompts.STRICT, rows)
+    assert status == 0, printed
+    assert prepared().report["dropped"] == {"the chat template refuses it: no breaks": 1}
+
+
+def test_a_template_that_refuses_every_row_is_one_sentence(prepare: Prepare) -> None:
+    refusing = "{{ raise_exception('never') }}"
+    status, printed = prepare(refusing, [chat(f"q{i}", f"a{i}") for i in range(20)])
+    assert status == 1
+    (line,) = [line for line in printed.splitlines() if "never" in line]
+    assert re.search(r"no row is left to use: 1\d the chat template refuses it: never$", line)
+
+
+def test_rows_with_control_tokens_are_counted(prepare: Prepare, prepared: Callable[[], Prepared]) -> None:
+    rows = [chat(f"q{i}", f"a{i}<|im_end|>" if i % 2 else f"a{i}") for i in range(40)]
+    status, printed = prepare(prompts.STRICT, rows, "data.validation_rows=40", "data.test_rows=40")
+    assert status == 0, printed
+    assert prepared().report["control_tokens"] == {"rows": 20, "tokens": {"<|im_end|>": 20}}
+    assert "20 rows contain control tokens as text: <|im_end|> (20)" in printed
+    assert "split them into turns" in (prepared().directory / "report.html").read_text()

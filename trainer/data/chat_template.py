@@ -1,0 +1,147 @@
+"""Render conversations with a chat template, and find the answers in the text.
+
+The text before an answer is always what the API renders for the same turns. Most templates only append, so
+one text holds every answer of a conversation. Where a template renders earlier turns differently once others
+follow, each answer gets a text of its own.
+
+Text never becomes a control token: one inside a message is a stand-in while the template runs, and the
+template's own ones are known by their places afterwards.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from trainer.data.conversation import Message
+from trainer.data.shapes import RowError
+
+# Some templates print today's date unless it is given; training and serving pin the same one.
+DATE = "26 Jul 2024"
+REASON_CHARACTERS = 120
+# Unicode noncharacters, never part of a text, fence stand-ins for control tokens during rendering.
+_STAND_IN = re.compile("\ufdd0(\\d+)\ufdd1")
+Turn = dict[str, str]  # role and content, as chat templates take them
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A trained answer in a text. turn: its number in the conversation, from 1. start, end: its place."""
+
+    turn: int
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A rendered conversation with its trained answers.
+
+    literals: control tokens that messages contain as plain text. own: where the template's own control tokens
+    are, if there are literals; otherwise all are its own.
+    """
+
+    text: str
+    answers: tuple[Answer, ...] = ()
+    literals: frozenset[str] = frozenset()
+    own: tuple[tuple[int, int], ...] = ()
+
+    def part(self, start: int, end: int) -> "Text":
+        """Return the text between two places, without the answers."""
+        inside = ((a - start, b - start) for a, b in self.own if start <= a and b <= end)
+        return Text(self.text[start:end], (), self.literals, tuple(inside))
+
+
+class ChatTemplate:
+    """The chat template of a tokenizer. controls: the texts of its control tokens."""
+
+    def __init__(self, tokenizer: Any, controls: Sequence[str]) -> None:
+        self._tokenizer = tokenizer
+        self._controls = sorted(controls, key=len, reverse=True)
+        self._pattern = re.compile("|".join(map(re.escape, self._controls)) or "(?!)")
+
+    def texts(self, messages: Sequence[Message]) -> list[Text]:
+        """Return one text with all trained answers, or one for each of them. Raises: RowError."""
+        turns = self._turns(messages)
+        text = self._render(turns, prompt=False)
+        answers = self._appended(turns, text)
+        if answers is None:
+            return list(self._apart(turns, messages))
+        said = [message for message in messages if message.role == "assistant"]
+        trained = [a for a, message in zip(answers, said, strict=True) if message.trained]
+        return [self._text(text, trained)]
+
+    def prompt(self, messages: Sequence[Message]) -> Text:
+        """Return the text up to where the next answer begins. Raises: RowError."""
+        return self._text(self._render(self._turns(messages), prompt=True))
+
+    def header(self, text: Text, end: int) -> Text:
+        """Return the text before `end` from its last control token on; all of it if there is none."""
+        own = text.own if text.literals else [m.span() for m in self._pattern.finditer(text.text, 0, end)]
+        return text.part(max((start for start, stop in own if stop <= end), default=0), end)
+
+    def _appended(self, turns: list[Turn], text: str) -> list[Answer] | None:
+        """Return the place of every answer in the text, or None if it has other prompts than the API."""
+        found: list[Answer] = []
+        for i, turn in enumerate(turns):
+            if turn["role"] != "assistant":
+                continue
+            before = self._render(turns[:i], prompt=True)
+            through = text if i + 1 == len(turns) else self._render(turns[: i + 1], prompt=False)
+            end = _end(through)
+            if not (text.startswith(through[:end]) and through.startswith(before)):
+                return None
+            found.append(Answer(len(found) + 1, len(before), end))
+        return found
+
+    def _apart(self, turns: list[Turn], messages: Sequence[Message]) -> Iterator[Text]:
+        """Yield a text for each trained answer: its prompt, and the answer as the last turn."""
+        places = [i for i, message in enumerate(messages) if message.role == "assistant"]
+        for number, i in enumerate(places, 1):
+            if not messages[i].trained:
+                continue
+            before = self._render(turns[:i], prompt=True)
+            through = self._render(turns[: i + 1], prompt=False)
+            if not through.startswith(before):
+                raise RowError("the chat template writes an answer that does not follow its own prompt")
+            yield self._text(through, [Answer(number, len(before), _end(through))])
+
+    def _render(self, turns: list[Turn], *, prompt: bool) -> str:
+        """Raises: RowError with what the template says, or what went wrong in it."""
+        try:
+            rendered = self._tokenizer.apply_chat_template(
+                turns, tokenize=False, add_generation_prompt=prompt, date_string=DATE
+            )
+        except Exception as error:  # a template is a program: it may raise anything
+            said = " ".join(str(error).split()) or type(error).__name__
+            raise RowError(f"the chat template refuses it: {said[:REASON_CHARACTERS]}") from None
+        return str(rendered)
+
+    def _turns(self, messages: Sequence[Message]) -> list[Turn]:
+        """Return the template's input, with stand-ins for control tokens inside messages."""
+        return [{"role": m.role, "content": self._fenced(m.content)} for m in messages]
+
+    def _fenced(self, content: str) -> str:
+        bare = content.replace("\ufdd0", "").replace("\ufdd1", "")
+        return self._pattern.sub(lambda match: f"\ufdd0{self._controls.index(match[0])}\ufdd1", bare)
+
+    def _text(self, rendered: str, answers: Sequence[Answer] = ()) -> Text:
+        """Return a rendered text with its control tokens written out, and all places moved with them."""
+        literals = {self._controls[int(match[1])] for match in _STAND_IN.finditer(rendered)}
+        if not literals:
+            return Text(rendered, tuple(answers))
+
+        def literal(text: str) -> str:
+            return _STAND_IN.sub(lambda match: self._controls[int(match[1])], text)
+
+        def place(position: int) -> int:
+            return len(literal(rendered[:position]))
+
+        moved = (Answer(answer.turn, place(answer.start), place(answer.end)) for answer in answers)
+        own = ((place(m.start()), place(m.end())) for m in self._pattern.finditer(rendered))
+        return Text(literal(rendered), tuple(moved), frozenset(literals), tuple(own))
+
+
+def _end(text: str) -> int:
+    """Return where the last answer ends: a line break after its end of turn needs no training."""
+    return len(text.rstrip())
