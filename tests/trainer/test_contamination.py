@@ -40,6 +40,31 @@ def test_a_row_with_thirteen_words_of_an_exam_is_dropped_and_counted_by_file(tmp
     assert cleaned.first_places == {"contaminated by exam.jsonl": "rows:1"}
 
 
+CHINESE = "".join(chr(i) for i in range(0x4E00, 0x4E80))
+THAI = "".join(chr(i) for i in range(0x0E01, 0x0E2F))
+
+
+@pytest.mark.parametrize(("exam", "letters"), [(CHINESE, 26), (THAI, 39)], ids=["Chinese", "Thai"])
+def test_letters_of_scripts_without_spaces_count_by_what_they_say(
+    tmp_path: Path, exam: str, letters: int
+) -> None:
+    """Thirteen Chinese characters are eight English words, and thirteen Thai letters four."""
+    file = evaluation(tmp_path, {"question": f"{exam[:20]}，{exam[20:]}。"})
+    enough, few = exam[3 : 3 + letters], exam[3 : 2 + letters]
+    cleaned = left([row(f"?{enough}!"), row(few), row(exam[::-1])], file)
+    assert [c.messages[0].content for c in cleaned.conversations] == [few, exam[::-1]]
+
+
+def test_words_and_letters_make_one_stretch(tmp_path: Path) -> None:
+    """Five words and 16 characters weigh as much as 13 words."""
+    exam = f"{CHINESE[:10]} sort 12 apples {CHINESE[10:16]} by price"
+    file = evaluation(tmp_path, {"question": exam})
+    enough = f"{CHINESE[:10]}sort 12 apples {CHINESE[10:16]} by price"
+    few, other = enough[1:], enough.replace("12", "13")
+    cleaned = left([row(enough), row(few), row(other)], file)
+    assert [c.messages[0].content for c in cleaned.conversations] == [few, other]
+
+
 @pytest.mark.parametrize("item", [{"choices": {"text": ["no", ITEM]}}, [ITEM], {"n": 3, "q": {"a": ITEM}}])
 def test_strings_are_found_wherever_they_are_nested(tmp_path: Path, item: Any) -> None:
     assert left([row(ITEM)], evaluation(tmp_path, item)).dropped.total() == 1

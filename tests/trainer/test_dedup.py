@@ -71,6 +71,43 @@ def test_the_fast_way_for_ascii_finds_the_same_words() -> None:
     assert word_hashes(text).tolist() == word_hashes(text.replace("—", "-")).tolist()
 
 
+SCRIPTS = {
+    "Chinese": [chr(i) for i in range(0x4E00, 0x4E00 + 800)],
+    "Japanese": [chr(i) for i in [*range(0x3042, 0x3092), *range(0x30A2, 0x30F0), *range(0x6700, 0x6780)]],
+    "Thai": [chr(i) for i in range(0x0E01, 0x0E2F)],
+    "Lao": [chr(i) for i in range(0x0E94, 0x0EA4)],
+    "Khmer": [chr(i) for i in range(0x1780, 0x17A3)],
+    "Burmese": [chr(i) for i in range(0x1000, 0x1021)],
+}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_near_duplicates_are_found_in_scripts_without_spaces(script: str) -> None:
+    """A clause counted as one word, and a row of four clauses had no 5-gram to share."""
+    draw = random.Random(5)
+    texts = ["".join(draw.choices(SCRIPTS[script], k=120)) for _ in range(30)]
+    changed = [f"{t[:40]}{t[43]}{t[41:43]}{t[40]}{t[44:]}" for t in texts]
+    written = ["，".join((t[:30], t[30:60], t[60:90], t[90:])) for t in (*texts, *changed)]
+    assert len(kept([row(text) for text in written])) == 30
+
+
+def test_other_texts_of_few_letters_are_no_near_duplicates() -> None:
+    draw = random.Random(6)
+    texts = ["".join(draw.choices(SCRIPTS["Lao"], k=400)) for _ in range(100)]
+    assert len(kept([row(text) for text in texts])) == 100
+
+
+def test_words_beside_letters_stay_words() -> None:
+    """Digits, Latin and Korean words keep the hash that they have in a text of their own."""
+    words = ["python", "12", "\u0e51\u0e52", "naïve", "안녕하세요"]
+    mixed = "请用Python写，12个。\u0e51\u0e52 naïve 안녕하세요"
+    found = word_hashes(mixed).tolist()
+    assert len(found) == len(words) + len("请用写个")
+    assert [h for h in found if h in {int(word_hashes(w)[0]) for w in words}] == [
+        int(word_hashes(w)[0]) for w in words
+    ]
+
+
 def test_rows_without_words_are_never_near_duplicates() -> None:
     rows = [Conversation((Message("user", a), Message("assistant", b)), "s") for a, b in ("?!", "+-", "!?")]
     assert kept(rows) == rows

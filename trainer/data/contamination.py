@@ -1,6 +1,7 @@
 """Drop rows that share 13 consecutive words with any string of the evaluation files.
 
-Thirteen is the n-gram size of GPT-3's decontamination (Brown et al. 2020, appendix C). Strings of fewer words
+Thirteen is the n-gram size of GPT-3's decontamination (Brown et al. 2020, appendix C). In scripts without
+spaces it is as many letters as say about as much: 26 in Chinese, 39 in Thai (see `grams`). Shorter strings
 are not checked, so short questions are missed. All rows are checked before the split, because a row of a
 benchmark must not be trained on and must not influence the choice of the winner.
 """
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from trainer.data.clean import Cleaned
-from trainer.data.grams import Hashes, grams, word_hashes
+from trainer.data.grams import Hashes, stretches, words_of
 from trainer.data.sources import read_rows
 from trainer.errors import DataError
 from trainer.files import DATA_SUFFIXES, data_suffix
@@ -30,7 +31,7 @@ def drop_contaminated(cleaned: Cleaned, files: Sequence[Path]) -> None:
     ends = np.cumsum([len(theirs) for theirs in each])
     kept = []
     for row in cleaned.conversations:
-        own = grams(word_hashes(row.text), GRAM)
+        own = stretches(words_of(row.text), GRAM)
         places = np.minimum(np.searchsorted(known, own), len(known) - 1)
         shared = places[known[places] == own]
         if len(shared):
@@ -58,7 +59,7 @@ def file_grams(file: Path) -> Hashes:
     for row in read_rows(str(file)):
         if row.problem:
             raise DataError(f"data.contamination {file}: {row.where} is {row.problem}")
-        found.extend(grams(word_hashes(text), GRAM) for text in _strings(row.value))
+        found.extend(stretches(words_of(text), GRAM) for text in _strings(row.value))
     if not sum(map(len, found)):
         raise DataError(
             f"data.contamination {file} has no string of {GRAM} words, so there is nothing to check against"
