@@ -51,7 +51,8 @@ TYPED = (
         "api tests/api tests/support/api.py tests/support/replicas.py "
         "tests/support/fields.py bench/fuzz_hooks.py bench/api_fields.py "
         "bench/front.py bench/front_server.py bench/serving.py bench/direct.py bench/stacks.py "
-        "bench/random_model.py bench/schemas.py bench/capacity.py bench/capacity_check.py bench/fleet.py bench/ledger.py",
+        "bench/random_model.py bench/schemas.py bench/capacity.py bench/capacity_check.py bench/fleet.py "
+        "bench/ledger.py",
     ),
     ("frontend", "frontend", "frontend tests/frontend tests/support/fake_api.py bench/page.py"),
     (
