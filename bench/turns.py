@@ -79,7 +79,7 @@ def main() -> None:
 def held_out(config: RunConfig, chats: int) -> tuple[list[tuple[str, str]], list[str]]:
     """Return (question, card) of objects, and general questions, that training did not use."""
     assert config.data.general
-    cleaned = clean(read_rows(config.data.source), config.data.filters)
+    cleaned = clean(read_rows(config.data.source[0].source), config.data.filters)
     test = split(cleaned.conversations, config.data.held_out_share, config.seed).test
     cards = [(c.messages[0].content, c.messages[1].content) for c in test]
     if len(cards) < chats:

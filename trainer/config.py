@@ -8,14 +8,17 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
+    PlainSerializer,
     ValidationInfo,
     field_validator,
     model_validator,
 )
 
 from trainer.licence import wrong_name
+from trainer.source_name import HUB, HubName, public_source
 
 CONFIGS = Path(__file__).parent / "configs"
 EXPORT_FORMATS = ("gguf-f16", "gguf-q8_0", "fp8")
@@ -115,10 +118,54 @@ class ColumnsConfig(Frozen):
     context: str | None = None
 
 
-class DataConfig(Frozen):
+class SourceConfig(Frozen):
+    """One source of rows. A source that is only a name may be written as that name.
+
+    weight: the share of its usable rows that is used. Under 1 it is a sample, drawn by hash. Over 1 train
+    has its rows that many times; held-out sides have each row once, so that their rows are independent.
+    """
+
     source: str = Field(
-        min_length=1, description="`stdlib-docs`, `hub:OWNER/NAME@REVISION`, or a file or folder."
+        min_length=1,
+        description="`stdlib-docs`, `hub:OWNER/NAME:SUBSET@REVISION#SPLIT`, or a file or folder.",
     )
+    weight: float = Field(1.0, gt=0, le=100)
+    columns: ColumnsConfig | None = Field(None, description="None: `data.columns`.")
+
+    @field_validator("source")
+    @classmethod
+    def _of_a_known_form(cls, source: str) -> str:
+        if source.startswith(HUB):
+            HubName.parse(source)
+        return source
+
+    def plain(self) -> "str | dict[str, Any]":
+        """Return the source as a person writes it: its name where it has nothing else."""
+        found = self.model_dump(mode="json", exclude_defaults=True)
+        return self.source if found == {"source": self.source} else found
+
+
+def _as_sources(value: Any) -> Any:
+    """Return one source or several as a list of mappings, for pydantic."""
+    if value is None:
+        return ()
+    items = value if isinstance(value, list | tuple) else [value]
+    return tuple({"source": item} if isinstance(item, str) else item for item in items)
+
+
+def _plain_sources(sources: tuple[SourceConfig, ...]) -> Any:
+    return sources[0].plain() if len(sources) == 1 else [source.plain() for source in sources]
+
+
+Sources = Annotated[tuple[SourceConfig, ...], BeforeValidator(_as_sources), PlainSerializer(_plain_sources)]
+
+
+class DataConfig(Frozen):
+    source: Sources = Field(min_length=1, description="One source, or a list of them.")
+    validation: Sources = Field(
+        (), description="Sources of the validation rows. Empty: a split of `source` itself, or made from it."
+    )
+    test: Sources = Field((), description="Sources of the test rows. Empty: as for `validation`.")
     columns: ColumnsConfig | None = None
     roles: dict[str, Literal["system", "user", "assistant"]] = Field(
         {}, description="Roles that the data set names in its own way, such as `{bot: assistant}`."
@@ -145,6 +192,16 @@ class DataConfig(Frozen):
     contamination: tuple[Path, ...] = Field(
         (), description="Evaluation files. Rows that share 13 consecutive words with one are dropped."
     )
+
+    @model_validator(mode="after")
+    def _sources_are_fit(self) -> "DataConfig":
+        for name in ("source", "validation", "test"):
+            listed = [source.source for source in getattr(self, name)]
+            if twice := {source for source in listed if listed.count(source) > 1}:
+                raise ValueError(f"`{name}` lists {', '.join(sorted(twice))} twice: `weight: 2` repeats rows")
+        if weighted := [s.source for s in (*self.validation, *self.test) if s.weight != 1]:
+            raise ValueError(f"{weighted[0]}: `weight` belongs to `source`; held-out rows count once")
+        return self
 
     @model_validator(mode="after")
     def _general_turns_need_prompts(self) -> "DataConfig":
@@ -364,11 +421,18 @@ class RunConfig(Frozen):
         return base
 
 
-def is_local(source: str) -> bool:
-    """Return whether `data.source` is a path, and neither built in nor on the Hub."""
-    return source != "stdlib-docs" and not source.startswith("hub:")
+def describe_sources(data: DataConfig, public: bool = False) -> str:
+    """Return the sources in words, such as `a.jsonl, hub:o/n (weight 0.5); test: b.jsonl`.
 
-
-def public_source(source: str) -> str:
-    """Return the source as it may be published: only the last part of a path, not this machine's folders."""
-    return Path(source).name if is_local(source) else source
+    public: as they may be published, without this machine's folders.
+    """
+    described = []
+    for side in ("source", "validation", "test"):
+        names = [
+            (public_source(s.source) if public else s.source)
+            + (f" (weight {s.weight:g})" if s.weight != 1 else "")
+            for s in getattr(data, side)
+        ]
+        if names:
+            described.append((f"{side}: " if side != "source" else "") + ", ".join(names))
+    return "; ".join(described)

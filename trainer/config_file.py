@@ -12,9 +12,10 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from trainer.config import CONFIGS, RunConfig, is_local
+from trainer.config import CONFIGS, RunConfig
 from trainer.config_words import problems, short
 from trainer.errors import ConfigError
+from trainer.source_name import is_local
 
 
 class _EachKeyOnce(yaml.SafeLoader):
@@ -97,8 +98,8 @@ def _anchor_paths(values: dict[str, Any], folder: Path) -> None:
     data = values.get("data")
     if isinstance(data, dict):
         places.append((data.get("general"), "prompts"))
-        if isinstance(source := data.get("source"), str) and is_local(source):
-            places.append((data, "source"))
+        for side in ("source", "validation", "test"):
+            _anchor_sources(data, side, folder)
         if isinstance(files := data.get("contamination"), list):
             data["contamination"] = [_anchored(f, folder) if isinstance(f, str) else f for f in files]
     evaluate = values.get("evaluate")
@@ -109,6 +110,20 @@ def _anchor_paths(values: dict[str, Any], folder: Path) -> None:
     for mapping, key in places:
         if isinstance(mapping, dict) and isinstance(value := mapping.get(key), str):
             mapping[key] = _anchored(value, folder)
+
+
+def _anchor_sources(data: dict[str, Any], side: str, folder: Path) -> None:
+    """Make the relative paths of a side's sources absolute, each a text or a mapping with `source`."""
+    given = data.get(side)
+    items: list[tuple[Any, Any]] = [(data, side)]
+    if isinstance(given, list):
+        items = [(given, number) for number in range(len(given))]
+    for holder, key in items if given is not None else ():
+        if isinstance(holder[key], dict):
+            holder, key = holder[key], "source"
+        source = holder.get(key) if isinstance(holder, dict) else holder[key]
+        if isinstance(source, str) and is_local(source):
+            holder[key] = _anchored(source, folder)
 
 
 def _anchored(path: str, folder: Path) -> str:

@@ -21,9 +21,10 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from trainer.config import BaseModelConfig, DataConfig, RunConfig, is_local
+from trainer.config import BaseModelConfig, DataConfig, RunConfig, SourceConfig
 from trainer.errors import MissingError
 from trainer.files import data_files, read_json, sha256_file, write_json
+from trainer.source_name import is_local
 
 ROOM = Path(__file__).parent
 RECORD = "made_by.json"
@@ -77,14 +78,28 @@ def by_content(value: Any, setting: str) -> Any:
     if isinstance(value, BaseModel):
         inner = f"{setting}." if setting else ""
         found = {name: by_content(getattr(value, name), inner + name) for name in type(value).model_fields}
-        if isinstance(value, DataConfig) and is_local(value.source):
-            found["source"] = _source_sha256(Path(value.source))
+        if isinstance(value, SourceConfig):
+            if is_local(value.source):
+                found["source"] = _source_sha256(Path(value.source), setting)
+            return found["source"] if isinstance(value.plain(), str) else found
+        if isinstance(value, DataConfig):
+            return _data_by_content(found)
         return found
     if isinstance(value, Path):
         return _file_sha256(value, setting)
     if isinstance(value, tuple):
         return [by_content(item, setting) for item in value]
     return value
+
+
+def _data_by_content(found: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings with a single source by itself, and without held-out sources that are not given.
+
+    So the keys of data with one source are those from before there could be more.
+    """
+    own = {side: found.pop(side) for side in ("validation", "test")}
+    source = found["source"][0] if len(found["source"]) == 1 else found["source"]
+    return {**found, "source": source, **{side: given for side, given in own.items() if given}}
 
 
 def config_hash(config: RunConfig) -> str:
@@ -111,7 +126,7 @@ def base_hashes(directory: Path) -> tuple[str, str]:
 def data_key(config: RunConfig, base: str) -> str:
     """Return the key of the prepared rows. Raises: MissingError."""
     answers = [config.train.dtype, config.train.device] if config.data.general else None  # the base's own
-    library = platform.python_version() if config.data.source == "stdlib-docs" else None
+    library = platform.python_version() if uses_stdlib_docs(config.data) else None
     return fingerprint(by_content(config.data, "data"), config.seed, base, answers, library)
 
 
@@ -191,11 +206,16 @@ def write_record(directory: Path, key: str) -> None:
         write_json(directory / RECORD, {"key": key, "made_by": made_by()})
 
 
-def _source_sha256(path: Path) -> str:
+def uses_stdlib_docs(data: DataConfig) -> bool:
+    """Return whether rows are made from the standard library of this Python."""
+    return any(s.source == "stdlib-docs" for s in (*data.source, *data.validation, *data.test))
+
+
+def _source_sha256(path: Path, setting: str) -> str:
     """Return the hash of a data file, or of a folder's data files with their names in it."""
     if path.is_dir():
         return fingerprint([[f.relative_to(path).as_posix(), sha256_file(f)] for f in data_files(path)])
-    return _file_sha256(path, "data.source")
+    return _file_sha256(path, setting)
 
 
 def _file_sha256(path: Path, setting: str) -> str:

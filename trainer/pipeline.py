@@ -11,7 +11,7 @@ from typing import Any
 
 from trainer import base_model
 from trainer.base_model import BaseModel
-from trainer.config import RunConfig
+from trainer.config import RunConfig, describe_sources
 from trainer.data.prepare import Prepared, prepare
 from trainer.device import choose_device
 from trainer.errors import ArmError
@@ -80,7 +80,7 @@ class Pipeline:
             return base
 
     def prepare(self, base: BaseModel) -> Prepared:
-        with self._stages.stage("prepare", f"tokenise {self.config.data.source}"):
+        with self._stages.stage("prepare", f"tokenise {describe_sources(self.config.data)}"):
             return self._prepared(base)
 
     def sweep(self, base: BaseModel, prepared: Prepared) -> tuple[Setting, dict[str, Any]]:

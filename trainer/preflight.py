@@ -12,12 +12,12 @@ from trainer.config import (
     EvaluateConfig,
     RunConfig,
     TrainConfig,
-    is_local,
 )
+from trainer.data import hub
 from trainer.errors import ConfigError, MissingError
 from trainer.judge.tasks import PUNKT_PACKAGE, TASKS, sentence_splitter
+from trainer.source_name import HUB, HubName, is_local
 
-HUB_TIMEOUT_S = 10
 FP8_CAPABILITY = (8, 9)  # Ada and Hopper were the first with FP8 tensor cores
 
 
@@ -33,7 +33,7 @@ def check(config: RunConfig, trains_here: bool = True) -> None:
             *([_device(config), *_engine(config.train)] if trains_here else []),
             *_trackers(config.train),
             _base(config.base),
-            _data(config.data),
+            *_data(config.data),
             _prompts(config.evaluate),
             _harness(config.evaluate),
             *map(_benchmark, config.evaluate.benchmarks),
@@ -188,15 +188,16 @@ def _base(base: BaseModelConfig) -> str | None:
     return None
 
 
-def _data(data: DataConfig) -> str | None:
-    if is_local(data.source):
-        found = Path(data.source).exists()
-        return None if found else f"the data set: data.source {data.source} does not exist"
-    if data.source == "stdlib-docs":
-        return None
-    repository, _, revision = data.source.removeprefix("hub:").partition("@")
-    remedy = "Set data.source to a local JSON, JSONL or Parquet file instead"
-    return _hub_data(repository, revision or None, remedy)
+def _data(data: DataConfig) -> list[str]:
+    """List the sources that are not there."""
+    problems = []
+    for setting in ("source", "validation", "test"):
+        for source in (item.source for item in getattr(data, setting)):
+            if source.startswith(HUB):
+                problems += [problem] if (problem := hub.check(HubName.parse(source))) else []
+            elif is_local(source) and not Path(source).exists():
+                problems.append(f"the data set: data.{setting} {source} does not exist")
+    return problems
 
 
 def _prompts(evaluate: EvaluateConfig) -> str | None:
@@ -221,18 +222,9 @@ def _benchmark(benchmark: BenchmarkConfig) -> str | None:
     if benchmark.file:
         found = benchmark.file.is_file()
         return None if found else f"the items of {benchmark.task}: {benchmark.file} does not exist"
-    remedy = f"Set the `file` of benchmark {benchmark.task} to a local JSON Lines file instead"
-    return _hub_data(TASKS[benchmark.task].dataset, None, remedy)
-
-
-def _hub_data(repository: str, revision: str | None, remedy: str) -> str | None:
-    from huggingface_hub import HfApi
-
-    try:
-        HfApi().dataset_info(repository, revision=revision, timeout=HUB_TIMEOUT_S)
-    except Exception as error:  # as above
-        return (
-            f"the data set {repository}: the Hugging Face Hub cannot be reached or does not have it "
-            f"({type(error).__name__}). {remedy}"
-        )
-    return None
+    problem = hub.check(HubName.parse(f"{HUB}{TASKS[benchmark.task].dataset}"))
+    return (
+        f"{problem}; or set the `file` of benchmark {benchmark.task} to a JSON Lines file"
+        if problem
+        else None
+    )

@@ -5,10 +5,11 @@ import pytest
 import yaml
 
 from trainer.cli import main
-from trainer.config import CONFIGS, public_source
+from trainer.config import CONFIGS
 from trainer.config_file import load
 from trainer.errors import ConfigError
 from trainer.identity import fingerprint
+from trainer.source_name import public_source
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda p: p.stem)
@@ -95,7 +96,7 @@ def test_relative_paths_count_from_the_file(tmp_path: Path, config_values: dict[
     config_values["data"]["source"] = "rows.jsonl"
     path = tmp_path / "c.yaml"
     path.write_text(yaml.safe_dump(config_values))
-    assert load(path).data.source == str(tmp_path / "rows.jsonl")
+    assert load(path).data.source[0].source == str(tmp_path / "rows.jsonl")
 
 
 def test_a_published_source_names_no_folder_of_this_machine() -> None:

@@ -149,7 +149,7 @@ def test_paths_of_an_override_count_from_where_the_user_stands(
     ]  # fmt: skip
     loaded = load(config_file, overrides)
     assert loaded.data.general
-    assert loaded.data.source == str(here / "rows.jsonl")
+    assert loaded.data.source[0].source == str(here / "rows.jsonl")
     assert loaded.base.path == here / "base"
     assert loaded.evaluate.prompts == here / "p.txt"
     assert loaded.data.general.prompts == here / "g.txt"
@@ -162,12 +162,19 @@ def test_an_arm_that_starts_elsewhere_reads_the_same_files(
 ) -> None:
     """An arm on another machine has another working directory, so the command names whole paths."""
     monkeypatch.chdir(tmp_path)
-    given = ["data.source=rows.jsonl", "train.epochs=1e-1", "seed=3", "data.source=stdlib-docs"]
+    given = ["data.source=rows.jsonl", "train.epochs=1e-1", "data.test=[{source: t.csv}]", "seed=3"]
     handed_on = [from_here(override) for override in given]
-    assert handed_on == [f"data.source={json.dumps(str(tmp_path / 'rows.jsonl'))}", *given[1:]]
-    first = load(config_file, given[:3])
+    test = json.dumps([{"source": str(tmp_path / "t.csv")}])
+    whole = [
+        f"data.source={json.dumps(str(tmp_path / 'rows.jsonl'))}",
+        given[1],
+        f"data.test={test}",
+        given[3],
+    ]
+    assert handed_on == whole and from_here("data.source=stdlib-docs") == "data.source=stdlib-docs"
+    first = load(config_file, given)
     monkeypatch.chdir("/")
-    assert load(config_file, handed_on[:3]) == first
+    assert load(config_file, handed_on) == first
 
 
 def test_paths_of_the_file_count_from_its_folder_wherever_the_user_stands(
@@ -178,7 +185,7 @@ def test_paths_of_the_file_count_from_its_folder_wherever_the_user_stands(
     (tmp_path / "profiles" / "my.yaml").write_text(yaml.safe_dump(config_values))
     monkeypatch.chdir(tmp_path)
     loaded = load(Path("profiles/my.yaml"), ["seed=8"])
-    assert Path(loaded.data.source).absolute() == tmp_path / "profiles" / "rows.jsonl"
+    assert Path(loaded.data.source[0].source).absolute() == tmp_path / "profiles" / "rows.jsonl"
 
 
 def test_the_command_line_shows_the_sentence(config_file: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from trainer.data.clean import clean
+from trainer.data.clean import clean, repairs
 from trainer.data.conversation import Conversation, Message, parse_row
 from trainer.data.formats import RawRow
 from trainer.data.shapes import RowError
@@ -96,7 +96,7 @@ def test_rows_are_repaired_by_stated_rules_and_counted(
     (conversation,) = cleaned.conversations
     found = " ".join(f"{m.role}:{m.content}" for m in conversation.messages).replace("\n\n", "/")
     assert found == roles_and_texts
-    counts, places = cleaned.repaired()
+    counts, places = repairs(cleaned.conversations)
     assert counts == dict.fromkeys(repaired, 1) and places == dict.fromkeys(repaired, "f:1")
 
 

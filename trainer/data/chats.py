@@ -43,13 +43,15 @@ def join_held_out(rows: Sequence[Conversation], chats: ChatsConfig) -> Iterator[
 
 def _joined(turns: Sequence[Conversation]) -> Conversation:
     """Return one conversation; its source is that of the first turn from the data."""
-    first = next((turn for turn in turns if not turn.own), turns[0])
+    from_data = [turn for turn in turns if not turn.own]
+    first = from_data[0] if from_data else turns[0]
     own = [number for turn in turns for number in turn.own or (None,)]
     return Conversation(
         tuple(message for turn in turns for message in turn.messages),
         first.source,
         where=first.where,
         own=tuple(own) if any(number is not None for number in own) else (),
+        joined=tuple(turn.where for turn in from_data[1:]),
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from trainer.config import ColumnsConfig
 from trainer.data.preferences import chosen_row, preference_columns, refusal
-from trainer.data.shapes import RowError, given, is_nan, require_read, turns_of
+from trainer.data.shapes import RowError, given, is_nan, require_read, shape_of, turns_of
 from trainer.errors import DataError
 
 Role = Literal["system", "user", "assistant"]
@@ -60,7 +60,8 @@ class Conversation:
 
     groups: labels shared by rows that share text. score: the quality that the data set states, or None.
     own: for each answer, the number of the base model's own answer that it is, or None; empty: none is.
-    where: the place it was read from. repaired: what was changed in the raw turns.
+    where: the place it was read from. joined: the places of the rows that `chats` joined to it.
+    repaired: what was changed in the raw turns. shape: of the raw row, as `shapes` names it.
     """
 
     messages: tuple[Message, ...]
@@ -70,6 +71,13 @@ class Conversation:
     where: str = field(default="", compare=False)
     repaired: tuple[str, ...] = field(default=(), compare=False)
     own: tuple[int | None, ...] = ()
+    joined: tuple[str, ...] = field(default=(), compare=False)
+    shape: str = field(default="", compare=False)
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Return the file, or the split of the Hub, of each row that the conversation is made of."""
+        return tuple(file_of(where) for where in (self.where, *self.joined) if where)
 
     @property
     def row_id(self) -> str:
@@ -98,6 +106,11 @@ class Conversation:
     def prompt(self) -> tuple[Message, ...]:
         """All turns but the last answer."""
         return self.messages[:-1]
+
+
+def file_of(where: str) -> str:
+    """Return the file of a place, FILE:PLACE."""
+    return where.rpartition(":")[0]
 
 
 def parse_row(
@@ -135,7 +148,10 @@ def parse_row(
     groups = columns.get("group", ())
     groups = tuple(map(str, groups)) if isinstance(groups, list | tuple) else (str(groups),)
     source = str(columns.get("source") or default_source)
-    return Conversation(tuple(messages), source, groups, _score(columns), where, (*emptied, *repaired))
+    shape = "preferences" if preferred else shape_of(used, reading.columns is not None)
+    return Conversation(
+        tuple(messages), source, groups, _score(columns), where, (*emptied, *repaired), shape=shape
+    )
 
 
 def _mapped(reading: Reading) -> tuple[str, ...]:

@@ -27,23 +27,36 @@ CROWD = 100  # real sources at 0.8: 23 at most (docs/log.md)
 _CACHED_ROWS = 20_000
 
 
-def drop_near_duplicates(cleaned: Cleaned, threshold: float) -> None:
-    """Drop rows whose Jaccard similarity to a kept row is `threshold` or more, counted by reason."""
-    rows = cleaned.conversations
-    stands_for = near_duplicates(rows, threshold)
+def drop_near_duplicates(
+    cleaned: Cleaned, threshold: float, held_out: Sequence[Conversation] = (), only_of_those: bool = False
+) -> None:
+    """Drop rows whose Jaccard similarity to a kept row is `threshold` or more, counted by reason.
+
+    held_out: rows of other sides, all of which stay. only_of_those: keep rows that resemble just each other.
+    """
+    rows, first = [*held_out, *cleaned.conversations], len(held_out)
+    stands_for = near_duplicates(rows, threshold, first)
+    if only_of_those:
+        stands_for = {dropped: kept for dropped, kept in stands_for.items() if kept < first}
     for dropped, kept in stands_for.items():
-        cleaned.drop("near duplicate", rows[dropped].where)
-        rows[kept] = rows[kept].with_groups(rows[dropped].groups)
-    cleaned.conversations = [row for i, row in enumerate(rows) if i not in stands_for]
+        if kept < first:
+            cleaned.drop("near duplicate of a held-out row", rows[dropped].where)
+        else:
+            cleaned.drop("near duplicate", rows[dropped].where)
+            rows[kept] = rows[kept].with_groups(rows[dropped].groups)
+    cleaned.conversations = [row for i, row in enumerate(rows) if i >= first and i not in stands_for]
 
 
-def near_duplicates(rows: Sequence[Conversation], threshold: float) -> dict[int, int]:
-    """Return the index of each row to drop → the index of the kept row that it duplicates."""
+def near_duplicates(rows: Sequence[Conversation], threshold: float, first: int = 0) -> dict[int, int]:
+    """Return the index of each row to drop → the index of the kept row that it duplicates.
+
+    first: this many rows are kept whatever they resemble, and looked up before others.
+    """
     index = RMinHashLSH(threshold, PERMUTATIONS, bands(threshold))
     grams_of = lru_cache(_CACHED_ROWS)(lambda i: conversation_grams(rows[i]))
     sizes: dict[int, int] = {}
     stands_for: dict[int, int] = {}
-    visited = sorted(range(len(rows)), key=lambda i: rows[i].row_id)
+    visited = [*range(first), *sorted(range(first, len(rows)), key=lambda i: rows[i].row_id)]
     for place, i in enumerate(visited):
         own = grams_of(i)
         if not len(own):
@@ -52,7 +65,7 @@ def near_duplicates(rows: Sequence[Conversation], threshold: float) -> dict[int,
         sketch.update(own.view("V8").tolist())
         proposed = sorted(index.query(sketch))[:CROWD]
         near = (visited[p] for p in proposed if _sizes_allow(len(own), sizes[p], threshold))
-        kept = next((k for k in near if jaccard(own, grams_of(k)) >= threshold), None)
+        kept = next((k for k in near if i >= first and jaccard(own, grams_of(k)) >= threshold), None)
         if kept is not None:
             stands_for[i] = kept
         elif len(proposed) < CROWD:

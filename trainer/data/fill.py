@@ -35,12 +35,13 @@ class Fill:
         self._apart: Counter[str] = Counter()  # conversations whose answers are rows of their own, and these
 
     def side(
-        self, file: RowFile, conversations: Iterable[Conversation], limit: int | None, held_out: bool
+        self, name: str, file: RowFile, conversations: Iterable[Conversation], limit: int | None
     ) -> None:
-        """Add the rows that fit, up to `limit`. Drop a row that is too long; never cut it.
+        """Add the rows of a side that fit, up to `limit`. Drop a row that is too long; never cut it.
 
         Raises: DataError if no row fits.
         """
+        held_out = name != "train"
         dropped: Counter[str] = Counter()
         fitting = []
         for conversation in conversations:
@@ -49,17 +50,23 @@ class Fill:
             else:
                 self._drop(self._too_long, conversation, dropped)
         batches = [fitting[start : start + BATCH] for start in range(0, len(fitting), BATCH)]
+        read = 0
         for batch, rendered in _ahead(self._make, batches):
             kept: list[TokenRow] = []
             for conversation, made in zip(batch, rendered, strict=True):
                 room = None if limit is None else limit - len(file) - len(kept)
                 if room == 0:
                     break
+                read += 1
                 number = len(file) + len(kept) if held_out else None
-                kept += self._fitting(conversation, made, number, dropped)[:room]
+                rows = self._fitting(conversation, made, number, dropped)[:room]
+                self._cleaned.use(conversation, name, rows)
+                kept += rows
             file.add(kept)
             if len(file) == limit:
-                return
+                break
+        for conversation in fitting[read:]:
+            self._cleaned.leave_out(conversation, f"over data.{name}_rows {limit}")
         if not len(file):
             raise DataError(self._nothing(dropped))
 

@@ -33,24 +33,27 @@ class RawRow:
     problem: str | None = None
 
 
-def read_file(file: Path) -> Iterator[RawRow]:
-    """Yield the rows of one file. Raises: DataError if it cannot be read as what its name says."""
+def read_file(file: Path, name: str) -> Iterator[RawRow]:
+    """Yield the rows of one file. name: what their places call it.
+
+    Raises: DataError if it cannot be read as what its name says.
+    """
     suffix = data_suffix(file)
     if suffix in (".parquet", ".arrow"):
-        yield from _table(file, suffix)
+        yield from _table(file, name, suffix)
         return
     try:
         if suffix in (".csv", ".tsv"):
-            yield from _cells(file)
+            yield from _cells(file, name)
         elif _is_lines(file):
-            yield from _lines(file)
+            yield from _lines(file, name)
         else:
-            yield from _documents(file)
+            yield from _documents(file, name)
     except (EOFError, OSError) as error:  # of the decompressors, too
         raise DataError(f"{file} cannot be read: {error}; was it cut off?") from None
 
 
-def _table(file: Path, suffix: str) -> Iterator[RawRow]:
+def _table(file: Path, name: str, suffix: str) -> Iterator[RawRow]:
     import pyarrow
     from pyarrow import parquet
 
@@ -63,7 +66,7 @@ def _table(file: Path, suffix: str) -> Iterator[RawRow]:
         for batch in batches:
             for row in batch.to_pylist():
                 number += 1
-                yield RawRow(f"{file.name}:{number}", row)
+                yield RawRow(f"{name}:{number}", row)
     except (pyarrow.ArrowException, OSError) as error:
         kind = "a Parquet" if suffix == ".parquet" else "an Arrow"
         raise DataError(f"{file} is not {kind} file: {error}") from None
@@ -153,7 +156,7 @@ def _is_lines(file: Path) -> bool:
     return len(lines) > 1 or _rows_within(first) is None
 
 
-def _lines(file: Path) -> Iterator[RawRow]:
+def _lines(file: Path, name: str) -> Iterator[RawRow]:
     encoding = _head(file)[1]
     _tell(file, encoding)
     with _opened(file) as opened:
@@ -163,7 +166,7 @@ def _lines(file: Path) -> Iterator[RawRow]:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
-            where = f"{file.name}:{number}"
+            where = f"{name}:{number}"
             try:
                 text = line if isinstance(line, str) else line.removeprefix(BOM_UTF8).decode()
                 yield RawRow(where, json.loads(text))
@@ -173,7 +176,7 @@ def _lines(file: Path) -> Iterator[RawRow]:
                 yield RawRow(where, None, "not JSON")
 
 
-def _documents(file: Path) -> Iterator[RawRow]:
+def _documents(file: Path, name: str) -> Iterator[RawRow]:
     """Yield the rows of a JSON list, of an object around one, or of objects over several lines each."""
     text = _text(file)
     decode, place, number = json.JSONDecoder().raw_decode, 0, 0
@@ -183,12 +186,12 @@ def _documents(file: Path) -> Iterator[RawRow]:
         except (ValueError, RecursionError) as error:
             if not number:
                 raise DataError(f"{file} is not complete JSON: {error}; was it cut off?") from None
-            yield RawRow(f"{file.name}:row {number + 1}", None, "not JSON, nor what follows it")
+            yield RawRow(f"{name}:row {number + 1}", None, "not JSON, nor what follows it")
             return
         within = value if isinstance(value, list) else _rows_within(value)
         for row in [value] if within is None else within:
             number += 1
-            yield RawRow(f"{file.name}:row {number}", row)
+            yield RawRow(f"{name}:row {number}", row)
 
 
 def _next_value(text: str, place: int) -> int:
@@ -206,7 +209,7 @@ def _rows_within(value: Any) -> list[Any] | None:
     return lists[0] if len(lists) == 1 and not any(name in value for name in CHATS) else None
 
 
-def _cells(file: Path) -> Iterator[RawRow]:
+def _cells(file: Path, name: str) -> Iterator[RawRow]:
     """Yield a row for each line of a table, by the names of its first line."""
     text = _text(file)
     csv.field_size_limit(2**31 - 1)
@@ -217,6 +220,6 @@ def _cells(file: Path) -> Iterator[RawRow]:
         for row in rows:
             too_many = None in row
             problem = "a line with more cells than columns" if too_many else None
-            yield RawRow(f"{file.name}:{rows.line_num}", None if too_many else row, problem)
+            yield RawRow(f"{name}:{rows.line_num}", None if too_many else row, problem)
     except csv.Error as error:
         raise DataError(f"{file} is not a table: line {rows.line_num}: {error}") from None

@@ -7,7 +7,6 @@ names the directory, so a finished data set is never made again. The rows are he
 tokens.
 """
 
-import gc
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,19 +17,16 @@ from typing import Any
 from datasets import Dataset
 
 from trainer.base_model import BaseModel, load_tokenizer
-from trainer.config import DataConfig, RunConfig
+from trainer.config import RunConfig
 from trainer.data.chats import join_for_training, join_held_out
-from trainer.data.clean import COLUMNS_NAMED, Cleaned, clean
-from trainer.data.contamination import check_files, drop_contaminated
-from trainer.data.conversation import Conversation, Reading
-from trainer.data.dedup import drop_near_duplicates
+from trainer.data.contamination import check_files
+from trainer.data.conversation import Conversation
 from trainer.data.fill import Batch, Fill
 from trainer.data.general import OwnAnswer, aim, answer_prompts, same_as_text
-from trainer.data.report import Example, build_report
+from trainer.data.report import Example, build_report, told
 from trainer.data.row_file import RowFile
-from trainer.data.shapes import mapping_for
-from trainer.data.sources import read_rows
-from trainer.data.split import Split, split
+from trainer.data.select import divide, select
+from trainer.data.split import Split
 from trainer.data.tokenize import ChatTokenizer, Rendered, TokenRow
 from trainer.device import choose_device
 from trainer.errors import DataError
@@ -39,7 +35,7 @@ from trainer.identity import data_key, older_directory, older_line, own_director
 from trainer.progress import say
 
 SPLITS = ("train", "validation", "test", "general", "followup")
-EXAMPLES = 10  # rows that the page shows
+EXAMPLES = 10  # rows of each shape that the page shows
 # Tokenises and labels a batch for the objective.
 RowsOf = Callable[[ChatTokenizer, Batch], list[Rendered]]
 # Writes a page next to report.json, from its content.
@@ -111,8 +107,8 @@ def _make(
 ) -> dict[str, Any]:
     data = config.data
     chat = ChatTokenizer(load_tokenizer(base.directory))
-    cleaned = _select(data)
-    parts = split(cleaned.conversations, data.held_out_share, config.seed)
+    selected = select(data, config.seed)
+    cleaned, parts = selected.cleaned, divide(selected, data, config.seed)
     extra, measured = _own_answers(config, base, chat)
     extra = _usable(extra, chat) if data.chats else extra
     with whole_directory(directory) as scratch:
@@ -123,7 +119,7 @@ def _make(
         }
         fill = Fill(chat, partial(_aimed, rows_of, extra, chat), data.max_length, cleaned)
         for name, conversations, limit in _sides(config, parts, extra):
-            fill.side(files[name], conversations, limit, held_out=name != "train")
+            fill.side(name, files[name], conversations, limit)
         if not data.chats:
             files["train"].add([answer.row(chat) for answer in extra])
         files["general"].add([answer.row(chat) for answer in measured])
@@ -131,14 +127,11 @@ def _make(
             files["followup"].add(_followups(measured, parts.test, chat, data.max_length))
         for file in files.values():
             file.close()
-        say(f"  {', '.join(f'{len(f)} {name}' for name, f in files.items())} rows; {cleaned.summary()}")
-        if unread := cleaned.unread_columns():
-            say(f"  not used: {unread}")
-        for remark in fill.remarks():
-            say(f"  {remark}")
+        for line in (*told(data, files, cleaned), *fill.remarks()):
+            say(f"  {line}")
         examples = _examples(parts.train, chat, data.max_length)
         write_record(scratch, key)
-        report = build_report(data, files, cleaned) | fill.report()
+        report = build_report(data, files, cleaned, selected.all_rows(), parts.train) | fill.report()
         write_json(scratch / "report.json", report)
         if write_page:
             write_page(scratch, report, examples)
@@ -210,30 +203,13 @@ def _followups(
     return rows
 
 
-def _select(data: DataConfig) -> Cleaned:
-    """Return the rows to split. Raises: DataError if none is left."""
-    reading = Reading(data.columns, data.roles, data.ignore_columns, data.use)
-    cleaned = clean(read_rows(data.source), data.filters, reading)
-    gc.freeze()  # otherwise the collector walks these rows again and again while more are made
-    if data.contamination:
-        drop_contaminated(cleaned, data.contamination)
-    if data.near_duplicates is not None:
-        drop_near_duplicates(cleaned, data.near_duplicates)
-    if not cleaned.conversations:
-        raise DataError(f"data.source {data.source} has no usable row: {cleaned.summary()}{_hint(cleaned)}")
-    return cleaned
-
-
-def _hint(cleaned: Cleaned) -> str:
-    """Return which columns rows of no known shape have, and the mapping that would probably read them."""
-    if not cleaned.unshaped:
-        return ""
-    columns = ", ".join(cleaned.unshaped[:COLUMNS_NAMED])
-    return f". Rows have the columns {columns}; to read them, set {mapping_for(cleaned.unshaped)}"
-
-
 def _examples(conversations: Iterable[Conversation], chat: ChatTokenizer, max_length: int) -> list[Example]:
-    """Return the first rows of train. Rows come in the order of their hashes, so this is a random choice."""
-    rendered = (chat.rows([c])[0] for c in conversations if chat.may_fit(c, max_length))
-    fitting = (row for made in rendered for row in made.rows if len(row.input_ids) <= max_length)
-    return [Example(row.source, chat.runs(row)) for row in itertools.islice(fitting, EXAMPLES)]
+    """Return the first rows of each shape in train. Rows come by their hashes, so this is a random choice."""
+    found: dict[str, list[Example]] = {}
+    for conversation in conversations:
+        examples = found.setdefault(conversation.shape, [])
+        if len(examples) < EXAMPLES and chat.may_fit(conversation, max_length):
+            (made,) = chat.rows([conversation])
+            fitting = (row for row in made.rows if len(row.input_ids) <= max_length)
+            examples += [Example(row.source, chat.runs(row), conversation.shape) for row in fitting]
+    return [example for shape in sorted(found) for example in found[shape][:EXAMPLES]]

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from trainer.config import DataConfig
-from trainer.data.clean import Cleaned
+from trainer.config import DataConfig, describe_sources
+from trainer.data.clean import Account, Cleaned, repairs
+from trainer.data.conversation import Conversation
 from trainer.data.row_file import RowFile, rows_fingerprint
 
 BARS = 24
@@ -20,14 +21,32 @@ class Example:
 
     source: str
     runs: Sequence[tuple[str, bool]]
+    shape: str = ""
 
 
-def build_report(data: DataConfig, files: Mapping[str, RowFile], cleaned: Cleaned) -> dict[str, Any]:
+def told(data: DataConfig, files: Mapping[str, RowFile], cleaned: Cleaned) -> list[str]:
+    """Return the lines that the console has of the rows."""
+    lines = [f"{', '.join(f'{len(f):,} {name}' for name, f in files.items())} rows; {cleaned.summary()}"]
+    if unused := cleaned.unused:
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in unused.most_common())
+        lines.append(f"{unused.total():,} usable rows are neither trained on nor measured: {reasons}")
+    if unread := cleaned.unread_columns():
+        lines.append(f"columns not used: {unread}")
+    return lines
+
+
+def build_report(
+    data: DataConfig,
+    files: Mapping[str, RowFile],
+    cleaned: Cleaned,
+    usable_rows: Sequence[Conversation],
+    train: Sequence[Conversation],
+) -> dict[str, Any]:
     """Return the content of `report.json`."""
-    usable = Counter(c.source for c in cleaned.conversations)
-    repaired, first_repaired = cleaned.repaired()
+    usable = Counter(c.source for c in usable_rows)
+    repaired, first_repaired = repairs(usable_rows)
     return {
-        "source": data.source,
+        "source": describe_sources(data),
         "fingerprint": rows_fingerprint(files),
         "rows": {name: len(file) for name, file in files.items()},
         "bytes": {name: file.path.stat().st_size for name, file in files.items()},
@@ -35,12 +54,25 @@ def build_report(data: DataConfig, files: Mapping[str, RowFile], cleaned: Cleane
         "usable_rows_by_source": dict(usable.most_common()),
         "rows_by_source": {name: dict(file.sources.most_common()) for name, file in files.items()},
         "tokens_a_row": _lengths([n for file in files.values() for n in file.lengths]),
+        "sources": {file: _account(account) for file, account in cleaned.accounts.items()},
+        "shapes": dict(Counter(c.shape for c in train).most_common()),
+        "unused": dict(cleaned.unused.most_common()),
         "dropped": dict(cleaned.dropped.most_common()),
         "first_dropped": cleaned.first_places,
         "unread": dict(cleaned.unread.most_common()),
         "repaired": dict(repaired.most_common()),
         "first_repaired": first_repaired,
         "python_version": platform.python_version(),
+    }
+
+
+def _account(account: Account) -> dict[str, Any]:
+    return {
+        "read": account.read,
+        **{
+            name: dict(getattr(account, name).most_common())
+            for name in ("used", "target_tokens", "dropped", "unused", "unread")
+        },
     }
 
 

@@ -7,7 +7,7 @@ tables give every row the columns of all.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,13 @@ PAIRS = (
     ("instruction", "response"),
     ("prompt", "completion"),
     ("prompt", "response"),
+)
+SHAPES = (
+    ("conversations", "ShareGPT"),
+    ("messages", "OpenAI messages"),
+    ("instruction", "output", "alpaca"),
+    ("instruction", "response", "Dolly"),
+    ("prompt", "prompt and completion"),
 )
 MORE = ("input", "context")  # belong to the question
 NO_TEXTS = ("", "nan", "none", "null")  # what programs write where a cell is empty
@@ -100,6 +107,14 @@ def turns_of(row: Mapping[str, Any], columns: ColumnsConfig | None) -> tuple[lis
         if question in row and answer in row:
             return _pair(row, question, answer)
     raise ShapeError(row)
+
+
+def shape_of(used: Container[str], mapped: bool) -> str:
+    """Return the name of the shape whose columns were used."""
+    if mapped:
+        return "data.columns"
+    named = (name for *columns, name in SHAPES if all(column in used for column in columns))
+    return next(named, "")
 
 
 def require_read(

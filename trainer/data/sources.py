@@ -1,26 +1,48 @@
-"""Read raw rows from the embedded data set, local files, or the Hub.
+"""Read raw rows from the embedded data set, local files, or the Hub, by the splits that they have.
 
-`formats` reads one file. The content of rows is not checked here.
+`formats` reads one file, `hub` a data set of the Hub, and `layout` knows the names of splits. The content of
+rows is not checked here.
 """
 
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 
+from trainer.data import hub
 from trainer.data.formats import RawRow, read_file
+from trainer.data.layout import file_sides, short_names, split_sides
 from trainer.errors import DataError
 from trainer.files import COMPRESSED, DATA_SUFFIXES, data_files
+from trainer.progress import say
+from trainer.source_name import HUB, HubName, is_local
+
+Rows = Iterable[RawRow]
 
 
 def read_rows(source: str) -> Iterator[RawRow]:
-    """Yield the rows of `data.source`. Raises: DataError if the source itself cannot be read."""
+    """Yield all rows of a source, whatever its splits. Raises: DataError if it cannot be read."""
+    return chain.from_iterable(read_sides(source).values())
+
+
+def read_sides(source: str, names: Mapping[Path, str] | None = None) -> dict[str, Rows]:
+    """Return side → its rows: `train` alone, unless the source has splits of its own.
+
+    names: what to call each file; None: as `short_names` does among the files of this source.
+    Raises: DataError if the source itself cannot be read.
+    """
     if source == "stdlib-docs":
-        return _stdlib_docs()
-    if source.startswith("hub:"):
-        return _hub(source.removeprefix("hub:"))
-    return _local(Path(source))
+        return {"train": _stdlib_docs()}
+    if source.startswith(HUB):
+        return _hub(HubName.parse(source))
+    return _local(Path(source), names)
+
+
+def names_of(sources: Iterable[str]) -> dict[Path, str]:
+    """Return what to call each local file of several sources, so that no two have the same name."""
+    return short_names(file for source in sources if is_local(source) for file in data_files(Path(source)))
 
 
 def _stdlib_docs() -> Iterator[RawRow]:
@@ -34,28 +56,42 @@ def _stdlib_docs() -> Iterator[RawRow]:
         yield RawRow(f"stdlib-docs:{number}", json.loads(line))
 
 
-def _hub(name: str) -> Iterator[RawRow]:
-    from datasets import load_dataset
-
-    repository, _, revision = name.partition("@")
-    try:
-        rows = load_dataset(repository, revision=revision or None, split="train")
-    except Exception as error:  # datasets raises its own, the hub's and the network's errors
+def _hub(name: HubName) -> dict[str, Rows]:
+    """Return the sides of a data set of the Hub. Splits that are of no side are named, with their rows."""
+    splits = hub.load(name)
+    if len(splits) == 1:
+        ((split, rows),) = splits.items()
+        label = f"{name}#{split}" if name.split else str(name)
+        return {"train": _numbered(label, rows)}
+    sides = split_sides(splits)
+    if not sides:
         raise DataError(
-            f"data set {repository} cannot be loaded from the Hub ({type(error).__name__}: "
-            f"{str(error).splitlines()[0][:200]}); give a local file as data.source instead"
-        ) from None
+            f"data set {name} has the splits {', '.join(splits)}: name the one to train on, as in "
+            f"{HUB}{name}#{next(iter(splits))}"
+        )
+    left = [f"{split} ({len(rows):,} rows)" for split, rows in splits.items() if split not in sides.values()]
+    if left:
+        say(f"  {name}: not read are the splits {', '.join(left)}")
+    return {side: _numbered(f"{name}#{split}", splits[split]) for side, split in sides.items()}
+
+
+def _numbered(label: str, rows: Iterable[object]) -> Iterator[RawRow]:
     for number, row in enumerate(rows):
-        yield RawRow(f"{repository}:{number}", row)
+        yield RawRow(f"{label}:{number}", row)
 
 
-def _local(path: Path) -> Iterator[RawRow]:
-    files = data_files(path)
-    if not files:
+def _local(path: Path, names: Mapping[Path, str] | None) -> dict[str, Rows]:
+    sides = file_sides(path)
+    if not any(sides.values()):
         wanted = ", ".join(DATA_SUFFIXES)
         raise DataError(
             f"data.source {path}: no {wanted} file there (also as {' or '.join(COMPRESSED)}); "
             "give a file or a folder of them"
         )
+    called = names or short_names(file for files in sides.values() for file in files)
+    return {side: _files(files, called) for side, files in sides.items()}
+
+
+def _files(files: Iterable[Path], names: Mapping[Path, str]) -> Iterator[RawRow]:
     for file in files:
-        yield from read_file(file)
+        yield from read_file(file, names[file])

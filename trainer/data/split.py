@@ -10,46 +10,104 @@ would move rows between sides whenever rows are added, and rows once trained on 
 """
 
 import hashlib
-from bisect import bisect_left
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from trainer.data.conversation import BY_QUESTION, Conversation
+from trainer.data.layout import HELD_OUT
 from trainer.errors import DataError
+
+NONE_BARRED: Mapping[str, Collection[str]] = {}
 
 
 @dataclass(frozen=True, slots=True)
 class Split:
+    """left_out: the other rows of groups that a held-out side has a row of."""
+
     train: list[Conversation]
     validation: list[Conversation]
     test: list[Conversation]
+    left_out: list[Conversation]
 
 
-def split(conversations: Sequence[Conversation], held_out_share: float, seed: int) -> Split:
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """place: in [0, 1). barred: the held-out sides that its rows may not go to."""
+
+    place: float
+    members: list[Conversation]
+    barred: frozenset[str]
+
+
+def split(
+    conversations: Sequence[Conversation],
+    held_out_share: float,
+    seed: int,
+    barred: Mapping[str, Collection[str]] = NONE_BARRED,
+) -> Split:
     """Give validation and test `held_out_share` of the groups each, by hash, and the rest to train.
 
     Each side has one group at least. Its order is that of hashes: a shuffle that added rows do not change.
-    Raises: DataError if there are fewer than three groups.
+    barred: file → held-out sides that its rows do not go to. A side that all are barred from stays empty.
+    Raises: DataError if there are fewer groups than sides.
     """
-    groups = ((_place(members, seed), members) for members in _groups(conversations))
-    placed = sorted(groups, key=lambda group: group[0])
-    if len(placed) < 3:
-        noun = "group" if len(placed) == 1 else "groups"
-        raise DataError(
-            f"{len(conversations)} usable rows make {len(placed)} {noun}, and each of train, validation and "
-            f"test needs one: {_why_few(conversations)}"
-        )
-    places = [place for place, _ in placed]
-    validation = max(1, bisect_left(places, held_out_share))
-    test = max(validation + 1, bisect_left(places, 2 * held_out_share))
-    validation, test = min(validation, len(placed) - 2), min(test, len(placed) - 1)
-    ordered = [sorted(members, key=lambda c: _unit(seed + 1, c.row_id)) for _, members in placed]
+    groups = (_group(members, seed, barred) for members in _groups(conversations))
+    left = sorted(groups, key=lambda group: group.place)
+    made = [side for side in HELD_OUT if not left or any(side not in group.barred for group in left)]
+    if len(left) <= len(made):
+        raise DataError(_too_few(conversations, len(left), made))
+    held: dict[str, list[_Group]] = {side: [] for side in HELD_OUT}
+    for side in made:
+        sides = HELD_OUT[: HELD_OUT.index(side) + 1]
+        may = [group for group in left if side not in group.barred]
+        below = [
+            group for group in may if group.place < held_out_share * sum(s not in group.barred for s in sides)
+        ]
+        others = 1 + len(made[made.index(side) + 1 :])  # each needs a group, too
+        held[side] = (below or may[:1])[: len(left) - others]
+        taken = set(map(id, held[side]))
+        left = [group for group in left if id(group) not in taken]
+    members = {side: [shuffled(group.members, seed) for group in groups] for side, groups in held.items()}
     return Split(
-        _shuffled([row for members in ordered[test:] for row in members], seed),
-        _shuffled([members[0] for members in ordered[:validation]], seed),
-        _shuffled([members[0] for members in ordered[validation:test]], seed),
+        shuffled([row for group in left for row in group.members], seed),
+        shuffled([rows[0] for rows in members["validation"]], seed),
+        shuffled([rows[0] for rows in members["test"]], seed),
+        [row for side in HELD_OUT for rows in members[side] for row in rows[1:]],
     )
+
+
+def _group(members: list[Conversation], seed: int, barred: Mapping[str, Collection[str]]) -> _Group:
+    sides = frozenset(side for row in members for file in row.files for side in barred.get(file, ()))
+    return _Group(_place(members, seed), members, sides)
+
+
+def _too_few(conversations: Sequence[Conversation], groups: int, made: Sequence[str]) -> str:
+    *first, last = ("train", *made)
+    sides = f"each of {', '.join(first)} and {last}" if first else last
+    return (
+        f"{len(conversations)} usable rows make {groups} group{'' if groups == 1 else 's'}, and {sides} "
+        f"needs one: {_why_few(conversations)}"
+    )
+
+
+def sample(rows: Sequence[Conversation], share: float, seed: int) -> set[str]:
+    """Return the ids of a share of the rows, one at least: those of the smallest hashes."""
+    ids = sorted((row.row_id for row in rows), key=lambda row_id: _unit(seed + 2, row_id))
+    return set(ids[: max(1, round(share * len(ids)))])
+
+
+def repeated(rows: list[Conversation], weights: Mapping[str, float], seed: int) -> list[Conversation]:
+    """Return the rows, with those of files of a weight over 1 again. 2.5: twice, and half once more."""
+    more: list[Conversation] = []
+    for weight in sorted({weight for weight in weights.values() if weight > 1}):
+        theirs = [row for row in rows if weights[row.files[0]] == weight]
+        whole, share = divmod(weight, 1)
+        more += theirs * (int(whole) - 1)
+        if share and theirs:
+            once_more = sample(theirs, share, seed)
+            more += [row for row in theirs if row.row_id in once_more]
+    return [*rows, *more]
 
 
 def _place(members: Sequence[Conversation], seed: int) -> float:
@@ -57,7 +115,8 @@ def _place(members: Sequence[Conversation], seed: int) -> float:
     return 1 - (1 - min(_unit(seed, c.row_id) for c in members)) ** len(members)
 
 
-def _shuffled(rows: list[Conversation], seed: int) -> list[Conversation]:
+def shuffled(rows: Sequence[Conversation], seed: int) -> list[Conversation]:
+    """Return the rows in the order of their hashes."""
     return sorted(rows, key=lambda c: _unit(seed + 1, c.row_id))
 
 

@@ -4,6 +4,7 @@
 was not measured, and takes nothing from elsewhere.
 """
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,9 @@ from trainer.judge.turns import caveat, turns_of
 from trainer.licence import llama_terms
 from trainer.objective import Objective
 from trainer.objective.score import Measure
+from trainer.source_name import HUB, HubName
 
-HUB = "hub:"
+ON_HUB = re.compile(r"\bhub:([\w.-]+(?:/[\w.-]+)?)")  # the data sets that a manifest's source names
 
 BODY = """---
 {front}
@@ -113,8 +115,9 @@ def write_card(directory: Path, manifest: dict[str, Any], objective: Objective) 
 def card_data(manifest: dict[str, Any], objective: Objective, licence_file: str | None) -> ModelCardData:
     """Return the card's metadata. `datasets` is set for a data set of the Hub; `language` is not known."""
     source = manifest["data"]["source"]
-    repository, _, revision = source.removeprefix(HUB).partition("@")
-    on_hub = source.startswith(HUB)
+    on_hub = list(dict.fromkeys(ON_HUB.findall(source)))
+    only = HubName.parse(source) if source.startswith(HUB) and not set(",; ") & set(source) else None
+    measured = only.repository if only else source
     known = measures(objective)
     return ModelCardData(
         model_name=manifest["name"],
@@ -122,16 +125,16 @@ def card_data(manifest: dict[str, Any], objective: Objective, licence_file: str 
         license_link=licence_file,
         base_model=manifest["base_model"]["id"],
         base_model_relation="finetune",
-        datasets=[repository] if on_hub else None,
+        datasets=on_hub or None,
         library_name="transformers",
         pipeline_tag="text-generation",
         tags=["finechat", "lora", objective.NAME, "conversational"],
         eval_results=[
             EvalResult(
                 task_type="text-generation",
-                dataset_type=(dataset := _dataset(metric, repository)),
+                dataset_type=(dataset := _dataset(metric, measured)),
                 dataset_name=dataset,
-                dataset_revision=revision if on_hub and revision and dataset == repository else None,
+                dataset_revision=only.revision if only and dataset == measured else None,
                 dataset_split=metric["split"],
                 metric_type=metric["name"],
                 metric_name=title(metric, known),
@@ -142,8 +145,8 @@ def card_data(manifest: dict[str, Any], objective: Objective, licence_file: str 
     )
 
 
-def _dataset(metric: Mapping[str, Any], repository: str) -> str:
-    return str(metric["benchmark"]["dataset"]) if "benchmark" in metric else repository
+def _dataset(metric: Mapping[str, Any], measured: str) -> str:
+    return str(metric["benchmark"]["dataset"]) if "benchmark" in metric else measured
 
 
 def _body(manifest: dict[str, Any], objective: Objective, front: str) -> str:

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from trainer.base_model import BaseModel
-from trainer.config import RunConfig, public_source
+from trainer.config import RunConfig, describe_sources
 from trainer.data.chat_template import DATE
 from trainer.data.prepare import Prepared
 from trainer.device import describe_hardware
 from trainer.files import sha256_file, write_json
 from trainer.fit.arm import Run
 from trainer.fit.choose.intervals import score_interval
-from trainer.identity import config_hash, made_by
+from trainer.identity import config_hash, made_by, uses_stdlib_docs
 
 MANIFEST = "manifest.json"
 SCHEMA_VERSION = 1
@@ -84,11 +84,11 @@ def _training(config: RunConfig, winner: Run) -> dict[str, Any]:
 def _data(config: RunConfig, prepared: Prepared) -> dict[str, Any]:
     report = prepared.report
     data = {
-        "source": public_source(config.data.source),
+        "source": describe_sources(config.data, public=True),
         "fingerprint": report["fingerprint"],
         "rows": report["rows"],
     }
-    if config.data.source == "stdlib-docs":
+    if uses_stdlib_docs(config.data):
         data["python_version"] = report["python_version"]
     return data
 

@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from trainer.config import RunConfig, public_source
+from trainer.config import RunConfig, describe_sources
 from trainer.fit.arm import Run
 from trainer.fit.choose.choice import Choice
 from trainer.fit.choose.comparison import Standing
@@ -40,7 +40,7 @@ def summarise(
             settings.setdefault(score.setting.name, _setting(standing, score, runs))
     return {
         "model": config.base.id,
-        "data": public_source(config.data.source),
+        "data": describe_sources(config.data, public=True),
         "metric": f"{measure.meaning} on validation rows, {measure.unit}",
         "score": {
             "name": measure.name,
