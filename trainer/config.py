@@ -178,6 +178,17 @@ class DataConfig(Frozen):
         description="`chosen`: of preference data train the answers that people chose or praised. None: such "
         "data is refused.",
     )
+    thinking: Literal["template", "keep", "strip", "last"] = Field(
+        "template",
+        description="Thinking of answers: what the chat template does with it in serving; kept in all "
+        "answers; left out; or only in the answer that is trained, without that of the answers before it.",
+    )
+    answers: Literal["all", "last"] = Field("all", description="Answers of a conversation that are trained.")
+    refused_system: Literal["into_question", "drop"] = Field(
+        "into_question",
+        description="System prompts that the chat template has no place for: they move into the first "
+        "question, or their rows are dropped.",
+    )
     max_length: int = Field(ge=32, le=131072, description="Tokens per row. Longer rows are dropped.")
     held_out_share: float = Field(0.1, gt=0, le=0.3, description="Share of the groups in each held-out side.")
     train_rows: int | None = Field(None, ge=1, description="Maximum. None: all that the split leaves.")

@@ -101,10 +101,10 @@ def test_such_a_column_can_be_left_out_and_harmless_values_do_not_stop() -> None
 def test_what_is_not_used_is_counted_by_its_name() -> None:
     unread: Counter[str] = Counter()
     rows = [chat("q", "a", category="x", id=1), chat("r", "a", category="y", other=None)]
-    rows[0]["messages"][1]["reasoning_content"] = "because"
+    rows[0]["messages"][1]["annotations"] = "because"
     for row in rows:
         parse_row(row, "s", "f:1", unread=unread)
-    assert unread == {"category": 2, "id": 1, "messages.reasoning_content": 1}
+    assert unread == {"category": 2, "id": 1, "messages.annotations": 1}
 
 
 @pytest.mark.parametrize(

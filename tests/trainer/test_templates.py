@@ -98,3 +98,63 @@ def test_rows_with_control_tokens_are_counted(prepare: Prepare, prepared: Callab
     assert prepared().report["control_tokens"] == {"rows": 20, "tokens": {"<|im_end|>": 20}}
     assert "20 rows contain control tokens as text: <|im_end|> (20)" in printed
     assert "split them into turns" in (prepared().directory / "report.html").read_text()
+
+
+def system_chats() -> list[dict[str, Any]]:
+    return [chat(f"q{i}", f"a{i}", system="Be kind." if i % 2 else "") for i in range(40)]
+
+
+def test_a_refused_system_prompt_moves_into_the_first_question(
+    prepare: Prepare, prepared: Callable[[], Prepared]
+) -> None:
+    status, printed = prepare(prompts.STRICT, system_chats())
+    assert status == 0, printed
+    assert prepared().report["dropped"] == {}
+    moved = [row.question for row in prepared().rows("train") if row.question.startswith("Be kind.\n\nq")]
+    assert moved
+    why = "the chat template refuses it: System role not supported"
+    says = f"20 system prompts moved into the first question ({why})"
+    assert says in printed and says in (prepared().directory / "report.html").read_text()
+
+
+def test_rows_with_a_refused_system_prompt_are_dropped_if_asked(
+    prepare: Prepare, prepared: Callable[[], Prepared]
+) -> None:
+    status, printed = prepare(prompts.STRICT, system_chats(), "data.refused_system=drop")
+    assert status == 0, printed
+    reason = "system prompt: the chat template refuses it: System role not supported"
+    assert prepared().report["dropped"] == {reason: 20}
+    only = [row for i, row in enumerate(system_chats()) if i % 2]
+    status, printed = prepare(prompts.STRICT, only, "data.refused_system=drop")
+    assert status == 1 and "no row is left to use: 20 dropped: 20 system prompt" in printed
+
+
+def test_a_system_prompt_that_the_template_leaves_out_is_not_lost(
+    prepare: Prepare, prepared: Callable[[], Prepared]
+) -> None:
+    silent = prompts.STRICT.replace(
+        "{{ raise_exception('System role not supported') }}", "{% set messages = messages[1:] %}"
+    )
+    status, printed = prepare(silent, system_chats())
+    assert status == 0, printed
+    assert "20 system prompts moved into the first question (the chat template leaves it out)" in printed
+
+
+def test_only_last_answers_are_trained_if_asked_and_count_at_their_turn(
+    prepare: Prepare, prepared: Callable[[], Prepared]
+) -> None:
+    rows = [chat(f"q{i}", f"a{i}", "and?", f"b{i}") for i in range(40)]
+    status, printed = prepare(prompts.STRICT, rows, "data.answers=last")
+    assert status == 0, printed
+    for side in ("train", "validation", "test"):
+        for row in prepared().rows(side):
+            assert row.turns == [2] and len(answer_runs(row.labels)) == 1
+
+
+def test_a_last_answer_of_weight_0_is_no_row_where_only_last_ones_are(
+    prepare: Prepare, prepared: Callable[[], Prepared]
+) -> None:
+    rows = [chat(f"q{i}", f"a{i}", "and?", f"b{i}") for i in range(40)]
+    rows[0]["messages"][3]["weight"] = 0
+    status, printed = prepare(prompts.STRICT, rows, "data.answers=last")
+    assert status == 0 and prepared().report["dropped"] == {"the last answer has weight 0": 1}, printed

@@ -10,11 +10,12 @@ template's own ones are known by their places afterwards.
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from trainer.data.conversation import Message
 from trainer.data.shapes import RowError
+from trainer.data.template_traits import FIELDS, opening, shared, split_thought, thought, traits_of
 
 # Some templates print today's date unless it is given; training and serving pin the same one.
 DATE = "26 Jul 2024"
@@ -53,20 +54,29 @@ class Text:
 
 
 class ChatTemplate:
-    """The chat template of a tokenizer. controls: the texts of its control tokens."""
+    """The chat template of a tokenizer.
 
-    def __init__(self, tokenizer: Any, controls: Sequence[str]) -> None:
+    controls: the texts of its control tokens. own_thinking_only: leave out the thinking of the answers before
+    the one that is trained.
+    """
+
+    def __init__(self, tokenizer: Any, controls: Sequence[str], own_thinking_only: bool = False) -> None:
         self._tokenizer = tokenizer
+        self._own_thinking_only = own_thinking_only
         self._controls = sorted(controls, key=len, reverse=True)
         self._pattern = re.compile("|".join(map(re.escape, self._controls)) or "(?!)")
+        self.traits = traits_of(lambda turns, prompt: self._render(list(turns), prompt=prompt))
 
     def texts(self, messages: Sequence[Message]) -> list[Text]:
         """Return one text with all trained answers, or one for each of them. Raises: RowError."""
         turns = self._turns(messages)
+        bare = [without_thinking(message) for message in messages] if self._own_thinking_only else messages
+        if list(bare[:-1]) != list(messages[:-1]):
+            return list(self._apart(turns, self._turns(bare), messages))
         text = self._render(turns, prompt=False)
         answers = self._appended(turns, text)
         if answers is None:
-            return list(self._apart(turns, messages))
+            return list(self._apart(turns, turns, messages))
         said = [message for message in messages if message.role == "assistant"]
         trained = [a for a, message in zip(answers, said, strict=True) if message.trained]
         return [self._text(text, trained)]
@@ -94,16 +104,18 @@ class ChatTemplate:
             found.append(Answer(len(found) + 1, len(before), end))
         return found
 
-    def _apart(self, turns: list[Turn], messages: Sequence[Message]) -> Iterator[Text]:
-        """Yield a text for each trained answer: its prompt, and the answer as the last turn."""
+    def _apart(self, turns: list[Turn], earlier: list[Turn], messages: Sequence[Message]) -> Iterator[Text]:
+        """Yield a text for each trained answer: its prompt, and the answer as the last turn.
+
+        earlier: the turns as they are before an answer.
+        """
         places = [i for i, message in enumerate(messages) if message.role == "assistant"]
         for number, i in enumerate(places, 1):
             if not messages[i].trained:
                 continue
-            before = self._render(turns[:i], prompt=True)
-            through = self._render(turns[: i + 1], prompt=False)
-            if not through.startswith(before):
-                raise RowError("the chat template writes an answer that does not follow its own prompt")
+            before = self._render(earlier[:i], prompt=True)
+            written = self._render([*earlier[:i], turns[i]], prompt=False)
+            through = _following(before, written, turns[i])
             yield self._text(through, [Answer(number, len(before), _end(through))])
 
     def _render(self, turns: list[Turn], *, prompt: bool) -> str:
@@ -119,7 +131,13 @@ class ChatTemplate:
 
     def _turns(self, messages: Sequence[Message]) -> list[Turn]:
         """Return the template's input, with stand-ins for control tokens inside messages."""
-        return [{"role": m.role, "content": self._fenced(m.content)} for m in messages]
+        turns = []
+        for message in messages:
+            turn = {"role": message.role, "content": self._fenced(message.content)}
+            if message.reasoning:
+                turn[self.traits.field or FIELDS[0]] = self._fenced(message.reasoning)
+            turns.append(turn)
+        return turns
 
     def _fenced(self, content: str) -> str:
         bare = content.replace("\ufdd0", "").replace("\ufdd1", "")
@@ -140,6 +158,32 @@ class ChatTemplate:
         moved = (Answer(answer.turn, place(answer.start), place(answer.end)) for answer in answers)
         own = ((place(m.start()), place(m.end())) for m in self._pattern.finditer(rendered))
         return Text(literal(rendered), tuple(moved), frozenset(literals), tuple(own))
+
+
+def without_thinking(message: Message) -> Message:
+    """Return an answer without its thinking, and any other message as it is."""
+    if message.role != "assistant":
+        return message
+    return replace(message, content=split_thought(message.content)[1], reasoning="")
+
+
+def _following(prompt: str, written: str, answer: Turn) -> str:
+    """Return the text of a conversation with its last answer right behind the prompt that asks for it.
+
+    A prompt may begin the thinking of an answer, which the template leaves out where it writes answers: the
+    model then has to write the rest of it. Raises: RowError if the answer cannot follow.
+    """
+    if written.startswith(prompt):
+        return written
+    missing = opening(prompt, written)
+    rest = written[shared(prompt, written) :]
+    if missing == "<think>":
+        thinking, _ = split_thought(answer["content"])
+        thinking = answer.get(FIELDS[0]) or thinking
+        rest = thought(thinking, rest.lstrip()).removeprefix("<think>\n")
+    elif missing:
+        raise RowError("the chat template writes an answer that does not follow its own prompt")
+    return prompt + rest
 
 
 def _end(text: str) -> int:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from trainer.config import ColumnsConfig
 from trainer.data.preferences import chosen_row, preference_columns, refusal
 from trainer.data.shapes import RowError, given, is_nan, require_read, shape_of, turns_of
+from trainer.data.template_traits import FIELDS
 from trainer.errors import DataError
 
 Role = Literal["system", "user", "assistant"]
@@ -47,11 +48,12 @@ AS_IT_IS = Reading()
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """trained: whether an answer has labels."""
+    """trained: whether an answer has labels. reasoning: its thinking, from a field of its own."""
 
     role: Role
     content: str
     trained: bool = True
+    reasoning: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +83,12 @@ class Conversation:
 
     @property
     def row_id(self) -> str:
-        """The SHA-256 of roles and contents: the same text is the same row, wherever it was read."""
+        """The SHA-256 of roles and texts: the same texts are the same row, wherever it was read."""
         digest = hashlib.sha256()
         for message in self.messages:
             digest.update(f"{message.role}\x00{message.content}\x01".encode())
+            if message.reasoning:
+                digest.update(f"{message.reasoning}\x02".encode())
         return digest.hexdigest()
 
     @property
@@ -95,8 +99,8 @@ class Conversation:
 
     @property
     def text(self) -> str:
-        """The contents of all turns, without the roles."""
-        return "\n".join(message.content for message in self.messages)
+        """The contents and the thinking of all turns, without the roles."""
+        return "\n".join(text for m in self.messages for text in (m.reasoning, m.content) if text)
 
     def with_groups(self, more: tuple[str, ...]) -> "Conversation":
         """Return the same row with these groups added."""
@@ -136,7 +140,8 @@ def parse_row(
     left = require_read(columns, {*used, "source", "group", "score"}, reading.ignored, "", where)
     for turn in raw:
         if isinstance(turn, dict):
-            left += require_read(turn, MESSAGE_FIELDS, reading.ignored, "messages.", where)
+            used = {*MESSAGE_FIELDS, *(name for name in FIELDS if _is_thinking(turn, name, reading))}
+            left += require_read(turn, used, reading.ignored, "messages.", where)
     messages, emptied = _without_empty([_message(turn, reading) for turn in raw])
     messages, repaired = repair(messages)
     if any(m.role == "system" for m in messages[1:]):
@@ -195,7 +200,8 @@ def repair(messages: list[Message]) -> tuple[list[Message], tuple[str, ...]]:
         if merged and merged[-1].role == message.role:
             last = merged[-1]
             text = f"{last.content}\n\n{message.content}"
-            merged[-1] = Message(message.role, text, last.trained and message.trained)
+            reasoning = "\n\n".join(part for part in (last.reasoning, message.reasoning) if part)
+            merged[-1] = Message(message.role, text, last.trained and message.trained, reasoning)
             if done[-1:] != [MERGED]:
                 done.append(MERGED)
         else:
@@ -222,7 +228,13 @@ def _message(turn: Any, reading: Reading) -> Message:
     known = reading.roles.get(str(named)) or ROLES.get(str(role))
     if known is None:
         raise RowError(f"unknown role {str(role)[:20]!r}")
-    return Message(known, _text(content), _is_trained(turn))
+    thinking = (turn[name] for name in FIELDS if _is_thinking(turn, name, reading))
+    reasoning = next(thinking, "") if known == "assistant" else ""
+    return Message(known, _text(content), _is_trained(turn), reasoning)
+
+
+def _is_thinking(turn: Mapping[str, Any], name: str, reading: Reading) -> bool:
+    return isinstance(turn.get(name), str) and name not in reading.ignored
 
 
 def _is_trained(turn: Mapping[str, Any]) -> bool:

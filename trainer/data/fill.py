@@ -93,7 +93,6 @@ class Fill:
         return {
             "control_tokens": {"rows": self._with_controls, "tokens": dict(self._controls.most_common())},
             "one_row_an_answer": {name: self._apart[name] for name in ("conversations", "rows")},
-            "remarks": list(self.remarks()),
         }
 
     def remarks(self) -> Iterator[str]:
@@ -101,7 +100,7 @@ class Fill:
         if self._apart:
             yield (
                 f"{self._apart['conversations']:,} conversations of several answers became "
-                f"{self._apart['rows']:,} rows, because this chat template renders earlier turns differently "
+                f"{self._apart['rows']:,} rows, because earlier turns are rendered differently "
                 "(in train a row an answer; on a held-out side one answer of each conversation)"
             )
         if self._with_controls:

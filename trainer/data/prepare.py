@@ -18,6 +18,7 @@ from datasets import Dataset
 
 from trainer.base_model import BaseModel, load_tokenizer
 from trainer.config import RunConfig
+from trainer.data.adapt import adapt
 from trainer.data.chats import join_for_training, join_held_out
 from trainer.data.contamination import check_files
 from trainer.data.conversation import Conversation
@@ -106,8 +107,9 @@ def _make(
     rows_of: RowsOf,
 ) -> dict[str, Any]:
     data = config.data
-    chat = ChatTokenizer(load_tokenizer(base.directory))
+    chat = ChatTokenizer(load_tokenizer(base.directory), own_thinking_only=data.thinking == "last")
     selected = select(data, config.seed)
+    remarks = adapt(selected, data, chat.template.traits)
     cleaned, parts = selected.cleaned, divide(selected, data, config.seed)
     extra, measured = _own_answers(config, base, chat)
     extra = _usable(extra, chat) if data.chats else extra
@@ -127,11 +129,13 @@ def _make(
             files["followup"].add(_followups(measured, parts.test, chat, data.max_length))
         for file in files.values():
             file.close()
-        for line in (*told(data, files, cleaned), *fill.remarks()):
+        remarks += fill.remarks()
+        for line in (*told(data, files, cleaned), *remarks):
             say(f"  {line}")
         examples = _examples(parts.train, chat, data.max_length)
         write_record(scratch, key)
-        report = build_report(data, files, cleaned, selected.all_rows(), parts.train) | fill.report()
+        report = build_report(data, files, cleaned, selected.all_rows(), parts.train)
+        report |= fill.report() | {"remarks": remarks}
         write_json(scratch / "report.json", report)
         if write_page:
             write_page(scratch, report, examples)

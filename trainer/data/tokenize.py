@@ -55,9 +55,12 @@ class Rendered:
 
 
 class ChatTokenizer:
-    """A Hugging Face fast tokenizer with its chat template."""
+    """A Hugging Face fast tokenizer with its chat template.
 
-    def __init__(self, tokenizer: Any) -> None:
+    own_thinking_only: leave out the thinking of the answers before the one that is trained.
+    """
+
+    def __init__(self, tokenizer: Any, own_thinking_only: bool = False) -> None:
         if not tokenizer.is_fast or not tokenizer.chat_template:
             raise BaseModelError(
                 "the base model needs a fast tokenizer (tokenizer.json) with a chat template; "
@@ -66,7 +69,7 @@ class ChatTokenizer:
         self.tokenizer = tokenizer
         added = tokenizer.added_tokens_decoder
         self._controls = {token.content: i for i, token in added.items() if token.special}
-        self.template = ChatTemplate(tokenizer, list(self._controls))
+        self.template = ChatTemplate(tokenizer, list(self._controls), own_thinking_only)
         self.pad_id: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
         self._longest_token = max(map(len, tokenizer.get_vocab()))
         # The tokenizer's own call makes dictionaries of lists of every text: twice the time (docs/log.md).
@@ -108,7 +111,7 @@ class ChatTokenizer:
 
     def may_fit(self, conversation: Conversation, max_length: int) -> bool:
         """Return False if even the longest tokens make too many: encoding 50 MB of text takes gigabytes."""
-        characters = sum(len(message.content) for message in conversation.messages)
+        characters = sum(len(m.content) + len(m.reasoning) for m in conversation.messages)
         return characters <= max_length * self._longest_token
 
     def runs(self, row: TokenRow) -> list[tuple[str, bool]]:
