@@ -15,6 +15,29 @@ from trainer.source_name import HUB, HubName
 
 TIMEOUT_S = 10  # of a check before any work
 LOCAL = "or download its files and give them as data.source"
+GATED = (
+    "is gated: accept its terms on its page of the Hugging Face Hub, make a read token in your account's "
+    "settings, and set HF_TOKEN to it"
+)
+UNKNOWN = "is not on the Hub, or HF_TOKEN has no access to it: check the name, or set HF_TOKEN"
+UNREACHED = (
+    f"cannot be loaded, because the Hub cannot be reached: run the same command with a network, {LOCAL}"
+)
+OFFLINE = f"is not in the cache, and HF_HUB_OFFLINE forbids the network: unset it, {LOCAL}"
+MIXED = f"has files of different columns, which make no one table: name a subset, {LOCAL}"
+NO_ROWS = "has no files that can be read as rows"
+MESSAGES = {  # of `datasets`, which keeps no more of what failed; those that say most come first
+    "is a gated dataset": GATED,
+    "doesn't exist on the Hub or cannot be accessed": UNKNOWN,
+    "Couldn't reach": UNREACHED,
+    "scripts are no longer supported": "is a program, which is not run: give another, or its files",
+    "Couldn't cast": MIXED,
+    "same columns": MIXED,
+    "No (supported) data files": NO_ROWS,
+    "doesn't contain any data": NO_ROWS,
+    "error occurred while generating": "has a file that cannot be read: download its files and give them as "
+    "data.source, where a broken row costs only itself",
+}
 
 
 def load(name: HubName) -> Mapping[str, Any]:
@@ -46,20 +69,24 @@ def check(name: HubName) -> str | None:
     except OfflineModeIsEnabled:
         return None  # what the cache holds is enough, and only loading shows it
     except Exception as error:  # no route, no name, a proxy: httpx and OS errors
-        return problem(name, error)
+        # Too many requests is no answer: loading waits as long as the Hub asks for, and then tells it.
+        return None if _status(error) == 429 else problem(name, error)
     return None
 
 
 def problem(name: HubName, error: BaseException) -> str:
     """Return one sentence: what failed, and what to do."""
+    from huggingface_hub import constants
+
     causes = list(_causes(error))
     found = next(filter(None, (_refusal(name, cause) for cause in causes)), None)
-    found = found or next(filter(None, (_of_the_content(name, str(cause)) for cause in causes)), None)
+    found = found or _of_the_messages(name, "\n".join(map(str, causes)))
+    if found == UNREACHED and constants.is_offline_mode():
+        found = OFFLINE
     if found:
         return f"data set {name} {found}"
-    last = causes[-1]
-    said = next((line for line in str(last).splitlines() if line.strip()), "no message")[:200]
-    what = f"{type(last).__name__}: {said}"
+    said = next((line for cause in causes for line in str(cause).splitlines() if line.strip()), "no message")
+    what = f"{type(causes[0]).__name__}: {said[:200]}"
     return f"data set {name} cannot be loaded ({what}): run the same command again, {LOCAL}"
 
 
@@ -68,20 +95,14 @@ def _refusal(name: HubName, error: BaseException) -> str | None:
     from huggingface_hub import errors
 
     if isinstance(error, errors.GatedRepoError):
-        return (
-            "is gated: accept its terms on its page of the Hugging Face Hub, make a read token in your "
-            "account's settings, and set HF_TOKEN to it"
-        )
+        return GATED
     if isinstance(error, errors.RevisionNotFoundError):
         return f"has no revision {name.revision}: give a branch, a tag or a commit of it after @"
     if isinstance(error, errors.RepositoryNotFoundError | errors.HFValidationError):
-        return "is not on the Hub, or HF_TOKEN has no access to it: check the name, or set HF_TOKEN"
-    if isinstance(error, errors.OfflineModeIsEnabled):
-        return f"is not in the cache, and HF_HUB_OFFLINE forbids the network: unset it, {LOCAL}"
-    response: Any = getattr(error, "response", None)
-    status = getattr(response, "status_code", 0)
+        return UNKNOWN
+    status = _status(error)
     if status == 429:
-        wait = response.headers.get("Retry-After", "")
+        wait = getattr(error, "response", None).headers.get("Retry-After", "")
         after = f"after {wait} seconds" if wait.isdecimal() else "in a few minutes"
         return (
             "cannot be loaded, because the Hub has had too many requests from here (429): run the same "
@@ -94,28 +115,24 @@ def _refusal(name: HubName, error: BaseException) -> str | None:
             f"cannot be loaded, because the Hub has a fault of its own ({status}): run the same command later"
         )
     if type(error).__module__.startswith(("httpx", "httpcore")) or isinstance(error, TimeoutError):
-        return (
-            f"cannot be loaded, because the Hub cannot be reached ({type(error).__name__}): run the same "
-            f"command again with a network, {LOCAL}"
-        )
+        return UNREACHED
     return None
 
 
-def _of_the_content(name: HubName, said: str) -> str | None:
-    """Return what a message of `datasets` about the data set's files means."""
+def _status(error: BaseException) -> int:
+    """Return the status of the answer that an error is about, or 0."""
+    return int(getattr(getattr(error, "response", None), "status_code", 0))
+
+
+def _of_the_messages(name: HubName, said: str) -> str | None:
+    """Return what the messages of `datasets` mean."""
     subsets = _names(said, "available configs: ") or _names(said, "Available: ")
     if subsets and "Config name is missing" in said:
         some = ", ".join(subsets)
         return f"has several subsets, {some}: name one, such as {HUB}{name.repository}:{subsets[0]}"
     if subsets:
         return f"has no subset {name.subset}: it has {', '.join(subsets)}"
-    if "scripts are no longer supported" in said:
-        return f"is a program, which is not run: its tables may be at {HUB}{name}@refs/convert/parquet"
-    if "same columns" in said:
-        return f"has files of different columns, which make no one table: name a subset, {LOCAL}"
-    if "No (supported) data files" in said or "doesn't contain any data" in said:
-        return "has no files that can be read as rows"
-    return None
+    return next((meaning for words, meaning in MESSAGES.items() if words in said), None)
 
 
 def _names(said: str, before: str) -> list[str]:
