@@ -102,7 +102,8 @@ def _refusal(name: HubName, error: BaseException) -> str | None:
         return UNKNOWN
     status = _status(error)
     if status == 429:
-        wait = getattr(error, "response", None).headers.get("Retry-After", "")
+        answer: Any = getattr(error, "response", None)
+        wait = answer.headers.get("Retry-After", "")
         after = f"after {wait} seconds" if wait.isdecimal() else "in a few minutes"
         return (
             "cannot be loaded, because the Hub has had too many requests from here (429): run the same "
