@@ -129,15 +129,39 @@ def _check(answer: str, schema: str) -> str:
         return "the answer is not valid JSON"
     read = json.loads(schema)
     draft = validator_for(read, Draft202012Validator)
-    newest = {**Draft202012Validator.VALIDATORS, **draft.VALIDATORS, "type": _type}  # clients mix drafts
+    newest = {**Draft202012Validator.VALIDATORS, **draft.VALIDATORS, **_OLDER}  # clients mix drafts
     error = best_match(extend(draft, newest)(read, registry=Registry()).iter_errors(value))
     return "" if error is None else f"{error.message} (at {error.json_path[:100]})"
 
 
-def _type(validator: Any, types: Any, value: Any, schema: dict[str, Any]) -> Iterator[Any]:
-    """Check `type`, with OpenAPI's `nullable`."""
-    if not (value is None and schema.get("nullable") is True):
-        yield from Draft202012Validator.VALIDATORS["type"](validator, types, value, schema)
+def _or_null(name: str) -> Callable[..., Iterator[Any]]:
+    """Return the check of a keyword that OpenAPI's `nullable` lets null pass."""
+
+    def check(validator: Any, wanted: Any, value: Any, schema: dict[str, Any]) -> Iterator[Any]:
+        if not (value is None and schema.get("nullable") is True):
+            yield from Draft202012Validator.VALIDATORS[name](validator, wanted, value, schema)
+
+    return check
+
+
+def _exclusive(name: str, bound: str) -> Callable[..., Iterator[Any]]:
+    """Return the check of an exclusive bound; in draft 4 and OpenAPI 3.0 it is a boolean beside the bound."""
+
+    def check(validator: Any, limit: Any, value: Any, schema: dict[str, Any]) -> Iterator[Any]:
+        if limit is True:
+            limit = schema.get(bound)
+        if limit is not None and not isinstance(limit, bool):
+            yield from Draft202012Validator.VALIDATORS[name](validator, limit, value, schema)
+
+    return check
+
+
+_OLDER = {
+    "type": _or_null("type"),
+    "enum": _or_null("enum"),
+    "exclusiveMinimum": _exclusive("exclusiveMinimum", "minimum"),
+    "exclusiveMaximum": _exclusive("exclusiveMaximum", "maximum"),
+}
 
 
 if __name__ == "__main__":

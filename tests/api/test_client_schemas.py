@@ -96,6 +96,12 @@ def test_a_call_or_a_format_is_one_schema_and_references_stay_their_own(
     assert Offer([Tool("now")], "required").answer_schema(None, "", "arguments") is not None
 
 
+@pytest.mark.parametrize("case", CASES, ids=name)
+def test_the_check_of_an_answer_reads_every_schema_as_its_client_means_it(case: dict[str, Any]) -> None:
+    text = json.dumps(case["schema"])
+    assert [_check(json.dumps(answer), text) for answer in case["good"]] == [""] * len(case["good"])
+
+
 def test_a_check_fetches_nothing_and_knows_nullable() -> None:
     assert _check("null", '{"type": "string", "nullable": true}') == ""
     with pytest.raises(Exception, match="Unresolvable"):
