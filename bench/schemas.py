@@ -6,9 +6,9 @@ The service runs with API_PRESET=auto and nothing else is doubled: the grammar c
 tokens of the real model. Two questions are answered:
 - does every finished answer obey its schema? `jsonschema` reads it, which knows nothing of the grammar. An
   answer that was cut at `max_tokens` is counted and not checked;
-- what does a schema cost? `--streams` clients ask for answers in one schema, and without one, in turn. A ratio
-  of tokens a second of 1.0 means that the schema costs nothing. vLLM's own server does the same with the
-  other library, xgrammar.
+- what does a schema cost? `--streams` clients ask for answers in one schema, and without one, in turn. A
+  ratio of tokens a second of 1.0 means that the schema costs nothing. vLLM's own server does the same with
+  the other library, xgrammar.
 
 Run it in the API's environment.
 """
