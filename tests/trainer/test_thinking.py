@@ -88,7 +88,7 @@ def test_what_a_prompt_begins_is_not_trained_and_the_rest_is() -> None:
 def test_thinking_that_a_prompt_ends_is_left_out_and_said() -> None:
     for row in (field(("T", "a")), text(("T", "a"))):
         said, answer = trained("qwen3_5_nothink.jinja", row)
-        assert said == "1 conversations without their thinking (this chat template's prompts end it)"
+        assert said == "1 conversation left without thinking (this chat template's prompts end it)"
         assert answer == "a<|im_end|>", "the prompt holds the empty block"
     with pytest.raises(
         DataError, match=r"data\.thinking is keep, but this chat template has no place for thinking"
@@ -100,7 +100,7 @@ def test_thinking_that_a_prompt_ends_is_left_out_and_said() -> None:
 def test_thinking_is_stripped_if_asked(made: Any) -> None:
     for template in (PLAIN, prompts.THINKING):
         said, *answers = trained(template, made(("T", "a"), ("U", "b")), thinking="strip")
-        assert said == "1 conversations without their thinking (data.thinking: strip)"
+        assert said == "1 conversation left without thinking (data.thinking: strip)"
         assert [answer.removeprefix("<think>\n\n</think>\n\n") for answer in answers] == [
             "a<|im_end|>",
             "b<|im_end|>",

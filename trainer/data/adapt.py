@@ -70,10 +70,9 @@ def _place_thinking(
     if data.thinking == "strip" or (data.thinking == "template" and traits.closes):
         done["left out"] += 1
         return replace(conversation, messages=tuple(map(without_thinking, messages)))
-    if data.thinking == "template":
-        if traits.has_thinking or not any(message.reasoning for message in messages):
-            return conversation
-        cleaned.account(conversation.where).unread[UNREAD] += 1
+    if data.thinking == "template" and not traits.has_thinking:
+        if any(message.reasoning for message in messages):
+            cleaned.account(conversation.where).unread[UNREAD] += 1
         return replace(conversation, messages=tuple(replace(message, reasoning="") for message in messages))
     if traits.closes or not (traits.has_thinking or traits.in_text):
         raise DataError(
@@ -114,7 +113,11 @@ def _last_answer(conversation: Conversation) -> Conversation:
 
 def _sentences(done: Counter[str], data: DataConfig, traits: Traits) -> Iterator[str]:
     if count := done["system"]:
-        yield f"{count:,} system prompts moved into the first question ({traits.system})"
+        yield f"{_counted(count, 'system prompt')} moved into the first question ({traits.system})"
     if count := done["left out"]:
         why = "data.thinking: strip" if data.thinking == "strip" else "this chat template's prompts end it"
-        yield f"{count:,} conversations without their thinking ({why})"
+        yield f"{_counted(count, 'conversation')} left without thinking ({why})"
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"
