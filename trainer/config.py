@@ -109,13 +109,14 @@ class DataFilters(Frozen):
 class ColumnsConfig(Frozen):
     """Which columns hold a row's question and answer, where their names do not say so.
 
-    `context` follows the question after a blank line.
+    `context` follows the question after a blank line. `thinking` is the answer's.
     """
 
     prompt: str = Field(min_length=1)
     response: str = Field(min_length=1)
     system: str | None = None
     context: str | None = None
+    thinking: str | None = None
 
 
 class SourceConfig(Frozen):

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from tests.support import prompts
-from trainer.config import DataConfig
+from trainer.config import ColumnsConfig, DataConfig
 from trainer.data.adapt import adapt
 from trainer.data.clean import Cleaned
-from trainer.data.conversation import Conversation, Message, parse_row
+from trainer.data.conversation import Conversation, Message, Reading, parse_row
 from trainer.data.select import Selected
 from trainer.data.tokenize import ChatTokenizer, answer_runs
 from trainer.errors import DataError
@@ -139,3 +139,13 @@ def test_thinking_that_is_no_text_is_named_as_not_used() -> None:
     unread: Counter[str] = Counter()
     parse_row(field(({"steps": 1}, "a")), "s", unread=unread)  # type: ignore[arg-type]
     assert unread == {"messages.reasoning_content": 1}
+
+
+def test_thinking_in_a_column_is_read_by_its_mapping() -> None:
+    columns = ColumnsConfig(prompt="Question", response="Response", thinking="Complex_CoT")
+    unread: Counter[str] = Counter()
+    row = {"Question": "q", "Complex_CoT": "T", "Response": "a"}
+    made = parse_row(row, "s", reading=Reading(columns), unread=unread)
+    assert made.messages[1] == Message("assistant", "a", reasoning="T") and not unread
+    bare = parse_row(row | {"Complex_CoT": None}, "s", reading=Reading(columns))
+    assert bare.messages[1] == Message("assistant", "a")

@@ -157,14 +157,13 @@ def _mapped(row: Mapping[str, Any], columns: ColumnsConfig) -> tuple[list[Any], 
         if name not in row:
             raise RowError(f"no column {name}")
     asked = [row.get(name) for name in (columns.prompt, columns.context) if name]
+    thinking = row.get(columns.thinking) if columns.thinking else None
     turns = [
         *_system(row, columns.system),
         {"role": "user", "content": joined(asked)},
-        {"role": "assistant", "content": row[columns.response]},
+        {"role": "assistant", "content": row[columns.response], "reasoning_content": thinking},
     ]
-    return turns, {
-        name for name in (columns.prompt, columns.response, columns.system, columns.context) if name
-    }
+    return turns, {name for name in columns.model_dump().values() if name}
 
 
 def _pair(row: Mapping[str, Any], question: str, answer: str) -> tuple[list[Any], set[str]]:
