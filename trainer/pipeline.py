@@ -80,7 +80,7 @@ class Pipeline:
             return base
 
     def prepare(self, base: BaseModel) -> Prepared:
-        with self._stages.stage("prepare", f"tokenise {describe_sources(self.config.data)}"):
+        with self._stages.stage("prepare", f"tokenise {describe_sources(self.config.data, public=True)}"):
             return self._prepared(base)
 
     def sweep(self, base: BaseModel, prepared: Prepared) -> tuple[Setting, dict[str, Any]]:

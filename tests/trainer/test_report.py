@@ -3,6 +3,7 @@ import re
 from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
@@ -15,9 +16,9 @@ from trainer.data.report import Example
 from trainer.data.row_file import RowFile, rows_fingerprint
 from trainer.data.tokenize import ChatTokenizer, TokenRow
 from trainer.identity import fingerprint
-from trainer.pages.data_report import EXAMPLE_CHARACTERS, page, write_page
+from trainer.pages.data_report import EXAMPLE_CHARACTERS, SOURCES_SHOWN, page, write_page
 
-REPORT = {
+REPORT: dict[str, Any] = {
     "source": "<b>rows</b>",
     "fingerprint": "0" * 64,
     "rows": {"train": 3, "test": 1},
@@ -29,6 +30,29 @@ REPORT = {
     "first_dropped": {"unknown role '<x>'": "a&b:7"},
     "unread": {"<category>": 3},
     "repaired": {"turns of the same role merged": 1},
+    "unused": {"over data.test_rows 1": 4},
+    "held_out": {"test": "rows of its own"},
+    "shapes": {"": 2, "<alpaca>": 1},
+    "sources": {
+        "a&b": {
+            "weight": 0.5,
+            "read": 9,
+            "used": {"train": 3},
+            "target_tokens": {"train": 1200, "test": 4},
+            "dropped": {"unknown role '<x>'": 2},
+            "unused": {"over data.test_rows 1": 4},
+            "unread": {},
+        },
+        "f": {
+            "weight": 1.0,
+            "read": 3,
+            "used": {"test": 1},
+            "target_tokens": {},
+            "dropped": {},
+            "unused": {},
+            "unread": {"<category>": 3},
+        },
+    },
     "first_repaired": {"turns of the same role merged": "f:3"},
     "remarks": ["3 rows contain <|im_end|>"],
 }
@@ -63,6 +87,31 @@ def test_page_counts_small_sources_together_and_names_first_places() -> None:
     made = page(REPORT, [])
     assert "7 others" in made and "a&amp;b:7" in made and ">f:3<" in made
     assert "<p>3 rows contain &lt;|im_end|&gt;.</p>" in made
+
+
+def test_page_says_what_became_of_each_source() -> None:
+    made = " ".join(re.sub("<[^>]*>", "|", page(REPORT, [])).split("|"))
+    cells = " ".join(made.split())
+    assert "a&amp;b 0.5 9 2 4 3 0 0 1,200" in cells
+    assert "f Column not used &lt;category&gt; 3" in cells
+    assert "Left over over data.test_rows 1 4" in cells and "A lower data.held_out_share" in cells
+    alone = {**REPORT, "sources": {"f": REPORT["sources"]["f"]}, "unused": {}}
+    assert "by source" not in page(alone, []) and "held_out_share" not in page(alone, [])
+
+
+def test_page_folds_many_sources_into_one_line() -> None:
+    many = {f"part-{i}.jsonl": REPORT["sources"]["a&b"] for i in range(SOURCES_SHOWN + 5)}
+    made = page({**REPORT, "sources": many}, [])
+    assert (
+        "5 others" in made and ">45<" in made and "part-24.jsonl" not in made.split("The same by source")[0]
+    )
+
+
+def test_examples_stand_under_their_shape() -> None:
+    examples = [Example("s", [("text", True)], shape) for shape in ("", "<alpaca>", "")]
+    made = page(REPORT, examples)
+    assert re.findall("<h3>(.*?)</h3>", made) == ["Others: 2 of 2 rows", "&lt;alpaca&gt;: 1 of 1 rows"]
+    assert made.count("<figure>") == 3
 
 
 def test_long_examples_are_cut_and_say_so() -> None:
@@ -124,3 +173,81 @@ def test_prepared_rows_that_were_cut_off_are_made_again(config_file: Path, tmp_p
     file.write_bytes(whole[: len(whole) // 2])
     assert prepare(config, base, tmp_path).rows("test")
     assert file.read_bytes() == whole
+
+
+def prepared(config_file: Path, tmp_path: Path, *settings: str) -> tuple[dict[str, Any], str]:
+    """The report and the page of data with these settings."""
+    flags = [part for setting in ("data.general=null", *settings) for part in ("--set", setting)]
+    assert main(["prepare", "--config", str(config_file), "--artifacts", str(tmp_path / "a"), *flags]) == 0
+    (directory,) = (path.parent for path in tmp_path.glob("a/data/*/report.json"))
+    return json.loads((directory / "report.json").read_text()), (directory / "report.html").read_text()
+
+
+def write(file: Path, rows: list[dict[str, Any]]) -> str:
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(file)
+
+
+def alpaca(word: str, count: int, **more: Any) -> list[dict[str, Any]]:
+    return [{"instruction": f"Say {word}{i}.", "output": f"{word}{i}", **more} for i in range(count)]
+
+
+def chats(word: str, count: int) -> list[dict[str, Any]]:
+    asked, said = ({"role": role} for role in ("user", "assistant"))
+    return [
+        {"messages": [{**asked, "content": f"{word}{i}?"}, {**said, "content": f"{word}{i}"}]}
+        for i in range(count)
+    ]
+
+
+def test_every_row_of_every_source_is_accounted_for(config_file: Path, tmp_path: Path) -> None:
+    ants = [*alpaca("ant", 150, mood="good"), {"instruction": "q", "output": ""}, *alpaca("ant", 4)]
+    bees = [*chats("bee", 30), *chats("long" * 40, 3)]
+    sources = f"[{write(tmp_path / 'ants.jsonl', ants)}, {write(tmp_path / 'bees.jsonl', bees)}]"
+    report, _ = prepared(config_file, tmp_path, f"data.source={sources}", "data.train_rows=100")
+    found = report["sources"]
+    assert [found[name]["read"] for name in ("ants.jsonl", "bees.jsonl")] == [155, 33]
+    for source in found.values():
+        ends = (source["dropped"], source["used"], source["unused"])
+        assert source["read"] == sum(sum(end.values()) for end in ends)
+    assert found["ants.jsonl"]["dropped"] == {"empty turn": 1, "exact duplicate": 4}
+    assert found["ants.jsonl"]["unread"] == {"mood": 150} and not found["bees.jsonl"]["unread"]
+    assert set(found["bees.jsonl"]["dropped"]) == {"longer than 96 tokens"}
+    for side in ("train", "validation", "test"):
+        assert sum(source["used"].get(side, 0) for source in found.values()) == report["rows"][side]
+        tokens = sum(source["target_tokens"].get(side, 0) for source in found.values())
+        assert tokens == report["target_tokens"][side]
+    assert sum(report["unused"].values()) and set(report["unused"]) <= {
+        f"over data.{side}_rows {most}" for side, most in (("train", 100), ("validation", 6), ("test", 6))
+    }
+
+
+def test_rows_are_accounted_for_where_they_are_joined(config_file: Path, tmp_path: Path) -> None:
+    sources = [write(tmp_path / f"{name}.jsonl", alpaca(name, 40)) for name in ("ant", "bee")]
+    settings = (f"data.source={json.dumps(sources)}", "data.chats={turns: 2}", "data.train_rows=20")
+    report, _ = prepared(config_file, tmp_path, *settings)
+    assert report["unused"]["over data.train_rows 20"] > 0
+    for source in report["sources"].values():
+        assert source["read"] == 40 == sum(source["used"].values()) + sum(source["unused"].values())
+
+
+def test_other_rows_of_a_held_out_group_are_counted(config_file: Path, tmp_path: Path) -> None:
+    rows = [{**row, "group": f"g{i // 3}"} for i, row in enumerate(alpaca("ant", 60))]
+    report, _ = prepared(config_file, tmp_path, f"data.source={write(tmp_path / 'a.jsonl', rows)}")
+    held_out = report["rows"]["validation"] + report["rows"]["test"]
+    assert report["unused"] == {"in the group of a held-out row": 2 * held_out}
+
+
+def test_ten_rows_of_each_shape_are_shown(config_file: Path, tmp_path: Path) -> None:
+    sources = [
+        write(tmp_path / "a.jsonl", alpaca("ant", 60)),
+        write(tmp_path / "b.jsonl", chats("bee", 60)),
+        write(tmp_path / "c.jsonl", [{"prompt": f"cat{i}?", "completion": f"cat{i}"} for i in range(6)]),
+    ]
+    report, made = prepared(config_file, tmp_path, f"data.source={json.dumps(sources)}")
+    counts = report["shapes"]
+    assert set(counts) == {"alpaca", "OpenAI messages", "prompt and completion"}
+    for shape, count in counts.items():
+        assert f"<h3>{shape}: {min(count, EXAMPLES)} of {count} rows</h3>" in made
+    for word in ("ant", "bee", "cat"):
+        assert f"<mark>{word}" in made

@@ -68,7 +68,7 @@ def test_conversations_become_rows_of_one_answer_and_each_stays_on_its_side(
         assert len(found[side]) == len(of[side]), "held-out rows are independent"
         assert {turn for row in found[side] for turn in row.turns or []} == {1, 2}
     conversations, made = len(set().union(*of.values())), sum(map(len, found.values()))
-    assert data.report["one_row_an_answer"] == {"conversations": conversations, "rows": made}
+    assert data.report["one_row_an_answer"] == {"conversations": conversations, "rows": made, "too long": 0}
     assert f"{conversations} conversations of several answers became {made} rows" in printed
     assert f"{conversations} conversations of several answers" in (data.directory / "report.html").read_text()
 
@@ -158,3 +158,17 @@ def test_a_last_answer_of_weight_0_is_no_row_where_only_last_ones_are(
     rows[0]["messages"][3]["weight"] = 0
     status, printed = prepare(prompts.STRICT, rows, "data.answers=last")
     assert status == 0 and prepared().report["dropped"] == {"the last answer has weight 0": 1}, printed
+
+
+def test_answers_that_are_too_long_are_counted_and_cost_the_others_nothing(
+    prepare: Prepare, prepared: Callable[[], Prepared]
+) -> None:
+    rows = [chat(f"q{i} one", f"a{i} one", f"q{i} two", "long " * 60) for i in range(40)]
+    status, printed = prepare(prompts.THINKING, rows, "data.max_length=256", "train.tokens_per_step=256")
+    assert status == 0, printed
+    report = prepared().report
+    assert not report["dropped"], "each row has an answer that fits"
+    (source,) = report["sources"].values()
+    assert report["rows"]["train"] == source["used"]["train"]
+    cut = report["one_row_an_answer"]["too long"]
+    assert cut and f"{cut} answers of these conversations are left out: longer than 256 tokens" in printed

@@ -140,8 +140,8 @@ def parse_row(
     left = require_read(columns, {*used, "source", "group", "score"}, reading.ignored, "", where)
     for turn in raw:
         if isinstance(turn, dict):
-            used = {*MESSAGE_FIELDS, *(name for name in FIELDS if _is_thinking(turn, name, reading))}
-            left += require_read(turn, used, reading.ignored, "messages.", where)
+            read = {*MESSAGE_FIELDS, *(name for name in FIELDS if _is_thinking(turn, name, reading))}
+            left += require_read(turn, read, reading.ignored, "messages.", where)
     messages, emptied = _without_empty([_message(turn, reading) for turn in raw])
     messages, repaired = repair(messages)
     if any(m.role == "system" for m in messages[1:]):

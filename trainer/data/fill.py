@@ -30,6 +30,7 @@ class Fill:
         self._max_length = max_length
         self._too_long = f"longer than {max_length} tokens"
         self._cleaned = cleaned
+        self._gone: set[str] = set()  # places of dropped rows, which a weight may repeat
         self._with_controls = 0
         self._controls: Counter[str] = Counter()  # control token → conversations that contain it as text
         self._apart: Counter[str] = Counter()  # conversations whose answers are rows of their own, and these
@@ -65,8 +66,10 @@ class Fill:
             file.add(kept)
             if len(file) == limit:
                 break
+        taken = {conversation.where for conversation in fitting[:read]}
         for conversation in fitting[read:]:
-            self._cleaned.leave_out(conversation, f"over data.{name}_rows {limit}")
+            if conversation.where not in taken:  # a weight repeats rows
+                self._cleaned.leave_out(conversation, f"over data.{name}_rows {limit}")
         if not len(file):
             raise DataError(self._nothing(dropped))
 
@@ -78,31 +81,33 @@ class Fill:
             self._drop(made.problem, conversation, dropped)
         self._with_controls += bool(made.controls)
         self._controls.update(made.controls)
-        rows = made.rows
-        if len(rows) > 1:
-            self._apart["conversations"] += 1
-            rows = rows if number is None else [rows[number % len(rows)]]
-            self._apart["rows"] += len(rows)
-        short = [row for row in rows if len(row.input_ids) <= self._max_length]
-        for _ in range(len(rows) - len(short)):
+        short = [row for row in made.rows if len(row.input_ids) <= self._max_length]
+        if made.rows and not short:
             self._drop(self._too_long, conversation, dropped)
+        elif len(made.rows) > 1:
+            self._apart["conversations"] += 1
+            self._apart["too long"] += len(made.rows) - len(short)
+            short = short if number is None else [short[number % len(short)]]
+            self._apart["rows"] += len(short)
         return short
 
     def report(self) -> dict[str, Any]:
         """Return what `report.json` says of the rows' making."""
         return {
             "control_tokens": {"rows": self._with_controls, "tokens": dict(self._controls.most_common())},
-            "one_row_an_answer": {name: self._apart[name] for name in ("conversations", "rows")},
+            "one_row_an_answer": {name: self._apart[name] for name in ("conversations", "rows", "too long")},
         }
 
     def remarks(self) -> Iterator[str]:
         """Yield what people should know of the rows, as sentences."""
-        if self._apart:
+        if self._apart["conversations"]:
             yield (
                 f"{self._apart['conversations']:,} conversations of several answers became "
                 f"{self._apart['rows']:,} rows, because earlier turns are rendered differently "
                 "(in train a row an answer; on a held-out side one answer of each conversation)"
             )
+        if cut := self._apart["too long"]:
+            yield f"{cut:,} answers of these conversations are left out: {self._too_long}"
         if self._with_controls:
             found = ", ".join(f"{token} ({count:,})" for token, count in self._controls.most_common(5))
             yield (
@@ -112,7 +117,10 @@ class Fill:
 
     def _drop(self, reason: str, conversation: Conversation, dropped: Counter[str]) -> None:
         dropped[reason] += 1
-        self._cleaned.drop(reason, conversation.where)
+        for where in (conversation.where, *conversation.joined):
+            if where and where not in self._gone:
+                self._gone.add(where)
+                self._cleaned.drop(reason, where)
 
     def _nothing(self, dropped: Counter[str]) -> str:
         if set(dropped) == {self._too_long}:

@@ -134,7 +134,7 @@ def _make(
             say(f"  {line}")
         examples = _examples(parts.train, chat, data.max_length)
         write_record(scratch, key)
-        report = build_report(data, files, cleaned, selected.all_rows(), parts.train)
+        report = build_report(data, files, selected, parts)
         report |= fill.report() | {"remarks": remarks}
         write_json(scratch / "report.json", report)
         if write_page:

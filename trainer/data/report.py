@@ -9,8 +9,10 @@ from typing import Any
 
 from trainer.config import DataConfig, describe_sources
 from trainer.data.clean import Account, Cleaned, repairs
-from trainer.data.conversation import Conversation
+from trainer.data.layout import HELD_OUT
 from trainer.data.row_file import RowFile, rows_fingerprint
+from trainer.data.select import Selected
+from trainer.data.split import Split
 
 BARS = 24
 
@@ -36,17 +38,20 @@ def told(data: DataConfig, files: Mapping[str, RowFile], cleaned: Cleaned) -> li
 
 
 def build_report(
-    data: DataConfig,
-    files: Mapping[str, RowFile],
-    cleaned: Cleaned,
-    usable_rows: Sequence[Conversation],
-    train: Sequence[Conversation],
+    data: DataConfig, files: Mapping[str, RowFile], selected: Selected, parts: Split
 ) -> dict[str, Any]:
     """Return the content of `report.json`."""
+    cleaned, usable_rows = selected.cleaned, selected.all_rows()
     usable = Counter(c.source for c in usable_rows)
     repaired, first_repaired = repairs(usable_rows)
     return {
         "source": describe_sources(data),
+        "sources": {
+            file: {"weight": selected.weight(file), **_account(account)}
+            for file, account in sorted(cleaned.accounts.items(), key=lambda a: a[0] not in selected.sources)
+        },
+        "held_out": {side: _origin(selected, parts, side) for side in HELD_OUT},
+        "shapes": dict(Counter(c.shape for c in parts.train).most_common()),
         "fingerprint": rows_fingerprint(files),
         "rows": {name: len(file) for name, file in files.items()},
         "bytes": {name: file.path.stat().st_size for name, file in files.items()},
@@ -54,8 +59,6 @@ def build_report(
         "usable_rows_by_source": dict(usable.most_common()),
         "rows_by_source": {name: dict(file.sources.most_common()) for name, file in files.items()},
         "tokens_a_row": _lengths([n for file in files.values() for n in file.lengths]),
-        "sources": {file: _account(account) for file, account in cleaned.accounts.items()},
-        "shapes": dict(Counter(c.shape for c in train).most_common()),
         "unused": dict(cleaned.unused.most_common()),
         "dropped": dict(cleaned.dropped.most_common()),
         "first_dropped": cleaned.first_places,
@@ -64,6 +67,14 @@ def build_report(
         "first_repaired": first_repaired,
         "python_version": platform.python_version(),
     }
+
+
+def _origin(selected: Selected, parts: Split, side: str) -> str:
+    """Return where a held-out side's rows come from."""
+    own = len(selected.own.get(side, ()))
+    if not own:
+        return "split from train"
+    return "rows of its own" if own == len(getattr(parts, side)) else "rows of its own, and split from train"
 
 
 def _account(account: Account) -> dict[str, Any]:

@@ -36,6 +36,9 @@ class Selected:
     barred: dict[str, tuple[str, ...]] = field(default_factory=dict)
     sources: dict[str, SourceConfig] = field(default_factory=dict)
 
+    def weight(self, file: str) -> float:
+        return self.sources[file].weight if file in self.sources else 1.0
+
     def all_rows(self) -> list[Conversation]:
         return [*self.cleaned.conversations, *(row for rows in self.own.values() for row in rows)]
 
@@ -69,7 +72,7 @@ def divide(selected: Selected, data: DataConfig, seed: int) -> Split:
     parts = split(rows, data.held_out_share, seed, selected.barred)
     for row in parts.left_out:
         selected.cleaned.leave_out(row, "in the group of a held-out row")
-    weights = {file: source.weight for file, source in selected.sources.items()}
+    weights = {file: selected.weight(file) for file in selected.sources}
     return replace(
         parts,
         train=repeated(parts.train, weights, seed),
@@ -148,7 +151,7 @@ def _sample(selected: Selected, seed: int) -> None:
             left_out = {row.row_id for row in rows} - kept
             for row in rows:
                 if row.row_id in left_out:
-                    cleaned.drop(f"left out by weight {weighted.weight:g}", row.where)
+                    cleaned.leave_out(row, f"by weight {weighted.weight:g}")
             cleaned.conversations = [row for row in cleaned.conversations if row.row_id not in left_out]
 
 
