@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from tokenizers import Tokenizer
 
 from api.engine.artifact import TEMPLATE_DATE
@@ -126,7 +125,7 @@ class Prompt:
                 date_string=TEMPLATE_DATE,
                 **given["values"],
             )
-        except jinja2.TemplateError as error:
+        except Exception as error:  # a template is a program: it may raise anything
             raise InvalidRequest(
                 f"The model's chat template refuses these messages: {error}", param="messages"
             ) from None

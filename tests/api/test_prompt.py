@@ -1,5 +1,7 @@
 """What a client writes stays text; what the template writes stays control."""
 
+from pathlib import Path
+
 import pytest
 from transformers import PreTrainedTokenizerFast
 
@@ -67,6 +69,24 @@ def test_developer_is_a_system_message_and_parts_are_joined() -> None:
 def test_refusal_of_the_template_is_the_clients_error(prompt: Prompt) -> None:
     with pytest.raises(InvalidRequest, match="an assistant cannot begin"):
         prompt.encode([Message("assistant", "x")])
+
+
+def test_whatever_the_template_raises_is_the_clients_error() -> None:
+    broken = prompts.STRICT + "{% if messages | length > 1 %}{{ messages[0].content + 1 }}{% endif %}"
+    prompt = Prompt(prompts.tokenizer(broken))
+    assert prompt.encode([user("Hi")])
+    with pytest.raises(InvalidRequest, match="refuses these messages: can only concatenate str"):
+        prompt.encode([user("Hi"), Message("assistant", "x"), user("Hi")])
+
+
+def test_an_artifact_is_served_with_the_template_that_it_ships(tmp_path: Path) -> None:
+    made = prompts.tokenizer(prompts.STRICT)
+    made.save_pretrained(tmp_path)
+    (tmp_path / "chat_template.jinja").write_text(prompts.THINKING)
+    messages = [Message(role, text) for role, text in prompts.HISTORY[:3]]
+    assert Prompt.load(tmp_path).encode(messages) == Prompt(prompts.tokenizer(prompts.THINKING)).encode(
+        messages
+    )
 
 
 def test_an_answer_that_is_continued_ends_the_prompt(
