@@ -25,6 +25,8 @@ EXPORT_FORMATS = ("gguf-f16", "gguf-q8_0", "fp8")
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
 
+Trained = Literal["assistant", "tool_calls"]
+TRAINED: tuple[Trained, ...] = ("assistant", "tool_calls")
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # NumPy takes no other
 
 
@@ -168,7 +170,7 @@ class DataConfig(Frozen):
     )
     test: Sources = Field((), description="Sources of the test rows. Empty: as for `validation`.")
     columns: ColumnsConfig | None = None
-    roles: dict[str, Literal["system", "user", "assistant"]] = Field(
+    roles: dict[str, Literal["system", "user", "assistant", "tool"]] = Field(
         {}, description="Roles that the data set names in its own way, such as `{bot: assistant}`."
     )
     ignore_columns: tuple[str, ...] = Field(
@@ -189,6 +191,9 @@ class DataConfig(Frozen):
         "into_question",
         description="System prompts that the chat template has no place for: they move into the first "
         "question, or their rows are dropped.",
+    )
+    train_on: tuple[Trained, ...] = Field(
+        TRAINED, min_length=1, description="`assistant`: answers of text. `tool_calls`: answers with calls."
     )
     max_length: int = Field(ge=32, le=131072, description="Tokens per row. Longer rows are dropped.")
     held_out_share: float = Field(0.1, gt=0, le=0.3, description="Share of the groups in each held-out side.")

@@ -156,7 +156,7 @@ def evaluation_key(config: RunConfig, merged: str) -> str:
 def made_by(without: tuple[str, ...] = OUTSIDE_A_RUN) -> dict[str, str]:
     """Return the versions of the packages and of the trainer's own code. without: code to leave out."""
     code = hashlib.sha256()
-    for file in sorted(ROOM.rglob("*.py")):
+    for file in sorted([*ROOM.rglob("*.py"), *ROOM.rglob("*.jinja")]):
         path = file.relative_to(ROOM)
         if not any(path.is_relative_to(part) for part in without):
             code.update(f"{path.as_posix()} {sha256_file(file)}\n".encode())

@@ -213,7 +213,7 @@ class Pipeline:
                 with whole_directory(merged) as scratch:
                     check = merge(
                         base, winner.adapter, prepared.rows("test"), self.config.ship_dtype,
-                        self.config.train.dtype, device, scratch,
+                        self.config.train.dtype, device, scratch, prepared.chat_template,
                     )  # fmt: skip
                     write_json(scratch / MERGE_CHECK, check)
             check = read_json(merged / MERGE_CHECK)

@@ -53,8 +53,8 @@ def test_every_shape_becomes_the_same_conversation(row: dict[str, Any]) -> None:
         (turns(("gpt", "a")), "no question before an answer"),
         (turns(("gpt", "a"), ("human", "q")), "no question before an answer"),
         (turns(("human", "q"), ("gpt", " ")), "empty turn"),
-        (turns(("human", "q"), ("observation", "x"), ("gpt", "a")), "unknown role 'observation'"),
-        (turns(("human", "q"), ("function_call", "x"), ("gpt", "a")), "unknown role 'function_call'"),
+        (turns(("human", "q"), ("observation", "x"), ("gpt", "a")), "a result without a call"),
+        (turns(("human", "q"), ("critic", "x"), ("gpt", "a")), "unknown role 'critic'"),
         (turns(("human", "q"), ("system", "s"), ("gpt", "a")), "system turn in the middle"),
         (turns(("human", "q"), ("gpt", None)), "empty turn"),  # type: ignore[arg-type]
         ({"conversations": ["q", "a"]}, "a turn is not an object"),

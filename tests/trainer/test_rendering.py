@@ -70,14 +70,14 @@ def test_a_template_that_appends_gives_one_row_and_renders_each_turn_twice(
     template: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chat = chat_of(template)
-    render = chat.template._render
+    render = chat.template.render
     calls = []
 
-    def counted(turns: Any, *, prompt: bool) -> str:
+    def counted(turns: Any, tools: Any, prompt: bool) -> str:
         calls.append(prompt)
-        return render(turns, prompt=prompt)
+        return render(turns, tools, prompt)
 
-    monkeypatch.setattr(chat.template, "_render", counted)
+    monkeypatch.setattr(chat.template, "render", counted)
     turns = [("user", "q1"), ("assistant", "a1"), ("user", "q2"), ("assistant", "a2")]
     one, two = rendered(chat, conversation(*turns[:2]), conversation(*turns))
     assert len(one.rows) == len(two.rows) == 1 and two.rows[0].turns == [1, 2]

@@ -161,6 +161,7 @@ def test_prepare_leaves_both_reports(config_file: Path, tmp_path: Path) -> None:
     made = (directory / "report.html").read_text()
     assert made.count("<figure>") == EXAMPLES and "<mark>word" in made
     assert {path.name for path in directory.iterdir()} == {
+        "chat_template.jinja",
         "made_by.json", "report.json", "report.html", *(f"{split}.arrow" for split in report["rows"])
     }  # fmt: skip
 

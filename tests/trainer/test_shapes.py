@@ -74,14 +74,8 @@ def test_a_row_means_what_its_columns_say(row: dict[str, Any], expected: str) ->
 @pytest.mark.parametrize(
     ("row", "names"),
     [
-        (chat("q", "a", tools=[{"type": "function"}]), "'tools' holds functions"),
         (chat("q", "a", images=["a.jpg"]), "'images' holds pictures"),
         (chat("q", "a", weight=0.5), "'weight' holds how much"),
-        (
-            {"messages": [{"role": "user", "content": "q"},
-                          {"role": "assistant", "content": "a", "tool_calls": [{"id": "1"}]}]},
-            "'tool_calls' holds calls of functions",
-        ),
         (chat([{"type": "image_url", "image_url": {}}], "a"), "a part of type 'image_url'"),
     ],
 )  # fmt: skip

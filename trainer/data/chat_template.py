@@ -8,21 +8,25 @@ Text never becomes a control token: one inside a message is a stand-in while the
 template's own ones are known by their places afterwards.
 """
 
+import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from trainer.data.conversation import Message
 from trainer.data.shapes import RowError
 from trainer.data.template_traits import FIELDS, opening, shared, split_thought, thought, traits_of
+from trainer.data.tool_template import tool_form
 
 # Some templates print today's date unless it is given; training and serving pin the same one.
 DATE = "26 Jul 2024"
 REASON_CHARACTERS = 120
 # Unicode noncharacters, never part of a text, fence stand-ins for control tokens during rendering.
 _STAND_IN = re.compile("\ufdd0(\\d+)\ufdd1")
-Turn = dict[str, str]  # role and content, as chat templates take them
+Turn = dict[str, Any]  # role, content and calls, as chat templates take them
+Render = Callable[[list[Turn], bool], str]  # turns, and whether the prompt of an answer to them is wanted
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,46 +69,56 @@ class ChatTemplate:
         self._own_thinking_only = own_thinking_only
         self._controls = sorted(controls, key=len, reverse=True)
         self._pattern = re.compile("|".join(map(re.escape, self._controls)) or "(?!)")
-        self.traits = traits_of(lambda turns, prompt: self._render(list(turns), prompt=prompt))
+        self.tool_form = tool_form(self.render)
+        self.traits = traits_of(lambda turns, prompt: self.render(list(turns), (), prompt))
 
-    def texts(self, messages: Sequence[Message]) -> list[Text]:
-        """Return one text with all trained answers, or one for each of them. Raises: RowError."""
+    def texts(self, messages: Sequence[Message], tools: Sequence[str] = ()) -> list[Text]:
+        """Return one text with all trained answers, or one for each of them.
+
+        tools: functions that may be called, each as JSON text. Raises: RowError.
+        """
+        if tools and not self.tool_form:
+            raise RowError("the chat template has no place for tools")
+        offered = [self._fenced(json.loads(tool)) for tool in tools]
+        render = partial(self._rendered, offered)
         turns = self._turns(messages)
         bare = [without_thinking(message) for message in messages] if self._own_thinking_only else messages
         if list(bare[:-1]) != list(messages[:-1]):
-            return list(self._apart(turns, self._turns(bare), messages))
-        text = self._render(turns, prompt=False)
-        answers = self._appended(turns, text)
+            return list(self._apart(render, turns, self._turns(bare), messages))
+        text = render(turns, False)
+        answers = self._appended(render, turns, text)
         if answers is None:
-            return list(self._apart(turns, turns, messages))
+            return list(self._apart(render, turns, turns, messages))
         said = [message for message in messages if message.role == "assistant"]
         trained = [a for a, message in zip(answers, said, strict=True) if message.trained]
         return [self._text(text, trained)]
 
     def prompt(self, messages: Sequence[Message]) -> Text:
         """Return the text up to where the next answer begins. Raises: RowError."""
-        return self._text(self._render(self._turns(messages), prompt=True))
+        return self._text(self.render(self._turns(messages), (), True))
 
     def header(self, text: Text, end: int) -> Text:
         """Return the text before `end` from its last control token on; all of it if there is none."""
         own = text.own if text.literals else [m.span() for m in self._pattern.finditer(text.text, 0, end)]
         return text.part(max((start for start, stop in own if stop <= end), default=0), end)
 
-    def _appended(self, turns: list[Turn], text: str) -> list[Answer] | None:
+    def _appended(self, render: Render, turns: list[Turn], text: str) -> list[Answer] | None:
         """Return the place of every answer in the text, or None if it has other prompts than the API."""
         found: list[Answer] = []
         for i, turn in enumerate(turns):
             if turn["role"] != "assistant":
                 continue
-            before = self._render(turns[:i], prompt=True)
-            through = text if i + 1 == len(turns) else self._render(turns[: i + 1], prompt=False)
+            before = render(turns[:i], True)
+            through = text if i + 1 == len(turns) else render(turns[: i + 1], False)
             end = _end(through)
             if not (text.startswith(through[:end]) and through.startswith(before)):
                 return None
             found.append(Answer(len(found) + 1, len(before), end))
         return found
 
-    def _apart(self, turns: list[Turn], earlier: list[Turn], messages: Sequence[Message]) -> Iterator[Text]:
+    def _apart(
+        self, render: Render, turns: list[Turn], earlier: list[Turn], messages: Sequence[Message]
+    ) -> Iterator[Text]:
         """Yield a text for each trained answer: its prompt, and the answer as the last turn.
 
         earlier: the turns as they are before an answer.
@@ -113,35 +127,54 @@ class ChatTemplate:
         for number, i in enumerate(places, 1):
             if not messages[i].trained:
                 continue
-            before = self._render(earlier[:i], prompt=True)
-            written = self._render([*earlier[:i], turns[i]], prompt=False)
+            before = render(earlier[:i], True)
+            written = render([*earlier[:i], turns[i]], False)
             through = _following(before, written, turns[i])
             yield self._text(through, [Answer(number, len(before), _end(through))])
 
-    def _render(self, turns: list[Turn], *, prompt: bool) -> str:
-        """Raises: RowError with what the template says, or what went wrong in it."""
+    def render(self, turns: list[Turn], tools: Sequence[dict[str, Any]], prompt: bool) -> str:
+        """Return the text of turns, or with `prompt` that before the answer to them.
+
+        Raises: RowError with what the template says, or what went wrong in it.
+        """
         try:
             rendered = self._tokenizer.apply_chat_template(
-                turns, tokenize=False, add_generation_prompt=prompt, date_string=DATE
+                turns, tools=tools or None, tokenize=False, add_generation_prompt=prompt, date_string=DATE
             )
         except Exception as error:  # a template is a program: it may raise anything
             said = " ".join(str(error).split()) or type(error).__name__
             raise RowError(f"the chat template refuses it: {said[:REASON_CHARACTERS]}") from None
         return str(rendered)
 
+    def _rendered(self, tools: Sequence[dict[str, Any]], turns: list[Turn], prompt: bool) -> str:
+        return self.render(turns, tools, prompt)
+
     def _turns(self, messages: Sequence[Message]) -> list[Turn]:
         """Return the template's input, with stand-ins for control tokens inside messages."""
-        turns = []
-        for message in messages:
-            turn = {"role": message.role, "content": self._fenced(message.content)}
-            if message.reasoning:
-                turn[self.traits.field or FIELDS[0]] = self._fenced(message.reasoning)
-            turns.append(turn)
-        return turns
+        return [self._turn(message) for message in messages]
 
-    def _fenced(self, content: str) -> str:
-        bare = content.replace("\ufdd0", "").replace("\ufdd1", "")
-        return self._pattern.sub(lambda match: f"\ufdd0{self._controls.index(match[0])}\ufdd1", bare)
+    def _turn(self, message: Message) -> Turn:
+        turn: Turn = {"role": message.role, "content": self._fenced(message.content)}
+        if message.reasoning:
+            turn[self.traits.field or FIELDS[0]] = self._fenced(message.reasoning)
+        if message.calls and self.tool_form:
+            called = [
+                {"name": call.name, "arguments": self._fenced(self.tool_form.arguments(call.arguments))}
+                for call in message.calls
+            ]
+            turn["tool_calls"] = [{"type": "function", "function": function} for function in called]
+        return turn
+
+    def _fenced(self, value: Any) -> Any:
+        """Return a text, or all texts within a JSON value, with the stand-ins."""
+        if isinstance(value, str):
+            bare = value.replace("\ufdd0", "").replace("\ufdd1", "")
+            return self._pattern.sub(lambda match: f"\ufdd0{self._controls.index(match[0])}\ufdd1", bare)
+        if isinstance(value, list):
+            return [self._fenced(item) for item in value]
+        if isinstance(value, dict):
+            return {self._fenced(name): self._fenced(item) for name, item in value.items()}
+        return value
 
     def _text(self, rendered: str, answers: Sequence[Answer] = ()) -> Text:
         """Return a rendered text with its control tokens written out, and all places moved with them."""

@@ -62,4 +62,4 @@ def _general(answers: Sequence[OwnAnswer], number: int) -> Conversation:
 
 
 def _is_single(row: Conversation) -> bool:
-    return [message.role for message in row.messages] == ["user", "assistant"]
+    return not row.tools and [message.role for message in row.messages] == ["user", "assistant"]

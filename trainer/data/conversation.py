@@ -7,25 +7,29 @@ import dataclasses
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from trainer.config import ColumnsConfig
+from trainer.config import TRAINED, ColumnsConfig, Trained
+from trainer.data import calls
+from trainer.data.calls import Call, read_calls, read_tools, tool_name
+from trainer.data.contents import result_text, text_of
 from trainer.data.preferences import chosen_row, preference_columns, refusal
-from trainer.data.shapes import RowError, given, is_nan, require_read, shape_of, turns_of
+from trainer.data.shapes import RowError, given, require_read, shape_of, turns_of
 from trainer.data.template_traits import FIELDS
-from trainer.errors import DataError
 
-Role = Literal["system", "user", "assistant"]
+Role = Literal["system", "user", "assistant", "tool"]
 
 ROLES: Mapping[str, Role] = {
     "system": "system", "developer": "system",
     "human": "user", "user": "user", "prompter": "user",
     "gpt": "assistant", "assistant": "assistant", "chatgpt": "assistant", "bing": "assistant",
-    "bard": "assistant", "model": "assistant",
+    "bard": "assistant", "model": "assistant", "function_call": "assistant", "tool_call": "assistant",
+    "tool": "tool", "observation": "tool", "function": "tool", "ipython": "tool", "tool_response": "tool",
 }  # fmt: skip
-MESSAGE_FIELDS = ("from", "role", "value", "content", "weight")
+CALL_ROLES = ("function_call", "tool_call")  # whose content is a call
+MESSAGE_FIELDS = ("from", "role", "value", "content", "weight", "tool_call_id", *calls.FIELDS)
 
 MERGED = "turns of the same role merged"
 EMPTY = "turns from an empty one on cut"
@@ -35,12 +39,13 @@ NO_SYSTEM = "empty system prompt left out"
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """How raw rows are read: `data.columns`, `data.roles`, `data.ignore_columns` and `data.use`."""
+    """How raw rows are read: `columns`, `roles`, `ignore_columns`, `use` and `train_on` of `data`."""
 
     columns: ColumnsConfig | None = None
     roles: Mapping[str, Role] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
     use: Literal["chosen"] | None = None
+    train_on: tuple[Trained, ...] = TRAINED
 
 
 AS_IT_IS = Reading()
@@ -48,12 +53,22 @@ AS_IT_IS = Reading()
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """trained: whether an answer has labels. reasoning: its thinking, from a field of its own."""
+    """trained: whether an answer has labels. reasoning: its thinking, from a field of its own.
+
+    calls: of functions, by an answer. call_id: of the call whose result a message holds.
+    """
 
     role: Role
     content: str
     trained: bool = True
     reasoning: str = ""
+    calls: tuple[Call, ...] = ()
+    call_id: str = ""
+
+    @property
+    def said(self) -> str:
+        """The content and the calls, as people read them."""
+        return "\n".join([self.content, *(call.text for call in self.calls)]) if self.calls else self.content
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +76,7 @@ class Conversation:
     """A conversation that ends with an answer.
 
     groups: labels shared by rows that share text. score: the quality that the data set states, or None.
+    tools: functions that may be called, each as JSON text.
     own: for each answer, the number of the base model's own answer that it is, or None; empty: none is.
     where: the place it was read from. joined: the places of the rows that `chats` joined to it.
     repaired: what was changed in the raw turns. shape: of the raw row, as `shapes` names it.
@@ -73,6 +89,7 @@ class Conversation:
     where: str = field(default="", compare=False)
     repaired: tuple[str, ...] = field(default=(), compare=False)
     own: tuple[int | None, ...] = ()
+    tools: tuple[str, ...] = ()
     joined: tuple[str, ...] = field(default=(), compare=False)
     shape: str = field(default="", compare=False)
 
@@ -83,12 +100,16 @@ class Conversation:
 
     @property
     def row_id(self) -> str:
-        """The SHA-256 of roles and texts: the same texts are the same row, wherever it was read."""
+        """The SHA-256 of roles, texts and tools: the same are the same row, wherever it was read."""
         digest = hashlib.sha256()
         for message in self.messages:
             digest.update(f"{message.role}\x00{message.content}\x01".encode())
             if message.reasoning:
                 digest.update(f"{message.reasoning}\x02".encode())
+            for call in message.calls:
+                digest.update(f"{call.text}\x03".encode())
+        for tool in self.tools:
+            digest.update(f"{tool}\x04".encode())
         return digest.hexdigest()
 
     @property
@@ -99,8 +120,8 @@ class Conversation:
 
     @property
     def text(self) -> str:
-        """The contents and the thinking of all turns, without the roles."""
-        return "\n".join(text for m in self.messages for text in (m.reasoning, m.content) if text)
+        """The texts and the thinking of all turns, without the roles."""
+        return "\n".join(text for m in self.messages for text in (m.reasoning, m.said) if text)
 
     def with_groups(self, more: tuple[str, ...]) -> "Conversation":
         """Return the same row with these groups added."""
@@ -137,7 +158,10 @@ def parse_row(
             raise refusal(preferred, where)
         columns = chosen_row(columns, preferred)
     raw, used = turns_of(columns, reading.columns)
-    left = require_read(columns, {*used, "source", "group", "score"}, reading.ignored, "", where)
+    tools, left_of_tools = read_tools(columns)
+    left = require_read(
+        columns, {*used, *calls.COLUMNS, "source", "group", "score"}, reading.ignored, "", where
+    )
     for turn in raw:
         if isinstance(turn, dict):
             read = {*MESSAGE_FIELDS, *(name for name in FIELDS if _is_thinking(turn, name, reading))}
@@ -146,16 +170,27 @@ def parse_row(
     messages, repaired = repair(messages)
     if any(m.role == "system" for m in messages[1:]):
         raise RowError("system turn in the middle")
+    _require_sound_calls(messages, {tool_name(tool) for tool in tools})
     if not any(m.trained for m in messages if m.role == "assistant"):
         raise RowError("every answer has weight 0")
+    messages = [_labelled(message, reading.train_on) for message in messages]
+    if not any(m.trained for m in messages if m.role == "assistant"):
+        raise RowError(f"no answer of data.train_on {list(reading.train_on)}")
     if unread is not None:
-        unread.update(set(left))
+        unread.update({*left, *left_of_tools})
     groups = columns.get("group", ())
     groups = tuple(map(str, groups)) if isinstance(groups, list | tuple) else (str(groups),)
     source = str(columns.get("source") or default_source)
     shape = "preferences" if preferred else shape_of(used, reading.columns is not None)
     return Conversation(
-        tuple(messages), source, groups, _score(columns), where, (*emptied, *repaired), shape=shape
+        tuple(messages),
+        source,
+        groups,
+        _score(columns),
+        where,
+        (*emptied, *repaired),
+        tools=tools,
+        shape=shape,
     )
 
 
@@ -168,12 +203,17 @@ def _without_empty(turns: list[Message]) -> tuple[list[Message], tuple[str, ...]
     """Leave out empty system prompts, and cut from the first other turn that is empty. Raises: RowError."""
     said = [m for m in turns if m.content.strip() or m.role != "system"]
     done = [NO_SYSTEM] if len(said) < len(turns) else []
-    end = next((i for i, m in enumerate(said) if not m.content.strip()), len(said))
+    end = next((i for i, m in enumerate(said) if _is_empty(m)), len(said))
     if end < len(said):
         if not any(m.role == "assistant" for m in said[:end]):
             raise RowError("empty turn")
         done.append(EMPTY)
     return said[:end], tuple(done)
+
+
+def _is_empty(message: Message) -> bool:
+    """Return whether a turn says nothing; the result of a call may."""
+    return not (message.content.strip() or message.calls or message.role == "tool")
 
 
 def repair(messages: list[Message]) -> tuple[list[Message], tuple[str, ...]]:
@@ -192,21 +232,56 @@ def repair(messages: list[Message]) -> tuple[list[Message], tuple[str, ...]]:
     start = next((i for i, m in enumerate(messages[:end]) if m.role == "user"), None)
     if start is None:
         raise RowError("no question before an answer")
-    before = [m for m in messages[:start] if m.role != "assistant"]
+    before = [m for m in messages[:start] if m.role == "system"]
     if len(before) < start:
         done.append("answers before the first question cut")
     merged: list[Message] = []
     for message in [*before, *messages[start:end]]:
-        if merged and merged[-1].role == message.role:
-            last = merged[-1]
-            text = f"{last.content}\n\n{message.content}"
-            reasoning = "\n\n".join(part for part in (last.reasoning, message.reasoning) if part)
-            merged[-1] = Message(message.role, text, last.trained and message.trained, reasoning)
+        if merged and merged[-1].role == message.role != "tool":
+            merged[-1] = _merged(merged[-1], message)
             if done[-1:] != [MERGED]:
                 done.append(MERGED)
         else:
             merged.append(message)
     return merged, tuple(done)
+
+
+def _merged(first: Message, second: Message) -> Message:
+    """Return two turns of one role as one, with a blank line between their texts. Raises: RowError."""
+    if first.calls and second.content.strip():
+        raise RowError("an answer after a call without its result")
+    content, reasoning = (
+        "\n\n".join(part for part in parts if part.strip())
+        for parts in ((first.content, second.content), (first.reasoning, second.reasoning))
+    )
+    trained = first.trained and second.trained
+    return Message(first.role, content, trained, reasoning, first.calls + second.calls)
+
+
+def _labelled(message: Message, train_on: Sequence[Trained]) -> Message:
+    """Return the message without labels if it is an answer of a kind that is not to be trained."""
+    kind: Trained = "tool_calls" if message.calls else "assistant"
+    if message.role != "assistant" or kind in train_on:
+        return message
+    return dataclasses.replace(message, trained=False)
+
+
+def _require_sound_calls(messages: Sequence[Message], tools: Collection[str]) -> None:
+    """Check that every call is of a known function and every result of a call. Raises: RowError."""
+    waiting: list[Call] = []
+    for message in messages:
+        if message.role != "tool":
+            waiting = list(message.calls)
+            if any(call.name not in tools for call in message.calls):
+                raise RowError(
+                    "a call of a function that is not among the tools" if tools else "a call, and no tools"
+                )
+            continue
+        fits = (i for i, call in enumerate(waiting) if message.call_id in ("", call.id) or not call.id)
+        place = next(fits, None)
+        if place is None:
+            raise RowError("a result without a call")
+        del waiting[place]
 
 
 def _score(row: Mapping[str, Any]) -> float | None:
@@ -220,6 +295,7 @@ def _score(row: Mapping[str, Any]) -> float | None:
 def _message(turn: Any, reading: Reading) -> Message:
     if not isinstance(turn, dict):
         raise RowError("a turn is not an object")
+    turn = {name: value for name, value in turn.items() if name not in reading.ignored}
     named, content = (
         next((turn[name] for name in names if turn.get(name) is not None), None)
         for names in (("from", "role"), ("value", "content"))
@@ -228,9 +304,16 @@ def _message(turn: Any, reading: Reading) -> Message:
     known = reading.roles.get(str(named)) or ROLES.get(str(role))
     if known is None:
         raise RowError(f"unknown role {str(role)[:20]!r}")
+    if known == "tool":
+        id = turn.get("tool_call_id")
+        return Message(known, text_of(result_text(content)), False, call_id=id if isinstance(id, str) else "")
+    called = [content] if known == "assistant" and role in CALL_ROLES else []
+    found = tuple(call for value in (*called, *map(turn.get, calls.FIELDS)) for call in read_calls(value))
+    if found and known != "assistant":
+        raise RowError(f"a call by the {known}")
     thinking = (turn[name] for name in FIELDS if _is_thinking(turn, name, reading))
     reasoning = next(thinking, "") if known == "assistant" else ""
-    return Message(known, _text(content), _is_trained(turn), reasoning)
+    return Message(known, "" if called else text_of(content), _is_trained(turn), reasoning, found)
 
 
 def _is_thinking(turn: Mapping[str, Any], name: str, reading: Reading) -> bool:
@@ -242,28 +325,3 @@ def _is_trained(turn: Mapping[str, Any]) -> bool:
     if weight not in (None, 0, 1):
         raise RowError(f"weight {str(weight)[:20]} of a message, expected 0 or 1")
     return weight != 0
-
-
-def _text(content: Any) -> str:
-    """Return the text of a message's content; empty if there is none. Raises: RowError if it is no text."""
-    if content is None or is_nan(content):
-        return ""
-    if isinstance(content, str):
-        return content
-    if isinstance(content, list):
-        return "".join(map(_part, content))
-    if isinstance(content, int | float) and not isinstance(content, bool):
-        return str(content)
-    raise RowError(f"content is {'an object' if isinstance(content, dict) else repr(content)[:20]}")
-
-
-def _part(part: Any) -> str:
-    if isinstance(part, str):
-        return part
-    kind = part.get("type") if isinstance(part, dict) else None
-    if kind not in ("text", "input_text", "output_text"):
-        raise DataError(
-            f"a message has a part of type {str(kind)[:30]!r}, which a model of texts cannot read: "
-            "take such rows out"
-        )
-    return _text(part.get("text"))

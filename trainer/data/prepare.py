@@ -2,9 +2,9 @@
 
 The result is `artifacts/data/<hash>/`: an Arrow file each for `train`, `validation`, `test`, `general` and
 `followup`, with the columns of `row_file`, and `report.json` and `report.html`. `general` holds the base's
-own answers to prompts asked alone, and `followup` the same answers after a held-out conversation. `identity`
-names the directory, so a finished data set is never made again. The rows are held in memory as text, never as
-tokens.
+own answers to prompts asked alone, and `followup` the same answers after a held-out conversation.
+`chat_template.jinja` is what the rows were rendered with; the artifact ships it. `identity` names the
+directory, so a finished data set is never made again. The rows are held in memory as text, never as tokens.
 """
 
 import itertools
@@ -17,7 +17,7 @@ from typing import Any
 from datasets import Dataset
 
 from trainer.base_model import BaseModel, load_tokenizer
-from trainer.config import RunConfig
+from trainer.config import DataConfig, RunConfig
 from trainer.data.adapt import adapt
 from trainer.data.chats import join_for_training, join_held_out
 from trainer.data.contamination import check_files
@@ -29,6 +29,7 @@ from trainer.data.row_file import RowFile
 from trainer.data.select import divide, select
 from trainer.data.split import Split
 from trainer.data.tokenize import ChatTokenizer, Rendered, TokenRow
+from trainer.data.tool_template import with_tools
 from trainer.device import choose_device
 from trainer.errors import DataError
 from trainer.files import only_writer, read_json, whole_directory, write_json
@@ -37,6 +38,7 @@ from trainer.progress import say
 
 SPLITS = ("train", "validation", "test", "general", "followup")
 EXAMPLES = 10  # rows of each shape that the page shows
+TEMPLATE = "chat_template.jinja"
 # Tokenises and labels a batch for the objective.
 RowsOf = Callable[[ChatTokenizer, Batch], list[Rendered]]
 # Writes a page next to report.json, from its content.
@@ -53,6 +55,12 @@ class Prepared:
     @property
     def fingerprint(self) -> str:
         return str(self.report["fingerprint"])
+
+    @property
+    def chat_template(self) -> str | None:
+        """Return the template that the rows were rendered with; None for rows made before it was kept."""
+        file = self.directory / TEMPLATE
+        return file.read_bytes().decode() if file.is_file() else None
 
     def dataset(self, split_name: str) -> Dataset:
         """Return a split, memory-mapped."""
@@ -107,9 +115,9 @@ def _make(
     rows_of: RowsOf,
 ) -> dict[str, Any]:
     data = config.data
-    chat = ChatTokenizer(load_tokenizer(base.directory), own_thinking_only=data.thinking == "last")
     selected = select(data, config.seed)
-    remarks = adapt(selected, data, chat.template.traits)
+    chat, remarks = _chat(base, data, selected.all_rows())
+    remarks += adapt(selected, data, chat.template.traits)
     cleaned, parts = selected.cleaned, divide(selected, data, config.seed)
     extra, measured = _own_answers(config, base, chat)
     extra = _usable(extra, chat) if data.chats else extra
@@ -136,12 +144,37 @@ def _make(
         write_record(scratch, key)
         report = build_report(data, files, selected, parts)
         report |= fill.report() | {"remarks": remarks}
+        (scratch / TEMPLATE).write_bytes(chat.tokenizer.get_chat_template().encode())
         write_json(scratch / "report.json", report)
         if write_page:
             write_page(scratch, report, examples)
     if write_page:
         say(f"  data report: {directory / 'report.html'}")
     return report
+
+
+def _chat(base: BaseModel, data: DataConfig, rows: Sequence[Conversation]) -> tuple[ChatTokenizer, list[str]]:
+    """Return the tokenizer, and remarks on its template.
+
+    If rows have tools, the template writes them and their calls as the API reads them.
+    """
+    tokenizer, last = load_tokenizer(base.directory), data.thinking == "last"
+    chat = ChatTokenizer(tokenizer, own_thinking_only=last)
+    remarks: list[str] = []
+    if not any(row.tools for row in rows):
+        return chat, remarks
+    if not chat.template.tool_form:
+        tokenizer.chat_template = with_tools(tokenizer.get_chat_template(), not chat.template.traits.system)
+        chat = ChatTokenizer(tokenizer, own_thinking_only=last)
+        remarks.append(
+            "this chat template does not write tools and calls as the API reads them: rows and artifact have "
+            "one that does"
+        )
+    form = chat.template.tool_form
+    beside = [row for row in rows if any(m.calls and m.content.strip() for m in row.messages)]
+    if beside and form and not form.keeps_text:
+        remarks.append(f"{len(beside):,} rows have text beside a call, which this chat template leaves out")
+    return chat, remarks
 
 
 def _sides(

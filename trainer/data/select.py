@@ -138,7 +138,8 @@ def _clean_source(
 
 
 def _reading(data: DataConfig, source: SourceConfig) -> Reading:
-    return Reading(source.columns or data.columns, data.roles, data.ignore_columns, data.use)
+    columns = source.columns or data.columns
+    return Reading(columns, data.roles, data.ignore_columns, data.use, data.train_on)
 
 
 def _sample(selected: Selected, seed: int) -> None:

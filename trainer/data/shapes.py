@@ -70,13 +70,11 @@ class _Meaning:
     if_value: Callable[[Any], bool] = _present
 
 
-_FUNCTIONS = _Meaning("functions, and training on the text alone would teach to ignore them")
 _CALLS = _Meaning("calls of functions, and training on the text alone would teach to leave them out")
 _MEDIA = _Meaning("pictures or sounds, which a model of texts cannot see")
 MEANINGS: Mapping[str, _Meaning] = {
     "weight": _Meaning("how much the row counts", lambda value: _present(value) and value != 1),
     "history": _Meaning("earlier turns, which are read only beside `instruction`"),
-    "tools": _FUNCTIONS, "functions": _FUNCTIONS,
     "tool_calls": _CALLS, "function_call": _CALLS,
     "images": _MEDIA, "image": _MEDIA, "videos": _MEDIA, "video": _MEDIA, "audios": _MEDIA, "audio": _MEDIA,
 }  # fmt: skip

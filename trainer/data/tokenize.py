@@ -94,7 +94,7 @@ class ChatTokenizer:
         problems = []
         for conversation in conversations:
             try:
-                texts.append(self.template.texts(conversation.messages))
+                texts.append(self.template.texts(conversation.messages, conversation.tools))
                 problems.append("")
             except RowError as reason:
                 texts.append([])
@@ -111,7 +111,8 @@ class ChatTokenizer:
 
     def may_fit(self, conversation: Conversation, max_length: int) -> bool:
         """Return False if even the longest tokens make too many: encoding 50 MB of text takes gigabytes."""
-        characters = sum(len(m.content) + len(m.reasoning) for m in conversation.messages)
+        texts = [text for m in conversation.messages for text in (m.reasoning, m.said)]
+        characters = sum(map(len, (*texts, *conversation.tools)))
         return characters <= max_length * self._longest_token
 
     def runs(self, row: TokenRow) -> list[tuple[str, bool]]:
@@ -201,7 +202,7 @@ def _row(
     said = [i for i, message in enumerate(conversation.messages) if message.role == "assistant"]
     last = said[turns[-1] - 1]
     asked = max(i for i in range(last) if conversation.messages[i].role == "user")
-    earlier = [{"role": m.role, "content": m.content} for m in conversation.messages[:asked]]
+    earlier = [{"role": m.role, "content": m.said} for m in conversation.messages[:asked]]
     earlier = [turn for turn in earlier if turn["role"] != "system"]
     question = conversation.messages[asked].content
     return TokenRow(ids, labels, question, conversation.source, turns=turns, earlier=earlier)

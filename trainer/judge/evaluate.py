@@ -66,7 +66,7 @@ def evaluate(
 
     Raises: DataError if the prompts cannot be read. MissingError if a benchmark cannot be run.
     """
-    chat = ChatTokenizer(load_tokenizer(base))
+    chat = ChatTokenizer(load_tokenizer(shipped))  # with the template that the rows were rendered with
     conversations = read_conversations(config.prompts, "evaluate.prompts")
     before, after = _both(
         lambda directory: load_model(directory, dtype, device),

@@ -38,16 +38,20 @@ def merge(
     compute_dtype: str,
     device: str,
     destination: Path,
+    chat_template: str | None = None,
 ) -> dict[str, Any]:
     """Write the merged model and tokenizer to `destination`; return the manifest's `merge_check`.
 
     dtype: of the shipped weights. compute_dtype: of the same weights loaded for the last check.
+    chat_template: that the rows were rendered with; None: the base's.
 
     Raises: MissingError if the disk is too small, GateError if the merged model does not reproduce
     base + adapter.
     """
     require_room(destination, weight_bytes(base.directory, dtype), "the merged model")
     tokenizer = load_tokenizer(base.directory)
+    if chat_template and chat_template != tokenizer.get_chat_template():
+        tokenizer.chat_template = chat_template
     pad_id = tokenizer.pad_token_id or 0
     checked = rows[:CHECK_ROWS]
     device = _device_with_room(device, base.directory)
