@@ -370,7 +370,13 @@ class EvaluateConfig(Frozen):
         le=1,
         description="Largest drop of the share of exact answers from the first turn to a later one.",
     )
-    min_stopped: float = Field(0.9, ge=0, le=1, description="Share of samples that must end by themselves.")
+    min_stopped: float = Field(0.9, ge=0, le=1, description="Share of answers that must end by themselves.")
+    stop_samples: int | None = Field(
+        None,
+        ge=1,
+        description="Most answers that are written to measure `min_stopped`. None: as many as show it, which "
+        "is 29 for 0.9 if no answer is exact.",
+    )
     prompts: Path = Field(
         CONFIGS / "side_by_side_prompts.txt",
         description="Prompts that both models answer on the evaluation page, one a line. A line that begins "

@@ -23,6 +23,7 @@ from trainer.fit.run.cluster import Cluster
 from trainer.fit.run.processes import run_arms as run_here
 from trainer.fit.run.sweep import Sweep, no_result
 from trainer.identity import artifact_id, differences, evaluation_key, made_by, merged_key, older_line
+from trainer.judge.endings import require_endings
 from trainer.judge.evaluate import evaluate
 from trainer.judge.gates import failed_gates, shippable
 from trainer.judge.turns import caveat, name_of, require_turns
@@ -154,8 +155,9 @@ class Pipeline:
 
     def _make(self, base: BaseModel, prepared: Prepared, identifier: str, until: str) -> Artifact | None:
         """Run the stages after `prepare`, up to and with `until`; the last one returns the artifact."""
-        if self.config.evaluate.turns > 1:
-            require_turns(prepared.rows("test"), self.config.evaluate.turns)
+        test = prepared.rows("test")
+        require_turns(test, self.config.evaluate.turns)
+        require_endings(test, self.config.evaluate)
         setting, selection = self.sweep(base, prepared)
         if until == "sweep":
             return None

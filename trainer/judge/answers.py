@@ -15,16 +15,21 @@ from trainer.data.general import read_prompts
 from trainer.data.tokenize import ChatTokenizer, TokenRow, answer_runs
 from trainer.errors import DataError
 from trainer.generation import Answer, generate
+from trainer.judge.endings import Place
 
 FOLLOWS_UP = ">"
 
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """samples: to the last questions of test rows. side_by_side: to each question of each conversation."""
+    """samples: to the last questions of test rows. side_by_side: to each question of each conversation.
+
+    written: the test answers that were asked for.
+    """
 
     samples: list[Answer]
     side_by_side: list[list[str]]
+    written: list[Answer]
 
 
 def read_conversations(file: Path, key: str) -> list[list[str]]:
@@ -49,10 +54,17 @@ def answer(
     config: EvaluateConfig,
     test: Sequence[TokenRow],
     conversations: Sequence[Sequence[str]],
+    places: Sequence[Place] = (),
 ) -> Answers:
-    """Let one model answer greedily. All prompts of a turn are one batch."""
-    prompts = [row.input_ids[: answer_runs(row.labels)[-1][0]] for row in test[: config.samples]]
-    sampled = generate(model, prompts, chat.pad_id, config.max_new_tokens)
+    """Let one model answer greedily. All prompts of a turn are one batch.
+
+    places: answers of `test` to write beside the samples.
+    """
+    shown = [Place(i, *answer_runs(row.labels)[-1]) for i, row in enumerate(test[: config.samples])]
+    wanted = list(dict.fromkeys([*shown, *places]))
+    prompts = [test[place.row].input_ids[: place.begin] for place in wanted]
+    written = generate(model, prompts, chat.pad_id, config.max_new_tokens)
+    answer_at = dict(zip(wanted, written, strict=True))
     histories: list[list[Message]] = [[] for _ in conversations]
     for turn in range(max(map(len, conversations))):
         asked = [pair for pair in zip(histories, conversations, strict=True) if turn < len(pair[1])]
@@ -62,7 +74,11 @@ def answer(
         found = generate(model, prompts, chat.pad_id, config.prompt_tokens)
         for (history, _), own in zip(asked, found, strict=True):
             history.append(Message("assistant", text_of(chat, own.token_ids)))
-    return Answers(sampled, [[m.content for m in history[1::2]] for history in histories])
+    return Answers(
+        [answer_at[place] for place in shown],
+        [[m.content for m in history[1::2]] for history in histories],
+        [answer_at[place] for place in places],
+    )
 
 
 def samples(

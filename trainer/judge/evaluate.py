@@ -19,6 +19,7 @@ from trainer.base_model import load_model, load_tokenizer
 from trainer.config import EvaluateConfig
 from trainer.data.tokenize import ChatTokenizer, TokenRow
 from trainer.fit.choose.intervals import hit_interval, score_interval
+from trainer.generation import stop_ids
 from trainer.judge.answers import (
     Answers,
     answer,
@@ -28,6 +29,7 @@ from trainer.judge.answers import (
     side_by_side,
 )
 from trainer.judge.benchmarks import compare
+from trainer.judge.endings import Endings
 from trainer.judge.measures import FOLLOWUP, FOLLOWUP_TO_ALONE, GENERAL
 from trainer.judge.turns import Turns, measured_turns
 from trainer.objective import Objective, sft
@@ -39,12 +41,16 @@ EXAMPLES = 3  # prompts for a page to offer: two of the task and a general one w
 
 @dataclass(frozen=True, slots=True)
 class _Measured:
-    """test: scored by the objective. general, followup: the loss of the base's own answers in any case."""
+    """test: scored by the objective. general, followup: the loss of the base's own answers in any case.
+
+    endings: how the answers to the test rows end, as far as `answers` and the scores show it.
+    """
 
     test: list[RowScore]
     general: list[RowScore]
     followup: list[RowScore]
     answers: Answers
+    endings: Endings
 
 
 def evaluate(
@@ -69,8 +75,10 @@ def evaluate(
     chat = ChatTokenizer(load_tokenizer(shipped))  # with the template that the rows were rendered with
     conversations = read_conversations(config.prompts, "evaluate.prompts")
     before, after = _both(
-        lambda directory: load_model(directory, dtype, device),
-        lambda model: _measure(config, objective, model, chat, test, general, followup, conversations),
+        lambda directory: (load_model(directory, dtype, device), directory == shipped),
+        lambda loaded: _measure(
+            config, objective, loaded[0], loaded[1], chat, test, general, followup, conversations
+        ),
         base,
         shipped,
         at_once=device == "cpu",
@@ -148,17 +156,21 @@ def _measure(
     config: EvaluateConfig,
     objective: Objective,
     model: Any,
+    tuned: bool,
     chat: ChatTokenizer,
     test: Sequence[TokenRow],
     general: Sequence[TokenRow],
     followup: Sequence[TokenRow],
     conversations: Sequence[Sequence[str]],
 ) -> _Measured:
+    scores = objective.scores(model, test, chat.pad_id)
+    endings = Endings.of(config, test, scores, stop_ids(model) if objective.HITS is sft.HITS else ())
     return _Measured(
-        objective.scores(model, test, chat.pad_id),
+        scores,
         sft.scores(model, general, chat.pad_id),
         sft.scores(model, followup, chat.pad_id),
-        answer(model, chat, config, test, conversations),
+        answer(model, chat, config, test, conversations, endings.asked if tuned else ()),
+        endings,
     )
 
 
@@ -190,18 +202,11 @@ def _gates(
     before: _Measured,
     after: _Measured,
 ) -> list[dict[str, Any]]:
-    answers = after.answers.samples
-    stopped = sum(a.stopped for a in answers) / len(answers)
     allowed, allowed_general = config.max_loss_increase, config.max_general_loss_increase
     gates = [
         _gate("test", score, before.test, after.test, allowed),
         *(_gate(turn.name, score, turn.of(before.test), turn.of(after.test), allowed) for turn in turns),
-        {
-            "name": "answers stop",
-            "passed": stopped >= config.min_stopped,
-            "detail": f"{stopped:.0%} of {len(answers)} ended by themselves, at least "
-            f"{config.min_stopped:.0%} must",
-        },
+        after.endings.gate(config, after.answers.written),
     ]
     if config.max_turn_drop is not None:
         gates += [_turn_gate(hits, turns[0], turn, after.test, config.max_turn_drop) for turn in turns[1:]]
