@@ -66,8 +66,9 @@ class Fill:
             file.add(kept)
             if len(file) == limit:
                 break
-        taken = {conversation.where for conversation in fitting[:read]}
-        for conversation in fitting[read:]:
+        over = fitting[read:]
+        taken = {conversation.where for conversation in fitting[:read]} if over else set()
+        for conversation in over:
             if conversation.where not in taken:  # a weight repeats rows
                 self._cleaned.leave_out(conversation, f"over data.{name}_rows {limit}")
         if not len(file):
