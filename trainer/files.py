@@ -17,6 +17,7 @@ DATA_SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arr
 COMPRESSED = (".gz", ".zst")
 # What `datasets` and the Hub write next to the rows.
 DESCRIPTIONS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
+CACHED = "cache-*.arrow"  # what `datasets` computed of the rows, next to them
 
 
 def data_suffix(file: Path) -> str | None:
@@ -30,7 +31,7 @@ def data_suffix(file: Path) -> str | None:
 def data_files(path: Path) -> list[Path]:
     """Return the data files at `path`, which is one or a folder, in the order in which they are read.
 
-    Hidden files and folders, and descriptions of a data set, are left out of a folder.
+    Hidden files and folders, and descriptions and caches of a data set, are left out of a folder.
     """
     if not path.is_dir():
         return [path] if path.is_file() and data_suffix(path) else []
@@ -40,6 +41,7 @@ def data_files(path: Path) -> list[Path]:
         if file.is_file()
         and data_suffix(file)
         and file.name not in DESCRIPTIONS
+        and not file.match(CACHED)
         and not any(part.startswith(".") for part in file.relative_to(path).parts)
     ]
 

@@ -196,7 +196,9 @@ def _data(data: DataConfig) -> list[str]:
             if source.startswith(HUB):
                 problems += [problem] if (problem := hub.check(HubName.parse(source))) else []
             elif is_local(source) and not Path(source).exists():
-                problems.append(f"the data set: data.{setting} {source} does not exist")
+                problems.append(
+                    f"the data set: data.{setting} {source} does not exist (one of the Hub is hub:OWNER/NAME)"
+                )
     return problems
 
 

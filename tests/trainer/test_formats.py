@@ -71,10 +71,17 @@ def test_a_folder_of_save_to_disk_is_read_without_its_descriptions(tmp_path: Pat
 
 def test_hidden_files_and_descriptions_of_a_data_set_are_not_rows(tmp_path: Path) -> None:
     (tmp_path / "train.jsonl").write_text(LINES)
-    for name in ("dataset_infos.json", "._train.jsonl", ".cache/old.jsonl"):
+    for name in ("dataset_infos.json", "._train.jsonl", ".cache/old.jsonl", "cache-0a1b.arrow"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text('{"default": {}}')
     assert [row.value for row in read_rows(str(tmp_path))] == ROWS
+
+
+def test_a_file_without_rows_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "rows.jsonl").write_text(LINES)
+    (tmp_path / "empty.jsonl").write_text("\n")
+    assert [row.value for row in read_rows(str(tmp_path))] == ROWS
+    assert capsys.readouterr().out == "  empty.jsonl has no rows\n"
 
 
 def test_utf_16_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

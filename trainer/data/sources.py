@@ -94,4 +94,9 @@ def _local(path: Path, names: Mapping[Path, str] | None) -> dict[str, Rows]:
 
 def _files(files: Iterable[Path], names: Mapping[Path, str]) -> Iterator[RawRow]:
     for file in files:
-        yield from read_file(file, names[file])
+        empty = True
+        for row in read_file(file, names[file]):
+            empty = False
+            yield row
+        if empty:
+            say(f"  {names[file]} has no rows")
