@@ -84,8 +84,10 @@ def _wrapped(
     if cors_origins:
         inside = _open_to(cors_origins, inside)
     error_bodies = {route.path: dialect.error_body for dialect in DIALECTS for route in dialect.router.routes}
+    anthropics = [path for path, error_body in error_bodies.items() if error_body is messages.error_body]
+    id_headers = dict.fromkeys(anthropics, messages.REQUEST_ID)
     return RequestLog(
-        inside, service.metrics, service.tracing, routes, error_bodies, openai_errors.error_body
+        inside, service.metrics, service.tracing, routes, error_bodies, openai_errors.error_body, id_headers
     )
 
 
@@ -107,7 +109,14 @@ def _open_to(origins: Sequence[str], app: ASGIApp) -> ASGIApp:
         allow_origins=origins,
         allow_methods=("GET", "POST"),
         allow_headers=("*",),  # OpenAI's client sends a dozen of its own
-        expose_headers=("x-request-id", IGNORED_FIELDS, "retry-after", "x-should-retry", *RATE_HEADERS),
+        expose_headers=(
+            "x-request-id",
+            messages.REQUEST_ID.decode(),
+            IGNORED_FIELDS,
+            "retry-after",
+            "x-should-retry",
+            *RATE_HEADERS,
+        ),
     )
 
 

@@ -7,7 +7,7 @@ each chunk against its schema.
 from typing import Any
 
 import orjson
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from api.dialects.openai_errors import error_event
 from api.errors import ApiError
@@ -21,13 +21,23 @@ class PromptTokensDetails(BaseModel):
     cached_tokens: int = 0
 
 
+class CompletionTokensDetails(BaseModel):
+    reasoning_tokens: int
+
+
 class Usage(BaseModel):
-    """cached_tokens: tokens of the prompt that were in the engine's cache and not computed again."""
+    """cached_tokens: tokens of the prompt that were in the engine's cache and not computed again.
+
+    reasoning_tokens: of the thinking, with its markers.
+    """
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails = PromptTokensDetails()
+    completion_tokens_details: CompletionTokensDetails | None = Field(
+        None, exclude_if=lambda details: details is None, description="If the model thinks."
+    )
 
     @classmethod
     def of(cls, usage: events.Usage) -> "Usage":
@@ -37,6 +47,11 @@ class Usage(BaseModel):
             completion_tokens=usage.completion_tokens,
             total_tokens=usage.prompt_tokens + usage.completion_tokens,
             prompt_tokens_details=PromptTokensDetails(cached_tokens=usage.cached_tokens),
+            completion_tokens_details=(
+                None
+                if usage.thinking_tokens is None
+                else CompletionTokensDetails(reasoning_tokens=usage.thinking_tokens)
+            ),
         )
 
 

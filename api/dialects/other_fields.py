@@ -7,7 +7,6 @@ NOT_RETURNED = Refused("Answers hold text only, not what it was made from.", (Fa
 _NOT_RUN = Ignored("the server runs no tools, so this one is not offered to the model.")
 _NOT_A_CHOICE = Refused("A choice is none, auto, required or one function of `tools`.")
 _ONE_CACHE = Ignored("requests of one key share a cache of prompts without it.")
-_NO_REASONING = Ignored("the model does not reason apart from its answer.")
 _GRAMMAR = Refused("Use a JSON Schema in the answer's format instead.")
 _NO_BEAMS = Ignored("it belongs to beam search, which there is not.")
 
@@ -23,8 +22,6 @@ OPENAI: Table = {
     # Other servers and gateways know these.
     "client_metadata": Ignored("it describes the client."),
     "cache_control": _ONE_CACHE,
-    "thinking": _NO_REASONING,
-    "enable_thinking": _NO_REASONING,
 }
 VLLM: Table = {
     "use_beam_search": Refused("There is no beam search. Use `n` and a temperature.", (False,)),
@@ -63,8 +60,7 @@ VLLM: Table = {
     "vllm_xargs": Refused("The engine takes no arguments from a request."),
     "repetition_detection": Refused("Use `frequency_penalty` or `repetition_penalty`."),
     "stream_interval": Ignored("each token is sent as it comes."),
-    "thinking_token_budget": Refused("The model does not reason apart from its answer."),
-    "include_reasoning": _NO_REASONING,
+    "thinking_token_budget": Refused("The limit of an answer is one for thinking and text together."),
     "watermarking": Refused("Answers have no watermark.", (False,)),
 }
 
@@ -76,6 +72,21 @@ HISTORY: Table = {
     "cache_control": _ONE_CACHE,
     "prompt_cache_breakpoint": _ONE_CACHE,
     "provider_specific_fields": Ignored("it is a gateway's note of where the message came from."),
+}
+
+# Fields of the objects `reasoning` and `thinking`, which thinking.py has.
+_ONE_LIMIT = Ignored("the limit of an answer is one for thinking and text together.")
+REASONING: Table = {
+    "context": Ignored("the template decides which earlier thinking the model is shown."),
+    "generate_summary": Ignored("thinking is sent as it is, not summarized."),
+    "max_tokens": _ONE_LIMIT,
+    "mode": Ignored("there is one mode."),
+    "summary": Ignored("thinking is sent as it is, not summarized."),
+}
+THINKING: Table = {
+    "block_binding": Ignored("thinking is not bound to its conversation here."),
+    "budget_tokens": _ONE_LIMIT,
+    "clear_thinking": Ignored("the template decides which earlier thinking the model is shown."),
 }
 
 # Types of tools, and of a choice among them.

@@ -12,7 +12,6 @@ import threading
 import time
 import warnings
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -21,10 +20,12 @@ import psutil
 from api.engine import fork_server
 from api.engine.artifact import Artifact
 from api.engine.comparison import ComparisonModels
+from api.engine.delta import Delta, delta_of, echoed, thinking_delta
 from api.engine.environment import set_engine_environment
 from api.engine.presets import hardware_arguments
 from api.engine.processes import engine_processes, kill, start_watchdog
-from api.engine.sampling import EngineFinishReason, Sampling, sampling_arguments
+from api.engine.sampling import Sampling, sampling_arguments
+from api.engine.thinking import Thinks
 from api.errors import EngineFailed, EngineStartError
 from api.settings import Settings
 
@@ -33,26 +34,6 @@ _GC_THRESHOLD = 10_000  # new objects before a collection; hundreds of streams a
 _COUNT_EVERY = 8  # tokens a delta of a whole answer; a client that leaves may pay so many fewer
 _FAILED = "The engine has failed. Try again after it restarts."
 _LORA_RANKS = (8, 16, 32, 64, 128, 256)  # the maximum ranks that vLLM accepts
-NO_LOGPROB = float("nan")
-_FINISHED: dict[str, EngineFinishReason] = {"stop": "stop", "length": "length"}
-
-
-@dataclass(slots=True)  # frozen would cost a microsecond a token
-class Delta:
-    """Hold what one choice has received since its last delta.
-
-    logprobs: for each token a list of (token id, logprob), the token's own first; those of a prompt that is
-    echoed come before them. cached_tokens: tokens of the prompt that came from the cache; set on the
-    request's first delta and 0 on the others. stop: the stop string that ended the choice.
-    """
-
-    text: str
-    tokens: int
-    finish_reason: EngineFinishReason | None
-    index: int = 0
-    logprobs: list[list[tuple[int, float]]] | None = None
-    cached_tokens: int = 0
-    stop: str | None = None
 
 
 class Engine:
@@ -168,7 +149,7 @@ class Engine:
     async def generate(
         self, request_id: str, prompt_ids: list[int], sampling: Sampling, max_tokens: int,
         *, stream: bool, model: str = "", logprobs: int | None = None, cache_salt: str | None = None,
-        json_schema: str | None = None, echo: bool = False,
+        json_schema: str | None = None, echo: bool = False, thinks: Thinks | None = None,
     ) -> AsyncGenerator[Delta, None]:  # fmt: skip
         """Yield text as it is generated: token by token (stream), or several tokens at a time.
 
@@ -178,6 +159,8 @@ class Engine:
         cache_salt: only prompts with the same salt share this prompt's cache.
         json_schema: the schema that the text must obey. grammars.py must have tried it.
         echo: with logprobs, each choice's first delta has those of the prompt's tokens, too.
+        thinks: the answer may begin with thinking; ThinkingDeltas are yielded, and only what follows the
+        thinking obeys `json_schema`.
 
         Raises: EngineFailed if the engine is dead or ends the request itself.
         """
@@ -192,7 +175,10 @@ class Engine:
             **arguments,
             logprobs=logprobs,
             prompt_logprobs=logprobs if echo else None,
-            structured_outputs=StructuredOutputsParams(json=json_schema) if json_schema else None,
+            structured_outputs=StructuredOutputsParams(**_grammar(json_schema, thinks))
+            if json_schema
+            else None,
+            skip_special_tokens=not (thinks and thinks.closing.special),
             output_kind=RequestOutputKind.DELTA,
             stream_interval=1 if stream else _COUNT_EVERY,
         )
@@ -203,7 +189,7 @@ class Engine:
             request_id=request_id,
             lora_request=self._adapters.get(model),
         )
-        delta_of = partial(_echoed, prompt_ids) if echo else _delta
+        made = partial(echoed, prompt_ids) if echo else thinking_delta if thinks else delta_of
         first = True
         try:
             async with contextlib.aclosing(outputs):
@@ -212,7 +198,7 @@ class Engine:
                         for copy in range(copies):
                             cached = output.num_cached_tokens or 0 if first else 0
                             first = False
-                            yield delta_of(output, completion, completion.index + copy, cached)
+                            yield made(output, completion, completion.index + copy, cached)
         except (EngineDeadError, EngineGenerateError):
             raise EngineFailed(_FAILED) from None
 
@@ -262,36 +248,6 @@ def _end_requests(llm: Any) -> None:
             reader.get_loop().call_soon_threadsafe(end, reader)
 
 
-def _delta(output: Any, completion: Any, index: int, cached_tokens: int) -> Delta:
-    """Return vLLM's output as a Delta. Raises: EngineFailed if the engine has ended the request itself."""
-    reason = completion.finish_reason
-    if reason is not None and reason not in _FINISHED:
-        raise EngineFailed("The engine gave up on this request. Try again.")
-    logprobs = None
-    if completion.logprobs is not None:
-        pairs = zip(completion.token_ids, completion.logprobs, strict=True)
-        logprobs = [_own_first(token, found) for token, found in pairs]
-    tokens = len(completion.token_ids)
-    if reason is None:
-        return Delta(completion.text, tokens, None, index, logprobs, cached_tokens)
-    stop = completion.stop_reason if isinstance(completion.stop_reason, str) else None  # or a token's id
-    return Delta(completion.text, tokens, _FINISHED[reason], index, logprobs, cached_tokens, stop)
-
-
-def _echoed(prompt_ids: list[int], output: Any, completion: Any, index: int, cached_tokens: int) -> Delta:
-    """Return the Delta with the logprobs of the prompt before its own; vLLM gives them once a choice.
-
-    Nothing is before the first token, so it has no logprob.
-    """
-    delta = _delta(output, completion, index, cached_tokens)
-    if output.prompt_logprobs:
-        following = zip(prompt_ids[1:], output.prompt_logprobs[1:], strict=True)
-        rows = [_own_first(token, found) for token, found in following]
-        delta.logprobs = [[(prompt_ids[0], NO_LOGPROB)], *rows, *(delta.logprobs or [])]
-    return delta
-
-
-def _own_first(token: int, found: dict[int, Any]) -> list[tuple[int, float]]:
-    """Return the token's own logprob, followed by all of `found` by rank."""
-    ranked = sorted(found.items(), key=lambda item: item[1].rank)
-    return [(token, found[token].logprob), *((id, entry.logprob) for id, entry in ranked)]
+def _grammar(json_schema: str, thinks: Thinks | None) -> dict[str, str]:
+    """Return vLLM's argument for an answer that obeys a schema."""
+    return {"grammar": thinks.grammar(json_schema)} if thinks else {"json": json_schema}

@@ -1,8 +1,8 @@
 """`python -m api.engine.grammar_worker`: try JSON schemas and check answers, one request a line.
 
-In: lines of {"directory": of the tokenizer, "vocab_size": N, "schema": JSON text} for a trial, or of
-{"schema": JSON text, "answer": text} for a check. Out: a line for each. It is empty if the engine may have
-the schema, or if the answer obeys it. Otherwise it is the reason.
+In: lines of {"directory": of the tokenizer, "vocab_size": N, "schema": JSON text, "closing": marker of the
+thinking before it or null} for a trial, or of {"schema": JSON text, "answer": text} for a check. Out: a line
+for each. It is empty if the engine may have the schema, or if the answer obeys it. If not, it is the reason.
 
 Every request is a fork with its own limits; the kernel ends it when it exceeds them. A trial compiles the
 schema with vLLM's library, then writes a few random texts: a grammar that no text can satisfy reaches a state
@@ -27,6 +27,8 @@ from jsonschema.validators import Draft202012Validator, extend, validator_for
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from referencing import Registry
 
+from api.engine.thinking import Marker, Thinks
+
 CPU_S = 5
 MEMORY_BYTES = 2**29
 TEXTS = 4
@@ -48,7 +50,8 @@ def _answered(request: dict[str, Any]) -> str:
     if "answer" in request:
         return _in_a_fork(partial(_check, request["answer"], schema), "the answer could not be checked")
     tokenizer = _tokenizer(request["directory"], request["vocab_size"])
-    return _in_a_fork(partial(_trial, tokenizer, schema), "it takes too much time or memory")
+    closing = Marker(**request["closing"]) if request.get("closing") else None
+    return _in_a_fork(partial(_trial, tokenizer, schema, closing), "it takes too much time or memory")
 
 
 def _in_a_fork(work: Callable[[], str], ended: str) -> str:
@@ -83,12 +86,12 @@ def _limit() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-def _trial(tokenizer: Any, schema: str) -> str:
+def _trial(tokenizer: Any, schema: str, closing: Marker | None) -> str:
     begun = time.thread_time()
-    grammar = LLMatcher.grammar_from_json_schema(schema, defaults={"whitespace_flexible": False})
-    refusal = LLMatcher.validate_grammar(grammar)
-    if refusal:
-        return refusal
+    grammar, before = _grammar(tokenizer, schema, closing)
+    refusal = str(LLMatcher.validate_grammar(grammar))
+    if refusal:  # behind thinking, the library tells where in the grammar, and shows it
+        return refusal.partition("\n")[0].rpartition("JSON schema: ")[2] if closing else refusal
     if time.thread_time() - begun > VALIDATION_S:
         return "it takes too much time"
     matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=LLParserLimits(verbose_errors=False))
@@ -98,6 +101,7 @@ def _trial(tokenizer: Any, schema: str) -> str:
     begun, steps = time.thread_time(), 0
     for _ in range(TEXTS):
         matcher.reset()
+        matcher.consume_tokens(before)
         written = _write(matcher, tokenizer, choose)
         if matcher.is_error():
             return "no text can satisfy it" if written <= 1 else matcher.get_error()
@@ -105,6 +109,14 @@ def _trial(tokenizer: Any, schema: str) -> str:
     if (time.thread_time() - begun) / steps > STEP_S:
         return "it takes too much time a token"
     return ""
+
+
+def _grammar(tokenizer: Any, schema: str, closing: Marker | None) -> tuple[str, list[int]]:
+    """Return the grammar as the engine has it, and the tokens after which the schema begins."""
+    if closing is None:
+        return LLMatcher.grammar_from_json_schema(schema, defaults={"whitespace_flexible": False}), []
+    grammar = LLMatcher.grammar_from_lark(Thinks(closing, closing, inside=True).grammar(schema))
+    return grammar, tokenizer.tokenize_str(closing.text) if closing.id is None else [closing.id]
 
 
 def _write(matcher: Any, tokenizer: Any, choose: random.Random) -> int:

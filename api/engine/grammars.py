@@ -7,6 +7,7 @@ schema could stop every stream, and in vLLM 0.26 to 0.29 a schema that does not 
 
 import asyncio
 import contextlib
+import dataclasses
 import os
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
@@ -17,6 +18,7 @@ from typing import Any
 import orjson
 
 from api.engine.artifact import Artifact
+from api.engine.thinking import Marker
 from api.errors import InvalidRequest, Overloaded, Unavailable
 
 REMEMBERED = 256
@@ -33,20 +35,23 @@ class Grammars:
     def __init__(self) -> None:
         self._worker: Process | None = None
         self._free = asyncio.Lock()
-        self._trials: OrderedDict[tuple[Path, str], asyncio.Task[str]] = OrderedDict()
+        self._trials: OrderedDict[tuple[Path, str, Marker | None], asyncio.Task[str]] = OrderedDict()
         self._checks: set[asyncio.Task[str]] = set()
 
-    async def require(self, schema: str, artifact: Artifact, param: str) -> None:
+    async def require(
+        self, schema: str, artifact: Artifact, param: str, closing: Marker | None = None
+    ) -> None:
         """Return once a trial has shown that the engine may have the schema. schema: JSON text.
 
+        closing: ends the thinking before the answer that obeys it, if it may begin with one.
         Raises: InvalidRequest if it may not; Overloaded, Unavailable.
         """
-        name = (artifact.directory, schema)
+        name = (artifact.directory, schema, closing)
         trial = self._trials.get(name)
         if trial is None:
             if sum(not trial.done() for trial in self._trials.values()) >= MAX_WAITING:
                 raise Overloaded("Too many new schemas wait for their trial. Try again in a moment.")
-            trial = asyncio.create_task(self._try(schema, artifact))
+            trial = asyncio.create_task(self._try(schema, artifact, closing))
             self._trials[name] = trial
             if len(self._trials) > REMEMBERED:
                 self._trials.popitem(last=False)
@@ -71,9 +76,9 @@ class Grammars:
         except Exception:
             return NOT_CHECKED
 
-    async def _try(self, schema: str, artifact: Artifact) -> str:
-        directory, vocab_size = str(artifact.directory), artifact.vocab_size
-        return await self._ask({"directory": directory, "vocab_size": vocab_size, "schema": schema})
+    async def _try(self, schema: str, artifact: Artifact, closing: Marker | None) -> str:
+        given = {"directory": str(artifact.directory), "vocab_size": artifact.vocab_size, "schema": schema}
+        return await self._ask({**given, "closing": dataclasses.asdict(closing) if closing else None})
 
     async def _ask(self, request: dict[str, Any]) -> str:
         async with self._free:

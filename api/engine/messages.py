@@ -23,7 +23,7 @@ class Call:
 class Message:
     """calls: made by an assistant's message. call_id: the call whose result a tool's message holds.
 
-    name: of who says it, for templates that write names.
+    name: of who says it, for templates that write names. thinking: an assistant's, before its text and calls.
     """
 
     role: Role
@@ -31,6 +31,7 @@ class Message:
     calls: tuple[Call, ...] = ()
     call_id: str | None = None
     name: str | None = None
+    thinking: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +39,15 @@ class Layout:
     """How a template writes a conversation.
 
     begins: the prompt ends with the beginning of an answer. continued: it ends in the last message, which
-    the answer continues. values: variables of the model's template, by their names.
+    the answer continues. values: variables of the model's template, by their names. thinking: turn it on or
+    off, where the template can; None: as the template has it. effort: for templates that read one.
     """
 
     begins: bool = True
     continued: bool = False
     values: Mapping[str, bool | int | str] = field(default_factory=dict)
+    thinking: bool | None = None
+    effort: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

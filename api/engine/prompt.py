@@ -7,17 +7,22 @@ that it consists of. The tokenizer adds nothing; the ids begin with a BOS only i
 import json
 import re
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
+from api.engine import thinking
 from api.engine.artifact import TEMPLATE_DATE
-from api.engine.messages import Layout, Message, Tool
+from api.engine.messages import Call, Layout, Message, Tool
 from api.engine.template import named_roles, variables
+from api.engine.thinking import Marker, Thinking, Thinks
 from api.engine.tool_prompt import template_input, tool_form
 from api.errors import InvalidRequest
+
+EFFORT = "reasoning_effort"  # a variable of some templates
+_TAIL_TOKENS = 64  # of a prompt, which a marker and the white space around it may take up
 
 
 class Prompt:
@@ -32,6 +37,7 @@ class Prompt:
             )
         )
         self.variables = variables(tokenizer)  # that a request may set
+        self.thinking: Thinking | None = None  # until it is found
         self.named_roles = named_roles(lambda messages: self._render(self._given(messages)))
         # The name of a call's arguments in this template.
         self.arguments_key = self._tool_form.key if self._tool_form else "arguments"
@@ -48,6 +54,9 @@ class Prompt:
         # A tokenizer without control tokens gets a pattern that matches nothing.
         pattern = "|".join(map(re.escape, longest_first)) or r"(?!)"
         self._control_pattern = re.compile(f"({pattern})")
+        self.thinking = thinking.find(
+            str(tokenizer.chat_template), self.variables, self._marker, self._end, self._reads
+        )
 
     @classmethod
     def load(cls, directory: Path) -> "Prompt":
@@ -66,6 +75,18 @@ class Prompt:
         if not any(self._control_pattern.search(text) for text in _texts(given)):
             return _ids(self._encode, self._render(given))
         return self._encode_with_literals(given)
+
+    def begins(self, ids: list[int], continued: str = "") -> Thinks | None:
+        """Return how the answer to the prompt `ids` thinks, if it does. continued: what it continues."""
+        if self.thinking is None:
+            return None
+        return thinking.begins(self.thinking, self.text(ids[-_TAIL_TOKENS:]), continued)
+
+    def heeds(self, layout: Layout) -> bool:
+        """Return whether the template can do what a request asks about thinking."""
+        if self.thinking is not None and (self.thinking.switch is not None or layout.thinking):
+            return True
+        return layout.effort is not None and EFFORT in self.variables
 
     def encode_text(self, text: str) -> list[int]:
         """Return the token ids of a text without a template, with the tokens that the tokenizer adds."""
@@ -91,10 +112,45 @@ class Prompt:
     ) -> dict[str, Any]:
         """Return all that comes from a client. end: a mark where the prompt must end, in the last message."""
         layout = layout or Layout()
-        given = template_input(messages, tools, self._tool_form)
+        key = self.thinking.key if self.thinking else None
+        given = template_input(messages, tools, self._tool_form, key)
         end = secrets.token_hex(16) if layout.continued else ""
         given["messages"][-1]["content"] += end
-        return {**given, "values": dict(layout.values), "begins": layout.begins, "end": end}
+        values = {**self._thinking_values(layout), **layout.values}
+        return {**given, "values": values, "begins": layout.begins, "end": end}
+
+    def _thinking_values(self, layout: Layout) -> dict[str, bool | str]:
+        """Return the template's variables for what a request asks about thinking."""
+        values: dict[str, bool | str] = {}
+        if layout.thinking is not None and self.thinking and self.thinking.switch:
+            values[self.thinking.switch] = layout.thinking
+        if layout.effort is not None and EFFORT in self.variables:
+            values[EFFORT] = layout.effort
+        return values
+
+    def _marker(self, text: str) -> Marker:
+        return Marker(text, self._encode.token_to_id(text), text in self._control)
+
+    def _end(self, values: Mapping[str, Any]) -> str:
+        """Return a prompt with these variables, without the white space at its end; "" if it is refused."""
+        try:
+            return self._render(self._given([Message("user", "Hi")], (), Layout(values=values))).rstrip()
+        except Exception:  # whatever an expression of the template raises
+            return ""
+
+    def _reads(self, key: str, mark: str) -> bool:
+        """Return whether the template writes the thinking `mark` of an earlier message under this key."""
+        asked, call = Message("user", "Hi"), Call("c", "f", "{}")
+        thought = [asked, Message("assistant", "x", thinking=mark)]
+        called = [asked, Message("assistant", "", (call,), thinking=mark), Message("tool", "x", call_id="c")]
+        for messages in (thought, called):
+            given = template_input(messages, (), self._tool_form, key)
+            try:
+                if mark in self._render({**given, "values": {}, "begins": True, "end": ""}):
+                    return True
+            except Exception:  # the template has no such conversations
+                continue
+        return False
 
     def _encode_with_literals(self, given: dict[str, Any]) -> list[int]:
         """Encode messages that contain the text of a control token.

@@ -6,7 +6,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jinja2
+import jinja2.ext
 import jinja2.meta
+from jinja2.nodes import Node
+from jinja2.parser import Parser
 
 from api.engine.messages import Call, Message, Role
 from api.errors import InvalidRequest
@@ -15,15 +18,25 @@ from api.errors import InvalidRequest
 _NOT_FROM_CLIENTS = {"messages", "documents", "date_string", "strftime_now", "raise_exception"}
 
 
+class _Generation(jinja2.ext.Extension):
+    """Read `{% generation %}`, which marks answers for trainings: a tag of transformers' own."""
+
+    tags = {"generation"}  # noqa: RUF012 - Jinja's
+
+    def parse(self, parser: Parser) -> list[Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
 def variables(tokenizer: Any) -> frozenset[str]:
     """Return the variables of the tokenizer's template that a request may set.
 
     They are those that the template reads and does not set, without what transformers and this service give.
     """
-    environment = jinja2.Environment(extensions=["jinja2.ext.loopcontrols", "jinja2.ext.do"])
+    environment = jinja2.Environment(extensions=["jinja2.ext.loopcontrols", "jinja2.ext.do", _Generation])
     try:
         read = jinja2.meta.find_undeclared_variables(environment.parse(str(tokenizer.chat_template)))
-    except jinja2.TemplateError:  # transformers knows tags that Jinja does not
+    except jinja2.TemplateError:  # rendering a prompt will tell
         return frozenset()
     given = {
         *_NOT_FROM_CLIENTS,

@@ -71,16 +71,19 @@ def _form_of(render: Render, *, as_text: bool) -> ToolForm | None:
 
 
 def template_input(
-    messages: Sequence[Message], tools: Sequence[Tool], form: ToolForm | None
+    messages: Sequence[Message], tools: Sequence[Tool], form: ToolForm | None, thinking_key: str | None
 ) -> dict[str, Any]:
     """Return `messages` and `tools` for the template. form: how it writes calls, if it does.
+
+    thinking_key: its name for a message's thinking, if it has one.
 
     A message has its name if it has one, whether the template reads it or not.
     """
     offered = [_offered(tool) for tool in tools]
     if form:
-        return {"messages": [_native(message, form) for message in messages], "tools": offered or None}
-    turns = _plain(messages)
+        native = [_native(message, form, thinking_key) for message in messages]
+        return {"messages": native, "tools": offered or None}
+    turns = _plain(messages, thinking_key)
     if offered:
         lines = "\n".join(json.dumps(tool, ensure_ascii=False) for tool in offered)
         _add_to_system(turns, _INTRODUCTION.format(tools=lines))
@@ -97,8 +100,8 @@ def _offered(tool: Tool) -> dict[str, Any]:
     return {"type": "function", "function": function}
 
 
-def _native(message: Message, form: ToolForm) -> dict[str, Any]:
-    turn = _turn(message, message.text)
+def _native(message: Message, form: ToolForm, thinking_key: str | None) -> dict[str, Any]:
+    turn = _turn(message, message.text, thinking_key)
     if message.calls:
         called = [
             {"name": call.name, "arguments": call.arguments} if form.as_text else _called(call)
@@ -108,12 +111,16 @@ def _native(message: Message, form: ToolForm) -> dict[str, Any]:
     return turn
 
 
-def _turn(message: Message, content: str) -> dict[str, Any]:
+def _turn(message: Message, content: str, thinking_key: str | None) -> dict[str, Any]:
     turn: dict[str, Any] = {"role": message.role, "content": content}
-    return turn if message.name is None else {**turn, "name": message.name}
+    if message.name is not None:
+        turn["name"] = message.name
+    if message.thinking and thinking_key is not None:
+        turn[thinking_key] = message.thinking
+    return turn
 
 
-def _plain(messages: Sequence[Message]) -> list[dict[str, Any]]:
+def _plain(messages: Sequence[Message], thinking_key: str | None) -> list[dict[str, Any]]:
     """Write consecutive results as one user turn, because templates may require alternating roles."""
     turns: list[dict[str, Any]] = []
     results: list[str] | None = None
@@ -125,7 +132,7 @@ def _plain(messages: Sequence[Message]) -> list[dict[str, Any]]:
                 for call in message.calls
             ]
             content = "\n".join([message.text, *calls] if message.text else calls)
-            turns.append(_turn(message, content))
+            turns.append(_turn(message, content, thinking_key))
             continue
         if results is None:
             results = []

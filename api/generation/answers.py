@@ -7,7 +7,7 @@ for an event, and the calls of functions in the text.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from api.engine.engine import Delta
+from api.engine.delta import Delta, ThinkingDelta
 from api.engine.messages import Call
 from api.engine.prompt import Prompt
 from api.engine.sampling import EngineFinishReason
@@ -23,7 +23,8 @@ from api.telemetry.metrics import Tally
 class _Progress:
     """One answer until now. echo: the text that it begins with, until an event has had it.
 
-    open: a text or a call has not ended. logprobs: those that no event has had.
+    open: a thinking, a text or a call has not ended. thinks: it is a thinking. logprobs: those that no event
+    has had.
     """
 
     index: int
@@ -31,6 +32,7 @@ class _Progress:
     echo: str = ""
     first: bool = True
     open: bool = False
+    thinks: bool = False
     logprobs: list[TokenLogprob] = field(default_factory=list)
 
 
@@ -80,20 +82,33 @@ class Answers:
         return frames + self._events.error(error)
 
     def _read(self, delta: Delta) -> bytes:
-        progress, reason = self._progress[delta.index], delta.finish_reason
+        progress, reason, thinking = self._progress[delta.index], delta.finish_reason, ""
+        if isinstance(delta, ThinkingDelta):
+            thinking = delta.thinking
+            self._tally.thinking_tokens = (self._tally.thinking_tokens or 0) + delta.thinking_tokens
         if self._counts:
             self._events.count(self.usage())
         progress.logprobs += token_logprobs(delta, self._prompt)
+        frames = self._think(progress, thinking) if thinking else b""
         pieces = self._pieces(progress, delta)
-        frames = b""
-        if pieces and not self._started:
-            self._started = True
-            frames = self._events.start(self.usage())
+        if pieces:
+            frames += self._start()
         for piece in pieces:
             frames += self._piece(progress, piece)
         if reason is not None:
             frames += self._finish(progress, reason, delta.stop)
         return frames
+
+    def _start(self) -> bytes:
+        if self._started:
+            return b""
+        self._started = True
+        return self._events.start(self.usage())
+
+    def _think(self, progress: _Progress, text: str) -> bytes:
+        started, first = self._start(), progress.first
+        progress.first, progress.open, progress.thinks = False, True, True
+        return started + self._events.thinking(progress.index, text, first)
 
     def _pieces(self, progress: _Progress, delta: Delta) -> list[Piece]:
         parser = progress.parser
@@ -110,12 +125,13 @@ class Answers:
         return pieces
 
     def _piece(self, progress: _Progress, piece: Piece) -> bytes:
-        events, index, first = self._events, progress.index, progress.first
+        events, index, first, thought = self._events, progress.index, progress.first, progress.thinks
         logprobs, progress.logprobs = progress.logprobs, []
-        progress.first = False
+        progress.first = progress.thinks = False
         if piece.call is None:
             self._plain[index], progress.open = self._may_be_plain, True
-            return events.text(index, piece.text, logprobs, first)
+            ended = events.part_end(index, True) if thought else b""
+            return ended + events.text(index, piece.text, logprobs, first or thought)
         if piece.id is None or piece.name is None:
             return events.arguments(index, piece.call, piece.text, logprobs)
         ended = events.part_end(index, True) if progress.open else b""
@@ -140,4 +156,4 @@ class Answers:
     def usage(self) -> Usage:
         """Return the tokens that have been counted until now."""
         tally = self._tally
-        return Usage(tally.prompt_tokens, tally.cached_tokens, tally.completion_tokens)
+        return Usage(tally.prompt_tokens, tally.cached_tokens, tally.completion_tokens, tally.thinking_tokens)

@@ -6,7 +6,7 @@ from contextlib import aclosing
 
 import orjson
 
-from api.engine.engine import Delta
+from api.engine.delta import Delta
 from api.errors import EngineFailed
 
 Check = Callable[[str], Awaitable[str]]

@@ -17,11 +17,15 @@ FinishReason = Literal["stop", "length", "tool_calls"]
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens of a request until now. cached_tokens: those of the prompt that were not computed again."""
+    """Tokens of a request until now. cached_tokens: those of the prompt that were not computed again.
+
+    thinking_tokens: those of the completion that are thinking, with its markers; None if no answer thinks.
+    """
 
     prompt_tokens: int
     cached_tokens: int
     completion_tokens: int
+    thinking_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +41,12 @@ class Identity:
 class Events(Protocol):
     """Receive the events of all answers to one request, and return what a stream sends for each.
 
-    The first event is `start`. Every answer then has any number of `text`, and any number of calls: a `call`
-    and its `arguments`. `part_end` follows the last piece of a text or a call, and `finish` ends the answer.
-    The last event of all is `end`, or `error`, which may come at any time.
+    The first event is `start`. Every answer then has any number of `thinking`, then of `text`, and any number
+    of calls: a `call` and its `arguments`. `part_end` follows the last piece of a thinking, a text or a call,
+    and `finish` ends the answer. The last event of all is `end`, or `error`, which may come at any time.
 
     index: which answer it belongs to. logprobs: of the tokens that have come since the answer's event before.
-    first: nothing of this answer has come before. An answer without text or calls has one empty text.
+    An answer of nothing has one empty text.
     """
 
     def start(self, usage: Usage) -> bytes:
@@ -51,21 +55,24 @@ class Events(Protocol):
     def count(self, usage: Usage) -> None:
         """Note the usage until now, before other events; only if the request wants it in its chunks."""
 
+    def thinking(self, index: int, text: str, first: bool) -> bytes:
+        """Begin or continue an answer's thinking. first: it begins."""
+
     def text(
         self, index: int, text: str, logprobs: Sequence[TokenLogprob] = (), first: bool = False
     ) -> bytes:
-        """Begin or continue an answer's text."""
+        """Begin or continue an answer's text. first: it begins."""
 
     def call(
         self, index: int, number: int, call: Call, logprobs: Sequence[TokenLogprob], first: bool
     ) -> bytes:
-        """Begin a call of a function. number: from 0, in its answer."""
+        """Begin a call of a function. number: from 0, in its answer. first: nothing was before it."""
 
     def arguments(self, index: int, number: int, text: str, logprobs: Sequence[TokenLogprob]) -> bytes:
         """Continue the arguments of call `number`."""
 
     def part_end(self, index: int, whole: bool) -> bytes:
-        """End the open text or call. whole: it was not cut by the token limit or an error."""
+        """End the open thinking, text or call. whole: it was not cut by the token limit or an error."""
 
     def schema_error(self, index: int, error: str) -> None:
         """Note how an answer disobeys a schema that is not strict, before its `finish`."""
@@ -87,6 +94,7 @@ class Answer:
     """One whole answer. text_tokens: the first of `logprobs`, which belong to its text."""
 
     text: str = ""
+    thinking: str = ""
     text_tokens: int = 0
     calls: list[Call] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
@@ -106,6 +114,10 @@ class Collected:
 
     def count(self, usage: Usage) -> None:
         return None
+
+    def thinking(self, index: int, text: str, first: bool) -> bytes:
+        self.answers[index].thinking += text
+        return b""
 
     def text(
         self, index: int, text: str, logprobs: Sequence[TokenLogprob] = (), first: bool = False

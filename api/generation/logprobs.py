@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from api.engine.engine import Delta
+from api.engine.delta import Delta
 from api.engine.prompt import Prompt
 
 LOWEST = -9999.0  # JSON has no minus infinity

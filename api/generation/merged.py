@@ -5,7 +5,7 @@ import dataclasses
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
-from api.engine.engine import Delta
+from api.engine.delta import Delta
 
 
 async def merged(streams: Sequence[AsyncGenerator[Delta, None]], each: int) -> AsyncGenerator[Delta, None]:

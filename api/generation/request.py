@@ -8,6 +8,7 @@ from api.engine.context import require_known_tokens
 from api.engine.messages import Layout, Message
 from api.engine.prompt import Prompt
 from api.engine.sampling import Sampling
+from api.engine.thinking import Thinks
 from api.errors import InvalidRequest
 from api.generation.answer_schema import AnswerSchema, Format, Offer
 
@@ -30,12 +31,15 @@ class FieldNames(NamedTuple):
 class Conversation:
     """Messages, oldest first, that the model's chat template renders.
 
-    values_field: the dialect's name for the template's variables in `layout`.
+    values_field: the dialect's name for the template's variables in `layout`. thinking_fields: its names for
+    the fields that ask for `layout.thinking`. earlier_thinking: and for those with the thinking of messages.
     """
 
     messages: Sequence[Message]
     layout: Layout = field(default_factory=Layout)
     values_field: str = "chat_template_kwargs"
+    thinking_fields: Collection[str] = ()
+    earlier_thinking: Collection[str] = ()
 
     def require_known_values(self, known: Collection[str]) -> None:
         """Raises: InvalidRequest if a request sets a variable that the template does not have."""
@@ -54,17 +58,26 @@ class Conversation:
         for name in self.layout.values:
             if name not in prompt.variables:
                 yield f"{self.values_field}.{name}"
+        if not prompt.heeds(self.layout):
+            yield from self.thinking_fields
+        if prompt.thinking is None or prompt.thinking.key is None:
+            yield from self.earlier_thinking
+
+    def thinks(self, prompt: Prompt, ids: list[int]) -> Thinks | None:
+        """Return how an answer thinks, or None if it does not. ids: the rendered prompt."""
+        return prompt.begins(ids, self.messages[-1].text if self.layout.continued else "")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationRequest:
     """One request. Every prompt gets as many answers as `sampling` says.
 
-    prompts: conversations, texts without a template, or token ids. max_tokens: None for as many as fit.
+    prompts: a conversation, texts without a template, or token ids. max_tokens: None for as many as fit.
     logprobs: alternatives to return with each token's own logprob; None for no logprobs at all.
     offer: functions that an answer may call. format: what it must obey if it calls none.
     usage_in_chunks: a stream's events are told of the usage as it grows. echo: an answer begins with its
     prompt, which is a text or token ids. unused: names of fields that the dialect does not use.
+    show_thinking: the answer has its thinking, too.
     """
 
     model: str
@@ -79,6 +92,7 @@ class GenerationRequest:
     usage_in_chunks: bool = False
     echo: bool = False
     unused: Collection[str] = ()
+    show_thinking: bool = True
 
     @property
     def answers(self) -> int:
@@ -123,6 +137,11 @@ class GenerationRequest:
                 raise InvalidRequest("A prompt must have at least one token.", param=self.fields.prompt)
             encoded.append(ids)
         return encoded
+
+    def thinks(self, prompt: Prompt, prompts: Sequence[list[int]]) -> Thinks | None:
+        """Return how the answers think, or None if they do not. prompts: as `encode` has rendered them."""
+        given = self.prompts[0]
+        return given.thinks(prompt, prompts[0]) if isinstance(given, Conversation) else None
 
     def require_echoable(self, prompts: Sequence[list[int]], vocab_size: int) -> None:
         """Raises: InvalidRequest if the logprobs of a prompt need more memory than the engine has left."""

@@ -7,6 +7,7 @@ on prompts that it will not answer.
 
 import asyncio
 import contextlib
+import dataclasses
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -20,10 +21,12 @@ from pydantic.json_schema import SkipJsonSchema
 from starlette.types import Receive, Scope, Send
 
 from api.engine.context import token_budget
-from api.engine.engine import Delta, Engine
+from api.engine.delta import Delta
+from api.engine.engine import Engine
 from api.engine.grammars import Grammars
 from api.engine.lifecycle import Lifecycle
 from api.engine.served import ServedModel
+from api.engine.thinking import Thinks
 from api.errors import ApiError, ClientGone, DeadlineExceeded
 from api.generation.admission import Admission
 from api.generation.answer_schema import AnswerSchema
@@ -32,6 +35,7 @@ from api.generation.checked import Check, checked
 from api.generation.events import Collected, Dialect, Identity
 from api.generation.merged import merged
 from api.generation.request import GenerationRequest
+from api.generation.thinking import thought
 from api.http.state import RequestState
 from api.ledger.keys import NORMAL, Key
 from api.ledger.ledger import Ledger
@@ -118,7 +122,7 @@ class Generation(Response):
         self, served: ServedModel, state: RequestState, scope: Scope, receive: Receive, send: Send
     ) -> None:
         runner, request, key = self._runner, self._request, state.key
-        prompts, schema = await self._render(served)
+        prompts, schema, thinks = await self._render(served)
         state.ignored |= request.ignored(served.prompt)
         limits = self._limits(prompts, served.engine.max_model_len)
         tally = state.tally = Tally(
@@ -128,18 +132,23 @@ class Generation(Response):
             request.stream,
             runner.metrics,
         )
+        if thinks is not None:
+            tally.thinking_tokens = 0
         most = tally.prompt_tokens + sum(limits) * request.sampling.choices
         async with contextlib.AsyncExitStack() as held:
             headers = await held.enter_async_context(self._reserved(key, most, tally))
             if schema is not None:
-                await runner.grammars.require(schema.text, served.artifact, schema.param)
+                closing = thinks.closing if thinks else None
+                await runner.grammars.require(schema.text, served.artifact, schema.param, closing)
             priority = key.priority if key else NORMAL
             turn = runner.admission.turn(tally.key, request.answers, most, priority)
             await held.enter_async_context(turn)
             tally.take_turn()
             identity = Identity(self._id, self._created, request.model, served.artifact.manifest.id)
             errors: dict[int, str] = {}
-            deltas = self._generate(served.engine, prompts, limits, key, schema)
+            deltas = self._generate(served.engine, prompts, limits, key, schema, thinks)
+            if thinks is not None:
+                deltas = thought(deltas, thinks, request.sampling, served.prompt, request.show_thinking)
             if schema is not None:
                 deltas = checked(deltas, self._check(schema), errors, bool(request.sampling.stop))
             async with aclosing(deltas):
@@ -156,8 +165,10 @@ class Generation(Response):
                     body = self._dialect.body(identity, collected.answers, answers.usage())
                     await Response(body, 200, headers, "application/json")(scope, receive, send)
 
-    async def _render(self, served: ServedModel) -> tuple[list[list[int]], AnswerSchema | None]:
-        """Return the token ids of every prompt, and the schema that an answer must obey."""
+    async def _render(
+        self, served: ServedModel
+    ) -> tuple[list[list[int]], AnswerSchema | None, Thinks | None]:
+        """Return the token ids of every prompt, the schema that an answer must obey, and how it thinks."""
         request, prompt = self._request, served.prompt
         request.require_known_tokens(served.engine.vocab_size)
         request.require_reachable(served.engine.max_model_len)
@@ -166,7 +177,7 @@ class Generation(Response):
             lambda: (request.encode(prompt), request.answer_schema(prompt))
         )
         request.require_echoable(prompts, served.engine.vocab_size)
-        return prompts, schema
+        return prompts, schema, request.thinks(prompt, prompts)
 
     def _limits(self, prompts: list[list[int]], context: int) -> list[int]:
         """Return how many tokens each answer to each prompt may have."""
@@ -208,18 +219,21 @@ class Generation(Response):
         limits: list[int],
         key: Key | None,
         schema: AnswerSchema | None,
+        thinks: Thinks | None,
     ) -> AsyncGenerator[Delta, None]:
-        request = self._request
+        request, sampling, each_token = self._request, self._request.sampling, self._request.stream
+        if thinks is not None and sampling.stop:  # `thought` looks for them
+            sampling, each_token = dataclasses.replace(sampling, stop=None), True
         salt = self._runner.ledger.cache_salt(key) if key else None
         streams = [
             engine.generate(
-                f"{current_request_id.get()}.{self._id}-{i}", ids, request.sampling, limit,
-                stream=request.stream, model=request.model, logprobs=request.logprobs, cache_salt=salt,
-                json_schema=schema.text if schema else None, echo=request.echo,
+                f"{current_request_id.get()}.{self._id}-{i}", ids, sampling, limit,
+                stream=each_token, model=request.model, logprobs=request.logprobs, cache_salt=salt,
+                json_schema=schema.text if schema else None, echo=request.echo, thinks=thinks,
             )
             for i, (ids, limit) in enumerate(zip(prompts, limits, strict=True))
         ]  # fmt: skip
-        return streams[0] if len(streams) == 1 else merged(streams, request.sampling.choices)
+        return streams[0] if len(streams) == 1 else merged(streams, sampling.choices)
 
     async def _stream(
         self,

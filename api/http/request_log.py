@@ -30,10 +30,12 @@ class RequestLog:
         routes: frozenset[str],
         error_bodies: Mapping[str, ErrorWriter],
         error_body: ErrorWriter,
+        id_headers: Mapping[str, bytes],
     ) -> None:
         """routes: paths to report by name; any other is reported as `other`.
 
-        error_bodies: who writes the errors of a path; `error_body` writes those of any other.
+        error_bodies: who writes the errors of a path; `error_body` writes those of any other. id_headers: the
+        name of another header with the request's id, by path.
         """
         self._app = app
         self._metrics = metrics
@@ -41,6 +43,7 @@ class RequestLog:
         self._routes = routes
         self._error_bodies = error_bodies
         self._error_body = error_body
+        self._id_headers = id_headers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -50,7 +53,9 @@ class RequestLog:
         state.attach(scope)
         request_id = _id_of(scope)
         current_request_id.set(request_id)
-        header = (b"x-request-id", request_id.encode())
+        own_headers = [(b"x-request-id", request_id.encode())]
+        if (name := self._id_headers.get(scope["path"])) is not None:
+            own_headers.append((name, request_id.encode()))
         status = 0
         begun = time.perf_counter()
 
@@ -58,7 +63,7 @@ class RequestLog:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message["headers"], header]
+                message["headers"] = [*message["headers"], *own_headers]
                 if state.ignored:
                     names = ", ".join(sorted(state.ignored))
                     message["headers"].append((IGNORED_FIELDS.encode(), names.encode()))

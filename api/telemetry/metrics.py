@@ -99,6 +99,7 @@ class Tally:
 
     Moments are perf_counter's, and None before they come. begun: the prompt is rendered; turn: the request
     has a turn in the engine; first: the first delta has come, in a stream the first token.
+    thinking_tokens: among the completion's; None if the answers do not think.
     """
 
     def __init__(self, key: str, prompt_tokens: int, answers: int, stream: bool, metrics: Metrics) -> None:
@@ -107,6 +108,7 @@ class Tally:
         self.prompt_tokens = prompt_tokens
         self.cached_tokens = 0
         self.completion_tokens = 0
+        self.thinking_tokens: int | None = None
         self.begun = time.perf_counter()
         self.turn: float | None = None
         self.first: float | None = None
@@ -149,7 +151,8 @@ class Tally:
         """Return what a log line says of it, with a leading space."""
         queue = "-" if self.turn is None else f"{self.turn - self.begun:.3f}"
         ttft = "-" if self.first is None or not self._stream else f"{self.first - self.begun:.3f}"
+        thinking = "" if self.thinking_tokens is None else f" thinking_tokens={self.thinking_tokens}"
         return (
             f" key={self.key or '-'} queue_s={queue} ttft_s={ttft} prompt_tokens={self.prompt_tokens} "
-            f"completion_tokens={self.completion_tokens}"
+            f"completion_tokens={self.completion_tokens}{thinking}"
         )

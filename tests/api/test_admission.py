@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from api.engine.engine import Delta
+from api.engine.delta import Delta
 from api.errors import Overloaded
 from api.generation import admission as admission_module
 from api.generation.admission import Admission

@@ -5,7 +5,7 @@ from typing import Any, cast
 
 import pytest
 
-from api.engine.engine import Delta
+from api.engine.delta import Delta
 from api.engine.messages import Tool
 from api.engine.prompt import Prompt
 from api.engine.sampling import Sampling

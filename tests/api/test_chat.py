@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from api.dialects.chat.schema import ChatCompletion, ChatCompletionChunk, ChatRequest
-from api.engine.engine import Delta
+from api.dialects.chat.answer import ChatCompletion, ChatCompletionChunk
+from api.dialects.chat.schema import ChatRequest
+from api.engine.delta import Delta
 from api.engine.sampling import Sampling, sampling_arguments
 from api.errors import EngineFailed
 from tests.support.api import MODEL, FakeEngine, House, ask, assert_openai_error, events, post

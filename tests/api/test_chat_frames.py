@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
+from api.dialects.chat.answer import ChatCompletionChunk, ChunkChoice, Delta
 from api.dialects.chat.frames import ChatFrames
-from api.dialects.chat.schema import ChatCompletionChunk, ChunkChoice, Delta
 from api.dialects.chunks import DONE
 from api.errors import EngineFailed
 from api.generation.events import Identity, Usage
@@ -46,6 +46,19 @@ def test_text_frames_equal_the_pydantic_chunks(text: str, include_usage: bool) -
     assert parsed(written.text(0, text)) == chunk(
         ChunkChoice(delta=Delta(content=text)), include_usage=include_usage
     )
+
+
+@pytest.mark.parametrize("include_usage", [False, True])
+@pytest.mark.parametrize("text", TEXTS)
+def test_thinking_frames_equal_the_pydantic_chunks(text: str, include_usage: bool) -> None:
+    written = frames(include_usage)
+    for role, first in (("assistant", True), (None, False)):
+        delta = Delta.model_validate({"role": role, "reasoning_content": text, "reasoning": text})
+        frame = written.thinking(0, text, first)
+        assert parsed(frame) == chunk(ChunkChoice(delta=delta), include_usage=include_usage)
+    assert parsed(written.text(0, text, first=True)) == chunk(
+        ChunkChoice(delta=Delta(content=text)), include_usage=include_usage
+    ), "the role was in the thinking"
 
 
 @pytest.mark.parametrize("include_usage", [False, True])

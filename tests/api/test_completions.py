@@ -9,7 +9,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from api.dialects.completions.schema import Completion
-from api.engine.engine import Delta
+from api.engine.delta import Delta
 from api.errors import EngineFailed
 from api.generation.merged import merged
 from tests.support.api import MODEL, FakeEngine, House

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import httpx
 import pytest
 
-from api.engine.engine import Delta
+from api.engine.delta import Delta
 from api.http import connection
 from tests.support import PATIENCE_S
 from tests.support.api import URL, FakeEngine, House, ask, assert_openai_error, eventually, streamed_request

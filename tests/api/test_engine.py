@@ -11,11 +11,36 @@ import pytest
 import torch
 
 from api.engine.artifact import read_artifact
-from api.engine.engine import Engine, _echoed
+from api.engine.delta import ThinkingDelta, echoed
+from api.engine.engine import Engine
 from api.engine.presets import hardware_arguments
 from api.engine.sampling import Sampling
+from api.engine.thinking import Marker, Thinks
 from api.errors import EngineFailed, EngineStartError
 from api.settings import Settings
+
+
+class FakeLlm:
+    """Answer in two outputs of so many tokens. asked: vLLM's parameters of each request."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, tokens: int = 1) -> None:
+        self.asked: list[Any] = []
+        self._tokens = tokens
+        exceptions = SimpleNamespace(EngineDeadError=RuntimeError, EngineGenerateError=RuntimeError)
+        kinds = SimpleNamespace(DELTA="delta", FINAL_ONLY="final only")
+        for name, module in {
+            "vllm": SimpleNamespace(SamplingParams=SimpleNamespace),
+            "vllm.sampling_params": SimpleNamespace(RequestOutputKind=kinds, StructuredOutputsParams=dict),
+            "vllm.v1.engine.exceptions": exceptions,
+        }.items():
+            monkeypatch.setitem(sys.modules, name, module)
+
+    async def generate(self, prompt: Any, params: Any, **_: Any) -> AsyncIterator[Any]:
+        self.asked.append(params)
+        for text in ("a", "b"):
+            completion = SimpleNamespace(index=0, text=text, token_ids=[1] * self._tokens, logprobs=None)
+            completion.finish_reason = None
+            yield SimpleNamespace(outputs=[completion], num_cached_tokens=0)
 
 
 @pytest.mark.anyio
@@ -24,39 +49,41 @@ async def test_answers_come_while_they_are_generated_also_those_that_are_sent_wh
     artifacts: Path, monkeypatch: pytest.MonkeyPatch, stream: bool, tokens: int
 ) -> None:
     """Or a whole answer whose client leaves would cost its key nothing but the prompt."""
-    asked: list[Any] = []
-    exceptions = SimpleNamespace(EngineDeadError=RuntimeError, EngineGenerateError=RuntimeError)
-    kinds = SimpleNamespace(DELTA="delta", FINAL_ONLY="final only")
-    for name, module in {
-        "vllm": SimpleNamespace(SamplingParams=SimpleNamespace),
-        "vllm.sampling_params": SimpleNamespace(RequestOutputKind=kinds, StructuredOutputsParams=None),
-        "vllm.v1.engine.exceptions": exceptions,
-    }.items():
-        monkeypatch.setitem(sys.modules, name, module)
-
-    async def generate(prompt: Any, params: Any, **_: Any) -> AsyncIterator[Any]:
-        asked.append(params)
-        for text in ("a", "b"):
-            completion = SimpleNamespace(index=0, text=text, token_ids=[1] * tokens, logprobs=None)
-            completion.finish_reason = None
-            yield SimpleNamespace(outputs=[completion], num_cached_tokens=0)
-
+    llm = FakeLlm(monkeypatch, tokens)
     engine = Engine(Settings(artifacts_dir=artifacts), read_artifact(artifacts))
-    engine._llms = [SimpleNamespace(generate=generate)]
+    engine._llms = [llm]
     deltas = [delta async for delta in engine.generate("x", [1], Sampling(), 16, stream=stream)]
     assert [(delta.text, delta.tokens) for delta in deltas] == [("a", tokens), ("b", tokens)]
-    assert (asked[0].output_kind, asked[0].stream_interval) == ("delta", tokens)
+    assert (llm.asked[0].output_kind, llm.asked[0].stream_interval) == ("delta", tokens)
+
+
+@pytest.mark.anyio
+async def test_an_answer_that_thinks_obeys_a_grammar_with_its_thinking(
+    artifacts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    llm = FakeLlm(monkeypatch, 2)
+    engine = Engine(Settings(artifacts_dir=artifacts), read_artifact(artifacts))
+    engine._llms = [llm]
+    for thinks in (None, Thinks(Marker("<t>"), Marker("</t>", 7, special=True), inside=True)):
+        asked = engine.generate("x", [1], Sampling(), 16, stream=True, json_schema="{}", thinks=thinks)
+        ids = [delta.ids if isinstance(delta, ThinkingDelta) else None async for delta in asked]
+        assert ids == [None if thinks is None else [1, 1]] * 2
+    plain, thought = llm.asked
+    assert (plain.structured_outputs, plain.skip_special_tokens) == ({"json": "{}"}, True)
+    [(kind, grammar)] = thought.structured_outputs.items()
+    assert kind == "grammar" and "answer: %json" in grammar
+    assert not thought.skip_special_tokens, "the closing marker is a control token, and it must be seen"
 
 
 def test_an_echoed_prompt_has_logprobs_for_all_tokens_but_its_first() -> None:
     own, other = SimpleNamespace(logprob=-0.5, rank=2), SimpleNamespace(logprob=-0.1, rank=1)
     completion = SimpleNamespace(text="!", token_ids=[9], logprobs=[{9: own}], finish_reason=None)
     first = SimpleNamespace(prompt_logprobs=[None, {8: own, 4: other}])
-    (before, *nothing), *rest = _echoed([7, 8], first, completion, 0, 0).logprobs or []
+    (before, *nothing), *rest = echoed([7, 8], first, completion, 0, 0).logprobs or []
     assert before[0] == 7 and math.isnan(before[1]) and nothing == []
     assert rest == [[(8, -0.5), (4, -0.1), (8, -0.5)], [(9, -0.5), (9, -0.5)]]
     later = SimpleNamespace(prompt_logprobs=[])
-    assert _echoed([7, 8], later, completion, 0, 0).logprobs == [[(9, -0.5), (9, -0.5)]]
+    assert echoed([7, 8], later, completion, 0, 0).logprobs == [[(9, -0.5), (9, -0.5)]]
 
 
 @pytest.mark.anyio

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from api.dialects.chat.schema import ChatCompletion, ChatCompletionChunk
-from api.dialects.responses.schema import ResponseBody
+from api.dialects.chat.answer import ChatCompletion, ChatCompletionChunk
+from api.dialects.responses.answer import ResponseBody
 from api.engine import grammars as grammars_module
 from api.engine.artifact import Artifact, read_artifact
-from api.engine.engine import Delta
+from api.engine.delta import Delta
 from api.engine.grammars import MAX_WAITING, Grammars
 from api.errors import InvalidRequest, Overloaded, Unavailable
 from tests.support.api import MODEL, FakeEngine, House, ask, assert_openai_error, events, post

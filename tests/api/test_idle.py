@@ -8,7 +8,7 @@ from contextlib import suppress
 import httpx
 import pytest
 
-from api.engine.engine import Delta
+from api.engine.delta import Delta
 from api.http import connection
 from api.http.connection import Connection
 from api.http.server import allow_many_files

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from api.engine import lifecycle, served
-from api.engine.engine import Delta
+from api.engine.delta import Delta
 from api.engine.lifecycle import State
 from api.errors import EngineFailed, EngineStartError, StartError
 from api.http.server import listen

@@ -11,6 +11,7 @@ from typing_extensions import get_type_hints, is_typeddict
 
 from api.dialects.messages import schema
 from api.dialects.rules import Strict, parts_of
+from api.dialects.thinking import ThinkingChoice
 
 PARTS = [
     (types.message_create_params.MessageCreateParamsStreaming, schema.MessageRequest),
@@ -21,6 +22,10 @@ PARTS = [
     *((each, schema.InputMessage) for each in get_args(beta.BetaMessageParam)),
     (types.TextBlockParam, schema.TextBlock),
     (beta.BetaTextBlockParam, schema.TextBlock),
+    (types.ThinkingBlockParam, schema.ThinkingBlock),
+    (beta.BetaThinkingBlockParam, schema.ThinkingBlock),
+    *((each, ThinkingChoice) for each in get_args(types.ThinkingConfigParam)),
+    *((each, ThinkingChoice) for each in get_args(beta.BetaThinkingConfigParam)),
     (types.ToolUseBlockParam, schema.ToolUseBlock),
     (beta.BetaToolUseBlockParam, schema.ToolUseBlock),
     (types.ToolResultBlockParam, schema.ToolResultBlock),
@@ -34,10 +39,13 @@ PARTS = [
     (types.JSONOutputFormatParam, schema.OutputFormat),
     (beta.BetaJSONOutputFormatParam, schema.OutputFormat),
 ]
+BLOCKS = (schema.TextBlock, schema.ThinkingBlock, schema.ToolUseBlock, schema.ToolResultBlock)
 UNIONS = [
+    (types.ThinkingConfigParam, (ThinkingChoice,)),
+    (beta.BetaThinkingConfigParam, (ThinkingChoice,)),
     (beta.beta_system_message_param.ContentBlock, (schema.TextBlock,)),
-    (types.ContentBlockParam, (schema.TextBlock, schema.ToolUseBlock, schema.ToolResultBlock)),
-    (beta.BetaContentBlockParam, (schema.TextBlock, schema.ToolUseBlock, schema.ToolResultBlock)),
+    (types.ContentBlockParam, BLOCKS),
+    (beta.BetaContentBlockParam, BLOCKS),
     (types.tool_result_block_param.Content, (schema.TextBlock,)),
     (beta.beta_tool_result_block_param.Content, (schema.TextBlock,)),
     (types.ToolUnionParam, (schema.ToolDefinition,)),

@@ -162,9 +162,9 @@ async def test_what_changes_nothing_is_ignored_and_named(make_house: MakeHouse) 
     answer = await post(house, fields)
     assert answer.status_code == 200, answer.text
     named = (
-        "context_management, mcp_servers, messages.content.cache_control, messages.content.thinking, "
-        "metadata, output_config.effort, system.cache_control, thinking, tools.cache_control, "
-        "tools.eager_input_streaming, tools.web_search_20250305"
+        "context_management, mcp_servers, messages.content.cache_control, messages.content.signature, "
+        "messages.content.thinking, metadata, output_config.effort, system.cache_control, thinking, "
+        "tools.cache_control, tools.eager_input_streaming, tools.web_search_20250305"
     )
     assert answer.headers["x-ignored-fields"] == named
     plain = wants(

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from api.dialects.messages.answer import MessageBody
-from api.engine.engine import Delta
+from api.engine.delta import Delta
 from api.errors import EngineFailed
 from api.ledger.key_file import create_key
 from api.ledger.keys import Limits
@@ -111,7 +111,7 @@ async def test_failure_in_a_stream_is_its_last_event(make_house: MakeHouse) -> N
     assert last == {
         "type": "error",
         "error": {"type": "api_error", "message": "dead"},
-        "request_id": answer.headers["x-request-id"],
+        "request_id": answer.headers["request-id"],
     }
     answer = await post(make_house(FakeEngine(fail_before=(0, EngineFailed("dead")))), wants(stream=True))
     assert error_of(answer, 503, "api_error") == "dead"
@@ -161,3 +161,13 @@ async def test_an_answer_says_how_it_disobeys_a_schema_that_is_not_strict(
     assert ended["stop_reason"] == "tool_use" and "unique" in ended["schema_error"]
     strict = wants(tools=[{**unique, "strict": True}], tool_choice={"type": "any"})
     assert "uniqueItems" in error_of(await post(make_house(says(call)), strict), 400, "invalid_request_error")
+
+
+async def test_answers_have_their_id_where_anthropics_clients_look(make_house: MakeHouse) -> None:
+    for body in (wants(), wants(stream=True)):
+        answer = await post(make_house(says("Hi")), body)
+        assert answer.headers["request-id"] == answer.headers["x-request-id"]
+    house = make_house()
+    await house.load()
+    async with house.client() as client:
+        assert "request-id" not in (await client.get("/v1/models")).headers

@@ -7,9 +7,10 @@ from typing import Any
 import httpx
 import pytest
 
-from api.dialects.responses.schema import ResponseBody, ResponseRequest
+from api.dialects.responses.answer import ResponseBody
+from api.dialects.responses.schema import ResponseRequest
 from api.dialects.rules import apply
-from api.engine.engine import Delta
+from api.engine.delta import Delta
 from api.errors import EngineFailed
 from tests.support.api import MODEL, FakeEngine, House, assert_openai_error
 

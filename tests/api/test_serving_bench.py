@@ -11,7 +11,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from api.engine.artifact import read_artifact
-from api.engine.engine import Delta
+from api.engine.delta import Delta
 from bench import client, random_model, serving, stacks
 from tests.support.api import FakeEngine, House
 

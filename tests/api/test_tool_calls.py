@@ -9,8 +9,9 @@ from typing import Any, cast
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from api.dialects.chat.schema import ChatCompletion, ChatCompletionChunk, ChatRequest
-from api.engine.engine import Delta
+from api.dialects.chat.answer import ChatCompletion, ChatCompletionChunk
+from api.dialects.chat.schema import ChatRequest
+from api.engine.delta import Delta
 from api.engine.grammars import Grammars
 from api.engine.messages import Tool
 from api.engine.prompt import Prompt

@@ -34,14 +34,22 @@ SAMPLING: dict[str, Any] = {
 COMPLETION = {**SAMPLING, "stream": True, "n": 1, "stream_options": {
     "include_usage": True, "continuous_usage_stats": True
 }}  # fmt: skip
+THINKING: dict[str, Any] = {
+    "enable_thinking": True,
+    "thinking": {"type": "enabled", "display": "summarized"},
+    "reasoning": {"effort": "low", "enabled": True, "exclude": False},
+    "include_reasoning": True,
+}
 # One request of each dialect with every field that it honours, so that each can be spoilt.
 FULL: dict[str, tuple[type[Strict], dict[str, Any]]] = {
     "/v1/chat/completions": (ChatRequest, {
         **COMPLETION,
+        **THINKING,
         "model": MODEL,
         "messages": [
             {"role": "user", "content": [{"type": "text", "text": "Hi"}], "name": "ann"},
-            {"role": "assistant", "content": "x", "refusal": "No.", "tool_calls": [CALL]},
+            {"role": "assistant", "content": "x", "refusal": "No.", "tool_calls": [CALL],
+             "reasoning_content": "y", "reasoning": "z"},
             {"role": "tool", "content": "1", "tool_call_id": "c"},
         ],
         "max_completion_tokens": 5,
@@ -58,15 +66,19 @@ FULL: dict[str, tuple[type[Strict], dict[str, Any]]] = {
         "add_generation_prompt": True,
         "continue_final_message": False,
         "chat_template_kwargs": {"enable_thinking": True},
+        "reasoning_effort": "high",
     }),
     "/v1/completions": (CompletionRequest, {
         **COMPLETION, "model": MODEL, "prompt": ["Hi"], "max_tokens": 5, "logprobs": 1, "echo": True,
     }),
     "/v1/responses": (ResponseRequest, {
         **SAMPLING,
+        **THINKING,
         "model": MODEL,
         "input": [
             {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "Hi"}]},
+            {"type": "reasoning", "content": [{"type": "reasoning_text", "text": "y"}],
+             "summary": [{"type": "summary_text", "text": "z"}]},
             {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"},
             {"type": "function_call_output", "call_id": "c", "output": "1"},
         ],
@@ -89,7 +101,10 @@ FULL: dict[str, tuple[type[Strict], dict[str, Any]]] = {
         "model": MODEL,
         "messages": [
             {"role": "user", "content": [{"type": "text", "text": "Hi"}]},
-            {"role": "assistant", "content": [{"type": "tool_use", "id": "c", "name": "f", "input": {}}]},
+            {"role": "assistant", "content": [
+                {"type": "thinking", "thinking": "y"},
+                {"type": "tool_use", "id": "c", "name": "f", "input": {}},
+            ]},
             {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "c", "content": "1"}]},
             {"role": "system", "content": "x", "clear_at": "never"},
         ],
@@ -107,6 +122,7 @@ FULL: dict[str, tuple[type[Strict], dict[str, Any]]] = {
         "top_p": 1.0,
         "top_k": 1,
         "stop_sequences": ["x"],
+        "thinking": THINKING["thinking"],
     }),
 }  # fmt: skip
 

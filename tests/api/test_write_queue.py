@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
-from api.engine.engine import Delta
+from api.engine.delta import Delta
 from api.http import write_queue
 from tests.support.api import URL, FakeEngine, House, ask, eventually, streamed_request
 

@@ -1,6 +1,7 @@
 """A whole service in one process: real app, server and files; only vLLM is doubled."""
 
 import asyncio
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -14,9 +15,10 @@ import httpx
 import orjson
 from starlette.types import ASGIApp
 
-from api.engine.engine import Delta
+from api.engine.delta import Delta
 from api.engine.lifecycle import State
 from api.engine.served import PROBE
+from api.engine.thinking import Thinks
 from api.http.idle import IdleConnections
 from api.http.server import AdminServer, Server, listen
 from api.service import Service
@@ -151,6 +153,7 @@ class FakeEngine:
         cache_salt: str | None = None,
         json_schema: str | None = None,
         echo: bool = False,
+        thinks: Thinks | None = None,
     ) -> AsyncIterator[Delta]:
         if request_id == PROBE:
             yield Delta("x", 1, "length")
@@ -167,6 +170,7 @@ class FakeEngine:
                 "cache_salt": cache_salt,
                 "json_schema": json_schema,
                 "echo": echo,
+                "thinks": thinks,
             }
         )
         try:
@@ -175,7 +179,7 @@ class FakeEngine:
                     await self.release.wait()
                 if self.fail_before is not None and position == self.fail_before[0]:
                     raise self.fail_before[1]
-                yield delta
+                yield dataclasses.replace(delta)  # the service changes them
         except (asyncio.CancelledError, GeneratorExit):
             self.aborted += 1
             raise

@@ -5,7 +5,7 @@ from typing import Any
 
 import httpx
 
-from api.engine.engine import Delta
+from api.engine.delta import Delta
 from tests.support.api import MODEL, FakeEngine, House
 
 URL = "/v1/messages"
@@ -49,10 +49,15 @@ def added_up(found: list[dict[str, Any]]) -> dict[str, Any]:
             pieces.append([])
         elif event["type"] == "content_block_delta":
             delta = event["delta"]
-            pieces[event["index"]].append(delta["text" if delta["type"] == "text_delta" else "partial_json"])
+            if delta["type"] == "signature_delta":
+                message["content"][event["index"]]["signature"] = delta["signature"]
+                continue
+            field = {"text_delta": "text", "thinking_delta": "thinking"}.get(delta["type"], "partial_json")
+            pieces[event["index"]].append(delta[field])
         elif event["type"] == "content_block_stop":
             block, written = message["content"][event["index"]], "".join(pieces[event["index"]])
-            block |= {"text": written} if block["type"] == "text" else {"input": json.loads(written)}
+            kind = block["type"]
+            block |= {"input": json.loads(written)} if kind == "tool_use" else {kind: written}
         elif event["type"] == "message_delta":
             message |= event["delta"] | {"usage": event["usage"]}
         else:
@@ -66,7 +71,7 @@ def error_of(answer: httpx.Response, status: int, type: str) -> str:
     assert answer.status_code == status, answer.text
     body = answer.json()
     assert (set(body), body["type"]) == ({"type", "error", "request_id"}, "error")
-    assert body["request_id"] == answer.headers["x-request-id"]
+    assert body["request_id"] == answer.headers["x-request-id"] == answer.headers["request-id"]
     assert (set(body["error"]), body["error"]["type"]) == ({"type", "message"}, type)
     message: str = body["error"]["message"]
     return message

@@ -20,10 +20,21 @@ class ChatFrames(Chunks):
         self._with_role = [opened + b'"role":"assistant","content":' for opened in self._open]
         self._content = [opened + b'"content":' for opened in self._open]
 
+    def thinking(self, index: int, text: str, first: bool) -> bytes:
+        """Return a chunk with a piece of thinking, under both names that clients read."""
+        role, escaped = b"", orjson.dumps(text)
+        if first:
+            role, self._with_role[index] = b'"role":"assistant",', self._content[index]
+        return (
+            self._open[index]
+            + b'%b"reasoning_content":%b,"reasoning":%b' % (role, escaped, escaped)
+            + self._close
+        )
+
     def text(
         self, index: int, text: str, logprobs: Sequence[TokenLogprob] = (), first: bool = False
     ) -> bytes:
-        """Return a chunk with a piece of text. Only the first chunk of a choice names the role."""
+        """Return a chunk with a piece of text. The role is in the first chunk of a choice alone."""
         opened = self._with_role if first else self._content
         closed = self._closed(logprobs) if logprobs else self._close
         return opened[index] + orjson.dumps(text) + closed

@@ -4,15 +4,13 @@ from api.dialects import other_fields
 from api.dialects.other_fields import TEXT_ONLY
 from api.dialects.rules import Ignored, Refused, Table
 
-_NO_REASONING = Ignored("the template has no place for earlier reasoning.")
+_AS_TEXT = Ignored("`reasoning_content` is the thinking's field.")
 
 REQUEST: Table = {
     **other_fields.OPENAI,
     **other_fields.VLLM,
     "metadata": Ignored("it labels stored answers, and nothing is stored."),
     "user": Ignored("it identifies a person to OpenAI; this service reports it to nobody."),
-    "reasoning_effort": Ignored("the model does not reason apart from its answer."),
-    "reasoning": Ignored("the model does not reason apart from its answer."),
     "verbosity": Ignored("the model was not trained to vary it."),
     "prediction": Ignored("it only makes answers faster."),
     "modalities": Refused("The model reads and writes text only.", (["text"],)),
@@ -30,10 +28,8 @@ MESSAGE: Table = {
     "id": Ignored("messages are known by their order."),
     "prefix": Refused("Use `continue_final_message`.", (False,)),
     "parsed": Ignored("`content` holds it as text."),
-    "reasoning": _NO_REASONING,
-    "reasoning_content": _NO_REASONING,
-    "reasoning_details": _NO_REASONING,
-    "thinking_blocks": _NO_REASONING,
+    "reasoning_details": _AS_TEXT,
+    "thinking_blocks": _AS_TEXT,
     "audio": Refused("No audio is stored. Send its transcript as `content`."),
     "function_call": Refused("Send `tool_calls`."),
 }

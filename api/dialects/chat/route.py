@@ -6,20 +6,14 @@ from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
 
 from api.dialects import openai_errors
+from api.dialects.chat.answer import AssistantMessage, ChatCompletion, Choice, ChoiceLogprobs
 from api.dialects.chat.frames import ChatFrames
-from api.dialects.chat.schema import (
-    AssistantMessage,
-    ChatCompletion,
-    ChatRequest,
-    Choice,
-    ChoiceLogprobs,
-    ToolCall,
-)
+from api.dialects.chat.schema import ChatRequest, ToolCall
 from api.dialects.chunks import Usage, head
 from api.dialects.json_route import JsonRoute, answers_with
 from api.generation import events
 from api.generation.events import Answer, Identity
-from api.generation.request import Conversation, FieldNames, GenerationRequest
+from api.generation.request import FieldNames, GenerationRequest
 from api.generation.runner import Timeout
 from api.service import ServiceOfApp
 
@@ -45,7 +39,7 @@ async def create_chat_completion(
 def _generation(request: ChatRequest) -> GenerationRequest:
     return GenerationRequest(
         model=request.model,
-        prompts=[Conversation([message.message() for message in request.messages], request.layout())],
+        prompts=[request.conversation()],
         sampling=request.sampling(request.n),
         max_tokens=request.max_completion_tokens or request.max_tokens,
         stream=bool(request.stream),
@@ -54,6 +48,7 @@ def _generation(request: ChatRequest) -> GenerationRequest:
         logprobs=(request.top_logprobs or 0) if request.logprobs else None,
         offer=request.offer(),
         format=request.response_format.wanted() if request.response_format else None,
+        show_thinking=request.shows_thinking(),
     )
 
 
@@ -73,7 +68,10 @@ class _Chat:
 
     def _choice(self, index: int, answer: Answer) -> Choice:
         calls = [ToolCall.of(call) for call in answer.calls] or None
-        message = AssistantMessage(content=answer.text or (None if calls else ""), tool_calls=calls)
+        content, thinking = answer.text or (None if calls else ""), answer.thinking or None
+        message = AssistantMessage(
+            content=content, reasoning_content=thinking, reasoning=thinking, tool_calls=calls
+        )
         logprobs = ChoiceLogprobs(content=answer.logprobs) if self._request.logprobs else None
         return Choice(
             index=index,

@@ -1,30 +1,28 @@
-"""/v1/chat/completions: its requests and its answers."""
+"""/v1/chat/completions: what a request may have. The answer is in answer.py."""
 
+import dataclasses
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, StringConstraints, model_validator
+from pydantic import Field, StringConstraints, model_validator
 
 from api.dialects.chat import other_fields as known
-from api.dialects.chunks import Usage
 from api.dialects.fields import (
     INT64_MAX,
-    MAX_CHOICES,
     MAX_MESSAGES,
     MAX_TOOLS,
     CallId,
     CompletionFields,
     FunctionName,
-    SchemaError,
     TemplateValues,
     require_calls,
 )
 from api.dialects.invalid import FieldError
 from api.dialects.other_fields import CHOICE_TYPES, TOOL, TOOL_TYPES
 from api.dialects.rules import Strict
+from api.dialects.thinking import EarlierThinking, Effort, ThinkingFields
 from api.engine import messages as neutral
 from api.generation.answer_schema import Format, Offer
-from api.generation.events import FinishReason
-from api.generation.logprobs import TokenLogprob
+from api.generation.request import Conversation
 
 MAX_CALLS = 128  # of one message
 MAX_PARTS = 1024  # likewise
@@ -79,6 +77,8 @@ class ChatMessage(Strict):
     name: Annotated[str, StringConstraints(max_length=256)] | None = Field(
         None, description="Of who says it; ignored if the template has no place for it."
     )
+    reasoning_content: EarlierThinking = None
+    reasoning: EarlierThinking = None
 
     @model_validator(mode="after")
     def _fields_of_the_role(self) -> "ChatMessage":
@@ -96,7 +96,8 @@ class ChatMessage(Strict):
         """Return the message as prompts take it: chat templates do not know the role `developer`."""
         role = "system" if self.role == "developer" else self.role
         calls = tuple(call.call() for call in self.tool_calls or ())
-        return neutral.Message(role, self._text(), calls, self.tool_call_id, self.name)
+        thinking = self.reasoning_content or self.reasoning or ""
+        return neutral.Message(role, self._text(), calls, self.tool_call_id, self.name, thinking)
 
     def _text(self) -> str:
         if isinstance(self.content, list):
@@ -169,7 +170,7 @@ class NamedToolChoice(Strict):
     function: NamedFunction
 
 
-class ChatRequest(CompletionFields):
+class ChatRequest(CompletionFields, ThinkingFields):
     other_fields = known.REQUEST
 
     messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)
@@ -192,6 +193,9 @@ class ChatRequest(CompletionFields):
         None, description="The answer continues the last message, which is the assistant's."
     )
     chat_template_kwargs: TemplateValues | None = None
+    reasoning_effort: Effort | None = Field(
+        None, description="`none` turns thinking off, where the template can."
+    )
 
     @model_validator(mode="after")
     def _top_logprobs_need_logprobs(self) -> "ChatRequest":
@@ -214,13 +218,30 @@ class ChatRequest(CompletionFields):
         require_calls(made, [message.tool_call_id for message in self.messages], "messages")
         return self
 
-    def layout(self) -> neutral.Layout:
-        """Return how the template is to write the messages."""
-        return neutral.Layout(
+    def conversation(self) -> Conversation:
+        """Return the messages, and how the template is to write them."""
+        layout = dataclasses.replace(
+            self.thinking_layout(self.reasoning_effort),
             begins=self.add_generation_prompt is not False,
             continued=bool(self.continue_final_message),
             values=self.chat_template_kwargs or {},
         )
+        return Conversation(
+            [message.message() for message in self.messages],
+            layout,
+            thinking_fields=[
+                *self.thinking_fields(),
+                *(["reasoning_effort"] if self.reasoning_effort else []),
+            ],
+            earlier_thinking=self._earlier_thinking(),
+        )
+
+    def _earlier_thinking(self) -> set[str]:
+        """Return the names of the fields that hold the thinking of messages."""
+        names = ("reasoning_content", "reasoning")
+        return {
+            f"messages.{name}" for each in self.messages for name in names if getattr(each, name) is not None
+        }
 
     def offer(self) -> Offer:
         """Return the functions that an answer may call. Raises: InvalidRequest."""
@@ -233,72 +254,3 @@ class ChatRequest(CompletionFields):
         if isinstance(choice, NamedToolChoice):
             return Offer(tools, None, choice.function.name, self.parallel_tool_calls)
         return Offer(tools, choice, None, self.parallel_tool_calls)
-
-
-class AssistantMessage(BaseModel):
-    role: Literal["assistant"] = "assistant"
-    content: str | None
-    tool_calls: list[ToolCall] | None = Field(None, exclude_if=lambda calls: calls is None)
-
-
-class ChoiceLogprobs(BaseModel):
-    content: list[TokenLogprob]
-    refusal: None = None
-
-
-class Choice(BaseModel):
-    index: int = Field(ge=0, lt=MAX_CHOICES)
-    message: AssistantMessage
-    logprobs: ChoiceLogprobs | None = None
-    finish_reason: FinishReason
-    schema_error: SchemaError = None
-
-
-class ChatCompletion(BaseModel):
-    id: str
-    object: Literal["chat.completion"] = "chat.completion"
-    created: int
-    model: str
-    system_fingerprint: str
-    choices: list[Choice]
-    usage: Usage
-
-
-class FunctionDelta(BaseModel):
-    name: str | None = None
-    arguments: str
-
-
-class ToolCallDelta(BaseModel):
-    """A call's first delta has id, type and name; the others have pieces of its arguments."""
-
-    index: int
-    id: str | None = None
-    type: Literal["function"] | None = None
-    function: FunctionDelta
-
-
-class Delta(BaseModel):
-    role: Literal["assistant"] | None = None
-    content: str | None = None
-    tool_calls: list[ToolCallDelta] | None = None
-
-
-class ChunkChoice(BaseModel):
-    index: int = Field(0, ge=0, lt=MAX_CHOICES)
-    delta: Delta
-    logprobs: ChoiceLogprobs | None = None
-    finish_reason: FinishReason | None = None
-    schema_error: SchemaError = None
-
-
-class ChatCompletionChunk(BaseModel):
-    """One event of a stream; frames.py writes it without building it."""
-
-    id: str
-    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
-    created: int
-    model: str
-    system_fingerprint: str
-    choices: list[ChunkChoice]
-    usage: Usage | None = None

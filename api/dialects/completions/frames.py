@@ -19,6 +19,9 @@ class CompletionFrames(Chunks):
         self._open = [self._head + b'{"index":%d,"text":' % index for index in range(choices)]
         self._offsets = [0] * choices  # characters of the tokens that have been sent
 
+    def thinking(self, index: int, text: str, first: bool) -> bytes:
+        raise AssertionError("a text completion has no template that knows thinking")
+
     def text(
         self, index: int, text: str, logprobs: Sequence[TokenLogprob] = (), first: bool = False
     ) -> bytes:

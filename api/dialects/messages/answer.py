@@ -3,17 +3,26 @@
 from typing import Any, Literal
 
 import orjson
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from api.dialects.fields import SchemaError
 from api.generation.events import Answer, Identity, Usage
 
+UNSIGNED = "unsigned"  # the signature of thinking; some clients return no thinking with an empty one
 StopReason = Literal["end_turn", "max_tokens", "stop_sequence", "tool_use", "model_context_window_exceeded"]
 
 
 class Text(BaseModel):
     type: Literal["text"] = "text"
     text: str
+
+
+class Thinking(BaseModel):
+    """signature: clients insist on one, and return it."""
+
+    type: Literal["thinking"] = "thinking"
+    thinking: str
+    signature: str
 
 
 class ToolUse(BaseModel):
@@ -23,16 +32,23 @@ class ToolUse(BaseModel):
     input: dict[str, Any]
 
 
+class OutputTokensDetails(BaseModel):
+    thinking_tokens: int
+
+
 class MessageUsage(BaseModel):
     """input_tokens: those of the prompt that were computed. cache_read_input_tokens: the others.
 
-    cache_creation_input_tokens is always 0: nobody pays for the cache.
+    cache_creation_input_tokens is always 0: nobody pays for the cache. thinking_tokens: with the markers.
     """
 
     input_tokens: int
     cache_creation_input_tokens: int = 0
     cache_read_input_tokens: int
     output_tokens: int
+    output_tokens_details: OutputTokensDetails | None = Field(
+        None, exclude_if=lambda details: details is None, description="If the model thinks."
+    )
 
     @classmethod
     def of(cls, usage: Usage) -> "MessageUsage":
@@ -41,6 +57,11 @@ class MessageUsage(BaseModel):
             input_tokens=usage.prompt_tokens - usage.cached_tokens,
             cache_read_input_tokens=usage.cached_tokens,
             output_tokens=usage.completion_tokens,
+            output_tokens_details=(
+                None
+                if usage.thinking_tokens is None
+                else OutputTokensDetails(thinking_tokens=usage.thinking_tokens)
+            ),
         )
 
 
@@ -74,7 +95,7 @@ class MessageBody(BaseModel):
     type: Literal["message"] = "message"
     role: Literal["assistant"] = "assistant"
     model: str
-    content: list[Text | ToolUse]
+    content: list[Thinking | Text | ToolUse]
     stop_reason: StopReason | None = None
     stop_sequence: str | None = None
     schema_error: SchemaError = None
@@ -90,12 +111,16 @@ class TokenCount(BaseModel):
     input_tokens: int
 
 
-def content(answer: Answer) -> list[Text | ToolUse]:
+def content(answer: Answer) -> list[Thinking | Text | ToolUse]:
     """Return the blocks of a whole answer.
 
     A call that was cut, or is not valid JSON, is text: no client should run it.
     """
-    blocks: list[Text | ToolUse] = [Text(text=answer.text)] if answer.text or not answer.calls else []
+    blocks: list[Thinking | Text | ToolUse] = []
+    if answer.thinking:
+        blocks.append(Thinking(thinking=answer.thinking, signature=UNSIGNED))
+    if answer.text or not (answer.calls or answer.thinking):
+        blocks.append(Text(text=answer.text))
     for call in answer.calls:
         input = input_of(call.arguments)
         if input is None:

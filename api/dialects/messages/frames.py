@@ -1,4 +1,4 @@
-"""The events of a stream of /v1/messages. An answer is a list of content blocks: a text, calls, or both.
+"""The events of a stream of /v1/messages. An answer is a list of content blocks: thinking, a text, calls.
 
 A piece of text costs one JSON string escape; all other events are rare.
 """
@@ -8,7 +8,16 @@ from typing import Any
 
 import orjson
 
-from api.dialects.messages.answer import Ending, MessageBody, MessageUsage, Text, ToolUse, input_of
+from api.dialects.messages.answer import (
+    UNSIGNED,
+    Ending,
+    MessageBody,
+    MessageUsage,
+    Text,
+    Thinking,
+    ToolUse,
+    input_of,
+)
 from api.dialects.messages.errors import error_event
 from api.engine.messages import Call
 from api.errors import ApiError
@@ -27,6 +36,7 @@ class MessageFrames:
         self._blocks = 0  # that have been opened
         self._piece_head = b""  # an event with a piece of the open block, up to its text
         self._arguments: list[str] = []  # pieces of the open call
+        self._thinks = False  # the open block is thinking
         self._called = False  # a call that can be run has ended
         self._answer = Answer()  # its text and calls are not kept
 
@@ -35,6 +45,14 @@ class MessageFrames:
 
     def count(self, usage: Usage) -> None:
         return None
+
+    def thinking(self, index: int, text: str, first: bool) -> bytes:
+        if not first:
+            return self._piece(text)
+        self._thinks = True
+        return self._open(Thinking(thinking="", signature=""), "thinking_delta", "thinking") + self._piece(
+            text
+        )
 
     def text(
         self, index: int, text: str, logprobs: Sequence[TokenLogprob] = (), first: bool = False
@@ -57,7 +75,12 @@ class MessageFrames:
         if self._arguments:
             self._called |= input_of("".join(self._arguments)) is not None
             self._arguments = []
-        return _event("content_block_stop", index=self._blocks - 1)
+        block, signed = self._blocks - 1, b""
+        if self._thinks:
+            self._thinks = False
+            signature = {"type": "signature_delta", "signature": UNSIGNED}
+            signed = _event("content_block_delta", index=block, delta=signature)
+        return signed + _event("content_block_stop", index=block)
 
     def schema_error(self, index: int, error: str) -> None:
         self._answer.schema_error = error
@@ -77,7 +100,7 @@ class MessageFrames:
     def error(self, error: ApiError) -> bytes:
         return error_event(error)
 
-    def _open(self, block: Text | ToolUse, delta: str, field: str) -> bytes:
+    def _open(self, block: Thinking | Text | ToolUse, delta: str, field: str) -> bytes:
         """Begin a block. delta, field: the type of its pieces, and their field with the text."""
         index = self._blocks
         self._blocks += 1

@@ -23,7 +23,6 @@ PROMPT: Table = {
     "context_management": Ignored("a conversation that is too long is refused, never shortened."),
     "mcp_servers": Refused("The service calls no other servers. Give their tools in `tools`.", ([],)),
     "speed": Ignored("there is one speed."),
-    "thinking": Ignored("the model does not reason apart from its answer."),
     "user_profile_id": Ignored("it identifies a person to Anthropic; this service reports it to nobody."),
     "workspace_id": Ignored("it names a workspace at Anthropic."),
 }
@@ -47,6 +46,7 @@ OUTPUT: Table = {
 
 # Fields of a content block.
 TEXT: Table = {"cache_control": _ONE_CACHE, "citations": Ignored("the text is complete without them.")}
+THINKING: Table = {"signature": Ignored("thinking is not signed here.")}
 TOOL_USE: Table = {
     "cache_control": _ONE_CACHE,
     "caller": _ONLY_THE_MODEL_CALLS,
@@ -58,7 +58,6 @@ TOOL_RESULT: Table = {
     "is_error": Ignored("chat templates have no place for it; the content says what went wrong."),
 }
 BLOCK_TYPES: Table = {
-    "thinking": _NO_PLACE,
     "redacted_thinking": Ignored("only Anthropic can read it."),
     "fallback": Ignored("it names the model that answered."),
     "image": Refused("The model reads text only. Leave it out, or describe it in a block of type 'text'."),

@@ -20,6 +20,8 @@ from api.service import ServiceOfApp
 
 _FIELDS = FieldNames("messages", "max_tokens", "output_config.format")
 
+REQUEST_ID = b"request-id"  # the header in which Anthropic's clients look for it
+
 router = APIRouter(route_class=JsonRoute)
 error_body = errors.error_body
 
@@ -59,6 +61,7 @@ def _generation(
         offer=request.offer(),
         format=request.format(),
         unused=request.unused(),
+        show_thinking=request.shows_thinking(),
     )
 
 

@@ -16,6 +16,7 @@ from api.dialects.fields import (
 from api.dialects.invalid import FieldError
 from api.dialects.messages import other_fields as known
 from api.dialects.rules import Strict
+from api.dialects.thinking import ThinkingChoice
 from api.engine.json_schema import MAX_DEPTH, is_deep
 from api.engine.messages import Call, Layout, Message, Tool
 from api.engine.sampling import Sampling
@@ -29,8 +30,13 @@ ToolName = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_-]{1,128}$")]
 # Claude Code begins the system prompt with a line about itself that differs in every request. With it, the
 # engine could use no cached prompt again (github.com/anthropics/claude-code/issues/68900).
 _ATTRIBUTION = "x-anthropic-billing-header"
-_CLASSES = {"text": "TextBlock", "tool_use": "ToolUseBlock", "tool_result": "ToolResultBlock"}
-_OWNERS = {"tool_use": "assistant", "tool_result": "user"}
+_CLASSES = {
+    "text": "TextBlock",
+    "thinking": "ThinkingBlock",
+    "tool_use": "ToolUseBlock",
+    "tool_result": "ToolResultBlock",
+}
+_OWNERS = {"thinking": "assistant", "tool_use": "assistant", "tool_result": "user"}
 _CHOICES: dict[str, Literal["auto", "required", "none"]] = {"auto": "auto", "any": "required", "none": "none"}
 
 
@@ -40,6 +46,15 @@ class TextBlock(Strict):
 
     type: Literal["text"]
     text: str
+
+
+class ThinkingBlock(Strict):
+    """The thinking of an earlier answer; ignored if the template has no place for it."""
+
+    other_fields = known.THINKING
+
+    type: Literal["thinking"]
+    thinking: str
 
 
 class ToolUseBlock(Strict):
@@ -85,9 +100,12 @@ def _class_of(block: Any) -> str | None:
 
 Block = Annotated[
     Annotated[TextBlock, Tag("TextBlock")]
+    | Annotated[ThinkingBlock, Tag("ThinkingBlock")]
     | Annotated[ToolUseBlock, Tag("ToolUseBlock")]
     | Annotated[ToolResultBlock, Tag("ToolResultBlock")],
-    Discriminator(_class_of, "block_type", "must be an object of type 'text', 'tool_use' or 'tool_result'"),
+    Discriminator(
+        _class_of, "block_type", "must be an object of type 'text', 'thinking', 'tool_use' or 'tool_result'"
+    ),
 ]
 Blocks = Annotated[list[Block], Field(max_length=MAX_BLOCKS, fail_fast=True)]
 
@@ -124,9 +142,10 @@ class InputMessage(Strict):
         yield from results
         texts = [block for block in blocks if isinstance(block, TextBlock)]
         calls = tuple(block.call() for block in blocks if isinstance(block, ToolUseBlock))
+        thinking = "\n".join(block.thinking for block in blocks if isinstance(block, ThinkingBlock))
         if texts or calls or not results:
             said = self.content if isinstance(self.content, str) else _text(texts)
-            yield Message(self.role, said, calls)
+            yield Message(self.role, said, calls, thinking=thinking)
 
 
 class ToolDefinition(Strict):
@@ -178,6 +197,9 @@ class PromptRequest(Strict):
     tool_choice: ToolChoice | None = Field(None, description="Without it auto, if there are tools.")
     output_config: OutputConfig | None = None
     output_format: OutputFormat | None = Field(None, description="The older name of output_config.format.")
+    thinking: ThinkingChoice | None = Field(
+        None, description="Without it no thinking, where the template can do without, and none is sent."
+    )
 
     @model_validator(mode="after")
     def _messages_fit_together(self) -> "PromptRequest":
@@ -208,10 +230,24 @@ class PromptRequest(Strict):
             if last is None or last.role != message.role or message.role == "tool":
                 turns.append(message)
                 continue
-            text = "\n".join(filter(None, (last.text, message.text)))
-            turns[-1] = Message(last.role, text, last.calls + message.calls)
+            text, thinking = (
+                "\n".join(filter(None, parts))
+                for parts in ((last.text, message.text), (last.thinking, message.thinking))
+            )
+            turns[-1] = Message(last.role, text, last.calls + message.calls, thinking=thinking)
         last = turns[-1]
-        return Conversation(turns, Layout(continued=last.role == "assistant" and not last.calls))
+        continued = last.role == "assistant" and not last.calls
+        thought = any(isinstance(block, ThinkingBlock) for each in self.messages for block in each.blocks())
+        return Conversation(
+            turns,
+            Layout(continued=continued, thinking=self.thinking is not None and self.thinking.on),
+            thinking_fields=["thinking"] if self.thinking else [],
+            earlier_thinking=["messages.content.thinking"] if thought else [],
+        )
+
+    def shows_thinking(self) -> bool:
+        """Return whether the answer has a block of thinking: as Anthropic's API does, if it is asked for."""
+        return self.thinking is not None and self.thinking.on and self.thinking.display != "omitted"
 
     def _shown(self) -> Iterator[InputMessage]:
         """Yield the messages that the model is to see."""

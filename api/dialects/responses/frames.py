@@ -1,4 +1,4 @@
-"""The events of a stream of /v1/responses. Its output is a list of items: a message, calls, or both.
+"""The events of a stream of /v1/responses. Its output is a list of items: thinking, a message, calls.
 
 A piece of text costs one JSON string escape; all other events are rare.
 """
@@ -9,11 +9,17 @@ from typing import Any
 
 import orjson
 
-from api.dialects.responses.schema import ItemStatus, ResponseBody, ResponseUsage
+from api.dialects.responses.answer import ItemStatus, ResponseBody, ResponseUsage
 from api.engine.messages import Call
 from api.errors import ApiError
 from api.generation.events import FinishReason, Usage
 from api.generation.logprobs import TokenLogprob
+
+# What is said of each piece of an item's text.
+_DELTAS: dict[str, dict[str, Any]] = {
+    "message": {"type": "response.output_text.delta", "logprobs": []},
+    "reasoning": {"type": "response.reasoning_text.delta"},
+}
 
 
 class ResponseFrames:
@@ -35,6 +41,10 @@ class ResponseFrames:
     def count(self, usage: Usage) -> None:
         return None
 
+    def thinking(self, index: int, text: str, first: bool) -> bytes:
+        opened = self._open(reasoning_item("")) if first else b""
+        return opened + self._piece(text)
+
     def text(
         self, index: int, text: str, logprobs: Sequence[TokenLogprob] = (), first: bool = False
     ) -> bytes:
@@ -53,13 +63,12 @@ class ResponseFrames:
         item, written = self._item, "".join(self._written)
         item["status"] = "completed" if whole else "incomplete"
         where: dict[str, Any] = {"item_id": item["id"], "output_index": len(self._response["output"])}
-        if item["type"] == "message":
+        if item["type"] in _DELTAS:
             part = item["content"][0]
             part["text"] = written
             where["content_index"] = 0
-            frames = self._event(
-                "response.output_text.done", **where, text=written, logprobs=part["logprobs"]
-            )
+            logprobs = {"logprobs": part["logprobs"]} if item["type"] == "message" else {}
+            frames = self._event(f"response.{part['type']}.done", **where, text=written, **logprobs)
             frames += self._event("response.content_part.done", **where, part=part)
         else:
             item["arguments"] = written
@@ -113,14 +122,14 @@ class ResponseFrames:
 
     def _open(self, item: dict[str, Any]) -> bytes:
         self._item, self._written = item, []
-        number, is_message = len(self._response["output"]), item["type"] == "message"
-        added = {**item, "content": []} if is_message else item
+        number, delta = len(self._response["output"]), _DELTAS.get(item["type"])
+        added = {**item, "content": []} if delta else item
         frames = self._event("response.output_item.added", output_index=number, item=added)
         where: dict[str, Any] = {"item_id": item["id"], "output_index": number}
-        if is_message:
+        if delta:
             where["content_index"] = 0
             frames += self._event("response.content_part.added", **where, part=item["content"][0])
-            self._delta = _beginning("response.output_text.delta", **where, logprobs=[])
+            self._delta = _beginning(**delta, **where)
         else:
             self._delta = _beginning("response.function_call_arguments.delta", **where)
         return frames
@@ -149,6 +158,17 @@ def message_item(
         "status": status,
         "role": "assistant",
         "content": [content],
+    }
+
+
+def reasoning_item(text: str, status: ItemStatus = "in_progress") -> dict[str, Any]:
+    """Return an item of the output that holds thinking."""
+    return {
+        "id": f"rs_{uuid.uuid4().hex}",
+        "type": "reasoning",
+        "status": status,
+        "summary": [],
+        "content": [{"type": "reasoning_text", "text": text}],
     }
 
 

@@ -17,7 +17,6 @@ REQUEST: Table = {
     "background_options": Ignored("answers are not made in the background."),
     "previous_input_messages": Refused(_NOT_STORED),
     "enable_response_messages": Refused("Answers hold items only.", (False,)),
-    "reasoning": Ignored("the model does not reason apart from its answer."),
     "max_tool_calls": Ignored("it limits tools that the server runs, and it runs none."),
     "context_management": Ignored("a conversation that is too long is refused, never shortened."),
     "access_programs": Ignored("it opens models of OpenAI."),
@@ -28,6 +27,7 @@ REQUEST: Table = {
 ITEM: Table = {
     **other_fields.HISTORY,
     "id": Ignored("items are known by their order."),
+    "encrypted_content": Ignored("thinking is not encrypted here; `content` holds it."),
     "status": Ignored("an item is shown to the model as far as it came."),
     "phase": Ignored("the template has no place for it."),
     "async": Ignored("a result comes with the request after the call."),
@@ -37,7 +37,6 @@ ITEM: Table = {
 }
 ITEM_TYPES: Table = {
     "item_reference": Refused(_NOT_STORED),
-    "reasoning": Ignored("the template has no place for earlier reasoning."),
     "mcp_list_tools": Ignored("the server runs no tools."),
     "web_search_call": Ignored("what was found is in the message after it."),
     **dict.fromkeys(

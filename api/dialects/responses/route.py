@@ -8,11 +8,11 @@ from fastapi.responses import JSONResponse
 
 from api.dialects import openai_errors
 from api.dialects.json_route import JsonRoute, answers_with
-from api.dialects.responses.frames import ResponseFrames, call_item, ended, message_item
-from api.dialects.responses.schema import ItemStatus, ResponseBody, ResponseRequest, TextSettings
-from api.engine.messages import Layout
+from api.dialects.responses.answer import ItemStatus, ResponseBody
+from api.dialects.responses.frames import ResponseFrames, call_item, ended, message_item, reasoning_item
+from api.dialects.responses.schema import ResponseRequest, TextSettings
 from api.generation.events import Answer, Identity, Usage
-from api.generation.request import Conversation, FieldNames, GenerationRequest
+from api.generation.request import FieldNames, GenerationRequest
 from api.generation.runner import Timeout
 from api.service import ServiceOfApp
 
@@ -38,7 +38,7 @@ async def create_response(
 def _generation(request: ResponseRequest) -> GenerationRequest:
     return GenerationRequest(
         model=request.model,
-        prompts=[Conversation(request.messages(), Layout(values=request.chat_template_kwargs or {}))],
+        prompts=[request.conversation()],
         sampling=request.sampling(),
         max_tokens=request.max_output_tokens,
         stream=bool(request.stream),
@@ -47,6 +47,7 @@ def _generation(request: ResponseRequest) -> GenerationRequest:
         unused=request.unused(),
         offer=request.offer(),
         format=request.text.format.wanted() if request.text else None,
+        show_thinking=request.shows_thinking(),
     )
 
 
@@ -64,8 +65,11 @@ class _Response:
         [answer] = answers
         last: ItemStatus = "incomplete" if answer.finish_reason == "length" else "completed"
         logprobs = answer.logprobs[: answer.text_tokens]
-        said = answer.text or not answer.calls
-        items: list[dict[str, Any]] = [message_item(answer.text, "completed", logprobs)] if said else []
+        said = answer.text or not (answer.calls or answer.thinking)
+        items: list[dict[str, Any]] = (
+            [reasoning_item(answer.thinking, "completed")] if answer.thinking else []
+        )
+        items += [message_item(answer.text, "completed", logprobs)] if said else []
         items += [call_item(call, "completed") for call in answer.calls]
         items[-1]["status"] = last
         whole = self._body(identity).model_dump() | {"output": items} | ended(answer.finish_reason, usage)

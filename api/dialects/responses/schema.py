@@ -1,9 +1,11 @@
-"""/v1/responses: its requests and its answers, for text and functions. Nothing is stored between requests."""
+"""/v1/responses: what a request may have. Nothing is stored between requests. The answer is in answer.py."""
 
+import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import ConfigDict, Field, StringConstraints, model_validator
 
 from api.dialects.fields import (
     INT64_MAX,
@@ -12,7 +14,6 @@ from api.dialects.fields import (
     CallId,
     FunctionName,
     SamplingFields,
-    SchemaError,
     TemplateValues,
     require_calls,
 )
@@ -20,14 +21,13 @@ from api.dialects.invalid import FieldError
 from api.dialects.other_fields import CHOICE_TYPES, TOOL, TOOL_TYPES
 from api.dialects.responses import other_fields as known
 from api.dialects.rules import Strict
+from api.dialects.thinking import ThinkingFields
 from api.engine.messages import Call, Message, Tool
 from api.generation.answer_schema import Format, Offer
-from api.generation.events import Usage
-from api.generation.logprobs import TokenLogprob
+from api.generation.request import Conversation
 
 LOGPROBS = "message.output_text.logprobs"
 Role = Literal["user", "assistant", "system", "developer"]
-ItemStatus = Literal["in_progress", "completed", "incomplete"]
 MetadataName = Annotated[str, StringConstraints(max_length=64)]
 MetadataText = Annotated[str, StringConstraints(max_length=512)]
 
@@ -36,7 +36,12 @@ class InputText(Strict):
     other_fields = known.PART
     other_types = known.PART_TYPES
 
-    type: Literal["input_text", "output_text"]
+    type: Literal["input_text", "output_text", "reasoning_text"]
+    text: str
+
+
+class Summary(Strict):
+    type: Literal["summary_text"]
     text: str
 
 
@@ -45,18 +50,20 @@ _FIELDS_OF_TYPE: dict[str, tuple[set[str], set[str]]] = {
     "message": ({"role", "content"}, set()),
     "function_call": ({"call_id", "name", "arguments"}, set()),
     "function_call_output": ({"call_id", "output"}, {"name"}),
+    "reasoning": (set(), {"content", "summary"}),
 }
 
 
 class InputItem(Strict):
-    """A message, a call that was made, or its result."""
+    """A message, a call that was made, its result, or the thinking before a message or calls."""
 
     other_fields = known.ITEM
     other_types = known.ITEM_TYPES
 
-    type: Literal["message", "function_call", "function_call_output"] = "message"
+    type: Literal["message", "function_call", "function_call_output", "reasoning"] = "message"
     role: Role | None = Field(None, description="Of a message, as is content.")
     content: str | list[InputText] | None = None
+    summary: list[Summary] | None = Field(None, description="Of a reasoning that has no content.")
     call_id: CallId | None = Field(None, description="Of a call and of its output.")
     name: FunctionName | None = Field(
         None, description="Of a call, as is arguments. Its output may repeat it."
@@ -72,7 +79,16 @@ class InputItem(Strict):
             raise FieldError(name, f"is missing: an item of type {self.type} has {', '.join(sorted(needed))}")
         for name in sorted(given - needed - optional):
             raise FieldError(name, f"does not belong to an item of type {self.type}")
+        for number, part in enumerate(self.content if isinstance(self.content, list) else ()):
+            if (part.type == "reasoning_text") != (self.type == "reasoning"):
+                raise FieldError(
+                    f"content.{number}", f"{part.type} does not belong to an item of type {self.type}"
+                )
         return self
+
+    def thinking(self) -> str:
+        """Return the text of a reasoning."""
+        return _joined(self.content) or "\n".join(part.text for part in self.summary or ())
 
 
 class TextFormat(Strict):
@@ -126,7 +142,7 @@ class FunctionChoice(Strict):
     name: FunctionName
 
 
-class ResponseRequest(SamplingFields):
+class ResponseRequest(SamplingFields, ThinkingFields):
     other_fields = known.REQUEST
 
     model: str = Field(max_length=256)
@@ -165,23 +181,45 @@ class ResponseRequest(SamplingFields):
         """Return the names of fields that change nothing because of their value."""
         items = () if isinstance(self.input, str) else self.input
         found = {"input.name" for item in items if item.type == "function_call_output" and item.name}
+        for item, after in itertools.pairwise([*items, None]):
+            answered = after is not None and (after.type == "function_call" or after.role == "assistant")
+            if item is not None and item.type == "reasoning" and not answered:
+                found.add("input.reasoning")
         return found | {"include"} if set(self.include or ()) - {LOGPROBS} else found
 
+    def conversation(self) -> Conversation:
+        """Return the conversation as prompts take it, and how the template is to write it."""
+        items = () if isinstance(self.input, str) else self.input
+        return Conversation(
+            self.messages(),
+            dataclasses.replace(self.thinking_layout(), values=self.chat_template_kwargs or {}),
+            thinking_fields=self.thinking_fields(),
+            earlier_thinking=["input.reasoning"] if any(item.type == "reasoning" for item in items) else [],
+        )
+
     def messages(self) -> list[Message]:
-        """Return the conversation as prompts take it."""
+        """Return the conversation as prompts take it. A reasoning belongs to the answer after it."""
         turns = [Message("system", self.instructions)] if self.instructions else []
         if isinstance(self.input, str):
             return [*turns, Message("user", self.input)]
         calls: list[Call] = []
+        thinking = ""
         for item in self.input:
             if item.type == "function_call":
                 calls.append(Call(item.call_id or "", item.name or "", item.arguments or ""))
                 continue
             if calls:
-                turns.append(Message("assistant", "", tuple(calls)))
-                calls = []
-            turns.append(_message(item))
-        return [*turns, Message("assistant", "", tuple(calls))] if calls else turns
+                turns.append(Message("assistant", "", tuple(calls), thinking=thinking))
+                calls, thinking = [], ""
+            if item.type == "reasoning":
+                thinking = item.thinking()
+                continue
+            message = _message(item)
+            if message.role == "assistant":
+                message = dataclasses.replace(message, thinking=thinking)
+            turns.append(message)
+            thinking = ""
+        return [*turns, Message("assistant", "", tuple(calls), thinking=thinking)] if calls else turns
 
     def offer(self) -> Offer:
         """Return the functions that an answer may call. Raises: InvalidRequest."""
@@ -206,97 +244,3 @@ def _joined(content: str | Sequence[InputText] | None) -> str:
     if isinstance(content, str):
         return content
     return "".join(part.text for part in content or ())
-
-
-class OutputText(BaseModel):
-    type: Literal["output_text"] = "output_text"
-    text: str
-    annotations: list[Any] = []
-    logprobs: list[TokenLogprob] = []
-
-
-class OutputMessage(BaseModel):
-    id: str
-    type: Literal["message"] = "message"
-    status: ItemStatus
-    role: Literal["assistant"] = "assistant"
-    content: list[OutputText]
-
-
-class OutputCall(BaseModel):
-    id: str
-    type: Literal["function_call"] = "function_call"
-    status: ItemStatus
-    call_id: str
-    name: str
-    arguments: str
-
-
-class ResponseFailure(BaseModel):
-    code: Literal["server_error"] = "server_error"
-    message: str
-
-
-class IncompleteDetails(BaseModel):
-    reason: Literal["max_output_tokens"] = "max_output_tokens"
-
-
-class InputTokensDetails(BaseModel):
-    cached_tokens: int = 0
-    cache_write_tokens: int = 0
-
-
-class OutputTokensDetails(BaseModel):
-    reasoning_tokens: int = 0
-
-
-class ResponseUsage(BaseModel):
-    """cached_tokens: tokens of the prompt that were in the engine's cache and not computed again.
-
-    The other details are always 0: clients insist on them.
-    """
-
-    input_tokens: int
-    input_tokens_details: InputTokensDetails = InputTokensDetails()
-    output_tokens: int
-    output_tokens_details: OutputTokensDetails = OutputTokensDetails()
-    total_tokens: int
-
-    @classmethod
-    def of(cls, usage: Usage) -> "ResponseUsage":
-        """Return the usage in this dialect's format."""
-        return cls(
-            input_tokens=usage.prompt_tokens,
-            input_tokens_details=InputTokensDetails(cached_tokens=usage.cached_tokens),
-            output_tokens=usage.completion_tokens,
-            total_tokens=usage.prompt_tokens + usage.completion_tokens,
-        )
-
-
-class ResponseBody(BaseModel):
-    """The answer; it repeats what was asked for."""
-
-    id: str
-    object: Literal["response"] = "response"
-    created_at: int
-    status: Literal["in_progress", "completed", "incomplete", "failed"]
-    error: ResponseFailure | None = None
-    incomplete_details: IncompleteDetails | None = None
-    instructions: str | None
-    max_output_tokens: int | None
-    metadata: dict[str, str]
-    model: str
-    output: list[OutputMessage | OutputCall]
-    parallel_tool_calls: bool
-    previous_response_id: None = None
-    store: Literal[False] = False
-    temperature: float | None
-    text: TextSettings
-    tool_choice: Literal["none", "auto", "required"] | FunctionChoice
-    tools: list[FunctionTool]
-    top_logprobs: int | None
-    top_p: float | None
-    truncation: Literal["disabled"] = "disabled"
-    usage: ResponseUsage | None = None
-    user: str | None
-    schema_error: SchemaError = None

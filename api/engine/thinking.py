@@ -1,0 +1,121 @@
+"""Find how the model of a chat template thinks: its markers, its switch, and the place of earlier thinking.
+
+Such a model writes its thinking before its answer, between two markers. The opening one ends the prompt, or
+the model writes it. No model's name decides: the template is tried.
+"""
+
+import re
+import secrets
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+# The opening and the closing marker of a family's templates.
+MARKERS = (
+    ("<think>", "</think>"),
+    ("<seed:think>", "</seed:think>"),
+    ("<thought>", "</thought>"),
+    ("[THINK]", "[/THINK]"),
+    ("◁think▷", "◁/think▷"),
+)
+_SWITCHES = ("enable_thinking", "thinking")  # variables of templates that turn thinking on and off
+_KEYS = ("reasoning_content", "reasoning", "thinking")  # their names for the thinking of an earlier message
+
+# Rules of the grammar library: thinking up to the first closing marker, as text or as its token.
+_WRITTEN = r"WRITTEN: /(?s:.*){0}/ & ~/(?s:.*){0}(?s:.+)/"
+_UNWRITTEN = r"UNWRITTEN: /(?s:.*)/ & ~/(?s:.*){0}(?s:.*)/"
+_LINES = r"/\n{0,2}/"  # that models write between the marker and the answer
+
+
+@dataclass(frozen=True, slots=True)
+class Marker:
+    """id: of its one token, or None if it has several. special: answers leave the token out."""
+
+    text: str
+    id: int | None = None
+    special: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Thinking:
+    """What a template knows. switch: its variable that turns thinking on and off. key: its name for earlier
+    thinking, in a message."""
+
+    opening: Marker
+    closing: Marker
+    switch: str | None = None
+    key: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Thinks:
+    """How an answer thinks. inside: the prompt ends with the opening marker; if not, the model may write it.
+
+    `None` in its place means that an answer does not think.
+    """
+
+    opening: Marker
+    closing: Marker
+    inside: bool
+
+    def grammar(self, schema: str) -> str:
+        """Return the grammar of an answer that obeys a JSON Schema once the thinking has ended."""
+        closing, close = re.escape(self.closing.text).replace("/", r"\/"), self.closing.id
+        rules = [_WRITTEN.format(closing)]
+        thinking = "WRITTEN"
+        if close is not None:
+            rules.append(_UNWRITTEN.format(closing))
+            thinking = f"(WRITTEN | UNWRITTEN <[{close}]>)"
+        if not self.inside:
+            text, id = orjson.dumps(self.opening.text).decode(), self.opening.id
+            opening = text if id is None else f"({text} | <[{id}]>)"
+            thinking = f"{opening} {thinking}"
+        begun = f"{thinking} {_LINES}" if self.inside else f"({thinking} {_LINES})?"
+        strict = orjson.loads(schema) | {"x-guidance": {"whitespace_flexible": False}}
+        return "\n".join([f"start: {begun} answer", *rules, f"answer: %json {orjson.dumps(strict).decode()}"])
+
+
+def find(
+    source: str,
+    variables: Collection[str],
+    marker: Callable[[str], Marker],
+    end: Callable[[Mapping[str, Any]], str],
+    reads: Callable[[str, str], bool],
+) -> Thinking | None:
+    """Return what a chat template knows of thinking, or None if its model does not think.
+
+    marker: describes a marker. end: renders the beginning of an answer with these variables. reads: tells
+    whether the template writes an earlier message's thinking that has this name and this text.
+    """
+    known = [pair for pair in MARKERS if any(text in source for text in pair)]
+    if not known:
+        return None
+    opening, closing = next((pair for pair in known if end({}).endswith(pair)), known[0])
+
+    def switches(name: str) -> bool:
+        on, off = end({name: True}), end({name: False})
+        return off.endswith(closing) and not on.endswith(closing)
+
+    switch = next((name for name in _SWITCHES if name in variables and switches(name)), None)
+    mark = f"t{secrets.token_hex(16)}"
+    return Thinking(
+        marker(opening), marker(closing), switch, next((key for key in _KEYS if reads(key, mark)), None)
+    )
+
+
+def begins(thinking: Thinking, end: str, continued: str) -> Thinks | None:
+    """Return how the answer to a prompt thinks, or None if the thinking is over.
+
+    end: of the prompt. continued: the text that the answer continues, if it does.
+    """
+    opening, closing = thinking.opening, thinking.closing
+    if continued.strip():
+        thought = continued.rpartition(opening.text)
+        inside = bool(thought[1]) and closing.text not in thought[2]
+        return Thinks(opening, closing, inside=True) if inside else None
+    end = end.rstrip()
+    if end.endswith(closing.text):
+        return None
+    return Thinks(opening, closing, inside=end.endswith(opening.text))

@@ -1,0 +1,426 @@
+"""Thinking in the answers and the requests of each dialect, streamed and whole."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from openai.types.chat import ChatCompletionChunk
+from openai.types.responses import Response, ResponseStreamEvent
+from pydantic import TypeAdapter
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from api.dialects.chat.answer import ChatCompletion
+from api.dialects.messages.answer import MessageBody
+from tests.support import messages
+from tests.support.api import MODEL, FakeEngine, House, ask, assert_openai_error, events, example_manifest
+from tests.support.thinking import HYBRID, OPENED, SWITCHED, deltas
+
+pytestmark = pytest.mark.anyio
+CHAT, RESPONSES, MESSAGES = "/v1/chat/completions", "/v1/responses", "/v1/messages"
+ANSWER = "Green? No.\n</think>\n\nBlue."
+CALL = '</think>\n<tool_call>{"name": "weather", "arguments": {"city": "Rome"}}</tool_call>'
+USER = {"role": "user", "content": "Hi"}
+PLAIN: dict[str, dict[str, Any]] = {
+    CHAT: ask(),
+    RESPONSES: {"model": MODEL, "input": "Hi"},
+    MESSAGES: messages.wants(thinking={"type": "adaptive"}),
+}
+Serve = Callable[..., House]
+SCHEMA = {
+    "type": "object",
+    "properties": {"a": {"type": "integer"}},
+    "required": ["a"],
+    "additionalProperties": False,
+}
+
+
+@pytest.fixture
+def serve(artifacts: Path, make_house: Callable[..., House]) -> Serve:
+    """Return a function that serves a model of this template, which answers in pieces of this length."""
+
+    def make(template: str, answer: str = ANSWER, size: int = 1, reason: str = "stop") -> House:
+        directory = (artifacts / "models" / "current").resolve()
+        (directory / "chat_template.jinja").write_text(template)
+        (directory / "manifest.json").write_text(json.dumps(example_manifest(directory)))
+        tokenizer: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(directory)
+        pieces = [answer[start : start + size] for start in range(0, len(answer), size)]
+        return make_house(FakeEngine([*deltas(tokenizer, pieces, reason)], max_model_len=4096))
+
+    return make
+
+
+async def post(house: House, path: str, **fields: Any) -> httpx.Response:
+    await house.load()
+    async with house.client() as client:
+        answer: httpx.Response = await client.post(path, json=PLAIN[path] | fields)
+        assert answer.status_code == 200, answer.text
+        return answer
+
+
+def ignored(answer: httpx.Response) -> str:
+    return str(answer.headers.get("x-ignored-fields", ""))
+
+
+async def test_a_whole_chat_has_its_thinking_apart(serve: Serve) -> None:
+    answer = await post(serve(OPENED, size=5), CHAT, logprobs=True)
+    body = ChatCompletion.model_validate(answer.json())
+    [choice] = body.choices
+    assert choice.message.reasoning_content == choice.message.reasoning == "Green? No."
+    assert (choice.message.content, choice.finish_reason) == ("Blue.", "stop")
+    assert choice.logprobs is not None
+    assert "".join(entry.token for entry in choice.logprobs.content) == "Blue.<|im_end|>"
+    details = answer.json()["usage"]["completion_tokens_details"]
+    assert details == {"reasoning_tokens": ANSWER.index("Blue")}
+    assert body.usage.completion_tokens == len(ANSWER) + 1
+
+
+@pytest.mark.parametrize("size", [1, 4, 100])
+async def test_a_streamed_chat_sends_the_thinking_then_the_text(serve: Serve, size: int) -> None:
+    answer = await post(serve(OPENED, size=size), CHAT, stream=True, stream_options={"include_usage": True})
+    *chunks, last, done = events(answer)
+    assert done == "[DONE]" and last["usage"]["completion_tokens_details"]["reasoning_tokens"] == 21
+    found = [ChatCompletionChunk.model_validate(chunk).choices[0].delta.model_dump() for chunk in chunks]
+    assert [delta["role"] for delta in found] == ["assistant"] + [None] * (len(found) - 1), "the role once"
+    kinds = ["text" if delta["content"] else "thinking" for delta in found[:-1]]
+    assert kinds == sorted(kinds, reverse=True)
+    for name in ("reasoning_content", "reasoning"):
+        assert "".join(delta.get(name) or "" for delta in found) == "Green? No."
+    assert "".join(delta["content"] or "" for delta in found) == "Blue."
+
+
+async def test_continuous_usage_counts_the_thinking(serve: Serve) -> None:
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    found = events(await post(serve(OPENED), CHAT, stream=True, stream_options=options))[:-1]
+    counts = [chunk["usage"]["completion_tokens_details"]["reasoning_tokens"] for chunk in found]
+    assert counts == sorted(counts) and (counts[0], counts[-1]) == (1, 21)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("path", PLAIN)
+async def test_an_answer_that_is_cut_in_its_thinking_has_nothing_else(
+    serve: Serve, path: str, stream: bool
+) -> None:
+    answer = await post(serve(OPENED, "Well", reason="length"), path, stream=stream, **cut(path))
+    if path == CHAT and not stream:
+        [choice] = answer.json()["choices"]
+        assert (choice["message"]["content"], choice["finish_reason"]) == ("", "length")
+        assert choice["message"]["reasoning_content"] == "Well"
+    elif path == CHAT:
+        found = [chunk["choices"][0] for chunk in events(answer)[:-1]]
+        assert not any("content" in choice["delta"] for choice in found)
+        assert found[-1]["finish_reason"] == "length"
+    elif path == RESPONSES:
+        body = response_of(answer, stream)
+        [item] = body["output"]
+        assert (body["status"], item["type"], item["status"]) == ("incomplete", "reasoning", "incomplete")
+        assert item["content"] == [{"type": "reasoning_text", "text": "Well"}]
+    else:
+        body = messages.added_up(messages.events(answer)) if stream else answer.json()
+        assert body["stop_reason"] == "max_tokens"
+        assert [block["type"] for block in body["content"]] == ["thinking"]
+
+
+def cut(path: str) -> dict[str, Any]:
+    return {"max_tokens": 5} if path == MESSAGES else {}
+
+
+def response_of(answer: httpx.Response, stream: bool) -> Any:
+    if not stream:
+        return answer.json()
+    return json.loads(answer.text.rstrip().rpartition("\ndata: ")[2])["response"]
+
+
+@pytest.mark.parametrize("said", [ANSWER, CALL, "Hm" + CALL])
+async def test_a_response_has_a_reasoning_item_streamed_or_whole(serve: Serve, said: str) -> None:
+    tools = [{"type": "function", "name": "weather", "parameters": {"type": "object"}}]
+    whole = (await post(serve(OPENED, said), RESPONSES, tools=tools)).json()
+    streamed = await post(serve(OPENED, said), RESPONSES, tools=tools, stream=True)
+    ended = response_of(streamed, stream=True)
+    for body in (whole, ended):
+        Response.model_validate(body)
+        for item in body["output"]:
+            item.pop("id"), item.pop("call_id", None)
+    assert whole["output"] == ended["output"]
+    kinds = [item["type"] for item in whole["output"]]
+    thought = [] if said == CALL else ["reasoning"]
+    assert kinds == [*thought, "message" if said == ANSWER else "function_call"]
+    details = whole["usage"]["output_tokens_details"]
+    assert (
+        details
+        == ended["usage"]["output_tokens_details"]
+        == {"reasoning_tokens": said.index("<t") if said != ANSWER else 21}
+    )
+    if thought:
+        assert whole["output"][0]["content"][0]["text"] == said.partition("<")[0].strip()
+    assert all(item["status"] == "completed" for item in whole["output"])
+
+
+async def test_the_events_of_a_reasoning_item_are_openais(serve: Serve) -> None:
+    answer = await post(serve(OPENED, "Hm\n</think>\nBlue"), RESPONSES, stream=True)
+    found = [json.loads(block.partition("\ndata: ")[2]) for block in answer.text.rstrip().split("\n\n")]
+    kinds: list[str] = []
+    for number, event in enumerate(found):
+        TypeAdapter(ResponseStreamEvent).validate_python(event)
+        assert event["sequence_number"] == number
+        name = event["type"].removeprefix("response.")
+        if kinds[-1:] != [name]:
+            kinds.append(name)
+    item = [
+        "output_item.added",
+        "content_part.added",
+        "KIND.delta",
+        "KIND.done",
+        "content_part.done",
+        "output_item.done",
+    ]
+    expected = [name.replace("KIND", kind) for kind in ("reasoning_text", "output_text") for name in item]
+    assert kinds == ["created", "in_progress", *expected, "completed"]
+    assert [event["output_index"] for event in found if "output_index" in event] == sorted(
+        event["output_index"] for event in found if "output_index" in event
+    )
+    assert "logprobs" not in next(
+        event for event in found if event["type"] == "response.reasoning_text.delta"
+    )
+
+
+async def test_a_message_has_a_thinking_block_streamed_or_whole(serve: Serve) -> None:
+    whole = (await post(serve(OPENED), MESSAGES)).json()
+    streamed = messages.added_up(messages.events(await post(serve(OPENED), MESSAGES, stream=True)))
+    MessageBody.model_validate(whole)
+    thinking = {"type": "thinking", "thinking": "Green? No.", "signature": "unsigned"}
+    assert whole["content"] == streamed["content"] == [thinking, {"type": "text", "text": "Blue."}]
+    for body in (whole, streamed):
+        assert body["usage"]["output_tokens_details"] == {"thinking_tokens": 21}
+
+
+@pytest.mark.parametrize(
+    ("fields", "shown"),
+    [
+        ({"thinking": {"type": "adaptive"}}, True),
+        ({"thinking": {"type": "enabled", "budget_tokens": 9, "display": "omitted"}}, False),
+        ({"thinking": {"type": "disabled"}}, False),
+        ({"thinking": None}, False),
+    ],
+)
+async def test_a_message_has_no_thinking_that_was_not_asked_for(
+    serve: Serve, fields: dict[str, Any], shown: bool
+) -> None:
+    body = (await post(serve(OPENED), MESSAGES, **fields)).json()
+    kinds = [block["type"] for block in body["content"]]
+    assert kinds == ["thinking", "text"] if shown else ["text"]
+    assert body["usage"]["output_tokens_details"] == {"thinking_tokens": 21}, "the model thinks all the same"
+
+
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [
+        (CHAT, {"include_reasoning": False}),
+        (CHAT, {"reasoning": {"exclude": True}}),
+        (RESPONSES, {"include_reasoning": False}),
+    ],
+)
+async def test_a_client_may_leave_the_thinking_out(serve: Serve, path: str, fields: dict[str, Any]) -> None:
+    answer = await post(serve(OPENED), path, **fields)
+    assert "Green" not in answer.text and "Blue." in answer.text and ignored(answer) == ""
+    assert '"reasoning_tokens":21' in answer.text
+
+
+OFF: list[tuple[str, dict[str, Any]]] = [
+    (CHAT, {"enable_thinking": False}),
+    (CHAT, {"chat_template_kwargs": {"enable_thinking": False}}),
+    (CHAT, {"reasoning_effort": "none"}),
+    (CHAT, {"thinking": {"type": "disabled"}}),
+    (CHAT, {"reasoning": {"effort": "none"}}),
+    (CHAT, {"reasoning": {"enabled": False}}),
+    (CHAT, {"enable_thinking": False, "reasoning_effort": "high"}),
+    (RESPONSES, {"reasoning": {"effort": "none"}}),
+    (RESPONSES, {"enable_thinking": False}),
+    (MESSAGES, {"thinking": {"type": "disabled"}}),
+    (MESSAGES, {"thinking": None}),
+]
+ON: list[tuple[str, dict[str, Any]]] = [
+    (CHAT, {}),
+    (CHAT, {"reasoning_effort": "low"}),
+    (CHAT, {"thinking": {"type": "enabled"}}),
+    (CHAT, {"chat_template_kwargs": {"enable_thinking": True}, "reasoning_effort": "none"}),
+    (RESPONSES, {"reasoning": {"effort": "high"}}),
+    (MESSAGES, {"thinking": {"type": "adaptive"}}),
+]
+
+
+@pytest.mark.parametrize(("path", "fields"), OFF)
+async def test_thinking_can_be_turned_off_where_the_template_can(
+    serve: Serve, path: str, fields: dict[str, Any]
+) -> None:
+    house = serve(SWITCHED, "Blue. </think>")
+    answer = await post(house, path, **fields)
+    assert prompt_of(house).endswith("<think>\n\n</think>\n\n") and house.engine.calls[0]["thinks"] is None
+    assert "Blue. </think>" in answer.text and ignored(answer) == "", "nothing is taken out of such an answer"
+
+
+@pytest.mark.parametrize(("path", "fields"), ON)
+async def test_thinking_is_on_where_it_is_asked_for(serve: Serve, path: str, fields: dict[str, Any]) -> None:
+    house = serve(SWITCHED)
+    answer = await post(house, path, **fields)
+    assert prompt_of(house).endswith("<think>\n") and house.engine.calls[0]["thinks"].inside
+    assert "Green? No." in answer.text and "think>" not in answer.text and ignored(answer) == ""
+
+
+def prompt_of(house: House) -> str:
+    served = house.service.lifecycle.require_ready()
+    return served.prompt.text(house.engine.calls[-1]["prompt_ids"])
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "named"),
+    [
+        (CHAT, {"enable_thinking": False, "reasoning_effort": "none"}, "enable_thinking, reasoning_effort"),
+        (CHAT, {"thinking": {"type": "disabled"}, "reasoning": {"enabled": False}}, "reasoning, thinking"),
+        (CHAT, {"reasoning": {"summary": "auto"}}, "reasoning.summary"),
+        (CHAT, {"enable_thinking": True}, ""),
+        (RESPONSES, {"reasoning": {"effort": "none", "summary": None}}, "reasoning"),
+        (MESSAGES, {"thinking": {"type": "disabled"}}, "thinking"),
+        (MESSAGES, {"thinking": None}, ""),
+    ],
+)
+async def test_what_the_template_cannot_do_is_ignored_and_named(
+    serve: Serve, path: str, fields: dict[str, Any], named: str
+) -> None:
+    """OPENED always thinks."""
+    assert ignored(await post(serve(OPENED), path, **fields)) == named
+
+
+EARLIER: dict[str, tuple[dict[str, Any], str]] = {
+    CHAT: (
+        {"messages": [USER, {"role": "assistant", "content": "Hello", "reasoning_content": "Greet."}, USER]},
+        "messages.reasoning_content",
+    ),
+    f"{CHAT} ": (
+        {"messages": [USER, {"role": "assistant", "content": "Hello", "reasoning": "Greet."}, USER]},
+        "messages.reasoning",
+    ),
+    RESPONSES: (
+        {"input": [
+            USER,
+            {"type": "reasoning", "summary": [], "content": [{"type": "reasoning_text", "text": "Greet."}]},
+            {"role": "assistant", "content": "Hello"},
+            USER,
+        ]},
+        "input.reasoning",
+    ),
+    f"{RESPONSES} ": (
+        {"input": [
+            USER,
+            {"type": "reasoning", "summary": [{"type": "summary_text", "text": "Greet."}]},
+            {"role": "assistant", "content": "Hello"},
+            USER,
+        ]},
+        "input.reasoning",
+    ),
+    MESSAGES: (
+        {"messages": [
+            USER,
+            {"role": "assistant", "content": [
+                {"type": "thinking", "thinking": "Greet."}, {"type": "text", "text": "Hello"}
+            ]},
+            USER,
+        ]},
+        "messages.content.thinking",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("path", EARLIER)
+async def test_earlier_thinking_reaches_a_template_that_reads_it(serve: Serve, path: str) -> None:
+    fields, name = EARLIER[path]
+    house = serve(SWITCHED)
+    assert ignored(await post(house, path.strip(), **fields)) == ""
+    assert "assistant\n<think>\nGreet.\n</think>\n\nHello<|im_end|>" in prompt_of(house)
+    other = serve(OPENED)
+    assert ignored(await post(other, path.strip(), **fields)) == name
+    assert "Greet." not in prompt_of(other)
+
+
+async def test_a_reasoning_before_calls_belongs_to_them_and_one_without_an_answer_is_named(
+    serve: Serve,
+) -> None:
+    thought = {"type": "reasoning", "content": [{"type": "reasoning_text", "text": "Look."}], "summary": []}
+    call = {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"}
+    result = {"type": "function_call_output", "call_id": "c", "output": "1"}
+    house = serve(SWITCHED)
+    assert ignored(await post(house, RESPONSES, input=[USER, thought, call, result])) == ""
+    assert "<think>\nLook.\n</think>\n\n<tool_call>" in prompt_of(house)
+    assert ignored(await post(house, RESPONSES, input=[USER, thought, USER])) == "input.reasoning"
+    assert "Look." not in prompt_of(house)
+
+
+async def test_an_answer_sent_back_as_it_came_is_read(serve: Serve) -> None:
+    house = serve(HYBRID, "<think>\nGreen?\n</think>\n\nBlue.")
+    message = (await post(house, CHAT)).json()["choices"][0]["message"]
+    assert (message["reasoning_content"], message["content"]) == ("Green?", "Blue.")
+    await post(house, CHAT, messages=[USER, message, USER])
+    assert "<think>\nGreen?\n</think>\n\nBlue.<|im_end|>" in prompt_of(house)
+    items = (await post(house, RESPONSES)).json()["output"]
+    await post(house, RESPONSES, input=[USER, *items, USER])
+    assert "<think>\nGreen?\n</think>\n\nBlue.<|im_end|>" in prompt_of(house)
+    blocks = (await post(house, MESSAGES)).json()["content"]
+    await post(house, MESSAGES, messages=[USER, {"role": "assistant", "content": blocks}, USER])
+    assert "<think>\nGreen?\n</think>\n\nBlue.<|im_end|>" in prompt_of(house)
+
+
+async def test_stop_strings_are_kept_from_the_engine(serve: Serve) -> None:
+    house = serve(OPENED)
+    [choice] = (await post(house, CHAT, stop=["."])).json()["choices"]
+    assert (choice["message"]["reasoning_content"], choice["message"]["content"]) == ("Green? No.", "Blue")
+    call = house.engine.calls[0]
+    assert call["sampling"].stop is None and call["stream"], "or it would read on for seven tokens"
+    body = (await post(serve(OPENED), MESSAGES, stop_sequences=["."])).json()
+    assert (body["stop_reason"], body["stop_sequence"]) == ("stop_sequence", ".")
+
+
+async def test_a_format_holds_after_the_thinking(serve: Serve) -> None:
+    house = serve(OPENED, 'Hm {\n</think>\n\n{"a":1}')
+    wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA}}
+    [choice] = (await post(house, CHAT, response_format=wanted)).json()["choices"]
+    assert (choice["message"]["content"], choice["message"]["reasoning_content"]) == ('{"a":1}', "Hm {")
+    call = house.engine.calls[0]
+    assert json.loads(call["json_schema"]) == SCHEMA and call["thinks"].inside
+    same = {"type": "array", "items": {"const": 1}, "minItems": 2, "uniqueItems": True}
+    loose = {"type": "json_schema", "json_schema": {"name": "x", "schema": same, "strict": False}}
+    house = serve(OPENED, "Two ones.\n</think>\n\n[1,1]")
+    [choice] = (await post(house, CHAT, response_format=loose)).json()["choices"]
+    assert "non-unique" in choice["schema_error"], "the answer is checked without its thinking"
+
+
+async def test_a_schema_that_no_answer_obeys_is_refused_in_the_librarys_words(serve: Serve) -> None:
+    never = {**SCHEMA, "minProperties": 2}
+    wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": never}}
+    house = serve(OPENED)
+    await house.load()
+    async with house.client() as client:
+        answer = await client.post(CHAT, json=ask(response_format=wanted))
+    error = assert_openai_error(answer, 400, None)
+    assert error["message"].startswith("response_format: the schema cannot be enforced: Unsatisfiable")
+    assert "WRITTEN" not in error["message"] and "think" not in error["message"]
+
+
+async def test_the_log_counts_the_thinking(
+    serve: Serve, make_house: Callable[..., House], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    await post(make_house(), CHAT)
+    await post(serve(OPENED), CHAT)
+    lines = [record.getMessage() for record in caplog.records if "event=request" in record.getMessage()]
+    assert "thinking_tokens" not in lines[0] and lines[1].endswith(" thinking_tokens=21")
+    assert "Green" not in caplog.text
+
+
+async def test_text_that_is_continued_without_a_template_is_as_it_comes(serve: Serve) -> None:
+    house = serve(OPENED)
+    await house.load()
+    async with house.client() as client:
+        answer = await client.post("/v1/completions", json={"model": MODEL, "prompt": "<think>"})
+    assert answer.json()["choices"][0]["text"] == ANSWER and house.engine.calls[0]["thinks"] is None

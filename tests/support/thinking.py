@@ -1,0 +1,90 @@
+"""Chat templates of models that think, in the manners of families, and artifacts with them."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from api.engine.delta import ThinkingDelta
+
+_TURNS = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
+)
+_BEGIN = "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}"
+_EARLIER = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}"
+    "{% if m.reasoning_content %}{{ '<think>\n' + m.reasoning_content + '\n</think>\n\n' }}{% endif %}"
+    "{{ m.content + '<|im_end|>\n' }}{% endfor %}"
+)
+# The prompt ends with the opening marker: QwQ, DeepSeek's distilled models.
+OPENED = f"{_TURNS}{_BEGIN}{{{{ '<think>\n' }}}}{{% endif %}}"
+# The model writes the marker, unless the prompt has a closed block: Qwen 3, SmolLM 3.
+HYBRID = (
+    f"{_EARLIER}{_BEGIN}{{% if enable_thinking is defined and enable_thinking is false %}}"
+    "{{ '<think>\n\n</think>\n\n' }}{% endif %}{% endif %}"
+)
+# The prompt opens or closes a block: Qwen 3.5, and DeepSeek 3.1, which does not think unless it is told.
+SWITCHED = (
+    f"{_EARLIER}{_BEGIN}{{% if enable_thinking is defined and not enable_thinking %}}"
+    "{{ '<think>\n\n</think>\n\n' }}{% else %}{{ '<think>\n' }}{% endif %}{% endif %}"
+)
+ASKED = f"{_TURNS}{_BEGIN}{{{{ '<think>' if thinking else '</think>' }}}}{{% endif %}}"
+# Only earlier turns show that the model thinks: the first template of DeepSeek R1.
+UNOPENED = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content.split('</think>')[-1] }}"
+    f"{{{{ '<|im_end|>\n' }}}}{{% endfor %}}{_BEGIN}{{% endif %}}"
+)
+OTHER_MARKERS = OPENED.replace("<think>", "[THINK]")
+# The tag is transformers' own; one template in a few has it.
+TAGGED = HYBRID.replace(
+    "{{ m.content + '<|im_end|>\n' }}", "{% generation %}{{ m.content + '<|im_end|>\n' }}{% endgeneration %}"
+)
+
+
+MARKERS = {
+    "<jupyter_output>": "<think>",
+    "<jupyter_script>": "</think>",
+}  # tokens of SmolLM2 that nobody uses
+
+
+def thinking_artifact(model: Path, artifacts: Path, template: str, special: bool | None = None) -> None:
+    """Copy an artifact to another folder of artifacts, with another template.
+
+    special: the markers are tokens of their own, control tokens or not; None: they are not.
+    """
+    copied = artifacts / "models" / "thinking"
+    shutil.copytree(model, copied)
+    (copied.parent / "current").symlink_to(copied.name)
+    (copied / "chat_template.jinja").write_text(template)
+    if special is not None:
+        _rename_tokens(copied / "tokenizer.json", special)
+    manifest = json.loads((copied / "manifest.json").read_text())
+    for name in ("chat_template.jinja", "tokenizer.json"):
+        content = (copied / name).read_bytes()
+        manifest["files"][name] = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+    (copied / "manifest.json").write_text(json.dumps(manifest | {"id": copied.name}))
+
+
+def _rename_tokens(file: Path, special: bool) -> None:
+    tokenizer: dict[str, Any] = json.loads(file.read_text())
+    for token in tokenizer["added_tokens"]:
+        if token["content"] in MARKERS:
+            token |= {"content": MARKERS[token["content"]], "special": special}
+    vocabulary = tokenizer["model"]["vocab"]
+    tokenizer["model"]["vocab"] = {MARKERS.get(token, token): id for token, id in vocabulary.items()}
+    file.write_text(json.dumps(tokenizer))
+
+
+def deltas(
+    tokenizer: Any, pieces: Sequence[str], reason: Any = "stop", index: int = 0
+) -> list[ThinkingDelta]:
+    """Return what the engine makes of these pieces of an answer, whose end is a token without text."""
+    found = []
+    for piece in pieces:
+        ids = tokenizer.encode(piece, add_special_tokens=False)
+        logprobs = [[(id, -0.5)] for id in ids]
+        found.append(ThinkingDelta(piece, len(ids), None, index, logprobs, ids=ids))
+    end = tokenizer.eos_token_id
+    return [*found, ThinkingDelta("", 1, reason, index, [[(end, -0.5)]], ids=[end])]
