@@ -30,7 +30,8 @@ from trainer.config import RunConfig  # noqa: E402
 from trainer.config_file import load  # noqa: E402
 from trainer.data.clean import clean  # noqa: E402
 from trainer.data.conversation import Message  # noqa: E402
-from trainer.data.general import OwnAnswer, read_prompts  # noqa: E402
+from trainer.data.general import OwnAnswer  # noqa: E402
+from trainer.data.prompts import read_prompts  # noqa: E402
 from trainer.data.sources import read_rows  # noqa: E402
 from trainer.data.split import split  # noqa: E402
 from trainer.data.tokenize import ChatTokenizer  # noqa: E402

@@ -54,6 +54,21 @@ def fetch(config: BaseModelConfig, artifacts: Path) -> BaseModel:
     return BaseModel(directory, revision, *base_hashes(directory))
 
 
+def local(config: BaseModelConfig, artifacts: Path) -> BaseModel | None:
+    """Return the base model if nothing has to be downloaded or converted for it. Raises: BaseModelError."""
+    if config.path:
+        return fetch(config, artifacts)
+    if config.gguf_package:
+        directory = _place_of_conversion(config, artifacts)
+        hashes = _whole(directory)
+        return BaseModel(directory, config.revision, *hashes) if hashes else None
+    try:
+        directory = _snapshot(config, local_files_only=True)
+    except Exception:  # as in `_download`
+        return None
+    return BaseModel(directory, directory.name, *base_hashes(directory))
+
+
 def load_tokenizer(directory: Path) -> Any:
     from transformers import AutoTokenizer
 
@@ -71,21 +86,26 @@ def load_model(directory: Path, dtype: str, device: str) -> Any:
     return model.to(device).eval()
 
 
-def _download(config: BaseModelConfig) -> Path:
+def _snapshot(config: BaseModelConfig, local_files_only: bool = False) -> Path:
     from huggingface_hub import snapshot_download
 
+    found = snapshot_download(
+        config.id,
+        revision=config.revision,
+        allow_patterns=["*.json", "*.jinja", "*.safetensors", "*.txt", "*.md", *LICENCE_FILES],
+        local_files_only=local_files_only,
+    )
+    return Path(found)
+
+
+def _download(config: BaseModelConfig) -> Path:
     try:
-        found = snapshot_download(
-            config.id,
-            revision=config.revision,
-            allow_patterns=["*.json", "*.jinja", "*.safetensors", "*.txt", "*.md", *LICENCE_FILES],
-        )
+        return _snapshot(config)
     except Exception as error:  # the hub's, the network's and the disk's errors share no base
         raise BaseModelError(
             f"{config.id}@{config.revision} cannot be fetched ({type(error).__name__}); "
             "set HF_TOKEN to an account with access, or give base.path"
         ) from None
-    return Path(found)
 
 
 def gguf_file(config: BaseModelConfig) -> Path:
@@ -109,13 +129,17 @@ def gguf_file(config: BaseModelConfig) -> Path:
 
 def _converted(config: BaseModelConfig, artifacts: Path) -> BaseModel:
     """Return the model of the package's GGUF. Convert it unless a whole conversion exists."""
-    content = config.gguf_sha256 or sha256_file(gguf_file(config))
-    directory = artifacts / "bases" / f"{config.gguf_package}-{fingerprint(config.id, content)[:8]}"
+    directory = _place_of_conversion(config, artifacts)
     hashes = _whole(directory)
     if hashes is None:
         with only_writer(directory):
             hashes = _whole(directory) or _convert(config, directory)
     return BaseModel(directory, config.revision, *hashes)
+
+
+def _place_of_conversion(config: BaseModelConfig, artifacts: Path) -> Path:
+    content = config.gguf_sha256 or sha256_file(gguf_file(config))
+    return artifacts / "bases" / f"{config.gguf_package}-{fingerprint(config.id, content)[:8]}"
 
 
 def _convert(config: BaseModelConfig, directory: Path) -> tuple[str, str]:

@@ -95,6 +95,7 @@ def _run(options: argparse.Namespace) -> None:
     preflight.check_processes(config, options.verb, processes)
     preflight.check(config, trains_here=getattr(options, "executor", "local") == "local")
     if options.verb == "check":
+        _check(config, options)
         return
     try:
         options.artifacts.mkdir(parents=True, exist_ok=True)
@@ -157,6 +158,12 @@ def _train_arm(config: RunConfig, pipeline: "Pipeline", options: argparse.Namesp
         if _is_out_of_memory(error):
             raise ArmError(f"{arm.name}: out of memory; lower train.tokens_per_step") from None
         raise
+
+
+def _check(config: RunConfig, options: argparse.Namespace) -> None:
+    from trainer.pipeline import Pipeline
+
+    Pipeline(config, options.artifacts, arm_command=[]).check()
 
 
 def _push(config: RunConfig, options: argparse.Namespace) -> None:

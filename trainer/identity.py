@@ -42,6 +42,7 @@ OUTSIDE_A_RUN = (
     "preflight.py",
     "fit/choose",
     "judge",
+    "knowable.py",
     "pages",
     "ship",
 )

@@ -12,21 +12,21 @@ from typing import Any
 from trainer import base_model
 from trainer.base_model import BaseModel
 from trainer.config import RunConfig, describe_sources
-from trainer.data.prepare import Prepared, prepare
+from trainer.data.prepare import Prepared, find_prepared, prepare
 from trainer.device import choose_device
 from trainer.errors import ArmError
 from trainer.files import only_writer, read_json, whole_directory, write_json
 from trainer.fit.arm import Arm, Run, Setting, arms, place_of, read_run, run_name
-from trainer.fit.run.adapter import check_adapter
 from trainer.fit.run.checkpoint import step_of
 from trainer.fit.run.cluster import Cluster
 from trainer.fit.run.processes import run_arms as run_here
 from trainer.fit.run.sweep import Sweep, no_result
 from trainer.identity import artifact_id, differences, evaluation_key, made_by, merged_key, older_line
-from trainer.judge.endings import require_endings
+from trainer.judge.benchmarks import check_items
 from trainer.judge.evaluate import evaluate
 from trainer.judge.gates import failed_gates, shippable
-from trainer.judge.turns import caveat, name_of, require_turns
+from trainer.judge.turns import caveat, name_of
+from trainer.knowable import check_base, check_data, check_room, limits
 from trainer.objective import objective_of
 from trainer.objective.score import mean_score
 from trainer.pages.data_report import write_page as write_data_page
@@ -77,12 +77,33 @@ class Pipeline:
     def base(self) -> BaseModel:
         with self._stages.stage("base", f"get {self.config.base.id} ready"):
             base = base_model.fetch(self.config.base, self.artifacts)
-            check_adapter(base.directory, self.config.sweep.ranks, self.config.lora.target_modules)
+            check_base(self.config, base.directory)
             return base
 
     def prepare(self, base: BaseModel) -> Prepared:
         with self._stages.stage("prepare", f"tokenise {describe_sources(self.config.data, public=True)}"):
-            return self._prepared(base)
+            prepared = self._prepared(base, describe=True)
+            for remark in check_data(self.config, base.directory, prepared):
+                say(f"  {remark}")
+            return prepared
+
+    def check(self) -> None:
+        """Check what the base and the prepared data show, as far as they are on this machine already.
+
+        Raises: TrainerError.
+        """
+        base = base_model.local(self.config.base, self.artifacts)
+        if base is None:
+            say(f"{self.config.base.id} is not on this machine yet; `prepare` gets it and checks the rest")
+            return
+        check_base(self.config, base.directory)
+        check_items(self.config.evaluate.benchmarks)
+        prepared = find_prepared(self.config, base, self.artifacts, self._keep_older)
+        if prepared is None:
+            say("the data is not prepared yet; `prepare` checks whether the gates can be measured on it")
+        remarks = list(check_data(self.config, base.directory, prepared)) if prepared else []
+        for line in (*remarks, *limits(self.config, base.directory, prepared)):
+            say(f"note: {line}")
 
     def sweep(self, base: BaseModel, prepared: Prepared) -> tuple[Setting, dict[str, Any]]:
         ranks = " and ".join(map(str, self.config.sweep.ranks))
@@ -129,9 +150,11 @@ class Pipeline:
         base = base_model.fetch(self.config.base, self.artifacts)
         return base, self._prepared(base)
 
-    def _prepared(self, base: BaseModel) -> Prepared:
+    def _prepared(self, base: BaseModel, describe: bool = False) -> Prepared:
         rows_of = self._objective.rows
-        return prepare(self.config, base, self.artifacts, write_data_page, self._keep_older, rows_of)
+        return prepare(
+            self.config, base, self.artifacts, write_data_page, self._keep_older, rows_of, describe
+        )
 
     def run(self, until: str = "publish") -> None:
         """Run the stages up to and with `until`. Raises: TrainerError."""
@@ -155,9 +178,8 @@ class Pipeline:
 
     def _make(self, base: BaseModel, prepared: Prepared, identifier: str, until: str) -> Artifact | None:
         """Run the stages after `prepare`, up to and with `until`; the last one returns the artifact."""
-        test = prepared.rows("test")
-        require_turns(test, self.config.evaluate.turns)
-        require_endings(test, self.config.evaluate)
+        check_room(self.config, base.directory, self.artifacts)
+        check_items(self.config.evaluate.benchmarks)
         setting, selection = self.sweep(base, prepared)
         if until == "sweep":
             return None

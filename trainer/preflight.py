@@ -3,6 +3,7 @@
 import importlib.metadata
 import importlib.util
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from trainer.config import (
@@ -14,7 +15,8 @@ from trainer.config import (
     TrainConfig,
 )
 from trainer.data import hub
-from trainer.errors import ConfigError, MissingError
+from trainer.data.prompts import read_conversations, read_prompts
+from trainer.errors import ConfigError, DataError, MissingError
 from trainer.judge.tasks import PUNKT_PACKAGE, TASKS, sentence_splitter
 from trainer.source_name import HUB, HubName, is_local
 
@@ -30,11 +32,11 @@ def check(config: RunConfig, trains_here: bool = True) -> None:
     problems = [
         problem
         for problem in (
-            *([_device(config), *_engine(config.train)] if trains_here else []),
+            *([_device(config), *_engine(config)] if trains_here else []),
             *_trackers(config.train),
             _base(config.base),
             *_data(config.data),
-            _prompts(config.evaluate),
+            *_prompts(config),
             _harness(config.evaluate),
             *map(_benchmark, config.evaluate.benchmarks),
         )
@@ -107,9 +109,15 @@ def _device(config: RunConfig) -> str | None:
     )
 
 
-def _engine(train: TrainConfig) -> list[str]:
+def _engine(config: RunConfig) -> list[str]:
     """List what is missing for the engine and its number formats."""
+    train = config.train
     problems = []
+    if train.engine == "compiled":
+        from trainer.engines.compiled import refusal  # imports torch
+
+        if reason := refusal(train, config.lora, _device_of(train)):
+            problems.append(f"another engine: the compiled one {reason}; set train.engine=plain")
     needed = {"unsloth": train.engine == "unsloth"}
     needed["bitsandbytes"] = train.quantization == "4bit" or train.optimizer == "adamw_8bit"
     for package in (name for name, needs in needed.items() if needs):
@@ -123,6 +131,12 @@ def _engine(train: TrainConfig) -> list[str]:
     if train.quantization == "fp8" and (problem := _fp8()):
         problems.append(problem)
     return problems
+
+
+def _device_of(train: TrainConfig) -> str:
+    import torch
+
+    return "cuda" if train.device != "cpu" and torch.cuda.is_available() else "cpu"
 
 
 def _trackers(train: TrainConfig) -> list[str]:
@@ -202,9 +216,21 @@ def _data(data: DataConfig) -> list[str]:
     return problems
 
 
-def _prompts(evaluate: EvaluateConfig) -> str | None:
-    found = evaluate.prompts.is_file()
-    return None if found else f"the prompts: evaluate.prompts {evaluate.prompts} does not exist"
+def _prompts(config: RunConfig) -> Iterator[str]:
+    """Yield what is wrong with the files of prompts, which are read after the training or in its midst."""
+    try:
+        read_conversations(config.evaluate.prompts, "evaluate.prompts")
+    except DataError as error:
+        yield f"the prompts: {error}"
+    if general := config.data.general:
+        wanted = general.train_prompts + general.test_prompts
+        try:
+            found = len(read_prompts(general.prompts, "data.general.prompts"))
+        except DataError as error:
+            yield f"the prompts: {error}"
+            return
+        if found < wanted:
+            yield f"the prompts: data.general.prompts {general.prompts} holds {found}, {wanted} are asked for"
 
 
 def _harness(evaluate: EvaluateConfig) -> str | None:

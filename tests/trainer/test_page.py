@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 
 from trainer.config import CONFIGS
-from trainer.data.general import read_prompts
+from trainer.data.prompts import read_conversations, read_prompts
 from trainer.errors import DataError
-from trainer.judge.answers import read_conversations
 from trainer.judge.gates import OVERRIDE
 from trainer.objective import sft
 from trainer.pages import frame as html_page

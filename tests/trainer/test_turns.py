@@ -19,10 +19,10 @@ from tests.support.trainer import row_of
 from trainer.cli import main
 from trainer.config import EvaluateConfig
 from trainer.data.conversation import Conversation, Message
+from trainer.data.prompts import read_conversations
 from trainer.data.tokenize import IGNORED, ChatTokenizer, TokenRow, answer_runs
 from trainer.errors import DataError
 from trainer.generation import Answer, generate
-from trainer.judge.answers import read_conversations
 from trainer.judge.evaluate import evaluate
 from trainer.judge.turns import FIRST_TURNS, MIN_ROWS, TURNS, Turns, caveat, measured_turns, require_turns
 from trainer.objective import sft

@@ -7,11 +7,11 @@ distribution at temperature 1. The prompts belong to the project, so no third-pa
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from trainer.base_model import BaseModel, load_model
 from trainer.config import GeneralChatConfig
 from trainer.data.conversation import Conversation, Message
+from trainer.data.prompts import read_prompts
 from trainer.data.tokenize import IGNORED, ChatTokenizer, TokenRow, answer_runs, turn_numbers
 from trainer.errors import DataError
 from trainer.generation import Answer, generate
@@ -101,20 +101,3 @@ def _whole(own: OwnAnswer, row: TokenRow) -> list[int]:
     """Return the tokens of an answer with the end of its turn, as the template ends it."""
     ids = own.answer.token_ids
     return ids if own.answer.stopped else [*ids, row.input_ids[answer_runs(row.labels)[-1][1] - 1]]
-
-
-def read_prompts(file: Path, key: str) -> list[str]:
-    """Read one prompt a line, without empty lines and lines that begin with #.
-
-    key: the setting that names the file. Raises: DataError if it cannot be read or holds no prompt.
-    """
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise DataError(f"{key} {file}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise DataError(f"{key} {file} is not UTF-8 text") from None
-    prompts = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
-    if not prompts:
-        raise DataError(f"{key} {file} holds no prompt; write one a line")
-    return prompts

@@ -33,12 +33,13 @@ from trainer.data.tool_template import with_tools
 from trainer.device import choose_device
 from trainer.errors import DataError
 from trainer.files import only_writer, read_json, whole_directory, write_json
-from trainer.identity import data_key, older_directory, older_line, own_directory, write_record
+from trainer.identity import Older, data_key, older_directory, older_line, own_directory, write_record
 from trainer.progress import say
 
 SPLITS = ("train", "validation", "test", "general", "followup")
 EXAMPLES = 10  # rows of each shape that the page shows
 TEMPLATE = "chat_template.jinja"
+PAGE = "report.html"
 # Tokenises and labels a batch for the objective.
 RowsOf = Callable[[ChatTokenizer, Batch], list[Rendered]]
 # Writes a page next to report.json, from its content.
@@ -78,23 +79,49 @@ def prepare(
     write_page: WritePage | None = None,
     keep_older: bool = False,
     rows_of: RowsOf = ChatTokenizer.rows,
+    describe: bool = False,
 ) -> Prepared:
     """Return the prepared data. Make it unless it exists.
 
     write_page: writes `report.html` next to new data. keep_older: prefer the newest data that other code or
-    packages made. rows_of: the objective's. Raises: DataError.
+    packages made. rows_of: the objective's. describe: print the counts of data that exists, too.
+    Raises: DataError.
     """
     check_files(config.data.contamination)
-    folder, key = artifacts / "data", data_key(config, base.sha256)
-    older = older_directory(folder, "", key)
-    directory = older.directory if older and keep_older else own_directory(folder, "", key)
+    directory, key, older = _place(config, base, artifacts, keep_older)
     report = _whole_report(directory)
     if report is None:
         if older:
             say(older_line("this data was", older.differs, kept=False))
         with only_writer(directory):
             report = _whole_report(directory) or _make(config, base, directory, key, write_page, rows_of)
+    elif describe:
+        _describe(directory, report)
     return Prepared(directory, report)
+
+
+def find_prepared(config: RunConfig, base: BaseModel, artifacts: Path, keep_older: bool) -> Prepared | None:
+    """Return the prepared data if it exists. Raises: MissingError if the source does not."""
+    directory, _, _ = _place(config, base, artifacts, keep_older)
+    report = _whole_report(directory)
+    return Prepared(directory, report) if report else None
+
+
+def _place(
+    config: RunConfig, base: BaseModel, artifacts: Path, keep_older: bool
+) -> tuple[Path, str, Older | None]:
+    """Return the directory of the data, its key, and the data that other code or packages made of it."""
+    folder, key = artifacts / "data", data_key(config, base.sha256)
+    older = older_directory(folder, "", key)
+    return older.directory if older and keep_older else own_directory(folder, "", key), key, older
+
+
+def _describe(directory: Path, report: Mapping[str, Any]) -> None:
+    """Print what was printed when the data was made."""
+    for line in report.get("told", [f"{count:,} {name} rows" for name, count in report["rows"].items()]):
+        say(f"  {line}")
+    if (directory / PAGE).is_file():
+        say(f"  data report: {directory / PAGE}")
 
 
 def _whole_report(directory: Path) -> dict[str, Any] | None:
@@ -138,18 +165,15 @@ def _make(
         for file in files.values():
             file.close()
         remarks += fill.remarks()
-        for line in (*told(data, files, cleaned), *remarks):
-            say(f"  {line}")
         examples = _examples(parts.train, chat, data.max_length)
         write_record(scratch, key)
         report = build_report(data, files, selected, parts)
-        report |= fill.report() | {"remarks": remarks}
+        report |= fill.report() | {"remarks": remarks, "told": [*told(data, files, cleaned), *remarks]}
         (scratch / TEMPLATE).write_bytes(chat.tokenizer.get_chat_template().encode())
         write_json(scratch / "report.json", report)
         if write_page:
             write_page(scratch, report, examples)
-    if write_page:
-        say(f"  data report: {directory / 'report.html'}")
+    _describe(directory, report)
     return report
 
 

@@ -45,11 +45,11 @@ def load(base: Path, settings: TrainConfig, lora: LoraConfig, rank: int, seed: i
 
     Raises: ArmError if this engine cannot train the configuration; the message names the engine that can.
     """
-    if reason := _refusal(settings, lora, device):
+    if reason := refusal(settings, lora, device):
         raise ArmError(f"the compiled engine {reason}; set train.engine to plain")
     model = plain.load(base, settings, lora, rank, seed, device)
     config = model.get_base_model().config
-    if reason := _unknown_shape(config):
+    if reason := unknown_shape(config):
         raise ArmError(f"the compiled engine {reason}; set train.engine to plain")
     model.decoder = Decoder(model.get_base_model(), settings, device)
     _without_walks(model)
@@ -182,7 +182,8 @@ def _without_walks(model: Any) -> None:
     model.parameters = lambda recurse=True: iter(parameters)
 
 
-def _refusal(settings: TrainConfig, lora: LoraConfig, device: str) -> str | None:
+def refusal(settings: TrainConfig, lora: LoraConfig, device: str) -> str | None:
+    """Return what of a configuration this engine cannot train, or None."""
     if settings.quantization == "4bit":
         return "has no 4bit base"
     if settings.dtype == "float32" and device == "cuda":
@@ -194,7 +195,8 @@ def _refusal(settings: TrainConfig, lora: LoraConfig, device: str) -> str | None
     return None
 
 
-def _unknown_shape(config: Any) -> str | None:
+def unknown_shape(config: Any) -> str | None:
+    """Return why this engine cannot run a base, by its config.json, or None."""
     if config.model_type != "llama":
         return f"knows Llama models, and the base is {config.model_type}"
     if config.attention_bias or config.mlp_bias or config.hidden_act != "silu":

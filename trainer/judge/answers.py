@@ -6,18 +6,13 @@ answer of a test row follows the row's own earlier turns.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from trainer.config import EvaluateConfig
 from trainer.data.conversation import Message
-from trainer.data.general import read_prompts
 from trainer.data.tokenize import ChatTokenizer, TokenRow, answer_runs
-from trainer.errors import DataError
 from trainer.generation import Answer, generate
 from trainer.judge.endings import Place
-
-FOLLOWS_UP = ">"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,22 +25,6 @@ class Answers:
     samples: list[Answer]
     side_by_side: list[list[str]]
     written: list[Answer]
-
-
-def read_conversations(file: Path, key: str) -> list[list[str]]:
-    """Read the questions of each conversation: a line that begins with `>` follows up the one before.
-
-    key: the setting that names the file. Raises: DataError if it cannot be read or begins with a follow-up.
-    """
-    conversations: list[list[str]] = []
-    for line in read_prompts(file, key):
-        if not line.startswith(FOLLOWS_UP):
-            conversations.append([line])
-        elif conversations:
-            conversations[-1].append(line.removeprefix(FOLLOWS_UP).strip())
-        else:
-            raise DataError(f"{key} {file} begins with {line!r}, which follows up no prompt")
-    return conversations
 
 
 def answer(

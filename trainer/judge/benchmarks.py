@@ -59,6 +59,16 @@ def compare(
     return metrics, [gate_of(b, metric) for b, metric in zip(benchmarks, metrics, strict=True)]
 
 
+def check_items(benchmarks: Sequence[BenchmarkConfig]) -> None:
+    """Check that every benchmark can be asked, by letting lm-eval's dummy model answer all of them.
+
+    Raises: MissingError if lm-eval or a data set cannot be had, or has rows of another shape.
+    """
+    if benchmarks:
+        with tempfile.TemporaryDirectory(prefix="finechat-benchmarks-") as scratch:
+            _Harness(benchmarks, Path(scratch)).dummy_scores()
+
+
 class _Harness:
     """lm-eval over the configured tasks, with all that it writes kept inside `scratch`."""
 
@@ -81,7 +91,13 @@ class _Harness:
         from lm_eval.models.dummy import DummyLM
 
         random.seed(ITEMS_SEED)  # the dummy's choices
-        return {name: self._run(name, DummyLM(), chat=False) for name in self._drawn}
+        found = {}
+        for name in self._drawn:
+            try:
+                found[name] = self._run(name, DummyLM(), chat=False)
+            except Exception as error:  # a task's own code reads the rows
+                raise _unreadable(name, error) from None
+        return found
 
     def scores(self, side: str, directory: Path, dtype: str, device: str) -> dict[str, Any]:
         """task → (items,) float64 of 0 and 1, in the order of the drawn items."""
@@ -121,11 +137,15 @@ class _Harness:
         try:
             return self._manager.load([name])["tasks"][name]
         except Exception as error:  # the hub's, the network's and the file reader's share no base
-            raise MissingError(
-                f"the items of benchmark {name} cannot be read ({type(error).__name__}: "
-                f"{' '.join(str(error).split())[:200]}); set its `file` to a JSON Lines file in the shape "
-                f"of {TASKS[name].dataset}"
-            ) from None
+            raise _unreadable(name, error) from None
+
+
+def _unreadable(name: str, error: Exception) -> MissingError:
+    return MissingError(
+        f"the items of benchmark {name} cannot be read ({type(error).__name__}: "
+        f"{' '.join(str(error).split())[:200]}); set its `file` to a JSON Lines file in the shape "
+        f"of {TASKS[name].dataset}"
+    )
 
 
 def _settings(benchmark: BenchmarkConfig, tasks: Path, scratch: Path) -> dict[str, Any]:

@@ -118,6 +118,17 @@ def require_endings(rows: Sequence[TokenRow], config: EvaluateConfig) -> None:
         )
 
 
+def few_endings(rows: Sequence[TokenRow], config: EvaluateConfig) -> str:
+    """Return the sentence for test rows whose answers are too few to show the share, or an empty text."""
+    counted, wanted = len(fitting(rows, config.max_new_tokens)), needed(config.min_stopped)
+    if counted >= wanted:
+        return ""
+    return (
+        f"the gate `answers stop` has {counted} test answers to count, and it takes {wanted} to show "
+        f"{config.min_stopped:.0%}"
+    )
+
+
 def _exact(rows: Sequence[TokenRow], scores: Sequence[RowScore], stops: Collection[int]) -> set[Place]:
     """Return the answers that the model gives as their reference, if that ends by a stop token."""
     return {

@@ -17,6 +17,7 @@ import torch
 
 from trainer.base_model import load_model, load_tokenizer
 from trainer.config import EvaluateConfig
+from trainer.data.prompts import read_conversations
 from trainer.data.tokenize import ChatTokenizer, TokenRow
 from trainer.fit.choose.intervals import hit_interval, score_interval
 from trainer.generation import stop_ids
@@ -24,7 +25,6 @@ from trainer.judge.answers import (
     Answers,
     answer,
     first_question,
-    read_conversations,
     samples,
     side_by_side,
 )

@@ -29,7 +29,7 @@ _TYPES = {
 def write_gguf(model: Path, matrices: Matrices, name: str, licence: str, destination: Path) -> None:
     """Write `destination` from a Hugging Face model directory. Raises: ArtifactError."""
     config = AutoConfig.from_pretrained(model, local_files_only=True)
-    _require_llama(config)
+    require_llama(config)
     tokenizer = load_tokenizer(model)
     matrix_type, file_type = _TYPES[matrices]
     writer = gguf.GGUFWriter(destination, gguf.MODEL_ARCH_NAMES[gguf.MODEL_ARCH.LLAMA])
@@ -72,7 +72,8 @@ def _type_of(values: Any, matrix_type: gguf.GGMLQuantizationType) -> gguf.GGMLQu
     return matrix_type if values.shape[-1] % block_size == 0 else gguf.GGMLQuantizationType.F16
 
 
-def _require_llama(config: Any) -> None:
+def require_llama(config: Any) -> None:
+    """Raise ArtifactError if GGUF's Llama cannot hold a model of this config.json."""
     if config.model_type != "llama":
         raise ArtifactError(f"GGUF export knows the Llama architecture, and this is {config.model_type!r}")
     kind = config.rope_parameters["rope_type"]

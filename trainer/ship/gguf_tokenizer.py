@@ -26,7 +26,7 @@ def add_tokenizer(writer: GGUFWriter, tokenizer: Any, vocab_size: int) -> None:
     vocab_size: rows of the embedding; rows without a token are named as unused.
     Raises: ArtifactError if the tokenizer is not one that GGUF can say.
     """
-    rules = json.loads(tokenizer.backend_tokenizer.to_str())
+    rules = rules_of(tokenizer)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(pre_tokenizer_name(rules))
     tokens, types = _vocabulary(tokenizer, vocab_size)
@@ -43,6 +43,12 @@ def add_tokenizer(writer: GGUFWriter, tokenizer: Any, vocab_size: int) -> None:
     if tokenizer.pad_token_id is not None:
         writer.add_pad_token_id(tokenizer.pad_token_id)
     writer.add_chat_template(tokenizer.chat_template)
+
+
+def rules_of(tokenizer: Any) -> dict[str, Any]:
+    """The content of a fast tokenizer's tokenizer.json."""
+    rules: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())
+    return rules
 
 
 def adds_bos(tokenizer: Any) -> bool:

@@ -8,6 +8,8 @@ with the role, the text, and an end, such as ChatML and Llama 3, and refuses oth
 from collections.abc import Sequence
 from typing import Any
 
+from jinja2 import TemplateError
+
 from trainer.data.chat_template import DATE
 from trainer.errors import ArtifactError
 from trainer.ship.gguf_tokenizer import adds_bos
@@ -62,9 +64,17 @@ def go_template(tokenizer: Any) -> str:
 
 
 def _render(tokenizer: Any, messages: list[dict[str, str]]) -> str:
-    text = str(
-        tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, date_string=DATE)
-    )
+    try:
+        text = str(
+            tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=True, date_string=DATE
+            )
+        )
+    except TemplateError as error:
+        raise ArtifactError(
+            f"the chat template refuses a system prompt ({error}), so it cannot be written for Ollama; "
+            "export to fp8 instead"
+        ) from None
     return text.removeprefix(tokenizer.bos_token) if adds_bos(tokenizer) else text
 
 

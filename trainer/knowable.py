@@ -1,0 +1,97 @@
+"""Find, before anything is trained, what would end the run later or cannot be done with its result.
+
+The stages refuse the same things themselves. Here they are asked as soon as base and data are known.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig
+
+from trainer.base_model import load_tokenizer
+from trainer.config import RunConfig
+from trainer.data.prepare import Prepared
+from trainer.engines import compiled
+from trainer.errors import ArtifactError, BaseModelError, ConfigError
+from trainer.files import require_room
+from trainer.fit.run.adapter import check_adapter
+from trainer.judge.endings import few_endings, require_endings
+from trainer.judge.turns import require_turns
+from trainer.licence import llama_terms
+from trainer.ship.gguf_file import require_llama
+from trainer.ship.gguf_tokenizer import pre_tokenizer_name, rules_of
+from trainer.ship.merge import weight_bytes
+from trainer.ship.modelfile import go_template
+from trainer.ship.stops import end_of_turn_id
+
+
+def check_base(config: RunConfig, base: Path) -> None:
+    """Check that the base can be trained as configured. Raises: ConfigError or BaseModelError."""
+    try:
+        shape = AutoConfig.from_pretrained(base, local_files_only=True)
+        check_adapter(base, config.sweep.ranks, config.lora.target_modules)
+    except (KeyError, OSError, ValueError) as error:  # transformers' own
+        raise BaseModelError(
+            f"the base model {base} is no causal language model that transformers knows: "
+            f"{' '.join(str(error).split())[:200]}"
+        ) from None
+    if config.train.engine == "compiled" and (reason := compiled.unknown_shape(shape)):
+        raise ConfigError(f"train.engine: the compiled engine {reason}; set train.engine to plain")
+    longest = getattr(shape, "max_position_embeddings", None)
+    if longest and config.data.max_length > longest:
+        raise ConfigError(
+            f"data.max_length is {config.data.max_length}, and the base reads at most {longest} tokens: "
+            "lower it"
+        )
+
+
+def check_data(config: RunConfig, base: Path, prepared: Prepared) -> Iterator[str]:
+    """Check that the evaluation can be made of the prepared rows, and that a model of them can end its turns.
+
+    Yields remarks on what the rows cannot show.
+    Raises: DataError or BaseModelError.
+    """
+    test = prepared.rows("test")
+    require_turns(test, config.evaluate.turns)
+    require_endings(test, config.evaluate)
+    end_of_turn_id(_tokenizer(base, prepared))
+    if remark := few_endings(test, config.evaluate):
+        yield remark
+
+
+def check_room(config: RunConfig, base: Path, artifacts: Path) -> None:
+    """Check that the disk has room for the merged model, unless one is there. Raises: MissingError."""
+    if not any((artifacts / "merged").glob(f"{config.name}-*")):
+        require_room(artifacts / "merged", weight_bytes(base, config.ship_dtype), "the merged model")
+
+
+def limits(config: RunConfig, base: Path, prepared: Prepared | None) -> Iterator[str]:
+    """Yield what cannot be done with the model once it is made, in one sentence each."""
+    if reason := _no_gguf(base, prepared):
+        yield f"`export` can write fp8 only: {reason}"
+    if llama_terms(config.base.licence) and not any(base.glob("LICENSE*")):
+        yield (
+            f"`push` will refuse the model: {base} has no LICENSE file, and {config.base.licence} asks for a "
+            "copy of it beside the weights; put it there before you train"
+        )
+
+
+def _no_gguf(base: Path, prepared: Prepared | None) -> str:
+    """Return why a model of this base cannot be written as GGUF, or an empty text."""
+    tokenizer = _tokenizer(base, prepared)
+    try:
+        require_llama(AutoConfig.from_pretrained(base, local_files_only=True))
+        pre_tokenizer_name(rules_of(tokenizer))
+        go_template(tokenizer)
+    except ArtifactError as error:
+        return str(error).removesuffix("; export to fp8 instead")
+    return ""
+
+
+def _tokenizer(base: Path, prepared: Prepared | None) -> Any:
+    """Return the tokenizer with the chat template that the artifact will have."""
+    tokenizer = load_tokenizer(base)
+    if prepared and prepared.chat_template:
+        tokenizer.chat_template = prepared.chat_template
+    return tokenizer
