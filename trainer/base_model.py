@@ -69,10 +69,32 @@ def local(config: BaseModelConfig, artifacts: Path) -> BaseModel | None:
     return BaseModel(directory, directory.name, *base_hashes(directory))
 
 
-def load_tokenizer(directory: Path) -> Any:
+def load_tokenizer(directory: Path, chat_template: Path | None = None) -> Any:
+    """Return the tokenizer. chat_template: a file in place of its own template. Raises: BaseModelError."""
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    if chat_template:
+        tokenizer.chat_template = _read_template(chat_template)
+        try:
+            tokenizer.apply_chat_template(
+                [{"role": "user", "content": "x"}], tokenize=False, add_generation_prompt=True
+            )
+        except Exception as error:  # a template is a program: it may raise anything
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise BaseModelError(
+                f"data.chat_template {chat_template} cannot render a question: {reason}"
+            ) from None
+    return tokenizer
+
+
+def _read_template(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise BaseModelError(f"data.chat_template {file}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise BaseModelError(f"data.chat_template {file} is not UTF-8 text") from None
 
 
 def load_model(directory: Path, dtype: str, device: str) -> Any:

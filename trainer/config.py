@@ -181,6 +181,10 @@ class DataConfig(Frozen):
         description="`chosen`: of preference data train the answers that people chose or praised. None: such "
         "data is refused.",
     )
+    chat_template: Path | None = Field(
+        None,
+        description="A Jinja file in place of the base's chat template, for rows, evaluation and artifact.",
+    )
     thinking: Literal["template", "keep", "strip", "last"] = Field(
         "template",
         description="Thinking of answers: what the chat template does with it in serving; kept in all "

@@ -97,7 +97,7 @@ def _anchor_paths(values: dict[str, Any], folder: Path) -> None:
     places = [(values.get("base"), "path")]
     data = values.get("data")
     if isinstance(data, dict):
-        places.append((data.get("general"), "prompts"))
+        places += [(data, "chat_template"), (data.get("general"), "prompts")]
         for side in ("source", "validation", "test"):
             _anchor_sources(data, side, folder)
         if isinstance(files := data.get("contamination"), list):

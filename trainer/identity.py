@@ -144,8 +144,10 @@ def sweep_key(config: RunConfig, runs: Sequence[str]) -> str:
 
 def merged_key(config: RunConfig, run: str, adapter: Path) -> str:
     """Return the key of the model that a run's adapter is merged into. run: its `run_key`."""
-    weights = sha256_file(adapter / "adapter_model.safetensors")
-    return fingerprint(run, weights, config.ship_dtype, made_by(ONLY_SHOWS))
+    parts = [run, sha256_file(adapter / "adapter_model.safetensors"), config.ship_dtype, made_by(ONLY_SHOWS)]
+    if template := config.data.chat_template:  # other templates can render the same rows
+        parts.append(by_content(template, "data.chat_template"))
+    return fingerprint(*parts)
 
 
 def evaluation_key(config: RunConfig, merged: str) -> str:

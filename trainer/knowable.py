@@ -44,6 +44,8 @@ def check_base(config: RunConfig, base: Path) -> None:
             f"data.max_length is {config.data.max_length}, and the base reads at most {longest} tokens: "
             "lower it"
         )
+    if config.data.chat_template:
+        end_of_turn_id(load_tokenizer(base, config.data.chat_template))
 
 
 def check_data(config: RunConfig, base: Path, prepared: Prepared) -> Iterator[str]:
@@ -55,7 +57,7 @@ def check_data(config: RunConfig, base: Path, prepared: Prepared) -> Iterator[st
     test = prepared.rows("test")
     require_turns(test, config.evaluate.turns)
     require_endings(test, config.evaluate)
-    end_of_turn_id(_tokenizer(base, prepared))
+    end_of_turn_id(_tokenizer(config, base, prepared))
     if remark := few_endings(test, config.evaluate):
         yield remark
 
@@ -68,7 +70,7 @@ def check_room(config: RunConfig, base: Path, artifacts: Path) -> None:
 
 def limits(config: RunConfig, base: Path, prepared: Prepared | None) -> Iterator[str]:
     """Yield what cannot be done with the model once it is made, in one sentence each."""
-    if reason := _no_gguf(base, prepared):
+    if reason := _no_gguf(config, base, prepared):
         yield f"`export` can write fp8 only: {reason}"
     if llama_terms(config.base.licence) and not any(base.glob("LICENSE*")):
         yield (
@@ -77,9 +79,9 @@ def limits(config: RunConfig, base: Path, prepared: Prepared | None) -> Iterator
         )
 
 
-def _no_gguf(base: Path, prepared: Prepared | None) -> str:
+def _no_gguf(config: RunConfig, base: Path, prepared: Prepared | None) -> str:
     """Return why a model of this base cannot be written as GGUF, or an empty text."""
-    tokenizer = _tokenizer(base, prepared)
+    tokenizer = _tokenizer(config, base, prepared)
     try:
         require_llama(AutoConfig.from_pretrained(base, local_files_only=True))
         pre_tokenizer_name(rules_of(tokenizer))
@@ -89,9 +91,9 @@ def _no_gguf(base: Path, prepared: Prepared | None) -> str:
     return ""
 
 
-def _tokenizer(base: Path, prepared: Prepared | None) -> Any:
+def _tokenizer(config: RunConfig, base: Path, prepared: Prepared | None) -> Any:
     """Return the tokenizer with the chat template that the artifact will have."""
-    tokenizer = load_tokenizer(base)
+    tokenizer = load_tokenizer(base, config.data.chat_template)
     if prepared and prepared.chat_template:
         tokenizer.chat_template = prepared.chat_template
     return tokenizer

@@ -37,6 +37,7 @@ def check(config: RunConfig, trains_here: bool = True) -> None:
             _base(config.base),
             *_data(config.data),
             *_prompts(config),
+            _chat_template(config.data),
             _harness(config.evaluate),
             *map(_benchmark, config.evaluate.benchmarks),
         )
@@ -231,6 +232,11 @@ def _prompts(config: RunConfig) -> Iterator[str]:
             return
         if found < wanted:
             yield f"the prompts: data.general.prompts {general.prompts} holds {found}, {wanted} are asked for"
+
+
+def _chat_template(data: DataConfig) -> str | None:
+    found = data.chat_template is None or data.chat_template.is_file()
+    return None if found else f"the chat template: data.chat_template {data.chat_template} does not exist"
 
 
 def _harness(evaluate: EvaluateConfig) -> str | None:

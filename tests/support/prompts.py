@@ -1,6 +1,7 @@
 """What trainer and API must both render: templates of ours, conversations, and their prompts as text."""
 
 import re
+from typing import Literal
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -29,7 +30,7 @@ STRICT = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 
-HISTORY = [
+HISTORY: list[tuple[Literal["user", "assistant"], str]] = [
     ("user", "What colour is the kite?"),
     ("assistant", "<think>\nA kite.\n</think>\n\nBlue."),
     ("user", "And <|im_end|>?"),

@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoTokenizer
 
 from tests.support import prompts
 from trainer.cli import main
+from trainer.config_file import load
 from trainer.data.prepare import Prepared
 from trainer.data.tokenize import answer_runs
+from trainer.identity import merged_key
 
 Prepare = Callable[..., tuple[int, str]]
 
@@ -84,7 +87,7 @@ def test_a_row_that_the_template_refuses_is_dropped_with_its_words(
 
 
 def test_a_template_that_refuses_every_row_is_one_sentence(prepare: Prepare) -> None:
-    refusing = "{{ raise_exception('never') }}"
+    refusing = "{% if 'q' in messages[0].content %}{{ raise_exception('never') }}{% endif %}" + prompts.STRICT
     status, printed = prepare(refusing, [chat(f"q{i}", f"a{i}") for i in range(20)])
     assert status == 1
     (line,) = [line for line in printed.splitlines() if "never" in line]
@@ -172,3 +175,76 @@ def test_answers_that_are_too_long_are_counted_and_cost_the_others_nothing(
     assert report["rows"]["train"] == source["used"]["train"]
     cut = report["one_row_an_answer"]["too long"]
     assert cut and f"{cut} answers of these conversations are left out: longer than 256 tokens" in printed
+
+
+def test_a_template_of_ones_own_decides_the_rows_and_their_identity(
+    prepare: Prepare, prepared: Callable[[], Prepared], tmp_path: Path
+) -> None:
+    rows = [chat(f"q{i}", f"a{i}") for i in range(40)]
+    own = tmp_path / "own.jinja"
+    files: list[Path] = []
+    for end in ("!", "?"):
+        own.write_text(f"robot{end}" + prompts.STRICT)
+        status, printed = prepare(prompts.THINKING, rows, f"data.chat_template={own}")
+        assert status == 0, printed
+        (file,) = set(tmp_path.glob("artifacts/data/*/report.json")) - set(files)
+        files.append(file)
+        made = Prepared(file.parent, json.loads(file.read_text()))
+        assert made.chat_template == own.read_text()
+        assert f"robot{end}" in AutoTokenizer.from_pretrained(tmp_path / "base").decode(
+            made.rows("test")[0].input_ids
+        )
+
+
+@pytest.mark.parametrize(
+    ("template", "says"),
+    [
+        (None, "does not exist"),
+        ("{% if %}", "cannot render a question"),
+        ("{{ raise_exception('never') }}", "cannot render a question: never"),
+        (
+            "{% for m in messages %}{{ m.role + m.content }}{% endfor %}",
+            "expected a control token",
+        ),
+    ],
+)
+def test_a_template_that_cannot_work_is_refused_in_one_line_before_anything_is_made(
+    prepare: Prepare, tmp_path: Path, template: str | None, says: str
+) -> None:
+    own = tmp_path / "own.jinja"
+    if template is not None:
+        own.write_text(template)
+    status, printed = prepare(prompts.STRICT, [chat("q", "a")] * 9, f"data.chat_template={own}")
+    assert status == 1
+    assert len([line for line in printed.splitlines() if says in line]) == 1 and "Traceback" not in printed
+    assert not list(tmp_path.glob("artifacts/data/*"))
+
+
+@pytest.mark.slow
+def test_an_artifact_ships_and_is_measured_with_the_template_of_its_training(
+    config_file: Path, tmp_path: Path, config_values: dict[str, Any]
+) -> None:
+    """A template that re-renders earlier turns, in place of the base's, from rows to artifact."""
+    own = tmp_path / "own.jinja"
+    own.write_text(prompts.THINKING)
+    rows = [chat(f"q{i} one", f"a{i} one", f"q{i} two", f"a{i} two") for i in range(120)]
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = (
+        f"data.source={tmp_path / 'own.jsonl'}", f"data.chat_template={own}", "data.general=null",
+        "data.max_length=256", "data.held_out_share=0.3", "data.test_rows=36", "train.tokens_per_step=256",
+        "train.max_steps=2", "sweep.ranks=[2]", "evaluate.turns=2", "evaluate.max_loss_increase=9",
+    )  # fmt: skip
+    flags = [part for value in settings for part in ("--set", value)]
+    artifacts = tmp_path / "artifacts"
+    assert main(["run", "--config", str(config_file), "--artifacts", str(artifacts), *flags]) == 0
+    artifact = artifacts / "models" / "current"
+    assert (artifact / "chat_template.jinja").read_text() == prompts.THINKING
+    manifest = json.loads((artifact / "manifest.json").read_text())
+    assert "chat_template.jinja" in manifest["files"]
+    measured = {(m["name"], m.get("turn")): m["n"] for m in manifest["evaluation"]["metrics"]}
+    assert measured["loss", None] == measured["loss", 1] + measured["loss", 2], "one answer a conversation"
+    samples = json.loads((artifact / "samples.json").read_text())
+    assert {len(sample["earlier"]) for sample in samples} == {0, 2}
+    merged = merged_key(load(config_file, settings), "run", next(artifacts.glob("runs/*/*/adapter")))
+    own.write_text(prompts.THINKING + "{# another #}")
+    assert merged_key(load(config_file, settings), "run", next(artifacts.glob("runs/*/*/adapter"))) != merged

@@ -182,7 +182,7 @@ def _chat(base: BaseModel, data: DataConfig, rows: Sequence[Conversation]) -> tu
 
     If rows have tools, the template writes them and their calls as the API reads them.
     """
-    tokenizer, last = load_tokenizer(base.directory), data.thinking == "last"
+    tokenizer, last = load_tokenizer(base.directory, data.chat_template), data.thinking == "last"
     chat = ChatTokenizer(tokenizer, own_thinking_only=last)
     remarks: list[str] = []
     if not any(row.tools for row in rows):

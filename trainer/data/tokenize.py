@@ -19,6 +19,11 @@ from trainer.data.shapes import RowError
 from trainer.errors import BaseModelError
 
 IGNORED = -100
+# Control tokens of widespread templates: a text that contains one was probably formatted for it.
+WIDESPREAD = (
+    "<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|eot_id|>", "<start_of_turn>", "<end_of_turn>",
+    "<|user|>", "<|assistant|>", "<|end|>", "[INST]", "[/INST]",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +51,8 @@ class TokenRow:
 class Rendered:
     """What became of a conversation: one row, or a row for each answer, or none.
 
-    problem: why there is none. controls: the control tokens that its messages contain as text.
+    problem: why there is none. controls: control tokens, also of other models, that its
+    messages contain as text.
     """
 
     rows: list[TokenRow] = field(default_factory=list)
@@ -71,6 +77,7 @@ class ChatTokenizer:
         self._controls = {token.content: i for i, token in added.items() if token.special}
         self.template = ChatTemplate(tokenizer, list(self._controls), own_thinking_only)
         self.pad_id: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+        self._marks = {*self._controls, *WIDESPREAD}
         self._longest_token = max(map(len, tokenizer.get_vocab()))
         # The tokenizer's own call makes dictionaries of lists of every text: twice the time (docs/log.md).
         self._backend = tokenizer.backend_tokenizer
@@ -104,7 +111,7 @@ class ChatTokenizer:
             Rendered(
                 [row for text in own for row in self._rows(conversation, text, next(encoded))],
                 problem,
-                {control for text in own for control in text.literals},
+                self._controls_in(conversation) if own else set(),
             )
             for conversation, own, problem in zip(conversations, texts, problems, strict=True)
         ]
@@ -126,6 +133,11 @@ class ChatTokenizer:
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         """Return the token ids up to where the next answer begins. Raises: RowError."""
         return self._ids(self.template.prompt(messages))
+
+    def _controls_in(self, conversation: Conversation) -> set[str]:
+        """Return the control tokens, of this tokenizer or of a widespread template, that texts contain."""
+        texts = [message.content for message in conversation.messages]
+        return {mark for mark in self._marks if any(mark in text for text in texts)}
 
     def _usual_header(self) -> tuple[str, list[int]]:
         """Return what most prompts end with, from their last control token on, and its tokens."""

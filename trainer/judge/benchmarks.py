@@ -49,8 +49,9 @@ def compare(
     with tempfile.TemporaryDirectory(prefix="finechat-benchmarks-") as scratch:
         harness = _Harness(benchmarks, Path(scratch))
         floor = harness.dummy_scores()
-        before = harness.scores("base", base, dtype, device)
-        after = harness.scores("tuned", shipped, dtype, device)
+        template = load_tokenizer(shipped).get_chat_template()
+        before = harness.scores("base", base, template, dtype, device)
+        after = harness.scores("tuned", shipped, template, dtype, device)
     metrics = [
         metric_of(benchmark, harness.items[benchmark.task], floor[name], before[name], after[name])
         for benchmark in benchmarks
@@ -99,11 +100,12 @@ class _Harness:
                 raise _unreadable(name, error) from None
         return found
 
-    def scores(self, side: str, directory: Path, dtype: str, device: str) -> dict[str, Any]:
-        """task → (items,) float64 of 0 and 1, in the order of the drawn items."""
+    def scores(self, side: str, directory: Path, template: str, dtype: str, device: str) -> dict[str, Any]:
+        """task → (items,) float64 of 0 and 1, in the order of the drawn items. template: of both models."""
         from lm_eval.models.huggingface import HFLM
 
         model, tokenizer = load_model(directory, dtype, device), load_tokenizer(directory)
+        tokenizer.chat_template = template
         found = {}
         for name, drawn in self._drawn.items():
             say(f"  benchmark {name}: {len(drawn)} items, {side}")

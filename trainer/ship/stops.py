@@ -18,10 +18,14 @@ _ANSWER = "finechat-answer"
 def end_of_turn_id(tokenizer: Any) -> int:
     """Return the control token that the chat template puts after an answer.
 
-    Raises: BaseModelError if the template puts none there.
+    Raises: BaseModelError if the template puts none there, or refuses an answer.
     """
     messages = [{"role": "user", "content": "x"}, {"role": "assistant", "content": _ANSWER}]
-    rendered = tokenizer.apply_chat_template(messages, tokenize=False, date_string=DATE)
+    try:
+        rendered = tokenizer.apply_chat_template(messages, tokenize=False, date_string=DATE)
+    except Exception as error:  # a template is a program: it may raise anything
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise BaseModelError(f"the chat template cannot render a question and its answer: {reason}") from None
     _, found, behind = str(rendered).rpartition(_ANSWER)
     ids = tokenizer(behind.lstrip(), add_special_tokens=False)["input_ids"] if found else []
     if not ids or ids[0] not in special_ids(tokenizer):
