@@ -15,6 +15,7 @@ from trainer.config_file import load
 from trainer.data.layout import short_names
 from trainer.data.select import Selected, divide, select
 from trainer.data.split import Split
+from trainer.errors import DataError
 from trainer.files import sha256_file
 
 SEED = 7
@@ -85,6 +86,17 @@ def test_a_weight_over_one_repeats_rows_of_train_and_no_held_out_row(tmp_path: P
     assert set(texts([*parts.validation, *parts.test]).values()) == {1}
 
 
+def test_half_again_is_half_of_each_source(tmp_path: Path) -> None:
+    sources = [
+        {"source": str(write(tmp_path / f"{name}.jsonl", name, count)), "weight": 1.5}
+        for name, count in (("ant", 60), ("bee", 12))
+    ]
+    _, parts = split_of(data(sources))
+    once = Counter(row.files[0] for row in set(parts.train))
+    again = Counter(row.files[0] for row in parts.train) - once
+    assert all(abs(again[name] - count / 2) <= 0.5 for name, count in once.items())
+
+
 def test_each_source_may_have_columns_of_its_own(tmp_path: Path) -> None:
     (tmp_path / "sql.jsonl").write_text(
         "".join(json.dumps({"question": f"q{i}", "sql": f"s{i}"}) + "\n" for i in range(20))
@@ -94,6 +106,15 @@ def test_each_source_may_have_columns_of_its_own(tmp_path: Path) -> None:
     }  # fmt: skip
     selected, _ = split_of(data([mapped, str(write(tmp_path / "ant.jsonl", "ant", 20))]))
     assert len(selected.cleaned.conversations) == 40 and not selected.cleaned.dropped
+
+
+def test_a_source_without_a_readable_row_is_refused_with_its_mapping(tmp_path: Path) -> None:
+    (tmp_path / "sql.jsonl").write_text('{"question": "q", "sql": "s"}\n' * 9)
+    sources = [str(write(tmp_path / "ant.jsonl", "ant", 20)), str(tmp_path / "sql.jsonl")]
+    with pytest.raises(DataError) as raised:
+        split_of(data(sources))
+    assert "sql.jsonl has no usable row: 9 dropped" in str(raised.value)
+    assert "set columns: {prompt: question, response: sql} beside this source" in str(raised.value)
 
 
 def test_a_row_in_two_sources_is_used_once_and_counted_where_it_is_dropped(tmp_path: Path) -> None:

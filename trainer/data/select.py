@@ -37,6 +37,7 @@ class Selected:
     sources: dict[str, SourceConfig] = field(default_factory=dict)
 
     def weight(self, file: str) -> float:
+        """Return the weight of a file's source; held-out rows have none and count once."""
         return self.sources[file].weight if file in self.sources else 1.0
 
     def all_rows(self) -> list[Conversation]:
@@ -59,7 +60,7 @@ def select(data: DataConfig, seed: int) -> Selected:
     _drop(cleaned, data, held_out)
     if not cleaned.conversations:
         where = ", ".join(source.source for source in data.source)
-        raise DataError(f"data.source {where} has no usable row: {cleaned.summary()}{_hint(cleaned)}")
+        raise DataError(f"data.source {where} has no usable row: {cleaned.summary()}")
     return selected
 
 
@@ -72,10 +73,9 @@ def divide(selected: Selected, data: DataConfig, seed: int) -> Split:
     parts = split(rows, data.held_out_share, seed, selected.barred)
     for row in parts.left_out:
         selected.cleaned.leave_out(row, "in the group of a held-out row")
-    weights = {file: selected.weight(file) for file in selected.sources}
     return replace(
         parts,
-        train=repeated(parts.train, weights, seed),
+        train=repeated(parts.train, selected.sources, seed),
         validation=shuffled([*parts.validation, *own.get("validation", ())], seed),
         test=shuffled([*parts.test, *own.get("test", ())], seed),
     )
@@ -104,8 +104,8 @@ def _add_own(
     if not rows.conversations:
         remedy = f"leave data.{side} out" if configured else "give its training rows alone as data.source"
         raise DataError(
-            f"the {side} rows of {', '.join(s.source for s, _ in theirs)}: none is usable: {rows.summary()}"
-            f"{_hint(rows)}; correct them, or {remedy}"
+            f"the {side} rows of {', '.join(s.source for s, _ in theirs)}: none is usable: {rows.summary()}; "
+            f"correct them, or {remedy}"
         )
     before = [row for own in selected.own.values() for row in own]
     _drop(rows, data, before, only_of_those=True)
@@ -130,7 +130,10 @@ def _clean_source(
 ) -> None:
     """Add the rows of one source that may be trained on, and note what holds for its files."""
     start = len(selected.cleaned.conversations)
+    selected.cleaned.unshaped = []  # those of this source
     clean(sides["train"], data.filters, _reading(data, source), selected.cleaned)
+    if len(selected.cleaned.conversations) == start and selected.cleaned.unshaped:
+        raise DataError(_no_row(source, data, selected.cleaned))
     barred = tuple(side for side in HELD_OUT if getattr(data, side) or side in sides)
     for row in selected.cleaned.conversations[start:]:
         for file in row.files:
@@ -170,7 +173,7 @@ def _drop(
 
 
 def _drop_held_out(cleaned: Cleaned, held_out: Iterable[Conversation]) -> None:
-    """Drop rows whose conversation or first question stands in a held-out side, counted by which."""
+    """Drop rows whose conversation or first question stands in a held-out side, counted by which it is."""
     ids = set()
     questions = set()
     for row in held_out:
@@ -187,9 +190,12 @@ def _drop_held_out(cleaned: Cleaned, held_out: Iterable[Conversation]) -> None:
     cleaned.conversations = kept
 
 
-def _hint(cleaned: Cleaned) -> str:
-    """Return which columns rows of no known shape have, and the mapping that would probably read them."""
-    if not cleaned.unshaped:
-        return ""
-    columns = ", ".join(cleaned.unshaped[:COLUMNS_NAMED])
-    return f". Rows have the columns {columns}; to read them, set {mapping_for(cleaned.unshaped)}"
+def _no_row(source: SourceConfig, data: DataConfig, cleaned: Cleaned) -> str:
+    """Describe a source of which no row could be read, and the mapping that would probably read them."""
+    mapping = mapping_for(cleaned.unshaped)
+    if len(data.source) > 1:
+        mapping = f"{mapping.removeprefix('data.').replace('=', ': ', 1)} beside this source"
+    return (
+        f"data.source {source.source} has no usable row: {cleaned.summary()}. Rows have the columns "
+        f"{', '.join(cleaned.unshaped[:COLUMNS_NAMED])}; to read them, set {mapping}"
+    )

@@ -14,6 +14,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+from trainer.config import SourceConfig
 from trainer.data.conversation import BY_QUESTION, Conversation
 from trainer.data.layout import HELD_OUT
 from trainer.errors import DataError
@@ -97,15 +98,18 @@ def sample(rows: Sequence[Conversation], share: float, seed: int) -> set[str]:
     return set(ids[: max(1, round(share * len(ids)))])
 
 
-def repeated(rows: list[Conversation], weights: Mapping[str, float], seed: int) -> list[Conversation]:
-    """Return the rows, with those of files of a weight over 1 again. 2.5: twice, and half once more."""
+def repeated(rows: list[Conversation], sources: Mapping[str, SourceConfig], seed: int) -> list[Conversation]:
+    """Return the rows, with those of sources of a weight over 1 again. 2.5: twice, and half once more.
+
+    sources: file → its source.
+    """
     more: list[Conversation] = []
-    for weight in sorted({weight for weight in weights.values() if weight > 1}):
-        theirs = [row for row in rows if weights[row.files[0]] == weight]
-        whole, share = divmod(weight, 1)
-        more += theirs * (int(whole) - 1)
-        if share and theirs:
-            once_more = sample(theirs, share, seed)
+    for source in dict.fromkeys(sources.values()):
+        if source.weight > 1:
+            theirs = [row for row in rows if sources[row.files[0]] == source]
+            whole, share = divmod(source.weight, 1)
+            more += theirs * (int(whole) - 1)
+            once_more = sample(theirs, share, seed) if share and theirs else set()
             more += [row for row in theirs if row.row_id in once_more]
     return [*rows, *more]
 
