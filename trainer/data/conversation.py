@@ -16,7 +16,7 @@ from trainer.data import calls
 from trainer.data.calls import Call, read_calls, read_tools, tool_name
 from trainer.data.contents import result_text, text_of
 from trainer.data.preferences import chosen_row, preference_columns, refusal
-from trainer.data.shapes import RowError, given, require_read, shape_of, turns_of
+from trainer.data.shapes import RowError, given, printable, require_read, shape_of, turns_of
 from trainer.data.template_traits import FIELDS
 
 Role = Literal["system", "user", "assistant", "tool"]
@@ -148,7 +148,8 @@ def parse_row(
     """Turn a raw row into a Conversation, repaired where that is safe (see `repair`).
 
     unread: receives the columns and fields of messages that were not used.
-    Raises: RowError with the reason. DataError if a column that was not used changes what the row means.
+    Raises: RowError with the reason, UnicodeEncodeError for half a surrogate pair. DataError if a column that
+    was not used changes what the row means.
     """
     if not isinstance(row, dict):
         raise RowError("not an object")
@@ -177,10 +178,11 @@ def parse_row(
     if not any(m.trained for m in messages if m.role == "assistant"):
         raise RowError(f"no answer of data.train_on {list(reading.train_on)}")
     if unread is not None:
-        unread.update({*left, *left_of_tools})
+        unread.update(set(map(printable, (*left, *left_of_tools))))
     groups = columns.get("group", ())
     groups = tuple(map(str, groups)) if isinstance(groups, list | tuple) else (str(groups),)
     source = str(columns.get("source") or default_source)
+    "".join((source, *groups)).encode()  # half a surrogate pair could not be written
     shape = "preferences" if preferred else shape_of(used, reading.columns is not None)
     return Conversation(
         tuple(messages),
@@ -323,5 +325,5 @@ def _is_thinking(turn: Mapping[str, Any], name: str, reading: Reading) -> bool:
 def _is_trained(turn: Mapping[str, Any]) -> bool:
     weight = turn.get("weight")
     if weight not in (None, 0, 1):
-        raise RowError(f"weight {str(weight)[:20]} of a message, expected 0 or 1")
+        raise RowError(f"weight {printable(str(weight)[:20])} of a message, expected 0 or 1")
     return weight != 0

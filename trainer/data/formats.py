@@ -8,8 +8,10 @@ import csv
 import gzip
 import io
 import json
+import zlib
 from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -22,6 +24,7 @@ from trainer.progress import say
 HEAD_BYTES = 2**16
 SEPARATORS = (",", ";", "\t", "|")
 BATCH_ROWS = 1024
+UNREADABLE = (ArithmeticError, LookupError, MemoryError, OSError, SystemError, TypeError, ValueError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +52,7 @@ def read_file(file: Path, name: str) -> Iterator[RawRow]:
             yield from _lines(file, name)
         else:
             yield from _documents(file, name)
-    except (EOFError, OSError) as error:  # of the decompressors, too
+    except (EOFError, OSError, zlib.error) as error:  # of the decompressors, too
         raise DataError(f"{file} cannot be read: {error}; was it cut off?") from None
 
 
@@ -64,12 +67,26 @@ def _table(file: Path, name: str, suffix: str) -> Iterator[RawRow]:
             batches = _arrow_batches(file)
         number = 0
         for batch in batches:
-            for row in batch.to_pylist():
+            _require_distinct(file, batch.schema.names)
+            for row, problem in _rows_of(batch):
                 number += 1
-                yield RawRow(f"{name}:{number}", row)
-    except (pyarrow.ArrowException, OSError) as error:
+                yield RawRow(f"{name}:{number}", row, problem)
+    except (pyarrow.ArrowException, *UNREADABLE) as error:
         kind = "a Parquet" if suffix == ".parquet" else "an Arrow"
-        raise DataError(f"{file} is not {kind} file: {error}") from None
+        raise DataError(f"{file} is not {kind} file: {' '.join(str(error).split())[:200]}") from None
+
+
+def _rows_of(batch: Any) -> list[tuple[Any, str | None]]:
+    """Return each row of a batch, or None and what is wrong: a text may be no UTF-8, a date no date."""
+    import pyarrow
+
+    try:
+        batch.validate(full=True)  # otherwise a damaged file may crash the process
+        return [(row, None) for row in batch.to_pylist()]
+    except (pyarrow.ArrowException, *UNREADABLE) as error:
+        if batch.num_rows == 1:
+            return [(None, f"a value that cannot be read ({type(error).__name__})")]
+    return [row for i in range(batch.num_rows) for row in _rows_of(batch.slice(i, 1))]
 
 
 def _arrow_batches(file: Path) -> Iterator[Any]:
@@ -169,7 +186,8 @@ def _lines(file: Path, name: str) -> Iterator[RawRow]:
             where = f"{name}:{number}"
             try:
                 text = line if isinstance(line, str) else line.removeprefix(BOM_UTF8).decode()
-                yield RawRow(where, json.loads(text))
+                if text.strip():
+                    yield RawRow(where, json.loads(text))
             except UnicodeDecodeError:
                 yield RawRow(where, None, "not UTF-8")
             except (ValueError, RecursionError):  # a number of 5,000 digits is a ValueError of its own
@@ -185,7 +203,12 @@ def _documents(file: Path, name: str) -> Iterator[RawRow]:
             value, place = decode(text, place - 1)
         except (ValueError, RecursionError) as error:
             if not number:
-                raise DataError(f"{file} is not complete JSON: {error}; was it cut off?") from None
+                why = (
+                    f"{error}; was it cut off?"
+                    if isinstance(error, ValueError)
+                    else "it is nested too deeply"
+                )
+                raise DataError(f"{file} is not complete JSON: {why}") from None
             yield RawRow(f"{name}:row {number + 1}", None, "not JSON, nor what follows it")
             return
         within = value if isinstance(value, list) else _rows_within(value)
@@ -213,13 +236,29 @@ def _cells(file: Path, name: str) -> Iterator[RawRow]:
     """Yield a row for each line of a table, by the names of its first line."""
     text = _text(file)
     csv.field_size_limit(2**31 - 1)
-    names, _, _ = text.partition("\n")
+    table = text.lstrip("\r\n")
+    before = text[: len(text) - len(table)].count("\n")
+    names, _, _ = table.partition("\n")
     separator = max(SEPARATORS, key=names.count)
-    rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator)
+    rows = csv.DictReader(io.StringIO(table, newline=""), delimiter=separator, strict=True)
     try:
-        for row in rows:
-            too_many = None in row
-            problem = "a line with more cells than columns" if too_many else None
-            yield RawRow(f"{name}:{rows.line_num}", None if too_many else row, problem)
+        _require_distinct(file, rows.fieldnames or ())
     except csv.Error as error:
-        raise DataError(f"{file} is not a table: line {rows.line_num}: {error}") from None
+        raise DataError(f"{file} is not a table: its first line: {error}") from None
+    while True:
+        row, problem = None, None
+        try:
+            row = next(rows)
+        except StopIteration:
+            return
+        except csv.Error as error:  # such as a quote that is never closed
+            problem = f"no line of a table ({error})"
+        if row is not None and None in row:
+            row, problem = None, "a line with more cells than columns"
+        yield RawRow(f"{name}:{before + rows.line_num}", row, problem)
+
+
+def _require_distinct(file: Path, names: Sequence[str]) -> None:
+    """Check that no column hides another of its name. Raises: DataError."""
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise DataError(f"{file} has two columns {twice[0]!r}: rename one, or take it out")

@@ -79,7 +79,9 @@ def short_names(files: Iterable[Path]) -> dict[Path, str]:
     while left:
         by_name: dict[str, list[Path]] = {}
         for file in left:
-            by_name.setdefault("/".join(file.parts[-count:]), []).append(file)
+            # A name on the disk may be no text, and reports must hold it.
+            name = "/".join(file.parts[-count:]).encode(errors="backslashreplace").decode()
+            by_name.setdefault(name, []).append(file)
         left = []
         for name, those in by_name.items():
             if len(those) == 1:

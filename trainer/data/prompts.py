@@ -15,6 +15,8 @@ def read_prompts(file: Path, key: str) -> list[str]:
 
     key: the setting that names the file. Raises: DataError if it cannot be read or holds no prompt.
     """
+    if file.exists() and not file.is_file():
+        raise DataError(f"{key} {file} is no file")  # opening a pipe would wait for a writer
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
     except OSError as error:

@@ -45,6 +45,9 @@ ANSWERS = (
 )
 
 
+NAME_CHARACTERS = 60
+
+
 class RowError(ValueError):
     """State why a row cannot be used. The text is a short reason, which the report counts."""
 
@@ -54,7 +57,7 @@ class ShapeError(RowError):
 
     def __init__(self, columns: Iterable[str]) -> None:
         super().__init__("no conversations, messages, instruction/output or prompt/completion")
-        self.columns = list(columns)
+        self.columns = [printable(str(name)) for name in columns]
 
 
 def _present(value: Any) -> bool:
@@ -78,6 +81,11 @@ MEANINGS: Mapping[str, _Meaning] = {
     "tool_calls": _CALLS, "function_call": _CALLS,
     "images": _MEDIA, "image": _MEDIA, "videos": _MEDIA, "video": _MEDIA, "audios": _MEDIA, "audio": _MEDIA,
 }  # fmt: skip
+
+
+def printable(name: str) -> str:
+    """Return a name that any file or console can hold: cut, with half surrogate pairs written out."""
+    return name[:NAME_CHARACTERS].encode(errors="backslashreplace").decode()
 
 
 def is_nan(value: Any) -> bool:
@@ -173,7 +181,10 @@ def _pair(row: Mapping[str, Any], question: str, answer: str) -> tuple[list[Any]
     turns = _system(row)
     if question == "instruction":
         used |= {"history", *MORE}
-        for earlier in row.get("history") or ():
+        history = row.get("history") or ()
+        if not isinstance(history, list | tuple):
+            raise RowError("history is not a list of pairs")
+        for earlier in history:
             if not (isinstance(earlier, list | tuple) and len(earlier) == 2):
                 raise RowError("history is not a list of pairs")
             turns += [{"role": "user", "content": earlier[0]}, {"role": "assistant", "content": earlier[1]}]
