@@ -51,13 +51,14 @@ class FieldError(ValueError):
 def invalid_request(error: RequestValidationError) -> InvalidRequest:
     """Return the error of the type that fits best, where a field may have several, in a sentence of ours."""
     errors = [each for each in error.errors() if each["type"] != "none_required"]  # null means no field
-    first = max(errors, key=_fit)
+    first = errors[0] if len(errors) == 1 else max(errors, key=_fit)
+    path = _path(first)
     if first["type"] == "extra_forbidden":
-        message = f"{_path(first)!r} is not a field of this API."
+        message = f"{path!r} is not a field of this API."
     else:
-        types = [_expected(each) for each in errors if _is_type(each) and _path(each) == _path(first)]
-        message = f"{_path(first) or 'The body'}: {_sentence(first, types)}."
-    return InvalidRequest(message[:500], param=_path(first)[:200] or None)
+        same = [each for each in errors if _is_type(each) and _path(each) == path] if _is_type(first) else []
+        message = f"{path or 'The body'}: {_sentence(first, [_expected(each) for each in same])}."
+    return InvalidRequest(message[:500], param=path[:200] or None)
 
 
 def _fit(error: dict[str, Any]) -> tuple[bool, int, Sequence[int]]:

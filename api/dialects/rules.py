@@ -12,6 +12,7 @@ means the same as no field. A field that is in no list is refused with the neare
 import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, ClassVar, Final, get_args
 
 from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler
@@ -21,6 +22,7 @@ from api.errors import InvalidRequest
 
 MAX_VALUES = 2**15  # in a body
 NESTED = (dict, list)  # orjson makes no subclasses of them
+_PLAIN = frozenset((str, int, float, bool))
 MAX_NAME_CHARS = 64  # of an unknown field: longer names are near to none
 LIKE = 0.6  # of 1; `max_token` and `max_tokens` have 0.9
 _LEFT_OUT: Final = object()
@@ -84,48 +86,52 @@ def apply(model: type[Strict], body: Any) -> tuple[Any, frozenset[str]]:
 
 def _object(model: type[Strict], given: dict[str, Any], where: Where, ignored: set[str]) -> dict[str, Any]:
     honoured, objects = _plan(model)
-    clean = given.keys() <= honoured and None not in given.values()
-    for name in objects:
-        if type(given.get(name)) in NESTED:
-            break
-    else:
-        if clean:  # nearly every message
-            return given
-    kept = {name: value for name, value in given.items() if value is not None and name in honoured}
-    if not clean:
-        _judge_others(model, given, where, ignored)
-    for name, models in objects.items():
-        value = kept.get(name)
-        if isinstance(value, dict):
-            value = _one_of(models, value, (*where, name), ignored)
-            if value is _LEFT_OUT:
-                del kept[name]
-            else:
-                kept[name] = value
-        elif isinstance(value, list) and len(value) <= MAX_VALUES:
-            kept[name] = _list(models, value, (*where, name), ignored)
+    if given.keys() <= honoured and _PLAIN.issuperset(map(type, given.values())):  # nearly every message
+        return given
+    kept = {}
+    for name, value in given.items():
+        if name not in honoured:
+            _judge_other(model, name, value, where, ignored)
+            continue
+        if name in objects and type(value) in NESTED:
+            value = _inside(objects[name], value, (*where, name), ignored)
+        if value is not None and value is not _LEFT_OUT:
+            kept[name] = value
     return kept
 
 
-def _judge_others(model: type[Strict], given: dict[str, Any], where: Where, ignored: set[str]) -> None:
+def _judge_other(model: type[Strict], name: str, value: Any, where: Where, ignored: set[str]) -> None:
     """Raises: InvalidRequest for a field that is refused or that nobody knows."""
-    honoured, other = parts_of(model), model.other_fields
-    for name, value in given.items():
-        if name in honoured:
-            continue
-        if name not in other:
-            raise _unknown(name, where, model)
-        if value is not None:
-            _require_ignored(other[name], value, (*where, name), ignored)
+    rule = model.other_fields.get(name)
+    if rule is None:
+        raise _unknown(name, where, model)
+    if value is not None:
+        _require_ignored(rule, value, (*where, name), ignored)
 
 
-def _list(models: tuple[type[Strict], ...], items: list[Any], where: Where, ignored: set[str]) -> list[Any]:
-    """Apply the rule to the objects in a list; the schema judges other values."""
+def _inside(models: tuple[type[Strict], ...], value: Any, where: Where, ignored: set[str]) -> Any:
+    """Apply the rule to an object, or to those in a list; the schema judges other values."""
+    if isinstance(value, dict):
+        return _one_of(models, value, where, ignored)
+    if len(value) > MAX_VALUES or _all_plain(models, value):
+        return value
     judged = [
         _one_of(models, item, (*where, number), ignored) if isinstance(item, dict) else item
-        for number, item in enumerate(items)
+        for number, item in enumerate(value)
     ]
     return [item for item in judged if item is not _LEFT_OUT]
+
+
+def _all_plain(models: tuple[type[Strict], ...], items: list[Any]) -> bool:
+    """Return whether a list has objects with nothing to ignore, to refuse or to look into, as most messages.
+
+    No step of it is Python's for each item: a body may have thousands of messages.
+    """
+    if len(models) > 1 or models[0].other_types or not {dict}.issuperset(map(type, items)):
+        return False
+    honoured, _ = _plan(models[0])
+    values = chain.from_iterable(map(dict.values, items))
+    return honoured.issuperset(chain.from_iterable(items)) and _PLAIN.issuperset(map(type, values))
 
 
 def _one_of(models: tuple[type[Strict], ...], value: dict[str, Any], where: Where, ignored: set[str]) -> Any:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import orjson
 import pytest
 from openai.types import completion_create_params
 from openai.types.chat import completion_create_params as chat_create_params
@@ -15,6 +16,7 @@ from openai.types.responses import response_create_params
 from api.dialects.chat.schema import ChatRequest, Function, Tool
 from api.dialects.completions.schema import CompletionRequest
 from api.dialects.fields import StreamOptions
+from api.dialects.json_route import _parsed
 from api.dialects.responses.schema import ResponseRequest
 from api.dialects.rules import Ignored, Refused, Strict, apply, parts_of
 from api.errors import InvalidRequest
@@ -319,3 +321,27 @@ def test_the_document_says_what_is_ignored_and_refused() -> None:
     assert schema["properties"]["use_beam_search"]["enum"] == [None, False]
     own, left_out = schema["$defs"]["Tool"]["anyOf"]
     assert "function" in own["properties"] and "web_search" in left_out["properties"]["type"]["enum"]
+
+
+@pytest.mark.parametrize(
+    "text", ["\\u002c,[{" * 20, "plain"], ids=["a text that looks like values", "a text"]
+)
+def test_only_values_count_however_a_text_looks(text: str) -> None:
+    body = orjson.dumps({"model": MODEL, "messages": [{"role": "user", "content": text * 1000}]})
+    assert _parsed(body) == orjson.loads(body)
+    with pytest.raises(InvalidRequest, match="more than 32768 values"):
+        _parsed(orjson.dumps({"metadata": [text] * 40_000}))
+
+
+def test_objects_in_a_list_are_judged_wherever_they_stand() -> None:
+    for place in (0, 1, 2):
+        messages: list[Any] = [USER, USER, USER]
+        messages[place] = {**USER, "annotations": []}
+        assert apply(ChatRequest, {"messages": messages}) == (
+            {"messages": [USER] * 3},
+            frozenset({"messages.annotations"}),
+        )
+        messages[place] = "no object"
+        assert apply(ChatRequest, {"messages": messages}) == ({"messages": messages}, frozenset())
+        messages[place] = {**USER, "name": None}
+        assert apply(ChatRequest, {"messages": messages})[0] == {"messages": [USER] * 3}
