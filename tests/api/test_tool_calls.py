@@ -342,12 +342,15 @@ def test_tools_as_text_are_the_words_that_the_trainer_writes(tokenizer: PreTrain
 
 
 def test_a_template_of_the_trainer_writes_the_same_words(tokenizer: PreTrainedTokenizerFast) -> None:
-    used = with_template(tokenizer, f"{TRAINERS.read_text()}{CHATML}")
+    used = with_template(
+        tokenizer, f"{{%- set tools_in_question = false -%}}\n{TRAINERS.read_text()}{CHATML}"
+    )
     assert used.decode(encoded(used, MESSAGES, OFFERED)) == WRITTEN
     assert used.decode(encoded(used, MESSAGES[:2], [])) == used.decode(
         encoded(with_template(tokenizer, CHATML), MESSAGES[:2], [])
     )
     assert form_of(used) == ("arguments", False)
+    assert Prompt(used).variables == Prompt(with_template(tokenizer, CHATML)).variables
 
 
 @pytest.mark.parametrize("place", ["name", "arguments", "result", "description"])

@@ -201,7 +201,7 @@ def test_two_models_are_compared_and_the_vote_becomes_a_training_row(
     expect(page.locator("#vote-text")).to_contain_text("Thank you")
     votes = log.with_name("votes.jsonl")
     program = (
-        "import json, sys; from trainer.data.conversation import Reading, parse_row;"
+        "import json, sys; from trainer.data.parse import Reading, parse_row;"
         "rows = [json.loads(line) for line in sys.stdin];"
         "reading = Reading(use='chosen');"
         "print([[m.role for m in parse_row(row, 'votes', reading=reading).messages] for row in rows])"

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 from trainer.data.clean import clean
-from trainer.data.conversation import Conversation, Reading, parse_row
+from trainer.data.conversation import Conversation
 from trainer.data.formats import RawRow
+from trainer.data.parse import Reading, parse_row
 from trainer.data.shapes import RowError
 from trainer.errors import DataError
 
@@ -77,6 +78,48 @@ def test_every_spelling_of_tools_and_calls_is_one_conversation(raw: dict[str, An
     conversation = parse_row(raw, "s")
     assert spoken(conversation) == ["user:q", [("rain", ARGUMENTS)], "tool:wet", "assistant:It rains."]
     assert [json.loads(tool) for tool in conversation.tools] == TOOLS
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        f"<tool_call>\n{json.dumps(BARE | {'arguments': ARGUMENTS})}\n</tool_call>",
+        f"<tool_call>{ {'arguments': ARGUMENTS, 'name': 'rain'} }</tool_call>\n",
+        json.dumps([{"name": "rain", "arguments": ARGUMENTS}]),
+        json.dumps({"name": "rain", "parameters": ARGUMENTS}),
+    ],
+)
+def test_calls_that_an_answer_writes_as_text_are_calls(answer: str) -> None:
+    result = {"role": "tool", "content": "<tool_response>\nwet\n</tool_response>"}
+    conversation = parse_row(row(USER, {"role": "assistant", "content": answer}, result, ANSWER), "s")
+    assert spoken(conversation) == ["user:q", [("rain", ARGUMENTS)], "tool:wet", "assistant:It rains."]
+    assert conversation.repaired == ("calls and results in texts read as such",)
+    said = f"Let me see.\n{answer}" if "<tool_call>" in answer else answer
+    last = parse_row(row(USER, {"role": "assistant", "content": said}), "s").messages[-1]
+    assert (last.content, last.calls[0].name) == ("Let me see." if said != answer else "", "rain")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        '<tool_call>{"name": "snow", "arguments": {}}</tool_call>',
+        '<tool_call>{"name": "rain", "arguments": {}}</tool_call> and so it is',
+        '<tool_call>{"name": "rain", "arguments": [1]}</tool_call>',
+        "<tool_call>rain()</tool_call>",
+        "Write <tool_call> to call.",
+        '{"name": "rain"}',
+        '{"city": "Düren"}',
+        "[1, 2]",
+        "[]",
+        "{rain}",
+    ],
+)
+def test_other_texts_stay_texts(answer: str) -> None:
+    conversation = parse_row(row(USER, {"role": "assistant", "content": answer}), "s")
+    assert (conversation.messages[-1].content, conversation.messages[-1].calls) == (answer, ())
+    assert conversation.repaired == ()
+    bare = parse_row({"prompt": "q", "completion": json.dumps(BARE)}, "s")
+    assert bare.messages[-1].content == json.dumps(BARE), "without tools there are no calls"
 
 
 def test_the_shape_of_a_row_is_that_of_its_columns_whatever_its_messages_have() -> None:

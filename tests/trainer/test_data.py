@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from trainer.data.clean import clean, repairs
-from trainer.data.conversation import Conversation, Message, parse_row
+from trainer.data.conversation import Conversation, Message
 from trainer.data.formats import RawRow
+from trainer.data.parse import parse_row
 from trainer.data.shapes import RowError
 from trainer.data.sources import read_rows
 from trainer.data.split import split

@@ -14,8 +14,8 @@ from transformers import PreTrainedTokenizerFast
 from trainer.cli import main
 from trainer.config import ColumnsConfig
 from trainer.data.clean import Cleaned, clean
-from trainer.data.conversation import Reading
 from trainer.data.formats import RawRow
+from trainer.data.parse import Reading
 from trainer.data.tokenize import ChatTokenizer
 from trainer.errors import DataError
 from trainer.progress import say
@@ -147,7 +147,7 @@ def test_a_row_that_nothing_foresaw_is_dropped_and_counted(monkeypatch: pytest.M
     def broken(*given: Any) -> Any:
         raise KeyError("a defect")
 
-    monkeypatch.setattr("trainer.data.conversation.turns_of", broken)
+    monkeypatch.setattr("trainer.data.parse.turns_of", broken)
     assert clean([RawRow("f:1", {"messages": CHAT})]).dropped == {"cannot be read (KeyError)": 1}
 
 

@@ -9,8 +9,8 @@ import pytest
 from trainer.cli import main
 from trainer.config import ColumnsConfig
 from trainer.data.clean import clean
-from trainer.data.conversation import Reading, parse_row
 from trainer.data.formats import RawRow
+from trainer.data.parse import Reading, parse_row
 from trainer.data.shapes import RowError
 from trainer.errors import DataError
 

@@ -11,8 +11,9 @@ from transformers import PreTrainedTokenizerFast
 from trainer.cli import main
 from trainer.config import ColumnsConfig
 from trainer.data.clean import clean
-from trainer.data.conversation import BY_QUESTION, Reading, parse_row
+from trainer.data.conversation import BY_QUESTION
 from trainer.data.formats import RawRow
+from trainer.data.parse import Reading, parse_row
 from trainer.data.shapes import RowError, mapping_for
 from trainer.data.split import split
 from trainer.data.tokenize import ChatTokenizer, answer_runs

@@ -10,7 +10,8 @@ from tests.support import prompts
 from trainer.config import ColumnsConfig, DataConfig
 from trainer.data.adapt import adapt
 from trainer.data.clean import Cleaned
-from trainer.data.conversation import Conversation, Message, Reading, parse_row
+from trainer.data.conversation import Conversation, Message
+from trainer.data.parse import Reading, parse_row
 from trainer.data.select import Selected
 from trainer.data.tokenize import ChatTokenizer, answer_runs
 from trainer.errors import DataError

@@ -1,12 +1,15 @@
 """Read functions and their calls from raw rows, in the spellings that data sets have.
 
 Functions are OpenAI's `tools`, bare functions, or JSON text of either. Calls are `tool_calls`, the older
-`function_call`, or the JSON text of a ShareGPT turn. All become the form in which the API gives them to a
-chat template, so that training shows the model what serving will show it.
+`function_call`, the JSON text of a ShareGPT turn, or an answer's text: in Hermes' tags, or nothing but JSON.
+All become the form in which the API gives them to a chat template, so that training shows the model what
+serving will show it.
 """
 
+import ast
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +18,10 @@ from trainer.data.shapes import RowError
 COLUMNS = ("tools", "functions")
 FIELDS = ("tool_calls", "function_call")
 PASSED_ON = ("description", "parameters")  # of a function, next to its name; the API leaves out the others
+
+OPEN = "<tool_call>"
+_TAGGED = re.compile(r"<tool_call>\s*(.*?)\s*</tool_call>", re.DOTALL)
+_RESULT = re.compile(r"\s*<tool_response>\s*(.*?)\s*</tool_response>\s*", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +69,47 @@ def read_calls(value: Any) -> tuple[Call, ...]:
     Raises: RowError if one has no name, or arguments that are no JSON object.
     """
     return tuple(map(_call, _listed(value, "a call is not JSON")))
+
+
+def split_calls(text: str, names: Collection[str]) -> tuple[str, tuple[Call, ...]]:
+    """Return an answer's text, and the calls of known functions that end it.
+
+    They are in tags, or the whole text is the JSON of calls. Otherwise the text stays as it is.
+    """
+    before, tag, _ = text.partition(OPEN)
+    written = _TAGGED.findall(text) if tag else [text]
+    if tag and _TAGGED.sub("", text[len(before) :]).strip():
+        return text, ()
+    items = [item for part in written for item in _listed(_loaded(part), "")]
+    named = all(
+        isinstance(i, dict) and i.get("name") in names and ("arguments" in i or "parameters" in i)
+        for i in items
+    )
+    try:
+        found = tuple(map(_call, items)) if named else ()
+    except RowError:
+        found = ()
+    return (before.rstrip() if tag else "", found) if found else (text, ())
+
+
+def untagged(result: str) -> str:
+    """Return a result without the tags that a template puts around it."""
+    match = _RESULT.fullmatch(result) if "<tool_response>" in result else None
+    return match[1] if match else result
+
+
+def _loaded(text: str) -> Any:
+    """Return what JSON, or Python's own notation, says; None if it is neither, or no object and no list."""
+    if text.lstrip()[:1] not in ("{", "["):
+        return None
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        pass
+    try:
+        return ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return None
 
 
 def _call(item: Any) -> Call:

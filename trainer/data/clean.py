@@ -9,10 +9,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from trainer.config import DataFilters
-from trainer.data.conversation import AS_IT_IS, BY_QUESTION, Conversation, Reading, file_of, parse_row
+from trainer.data.conversation import BY_QUESTION, Conversation, file_of
 from trainer.data.filters import check_wanted
 from trainer.data.formats import RawRow
 from trainer.data.language import check_languages
+from trainer.data.parse import AS_IT_IS, Reading, parse_row
 from trainer.data.shapes import RowError, ShapeError
 from trainer.data.tokenize import IGNORED, TokenRow
 

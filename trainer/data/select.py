@@ -14,9 +14,10 @@ from pathlib import Path
 from trainer.config import DataConfig, SourceConfig
 from trainer.data.clean import COLUMNS_NAMED, Cleaned, clean
 from trainer.data.contamination import drop_contaminated
-from trainer.data.conversation import Conversation, Reading
+from trainer.data.conversation import Conversation
 from trainer.data.dedup import drop_near_duplicates
 from trainer.data.layout import HELD_OUT
+from trainer.data.parse import Reading
 from trainer.data.shapes import mapping_for
 from trainer.data.sources import Rows, names_of, read_sides
 from trainer.data.split import Split, repeated, sample, shuffled, split

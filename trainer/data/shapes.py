@@ -33,6 +33,7 @@ NO_TEXTS = ("", "nan", "none", "null")  # what programs write where a cell is em
 QUESTIONS = ("question", "prompt", "query", "instruction", "problem", "input", "user", "human", "text")
 ANSWERS = (
     "answer",
+    "answers",
     "response",
     "output",
     "completion",

@@ -44,8 +44,8 @@ def with_tools(template: str, takes_system: bool) -> str:
 
     takes_system: `template` has a place for a system message. Otherwise tools stand in the first question.
     """
-    where = "" if takes_system else "{%- set tools_in_question = true -%}\n"
-    return f"{where}{OWN.read_text(encoding='utf-8')}{template}"
+    place = "{%- set tools_in_question = " + ("false" if takes_system else "true") + " -%}\n"
+    return f"{place}{OWN.read_text(encoding='utf-8')}{template}"
 
 
 def _form_of(render: Render, *, as_text: bool) -> ToolForm | None:
