@@ -92,12 +92,12 @@ class Pipeline:
 
         Raises: TrainerError.
         """
+        check_items(self.config.evaluate.benchmarks)
         base = base_model.local(self.config.base, self.artifacts)
         if base is None:
             say(f"{self.config.base.id} is not on this machine yet; `prepare` gets it and checks the rest")
             return
         check_base(self.config, base.directory)
-        check_items(self.config.evaluate.benchmarks)
         prepared = find_prepared(self.config, base, self.artifacts, self._keep_older)
         if prepared is None:
             say("the data is not prepared yet; `prepare` checks whether the gates can be measured on it")
@@ -161,6 +161,7 @@ class Pipeline:
         base = self.base()
         prepared = self.prepare(base)
         if until in ("base", "prepare"):
+            self._before_training(base)
             return
         identifier = artifact_id(self.config, base.sha256, prepared.fingerprint)
         with only_writer(self.models / identifier):
@@ -176,10 +177,14 @@ class Pipeline:
                 for failed in failed_gates(artifact.manifest["evaluation"]):
                     say(f"  WARNING: `current` is a model that FAILED its gate {failed}")
 
-    def _make(self, base: BaseModel, prepared: Prepared, identifier: str, until: str) -> Artifact | None:
-        """Run the stages after `prepare`, up to and with `until`; the last one returns the artifact."""
+    def _before_training(self, base: BaseModel) -> None:
+        """Check what the stages after the training need. Raises: MissingError."""
         check_room(self.config, base.directory, self.artifacts)
         check_items(self.config.evaluate.benchmarks)
+
+    def _make(self, base: BaseModel, prepared: Prepared, identifier: str, until: str) -> Artifact | None:
+        """Run the stages after `prepare`, up to and with `until`; the last one returns the artifact."""
+        self._before_training(base)
         setting, selection = self.sweep(base, prepared)
         if until == "sweep":
             return None

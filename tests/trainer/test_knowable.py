@@ -156,6 +156,24 @@ def test_items_of_another_shape_are_found_before_the_training(tmp_path: Path) ->
         check_items([BenchmarkConfig(task="gsm8k", file=items, max_drop=0.1)])
 
 
+@pytest.mark.parametrize("verb", ["check", "prepare"])
+def test_benchmarks_that_cannot_be_asked_end_check_and_prepare(run: Run, tmp_path: Path, verb: str) -> None:
+    pytest.importorskip("lm_eval")
+    items = tmp_path / "items.jsonl"
+    items.write_text('{"frage": "1 + 1?", "antwort": "2"}\n')
+    benchmark = f"evaluate.benchmarks=[{{task: gsm8k, file: {items}, max_drop: 0.1}}]"
+    status, _, error = run(verb, "data.general=null", benchmark)
+    assert status == 1 and "the items of benchmark gsm8k cannot be read" in error.splitlines()[-1]
+
+
+def test_a_disk_without_room_for_the_merged_model_ends_prepare(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainer.knowable.weight_bytes", lambda base, dtype: 2**60)
+    status, _, error = run("prepare", "data.general=null")
+    assert status == 1 and "the merged model needs" in error
+
+
 def test_a_second_prepare_prints_its_counts_and_where_the_report_is(run: Run) -> None:
     status, first, _ = run("prepare", "data.general=null")
     again, second, _ = run("prepare", "data.general=null")
