@@ -181,6 +181,18 @@ def test_what_stands_in_a_held_out_side_is_not_trained_on(tmp_path: Path) -> Non
     assert not accounts["test.jsonl"].dropped
 
 
+def test_groups_that_given_sides_share_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = write(
+        tmp_path / "r.jsonl", [{**r, "group": f"g{i // 4}"} for i, r in enumerate(numbered("t", 20))]
+    )
+    test = write(tmp_path / "x.jsonl", [{**row("x"), "group": "g1"}])
+    selected, _ = split_of(rows, test=test)
+    assert "4 rows share a group with held-out rows; they stay" in capsys.readouterr().out
+    assert len(selected.cleaned.conversations) == 20
+    split_of(rows)
+    assert "share a group" not in capsys.readouterr().out
+
+
 def test_near_duplicates_of_a_held_out_row_are_not_trained_on(tmp_path: Path) -> None:
     words = " ".join(f"word{i}" for i in range(60))
     close = [row(f"{words} {end}", words) for end in ("alpha", "beta", "gamma")]

@@ -14,7 +14,7 @@ from pathlib import Path
 from trainer.config import DataConfig, SourceConfig
 from trainer.data.clean import COLUMNS_NAMED, Cleaned, clean
 from trainer.data.contamination import drop_contaminated
-from trainer.data.conversation import Conversation
+from trainer.data.conversation import BY_QUESTION, Conversation
 from trainer.data.dedup import drop_near_duplicates
 from trainer.data.layout import HELD_OUT
 from trainer.data.parse import Reading
@@ -62,6 +62,7 @@ def select(data: DataConfig, seed: int) -> Selected:
     if not cleaned.conversations:
         where = ", ".join(source.source for source in data.source)
         raise DataError(f"data.source {where} has no usable row: {cleaned.summary()}")
+    _tell_shared_groups(cleaned.conversations, held_out)
     return selected
 
 
@@ -189,6 +190,13 @@ def _drop_held_out(cleaned: Cleaned, held_out: Iterable[Conversation]) -> None:
         else:
             kept.append(row)
     cleaned.conversations = kept
+
+
+def _tell_shared_groups(rows: Iterable[Conversation], held_out: Iterable[Conversation]) -> None:
+    """Print how many rows have a group that held-out rows of the data's own have, too. They stay."""
+    labels = {label for row in held_out for label in row.groups if not label.startswith(BY_QUESTION)}
+    if count := sum(not labels.isdisjoint(row.groups) for row in rows):
+        say(f"  {count:,} rows share a group with held-out rows; they stay, because those sides are given")
 
 
 def _no_row(source: SourceConfig, data: DataConfig, cleaned: Cleaned) -> str:
