@@ -98,13 +98,22 @@ def _read_template(file: Path) -> str:
 
 
 def load_model(directory: Path, dtype: str, device: str) -> Any:
-    """Return the causal language model in `dtype` on `device`, in evaluation mode."""
+    """Return the causal language model in `dtype` on `device`, in evaluation mode.
+
+    Attention is torch's own (SDPA), or transformers' choice for the few families that lack it.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
-    model: Any = AutoModelForCausalLM.from_pretrained(
-        directory, dtype=getattr(torch, dtype), local_files_only=True, attn_implementation="sdpa"
+    open_model = functools.partial(
+        AutoModelForCausalLM.from_pretrained, directory, dtype=getattr(torch, dtype), local_files_only=True
     )
+    try:
+        model: Any = open_model(attn_implementation="sdpa")
+    except ValueError as error:
+        if "scaled_dot_product_attention" not in str(error):
+            raise
+        model = open_model()
     return model.to(device).eval()
 
 

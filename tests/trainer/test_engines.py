@@ -42,7 +42,7 @@ def test_no_default_that_unsloth_changes_decides_a_result(
     said: dict[str, Any] = {}
     monkeypatch.setattr(trainer_module, "SFTConfig", lambda **arguments: said.update(arguments))
     arm = Arm(Setting(8, 1e-3), 1)
-    trainer_module._arguments(load(config_file).train, arm, 100, "cuda", tmp_path / "a", World("cpu"))
+    trainer_module._arguments(load(config_file).train, arm, 100, 1, "cuda", tmp_path / "a", World("cpu"))
     # As unsloth 2026.10.9 puts them into the SFTConfig of a machine with a GPU; its `loss_type` and
     # `padding_free` concern TRL's own loss and collator, and neither is used here.
     assert said.keys() >= {

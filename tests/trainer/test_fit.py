@@ -78,7 +78,9 @@ def test_answers_come_from_the_bare_distribution_whatever_the_base_suggests(
     assert suggesting.generation_config.repetition_penalty == 9.0
 
 
-def test_packed_training_loss_equals_unpacked_rows(
+@pytest.mark.parametrize("together", [True, False])
+def test_a_step_has_the_loss_of_its_rows_whether_they_share_a_sequence_or_not(
+    together: bool,
     tmp_path: Path,
     base_directory: Path,
     tokenizer: PreTrainedTokenizerFast,
@@ -109,6 +111,7 @@ def test_packed_training_loss_equals_unpacked_rows(
         tmp_path,
         [Keep()],
         World("cpu"),
+        together,
     ).train()
     wanted = sum(reference_nll(tiny_model, r) for r in ROWS) / sum(
         label != IGNORED for r in ROWS for label in r.labels[1:]

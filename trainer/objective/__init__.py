@@ -30,8 +30,11 @@ class Objective(Protocol):
     def rows(self, chat: ChatTokenizer, conversations: Sequence[Conversation]) -> list[Rendered]:
         """Tokenise and label a batch of conversations, in their order. One may become several rows."""
 
-    def pack(self, rows: Dataset, length: int) -> Dataset:
-        """Join prepared rows into the examples that a step takes, each of up to `length` tokens."""
+    def pack(self, rows: Dataset, length: int, together: bool = True) -> Dataset:
+        """Join prepared rows into the examples that a step takes, each of up to `length` tokens.
+
+        together: False for a base that would let them see each other; then each row is an example.
+        """
 
     def collate(self, packed: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Turn one example into tensors.

@@ -10,10 +10,12 @@ from trainer.data.tokenize import IGNORED, TokenRow
 BATCH_TOKENS = 2048
 
 
-def target_hidden(model: Any, rows: Sequence[TokenRow], pad_id: int) -> tuple[Any, Any]:
-    """Return the hidden states that predict a target, and their targets, row after row.
+def target_logits(model: Any, rows: Sequence[TokenRow], pad_id: int) -> tuple[Any, Any]:
+    """Return the logits that predict a target, and their targets, row after row.
 
-    Returns: (n, hidden) states, (n,) token ids.
+    The model's own `forward` makes them, so they contain what a family does to its logits (scaling, soft
+    caps, biases). Its LM head gets only the positions that predict a target.
+    Returns: (n, vocabulary) logits in the model's dtype, (n,) token ids.
     """
     width = max(len(row.input_ids) for row in rows)
     device = next(model.parameters()).device
@@ -25,12 +27,15 @@ def target_hidden(model: Any, rows: Sequence[TokenRow], pad_id: int) -> tuple[An
         input_ids[i, :length] = torch.tensor(row.input_ids)
         labels[i, :length] = torch.tensor(row.labels)
         mask[i, :length] = 1
-    hidden = model.get_decoder()(
-        input_ids=input_ids.to(device), attention_mask=mask.to(device), use_cache=False
-    ).last_hidden_state
     targets = labels[:, 1:].to(device)
     chosen = targets != IGNORED
-    return hidden[:, :-1][chosen], targets[chosen]
+    head = model.get_output_embeddings()
+    hook = head.register_forward_pre_hook(lambda _, inputs: (inputs[0][:, :-1][chosen],))
+    try:
+        logits = model(input_ids=input_ids.to(device), attention_mask=mask.to(device), use_cache=False).logits
+    finally:
+        hook.remove()
+    return logits, targets[chosen]
 
 
 def batches(rows: Sequence[TokenRow]) -> list[list[int]]:

@@ -21,7 +21,7 @@ from torch.nn import functional
 from trainer.data.conversation import Conversation
 from trainer.data.tokenize import IGNORED, ChatTokenizer, Rendered, TokenRow, answer_runs, turn_numbers
 from trainer.engines import Engine
-from trainer.objective.forward import batches, target_hidden
+from trainer.objective.forward import batches, target_logits
 from trainer.objective.score import Measure, RowScore
 
 NAME = "sft"
@@ -41,7 +41,7 @@ HITS = Measure(
     lower_is_better=False,
 )
 COLUMNS = ("input_ids", "labels", "top_ids", "top_logprobs")
-HEAD_ROWS = 256  # target positions through the LM head at once: bounds memory at large vocabularies
+LOSS_ROWS = 256  # target positions whose loss is computed at once: bounds the memory of logits in fp32
 
 
 def rows(chat: ChatTokenizer, conversations: Sequence[Conversation]) -> list[Rendered]:
@@ -52,16 +52,18 @@ def rows(chat: ChatTokenizer, conversations: Sequence[Conversation]) -> list[Ren
     return chat.rows(conversations)
 
 
-def pack(rows: Dataset, length: int) -> Dataset:
-    """Pack rows, best fit decreasing, up to `length` tokens.
+def pack(rows: Dataset, length: int, together: bool = True) -> Dataset:
+    """Pack rows, best fit decreasing, up to `length` tokens; each alone unless `together`.
 
     rows: with the columns of COLUMNS that they have. Returns those and `seq_lengths`, the lengths of the rows
     within.
     """
     from trl import pack_dataset  # takes seconds to import, and only training needs it
 
-    kept = [name for name in COLUMNS if name in rows.column_names]
-    return pack_dataset(rows.select_columns(kept), length, "bfd")
+    kept = rows.select_columns([name for name in COLUMNS if name in rows.column_names])
+    if together:
+        return pack_dataset(kept, length, "bfd")
+    return kept.add_column("seq_lengths", [[len(ids)] for ids in kept["input_ids"]])
 
 
 def collate(packed: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -117,12 +119,11 @@ def scores(model: Any, rows: Sequence[TokenRow], pad_id: int) -> list[RowScore]:
 
 
 def _batch_scores(model: Any, rows: Sequence[TokenRow], pad_id: int) -> list[RowScore]:
-    hidden, targets = target_hidden(model, rows, pad_id)
+    logits, targets = target_logits(model, rows, pad_id)
     nll, wrong = [], []
-    for h, t in zip(hidden.split(HEAD_ROWS), targets.split(HEAD_ROWS), strict=True):
-        logits = model.get_output_embeddings()(h).float()
-        nll.append(functional.cross_entropy(logits, t, reduction="none"))
-        wrong.append((logits.argmax(-1) != t).float())
+    for own, t in zip(logits.split(LOSS_ROWS), targets.split(LOSS_ROWS), strict=True):
+        nll.append(functional.cross_entropy(own.float(), t, reduction="none"))
+        wrong.append((own.argmax(-1) != t).float())
     # No token predicts the first one of a row, so it is no target.
     lengths = [[end - max(begin, 1) for begin, end in answer_runs(row.labels)] for row in rows]
     counts = list(itertools.chain(*lengths))

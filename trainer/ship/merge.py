@@ -2,8 +2,8 @@
 
 The check runs base with adapter, the merged model, and the merged model written and loaded again, over the
 same held-out target positions. A merge in bf16 would differ by 1.7 in a logit and agree on 0.97 of the tokens
-(docs/log.md), hence fp32; the cast itself has a looser bound. Tied embeddings stay tied, and
-`generation_config.json` gets every token that ends an answer.
+(docs/log.md), hence fp32. The cast model may differ as much as base + adapter do in the same number format.
+Tied embeddings stay tied, and `generation_config.json` gets every token that ends an answer.
 """
 
 import math
@@ -20,7 +20,8 @@ from trainer.base_model import BaseModel, load_model, load_tokenizer
 from trainer.data.tokenize import TokenRow
 from trainer.errors import GateError
 from trainer.files import require_room
-from trainer.objective.forward import target_hidden
+from trainer.objective.forward import target_logits
+from trainer.progress import say
 from trainer.ship.stops import set_stop_tokens
 
 CHECK_ROWS = 8
@@ -28,6 +29,7 @@ CHECK_POSITIONS = 512  # a quarter of a gigabyte of logits at a vocabulary of 12
 MAX_FP32_DIFFERENCE = 1e-3
 MIN_FP32_AGREEMENT = 0.999
 MIN_SHIPPED_AGREEMENT = 0.97
+FALSE_REFUSALS = 0.001  # at most, of merged models that are as near to fp32 as base + adapter in their format
 
 
 def merge(
@@ -64,18 +66,44 @@ def merge(
     tokenizer.save_pretrained(destination)
     del adapted, merged
     _require_same_tie(base.directory, destination)
-    shipped = _agreement(
-        wanted, _logits(load_model(destination, compute_dtype, device), checked, pad_id), dtype
-    )
-    same = (  # with NaN on either side a comparison is false, and the check fails
+    got = _logits(load_model(destination, compute_dtype, device), checked, pad_id)
+    shipped = _agreement(wanted, got, dtype)
+    whole = (  # with NaN on either side a comparison is false, and the check fails
         exact["max_logit_difference"] <= MAX_FP32_DIFFERENCE
         and exact["top1_agreement"] >= MIN_FP32_AGREEMENT
         and math.isfinite(shipped["max_logit_difference"])
-        and shipped["top1_agreement"] >= MIN_SHIPPED_AGREEMENT
     )
-    if not same:
+    if not whole:
         raise GateError(f"the merged model is not base + adapter: fp32 {exact}, as shipped {shipped}")
+    if shipped["top1_agreement"] < MIN_SHIPPED_AGREEMENT:
+        apart = PeftModel.from_pretrained(load_model(base.directory, compute_dtype, device), adapter)
+        require_only_rounding(
+            wanted, _logits(apart.eval().get_base_model(), checked, pad_id), got, compute_dtype
+        )
     return {"positions": len(wanted), "fp32": exact, "shipped": shipped, "passed": True}
+
+
+def require_only_rounding(wanted: Any, unmerged: Any, merged: Any, dtype: str) -> None:
+    """Require that the merged model in `dtype` is as near to fp32 as base + adapter in `dtype` are.
+
+    A number format flips near-ties between tokens in any model. Where the two differ in whether they agree
+    with fp32, each must be the right one as often as the other (sign test, one-sided): a merge as good as
+    the unmerged pair is refused with a probability of at most FALSE_REFUSALS.
+    wanted: (n, vocabulary) in fp32. Raises: GateError.
+    """
+    best = wanted.argmax(-1)
+    apart, whole = unmerged.argmax(-1) == best, merged.argmax(-1) == best
+    worse, better = int((apart & ~whole).sum()), int((whole & ~apart).sum())
+    share, other = (float(agrees.float().mean()) for agrees in (whole, apart))
+    shares = f"{share:.3f} of {len(best)} tokens, base + adapter on {other:.3f}"
+    count = worse + better
+    chance = sum(math.comb(count, k) for k in range(worse, count + 1)) / 2**count
+    if chance < FALSE_REFUSALS:
+        raise GateError(
+            f"in {dtype} the merged model agrees with fp32 on {shares}: more than rounding. "
+            "Set ship_dtype: float32, which ships the weights of the fp32 merge as they are"
+        )
+    say(f"  in {dtype} the merged model agrees with fp32 on {shares}: rounding alone explains the difference")
 
 
 def weight_bytes(directory: Path, dtype: str) -> int:
@@ -109,8 +137,8 @@ def _logits(model: Any, rows: Sequence[TokenRow], pad_id: int) -> Any:
         left = CHECK_POSITIONS - sum(map(len, found))
         if left <= 0:
             break
-        hidden, _ = target_hidden(model, [row], pad_id)
-        found.append(model.get_output_embeddings()(hidden[:left]).float().cpu())
+        logits, _ = target_logits(model, [row], pad_id)
+        found.append(logits[:left].float().cpu())
     return torch.cat(found)
 
 

@@ -24,6 +24,7 @@ from trainer.device import choose_device
 from trainer.engines import Engine
 from trainer.files import only_writer, sync_files, write_json
 from trainer.fit.arm import Arm, Run, place_of, read_run, run_name
+from trainer.fit.run.apart import rows_stay_apart
 from trainer.fit.run.callbacks import Checkpoints, DivergedError, Log, Patience, ShowProgress, StopDiverged
 from trainer.fit.run.checkpoint import keep_trunk, remove_checkpoints, starting_point
 from trainer.fit.run.trainer import LoraTrainer, build_trainer, cooldown_steps
@@ -75,12 +76,19 @@ def _train(
     settings = config.train
     device = choose_device(settings.device)
     engine = _engine(settings.engine)
+    objective = objective_of(config)
     model = engine.load(base.directory, settings, config.lora, arm.setting.rank, arm.seed, device)
+    # `compiled` attends by the rows' lengths; a probe of another shape would be compiled, too.
+    together = settings.engine == "compiled" or rows_stay_apart(engine, objective, model)
     with Progress() as progress:
+        if world.first and not together:
+            progress.say(
+                f"  {arm.name}: this base would let packed rows see each other; each is trained alone"
+            )
         trainer = build_trainer(
-            model, objective_of(config), engine, load_tokenizer(base.directory), prepared.dataset("train"),
+            model, objective, engine, load_tokenizer(base.directory), prepared.dataset("train"),
             prepared.rows("validation"), settings, arm, steps, device, directory,
-            [Log(directory), ShowProgress(arm.name, progress)] if world.first else [], world,
+            [Log(directory), ShowProgress(arm.name, progress)] if world.first else [], world, together,
         )  # fmt: skip
         total = trainer.args.max_steps
         cooldown_start = total - cooldown_steps(settings, total)

@@ -157,29 +157,36 @@ def build_trainer(
     output: Path,
     callbacks: Sequence[TrainerCallback],
     world: World,
+    together: bool = True,
 ) -> LoraTrainer:
     """Return a trainer for one arm, ready to train or resume.
 
-    model: from the engine. rows: `input_ids` and `labels`. steps: None for `settings.epochs`.
+    model: from the engine. rows: `input_ids` and `labels`. steps: None for `settings.epochs`. together:
+    whether rows may share a sequence; if not, a step has about as many tokens in more sequences.
     Raises: ConfigError if the rows do not make one step.
     """
-    packed = objective.pack(rows, settings.row_tokens)
-    steps_an_epoch = len(packed) // settings.rows_per_step
+    packed = objective.pack(rows, settings.row_tokens, together)
+    rows_per_step = settings.rows_per_step
+    if not together:
+        mean = max(1, sum(map(sum, packed["seq_lengths"])) // len(packed))
+        rows_per_step *= max(1, min(settings.row_tokens // mean, len(packed) // rows_per_step))
+    steps_an_epoch = len(packed) // rows_per_step
     if not steps_an_epoch:
         raise ConfigError(
-            f"train.rows_per_step is {settings.rows_per_step}, and the data makes only {len(packed)} packed "
-            f"rows of {settings.row_tokens} tokens: lower it, or train.tokens_per_step"
+            f"train.rows_per_step is {settings.rows_per_step}, and the data makes only {len(packed)} "
+            f"{'packed rows' if together else 'rows'} of {settings.row_tokens} tokens, where a step takes "
+            f"{rows_per_step}: lower it, or train.tokens_per_step"
         )
     total = steps or max(1, round(settings.epochs * steps_an_epoch))
     trainer = LoraTrainer(
         objective=objective,
         engine=engine,
         validation=validation,
-        rows_per_step=settings.rows_per_step,
+        rows_per_step=rows_per_step,
         world=world,
         sharded=settings.shard_base,
         model=model,
-        args=_arguments(settings, arm, total, device, output, world),
+        args=_arguments(settings, arm, total, rows_per_step, device, output, world),
         train_dataset=packed,
         # The Trainer asks for one where there is something to restore; `evaluate` uses `validation`.
         eval_dataset=packed.select(range(1)) if settings.restore_best else None,
@@ -197,7 +204,13 @@ def cooldown_steps(settings: TrainConfig, total: int) -> int:
 
 
 def _arguments(
-    settings: TrainConfig, arm: Arm, total: int, device: str, output: Path, world: World
+    settings: TrainConfig,
+    arm: Arm,
+    total: int,
+    rows_per_step: int,
+    device: str,
+    output: Path,
+    world: World,
 ) -> SFTConfig:
     """Set everything that decides the result: on a GPU Unsloth changes the defaults of SFTConfig."""
     cooldown = cooldown_steps(settings, total)
@@ -215,7 +228,7 @@ def _arguments(
         accelerator_config={"non_blocking": device == "cuda"},
         remove_unused_columns=False,
         per_device_train_batch_size=1,
-        gradient_accumulation_steps=settings.rows_per_step // world.size,
+        gradient_accumulation_steps=rows_per_step // world.size,
         average_tokens_across_devices=True,
         ddp_find_unused_parameters=False,
         max_steps=total,
