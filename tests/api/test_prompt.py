@@ -163,3 +163,11 @@ def test_the_prompt_of_an_answer_is_that_of_the_training(template: str) -> None:
         for text in prompts.PROMPTS[template]
     ]
     assert [made.convert_ids_to_tokens(ids) for ids in found] == wanted
+
+
+def test_the_prompt_after_an_answer_with_thinking_is_that_of_the_training() -> None:
+    made = prompts.tokenizer(prompts.KEEPING)
+    thought = Message("assistant", "a", thinking=prompts.THOUGHT)
+    ids = Prompt(made).encode([user("q"), thought, user("r")])
+    wanted = [t.replace("\n", "Ċ").replace(" ", "Ġ") for t in prompts.tokens(prompts.AFTER_THOUGHT)]
+    assert made.convert_ids_to_tokens(ids) == wanted

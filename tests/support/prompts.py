@@ -9,7 +9,8 @@ from transformers import PreTrainedTokenizerFast
 # Like Qwen3's: thinking is written in the answer after the last question, and nowhere before.
 THINKING = (
     "{% set last = namespace(question=0) %}"
-    "{% for m in messages if m.role == 'user' %}{% set last.question = messages.index(m) %}{% endfor %}"
+    "{% for m in messages %}"
+    "{% if m.role == 'user' %}{% set last.question = loop.index0 %}{% endif %}{% endfor %}"
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}"
     "{% set content = m.content %}{% set thoughts = m.reasoning_content or '' %}"
     "{% if '</think>' in content %}"
@@ -36,6 +37,20 @@ HISTORY: list[tuple[Literal["user", "assistant"], str]] = [
     ("user", "And <|im_end|>?"),
     ("assistant", "\nShort."),
 ]
+# Writes the thinking of every answer.
+KEEPING = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}"
+    "{% if m.thinking %}{{ '<think>\n' + m.thinking + '\n</think>\n\n' }}{% endif %}"
+    "{{ m.content + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+THOUGHT = "A <|im_end|> kite."
+# The prompt of the second answer of `q, a, r, b`, where `a` has this thinking in a field.
+AFTER_THOUGHT = (
+    "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n"
+    "<think>\nA <|im_end|> kite.\n</think>\n\na<|im_end|>\n"
+    "<|im_start|>user\nr<|im_end|>\n<|im_start|>assistant\n"
+)
 # By template: the prompts of the two answers of HISTORY.
 PROMPTS = {
     THINKING: [

@@ -50,6 +50,16 @@ def test_the_prompt_of_an_answer_is_that_of_the_api(template: str) -> None:
     assert found == list(enumerate(wanted, 1))
 
 
+def test_the_prompt_after_an_answer_with_thinking_is_that_of_the_api() -> None:
+    chat = chat_of(prompts.KEEPING)
+    thought = Message("assistant", "a", reasoning=prompts.THOUGHT)
+    turns = (Message("user", "q"), thought, Message("user", "r"), Message("assistant", "b"))
+    row = chat.row(Conversation(turns, "s"))
+    begin, _ = answer_runs(row.labels)[1]
+    wanted = [t.replace("\n", "Ċ").replace(" ", "Ġ") for t in prompts.tokens(prompts.AFTER_THOUGHT)]
+    assert chat.tokenizer.convert_ids_to_tokens(row.input_ids[:begin]) == wanted
+
+
 @pytest.mark.parametrize("template", REWRITING)
 def test_a_template_that_rewrites_earlier_turns_gives_a_row_an_answer(template: str) -> None:
     chat = chat_of(template)

@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from tests.support import prompts
 from trainer.cli import main
 from trainer.config_file import load
+from trainer.data.general import OwnAnswer
 from trainer.data.prepare import Prepared
 from trainer.data.tokenize import answer_runs
+from trainer.generation import Answer
 from trainer.identity import merged_key
 
 Prepare = Callable[..., tuple[int, str]]
@@ -91,7 +93,7 @@ def test_a_template_that_refuses_every_row_is_one_sentence(prepare: Prepare) -> 
     status, printed = prepare(refusing, [chat(f"q{i}", f"a{i}") for i in range(20)])
     assert status == 1
     (line,) = [line for line in printed.splitlines() if "never" in line]
-    assert re.search(r"no row is left to use: 1\d the chat template refuses it: never$", line)
+    assert re.search(r"no row of train is left to use: 1\d the chat template refuses it: never$", line)
 
 
 def test_rows_with_control_tokens_are_counted(prepare: Prepare, prepared: Callable[[], Prepared]) -> None:
@@ -218,6 +220,32 @@ def test_a_template_that_cannot_work_is_refused_in_one_line_before_anything_is_m
     assert status == 1
     assert len([line for line in printed.splitlines() if says in line]) == 1 and "Traceback" not in printed
     assert not list(tmp_path.glob("artifacts/data/*"))
+
+
+def test_the_bases_own_answers_keep_their_targets_where_each_answer_is_a_row(
+    prepare: Prepare,
+    prepared: Callable[[], Prepared],
+    tokenizer: PreTrainedTokenizerFast,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    said = "<think>\n\n</think>\n\nxyz"
+    ids = tokenizer(said, add_special_tokens=False)["input_ids"]
+    answer = Answer(ids, False, [[0, 1]] * len(ids), [[-1.0, -2.0]] * len(ids))
+    own = [OwnAnswer(f"m{i}", answer, said) for i in range(3)]
+    monkeypatch.setattr("trainer.data.prepare.answer_prompts", lambda *_: (own[:1], own[1:]))
+    settings = (
+        "data.chats={turns: 3, general_share: 0.5}", "data.max_length=256", "train.tokens_per_step=256",
+        "data.general={train_prompts: 1, test_prompts: 2, max_new_tokens: 64, top_tokens: 2}",
+    )  # fmt: skip
+    status, printed = prepare(prompts.THINKING, [chat(f"q{i}", f"a{i}") for i in range(60)], *settings)
+    assert status == 0, printed
+    aimed = [row for row in prepared().rows("train") if any(row.top_ids or [])]
+    assert aimed and {row.question for row in aimed} == {"m0"}
+    for row in aimed:
+        ((begin, end),) = answer_runs(row.labels)
+        assert row.input_ids[begin:end] == ids and row.top_ids is not None
+        assert [place for place, top in enumerate(row.top_ids) if top] == list(range(begin, end))
+    assert len(prepared().rows("followup")) == 2
 
 
 @pytest.mark.slow

@@ -81,6 +81,8 @@ def test_what_a_prompt_begins_is_not_trained_and_the_rest_is() -> None:
     assert trained(OPENING, text(("T", "a"), ("U", "b"))) == [
         "T\n</think>\n\na<|im_end|>", "U\n</think>\n\nb<|im_end|>",
     ]  # fmt: skip
+    brackets = OPENING.replace("<think>", "[THINK]").replace("</think>", "[/THINK]")
+    assert trained(brackets, text(("T", "a"))) == ["T\n[/THINK]\n\na<|im_end|>"]
     assert trained("qwen3_5_think.jinja", field(("T", "a"))) == ["T\n</think>\n\na<|im_end|>"]
     assert trained("deepseek_r1_distill.jinja", text(("T", "a"))) == ["T\n</think>\n\na<｜end▁of▁sentence｜>"]
     assert trained("nemotron_3_nano.jinja", field(("", "a"), name="nothing")) == ["</think>a<|im_end|>"]

@@ -17,7 +17,7 @@ from typing import Any
 
 from trainer.data.conversation import Message
 from trainer.data.shapes import RowError
-from trainer.data.template_traits import FIELDS, opening, shared, split_thought, thought, traits_of
+from trainer.data.template_traits import FIELDS, MARKERS, opening, shared, split_thought, thought, traits_of
 from trainer.data.tool_template import tool_form
 
 # Some templates print today's date unless it is given; training and serving pin the same one.
@@ -210,10 +210,10 @@ def _following(prompt: str, written: str, answer: Turn) -> str:
         return written
     missing = opening(prompt, written)
     rest = written[shared(prompt, written) :]
-    if missing == "<think>":
+    if missing in MARKERS:
         thinking, _ = split_thought(answer["content"])
         thinking = answer.get(FIELDS[0]) or thinking
-        rest = thought(thinking, rest.lstrip()).removeprefix("<think>\n")
+        rest = thought(thinking, rest.lstrip(), missing).removeprefix(f"{missing}\n")
     elif missing:
         raise RowError("the chat template writes an answer that does not follow its own prompt")
     return prompt + rest

@@ -72,7 +72,7 @@ class Fill:
             if conversation.where not in taken:  # a weight repeats rows
                 self._cleaned.leave_out(conversation, f"over data.{name}_rows {limit}")
         if not len(file):
-            raise DataError(self._nothing(dropped))
+            raise DataError(self._nothing(name, dropped))
 
     def _fitting(
         self, conversation: Conversation, made: Rendered, number: int | None, dropped: Counter[str]
@@ -123,11 +123,11 @@ class Fill:
                 self._gone.add(where)
                 self._cleaned.drop(reason, where)
 
-    def _nothing(self, dropped: Counter[str]) -> str:
+    def _nothing(self, name: str, dropped: Counter[str]) -> str:
         if set(dropped) == {self._too_long}:
             return f"no row fits data.max_length {self._max_length}: raise it"
         reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.most_common(3))
-        return f"no row is left to use: {reasons or 'there are no conversations'}"
+        return f"no row of {name} is left to use: {reasons or 'it has no conversation'}"
 
 
 def _ahead(

@@ -7,6 +7,7 @@ own answers to prompts asked alone, and `followup` the same answers after a held
 directory, so a finished data set is never made again. The rows are held in memory as text, never as tokens.
 """
 
+import contextlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,6 +28,7 @@ from trainer.data.general import OwnAnswer, aim, answer_prompts, same_as_text
 from trainer.data.report import Example, build_report, told
 from trainer.data.row_file import RowFile
 from trainer.data.select import divide, select
+from trainer.data.shapes import RowError
 from trainer.data.split import Split
 from trainer.data.tokenize import ChatTokenizer, Rendered, TokenRow
 from trainer.data.tool_template import with_tools
@@ -250,15 +252,19 @@ def _aimed(
 def _followups(
     answers: Sequence[OwnAnswer], held_out: Batch, chat: ChatTokenizer, max_length: int
 ) -> list[TokenRow]:
-    """Return each answer after a held-out conversation, the first of those that leave room for it."""
+    """Return each answer after a held-out conversation, the first of those that leave room for it.
+
+    Raises: DataError if there is none.
+    """
     before = itertools.cycle(held_out)
     rows = []
     for answer in answers:
         for conversation in itertools.islice(before, len(held_out)):
-            row = answer.row(chat, conversation.messages)
-            if len(row.input_ids) <= max_length:
-                rows.append(row)
-                break
+            with contextlib.suppress(RowError):  # a template may refuse what comes after a conversation
+                row = answer.row(chat, conversation.messages)
+                if len(row.input_ids) <= max_length:
+                    rows.append(row)
+                    break
         else:
             raise DataError(f"no general question fits data.max_length {max_length} after a row: raise it")
     return rows
