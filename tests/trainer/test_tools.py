@@ -143,6 +143,8 @@ def run(config_file: Path, tmp_path: Path, base_directory: Path, capsys: pytest.
     def run(verb: str, template: str, rows: list[dict[str, Any]]) -> str:
         base = tmp_path / "base"
         shutil.copytree(base_directory, base)
+        shape = json.loads((base / "config.json").read_text())
+        (base / "config.json").write_text(json.dumps(shape | {"max_position_embeddings": 1024}))
         (base / "chat_template.jinja").write_text(template)
         (tmp_path / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         settings = (
