@@ -7,6 +7,7 @@ from typing import Any
 
 import datasets
 import pyarrow
+import pyarrow.parquet
 import pytest
 
 from trainer.data.clean import clean
@@ -130,3 +131,17 @@ def test_one_conversation_over_several_lines_is_one_row(tmp_path: Path) -> None:
     }
     (tmp_path / "one.json").write_text(json.dumps(row, indent=2))
     assert [found.value for found in read_rows(str(tmp_path / "one.json"))] == [row]
+
+
+def test_a_call_in_a_table_has_its_own_arguments_and_not_those_of_other_rows(tmp_path: Path) -> None:
+    def row(name: str, argument: str, value: Any) -> dict[str, Any]:
+        parameters = {"type": "object", "properties": {argument: {"type": "string"}}}
+        call = {"function": {"name": name, "arguments": {argument: value}}}
+        asked, called = {"role": "user", "content": name}, {"role": "assistant", "tool_calls": [call]}
+        return {"messages": [asked, called], "tools": [{"name": name, "parameters": parameters}]}
+
+    rows = [row("rain", "city", "Oslo"), row("timer", "minutes", 3)]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    found = clean(read_rows(str(tmp_path / "rows.parquet"))).conversations
+    assert [c.messages[-1].calls[0].arguments for c in found] == ['{"city": "Oslo"}', '{"minutes": 3}']
+    assert ["minutes" in c.tools[0] for c in found] == [False, True]

@@ -82,11 +82,27 @@ def _rows_of(batch: Any) -> list[tuple[Any, str | None]]:
 
     try:
         batch.validate(full=True)  # otherwise a damaged file may crash the process
-        return [(row, None) for row in batch.to_pylist()]
+        return [(without_nulls(row), None) for row in batch.to_pylist()]
     except (pyarrow.ArrowException, *UNREADABLE) as error:
         if batch.num_rows == 1:
             return [(None, f"a value that cannot be read ({type(error).__name__})")]
     return [row for i in range(batch.num_rows) for row in _rows_of(batch.slice(i, 1))]
+
+
+def without_nulls(row: dict[str, Any]) -> dict[str, Any]:
+    """Return the row of a table without the nulls inside its columns.
+
+    A table gives each object the fields of all rows' objects: a call would have every function's arguments.
+    """
+    return {name: _without_nulls(value) for name, value in row.items()}
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_nulls(item) for name, item in value.items() if item is not None}
+    if isinstance(value, list):
+        return [_without_nulls(item) for item in value]
+    return value
 
 
 def _arrow_batches(file: Path) -> Iterator[Any]:

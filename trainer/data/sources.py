@@ -10,9 +10,10 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from trainer.data import hub
-from trainer.data.formats import RawRow, read_file
+from trainer.data.formats import RawRow, read_file, without_nulls
 from trainer.data.layout import file_sides, short_names, split_sides
 from trainer.errors import DataError
 from trainer.files import COMPRESSED, DATA_SUFFIXES, data_files
@@ -75,9 +76,9 @@ def _hub(name: HubName) -> dict[str, Rows]:
     return {side: _numbered(f"{name}#{split}", splits[split]) for side, split in sides.items()}
 
 
-def _numbered(label: str, rows: Iterable[object]) -> Iterator[RawRow]:
+def _numbered(label: str, rows: Iterable[dict[str, Any]]) -> Iterator[RawRow]:
     for number, row in enumerate(rows):
-        yield RawRow(f"{label}:{number}", row)
+        yield RawRow(f"{label}:{number}", without_nulls(row))
 
 
 def _local(path: Path, names: Mapping[Path, str] | None) -> dict[str, Rows]:
