@@ -94,14 +94,13 @@ def find(
         return None
     opening, closing = next((pair for pair in known if end({}).endswith(pair)), known[0])
 
-    def switches(name: str) -> bool:
-        on, off = end({name: True}), end({name: False})
-        return off.endswith(closing) and not on.endswith(closing)
-
-    switch = next((name for name in _SWITCHES if name in variables and switches(name)), None)
+    switches = (name for name in _SWITCHES if name in variables and end({name: True}) != end({name: False}))
     mark = f"t{secrets.token_hex(16)}"
     return Thinking(
-        marker(opening), marker(closing), switch, next((key for key in _KEYS if reads(key, mark)), None)
+        marker(opening),
+        marker(closing),
+        next(switches, None),
+        next((key for key in _KEYS if reads(key, mark)), None),
     )
 
 

@@ -15,6 +15,7 @@ from api.engine.prompt import Prompt
 from api.engine.sampling import Sampling
 from api.engine.thinking import Marker, Thinking, Thinks
 from api.generation.thinking import Splitter, Stops, thought
+from tests.support.prompts import THINKING as TRAINED
 from tests.support.thinking import (
     ASKED,
     HYBRID,
@@ -22,6 +23,7 @@ from tests.support.thinking import (
     OTHER_MARKERS,
     SWITCHED,
     TAGGED,
+    TOLD,
     UNOPENED,
     deltas,
 )
@@ -64,7 +66,9 @@ def how(prompt: Prompt, **layout: Any) -> bool | None:
         (TAGGED, ("<think>", "enable_thinking", "reasoning_content"), (False, False, None)),
         (SWITCHED, ("<think>", "enable_thinking", "reasoning_content"), (True, True, None)),
         (ASKED, ("<think>", "thinking", None), (None, True, None)),
+        (TOLD, ("<think>", "thinking", None), (False, False, False)),
         (UNOPENED, ("<think>", None, None), (False, False, False)),
+        (TRAINED, ("<think>", None, "reasoning_content"), (False, False, False)),
         (OTHER_MARKERS, ("[THINK]", None, None), (True, True, True)),
         ("{% for m in messages %}{{ m.content }}{% endfor %}", None, (None, None, None)),
     ],

@@ -344,6 +344,12 @@ async def test_earlier_thinking_reaches_a_template_that_reads_it(serve: Serve, p
     assert "Greet." not in prompt_of(other)
 
 
+async def test_an_answer_that_was_cut_in_its_thinking_can_be_sent_back(serve: Serve) -> None:
+    house = serve(SWITCHED)
+    await post(house, CHAT, messages=[USER, {"role": "assistant", "reasoning": "Hm"}, USER])
+    assert "<think>\nHm\n</think>\n\n<|im_end|>" in prompt_of(house)
+
+
 async def test_a_reasoning_before_calls_belongs_to_them_and_one_without_an_answer_is_named(
     serve: Serve,
 ) -> None:

@@ -31,6 +31,8 @@ SWITCHED = (
     "{{ '<think>\n\n</think>\n\n' }}{% else %}{{ '<think>\n' }}{% endif %}{% endif %}"
 )
 ASKED = f"{_TURNS}{_BEGIN}{{{{ '<think>' if thinking else '</think>' }}}}{{% endif %}}"
+# Words tell the model to think: Granite.
+TOLD = f"{{% if thinking %}}Think between <think> and </think>.{{% endif %}}{_TURNS}{_BEGIN}{{% endif %}}"
 # Only earlier turns show that the model thinks: the first template of DeepSeek R1.
 UNOPENED = (
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content.split('</think>')[-1] }}"

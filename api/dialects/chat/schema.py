@@ -70,7 +70,9 @@ class ChatMessage(Strict):
     other_fields = known.MESSAGE
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | Parts | None = Field(None, description="May be absent with tool_calls or refusal.")
+    content: str | Parts | None = Field(
+        None, description="May be absent with tool_calls, refusal or thinking."
+    )
     refusal: str | None = Field(None, description="Of an assistant, in place of content.")
     tool_calls: list[ToolCall] | None = Field(None, max_length=MAX_CALLS, fail_fast=True)
     tool_call_id: CallId | None = None
@@ -86,7 +88,8 @@ class ChatMessage(Strict):
             raise FieldError("tool_calls", "only a message of the assistant has them")
         if self.refusal is not None and self.role != "assistant":
             raise FieldError("refusal", "only a message of the assistant has one")
-        if self.content is None and self.refusal is None and not self.tool_calls:
+        thought = self.reasoning_content or self.reasoning  # an answer that was cut may have nothing else
+        if self.content is None and self.refusal is None and not self.tool_calls and not thought:
             raise FieldError("content", "is missing")
         if (self.tool_call_id is not None) != (self.role == "tool"):
             raise FieldError("tool_call_id", "belongs to a message of role tool, and is needed there")
