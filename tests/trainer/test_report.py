@@ -12,7 +12,7 @@ from trainer.cli import main
 from trainer.config_file import load
 from trainer.data.conversation import Conversation, Message
 from trainer.data.prepare import EXAMPLES, prepare
-from trainer.data.report import Example
+from trainer.data.report import GIVEN, Example
 from trainer.data.row_file import RowFile, rows_fingerprint
 from trainer.data.tokenize import ChatTokenizer, TokenRow
 from trainer.identity import fingerprint
@@ -31,7 +31,7 @@ REPORT: dict[str, Any] = {
     "unread": {"<category>": 3},
     "repaired": {"turns of the same role merged": 1},
     "unused": {"over data.test_rows 1": 4},
-    "held_out": {"test": "rows of its own"},
+    "held_out": {"test": "split from train"},
     "shapes": {"": 2, "<alpaca>": 1},
     "sources": {
         "a&b": {
@@ -95,7 +95,9 @@ def test_page_says_what_became_of_each_source() -> None:
     assert "a&amp;b 0.5 9 2 4 3 0 0 1,200" in cells
     assert "f Column not used &lt;category&gt; 3" in cells
     assert "Left over over data.test_rows 1 4" in cells and "A lower data.held_out_share" in cells
-    alone = {**REPORT, "sources": {"f": REPORT["sources"]["f"]}, "unused": {}}
+    alone = {**REPORT, "sources": {"f": REPORT["sources"]["f"]}, "held_out": {"test": GIVEN}}
+    assert "Sources count rows as they were read" not in page(REPORT, [])
+    assert "Sources count rows as they were read" in page({**REPORT, "rows": {"train": 2, "test": 1}}, [])
     assert "by source" not in page(alone, []) and "held_out_share" not in page(alone, [])
 
 

@@ -15,6 +15,7 @@ from trainer.data.select import Selected
 from trainer.data.split import Split
 
 BARS = 24
+GIVEN = "rows of its own"  # of a held-out side that the split makes nothing of
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +75,7 @@ def _origin(selected: Selected, parts: Split, side: str) -> str:
     own = len(selected.own.get(side, ()))
     if not own:
         return "split from train"
-    return "rows of its own" if own == len(getattr(parts, side)) else "rows of its own, and split from train"
+    return GIVEN if own == len(getattr(parts, side)) else f"{GIVEN}, and split from train"
 
 
 def _account(account: Account) -> dict[str, Any]:

@@ -10,13 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from trainer.data.layout import SIDES
-from trainer.data.report import Example
+from trainer.data.report import GIVEN, Example
 from trainer.pages.charts import histogram
 from trainer.pages.frame import BOXES, Figure, document, table
 
 EXAMPLE_CHARACTERS = 2500
 SOURCES_SHOWN = 20
 DETAILS_SHOWN = 100
+OTHER_COUNTS = (
+    "<p>Sources count rows as they were read. Sides count the rows that became of them: joined by "
+    "<code>data.chats</code>, one for each answer, or the base's own of <code>data.general</code>.</p>"
+)
 LEFT_OVER = (
     "<p>Rows that are left over are usable, and neither trained on nor measured. A lower "
     "<code>data.held_out_share</code> trains on those that the split made too many of.</p>"
@@ -36,7 +40,8 @@ def page(report: Mapping[str, Any], examples: Sequence[Example]) -> str:
         for reason, count in report[what].items()
     ]
     changes += [["Left over", reason, count, ""] for reason, count in report["unused"].items()]
-    over = any("over data." in reason for reason in report["unused"])
+    split = [side for side, origin in report["held_out"].items() if origin != GIVEN]
+    over = any(f"over data.{side}_rows" in reason for side in split for reason in report["unused"])
     unread = [[name, count] for name, count in report["unread"].items()]
     lengths = report["tokens_a_row"]
     body = f"""<h1>Data report</h1>
@@ -45,6 +50,7 @@ def page(report: Mapping[str, Any], examples: Sequence[Example]) -> str:
 {table(["Side", "Rows", "Tokens of answers", "From"], _sides(report))}
 <h2>Sources</h2>
 {_sources(report["sources"])}
+{OTHER_COUNTS if _counts_differ(report) else ""}
 <h2>Dropped, repaired and left over</h2>
 {table(["", "Reason", "Rows", "First at"], changes) if changes else "<p>Nothing.</p>"}
 {LEFT_OVER if over else ""}
@@ -87,6 +93,15 @@ def _sources(sources: Mapping[str, Any]) -> str:
     ]
     head = ["Source", *(["Weight"] if weighted else []), "Read", "Dropped", "Left over"]
     return table([*head, *map(str.capitalize, SIDES), "Trained tokens"], _folded(rows))
+
+
+def _counts_differ(report: Mapping[str, Any]) -> bool:
+    """Return whether a side has another number of rows than were read for it."""
+    return any(
+        report["rows"].get(side, 0)
+        != sum(source["used"].get(side, 0) for source in report["sources"].values())
+        for side in SIDES
+    )
 
 
 def _by_source(sources: Mapping[str, Any]) -> str:
