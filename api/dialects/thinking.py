@@ -45,9 +45,9 @@ class ThinkingFields(Strict):
     """Fields of chat and responses. Those that the model's template cannot follow are ignored."""
 
     enable_thinking: bool | None = Field(
-        None, description="Turns thinking on or off, where the template can."
+        None, description="Turns thinking on or off; ignored and named if the template cannot."
     )
-    thinking: ThinkingChoice | None = None
+    thinking: ThinkingChoice | None = Field(None, description="Likewise.")
     reasoning: Reasoning | None = None
     include_reasoning: bool | None = Field(None, description="false: the answer comes without its thinking.")
 
