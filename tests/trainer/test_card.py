@@ -51,6 +51,20 @@ def test_a_source_that_is_not_on_the_hub_is_no_data_set_of_the_hub(manifest: dic
     assert "datasets" not in front and "license_link" not in front
 
 
+def test_every_data_set_of_the_hub_among_several_sources_is_named(manifest: dict[str, Any]) -> None:
+    manifest["data"]["source"] = "a.jsonl, hub:o/n:en@v1#train (weight 0.5); test: hub:p/q, hub:o/n#test"
+    data: Any = card_data(manifest, sft, None)
+    assert data.datasets == ["o/n", "p/q"]
+    assert {result.dataset_revision for result in data.eval_results} == {None}
+
+
+def test_one_data_set_of_the_hub_is_named_with_its_revision(manifest: dict[str, Any]) -> None:
+    manifest["data"]["source"] = "hub:o/n:en@v1#train"
+    data: Any = card_data(manifest, sft, None)
+    assert data.datasets == ["o/n"]
+    assert {(result.dataset_type, result.dataset_revision) for result in data.eval_results} == {("o/n", "v1")}
+
+
 def test_llama_is_named_on_top_of_the_card_and_in_notice(artifact: Path) -> None:
     card = ModelCard.load(artifact / "README.md").text
     assert card.index("**Built with Llama**") < card.index("A test.") < card.index("## ")
