@@ -90,7 +90,9 @@ class Splitter:
         if found:
             self._held, self._state = after, "after"
             return self._new(before.rstrip("\n"))
-        kept = possible_end(before, [self._closing])
+        kept = next(
+            (n for n in range(len(self._closing) - 1, 0, -1) if before.endswith(self._closing[:n])), 0
+        )
         certain = before[: len(before) - kept].rstrip("\n")
         self._held = before[len(certain) :]
         return self._new(certain)
@@ -108,35 +110,51 @@ class Splitter:
 
 
 class Stops:
-    """Find the first of some strings in an answer's text."""
+    """Find which of some strings is complete first in an answer's text; if two are, the longer one.
+
+    The work is linear in the text, whatever the strings are (Knuth, Morris and Pratt's search): a client can
+    choose long ones that nearly occur everywhere.
+    """
 
     def __init__(self, strings: Sequence[str]) -> None:
-        self._strings = strings
+        self._strings = [(string, _borders(string)) for string in strings]
+        self._matched = [0] * len(strings)  # characters of each string at the end of the text
         self._held = ""
 
     def feed(self, text: str) -> tuple[str, str | None]:
         """Return the text that is certain once `text` has come, and the string that ends the answer there."""
-        text = self._held + text
-        found = [(place, each) for each in self._strings if (place := text.find(each)) >= 0]
-        if found:
-            place, stop = min(found, key=lambda one: one[0])
-            self._held = ""
-            return text[:place], stop
-        kept = possible_end(text, self._strings)
-        self._held = text[len(text) - kept :]
-        return text[: len(text) - kept], None
+        before, self._held = len(self._held), self._held + text
+        for place in range(before, len(self._held)):
+            self._matched = [self._next(number, self._held[place]) for number in range(len(self._matched))]
+            pairs = zip(self._strings, self._matched, strict=True)
+            if found := [string for (string, _), matched in pairs if matched == len(string)]:
+                stop = max(found, key=len)
+                return self._held[: place + 1 - len(stop)], stop
+        certain = len(self._held) - max(self._matched)
+        text, self._held = self._held[:certain], self._held[certain:]
+        return text, None
 
     def end(self) -> str:
         """Return what is left at the end."""
         rest, self._held = self._held, ""
         return rest
 
+    def _next(self, number: int, character: str) -> int:
+        (string, borders), matched = self._strings[number], self._matched[number]
+        while matched and string[matched] != character:
+            matched = borders[matched - 1]
+        return matched + (string[matched] == character)
 
-def possible_end(text: str, strings: Sequence[str]) -> int:
-    """Return how many characters at the end of `text` can be the beginning of one of the strings."""
-    longest = max(map(len, strings), default=1) - 1
-    beginnings = (n for n in range(min(longest, len(text)), 0, -1))
-    return next((n for n in beginnings if any(len(s) > n and s.startswith(text[-n:]) for s in strings)), 0)
+
+def _borders(text: str) -> list[int]:
+    """Return for each beginning of a text how many characters at its end are its beginning, too."""
+    borders, length = [0], 0
+    for character in text[1:]:
+        while length and text[length] != character:
+            length = borders[length - 1]
+        length += text[length] == character
+        borders.append(length)
+    return borders
 
 
 class _Counter:

@@ -1,7 +1,9 @@
 """Templates show by trial how their models think; thinking is split from an answer however its text comes."""
 
 import json
+import sys
 from collections.abc import AsyncIterator, Sequence
+from types import FrameType
 from typing import Any, cast
 
 import numpy as np
@@ -185,19 +187,46 @@ def test_thinking_is_passed_on_before_it_ends() -> None:
         (["END", "D."], "a ENd END.", "a ENd ", "END"),
         (["xyz"], "a xy", "a xy", None),
         (["b", "ab"], "cab", "c", "ab"),
+        (["abcd", "bc"], "xabcd", "xa", "bc"),
+        (["aab"], "aaab", "a", "aab"),
+        (["abab", "abac"], "ababac", "", "abab"),
+        (["aaa"], "aabaaa", "aab", "aaa"),
+        (["."], "", "", None),
     ],
 )
-def test_the_first_stop_string_ends_an_answer(
+def test_the_stop_string_that_is_complete_first_ends_an_answer(
     stops: list[str], text: str, before: str, found: str | None
 ) -> None:
-    for place in range(len(text) + 1):
+    for size in range(1, len(text) + 2):
         finder, said, stop = Stops(stops), "", None
-        for piece in (text[:place], text[place:]):
+        for piece in (text[start : start + size] for start in range(0, len(text), size)):
             certain, stop = finder.feed(piece)
             said += certain
             if stop:
                 break
-        assert (said + ("" if stop else finder.end()), stop) == (before, found), place
+        assert (said + ("" if stop else finder.end()), stop) == (before, found), size
+
+
+def test_stop_strings_that_nearly_occur_everywhere_cost_no_more_than_others() -> None:
+    def opcodes(stops: list[str]) -> int:
+        finder, count = Stops(stops), 0
+
+        def trace(frame: FrameType, event: str, _: Any) -> Any:
+            nonlocal count
+            frame.f_trace_opcodes = True
+            count += event == "opcode"
+            return trace
+
+        before = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            for _ in range(600):
+                finder.feed("a")
+        finally:
+            sys.settrace(before)
+        return count
+
+    assert opcodes(["a" * n + "b" for n in range(200, 216)]) < 2 * opcodes([f"b{n}" for n in range(16)])
 
 
 async def _some(given: Sequence[Delta], closed: list[bool]) -> AsyncIterator[Delta]:
