@@ -387,6 +387,7 @@ async def test_stop_strings_are_kept_from_the_engine(serve: Serve) -> None:
     assert (body["stop_reason"], body["stop_sequence"]) == ("stop_sequence", ".")
 
 
+@pytest.mark.slow
 async def test_a_format_holds_after_the_thinking(serve: Serve) -> None:
     house = serve(OPENED, 'Hm {\n</think>\n\n{"a":1}')
     wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA}}
@@ -401,6 +402,7 @@ async def test_a_format_holds_after_the_thinking(serve: Serve) -> None:
     assert "non-unique" in choice["schema_error"], "the answer is checked without its thinking"
 
 
+@pytest.mark.slow
 async def test_a_schema_that_no_answer_obeys_is_refused_in_the_librarys_words(serve: Serve) -> None:
     never = {**SCHEMA, "minProperties": 2}
     wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": never}}
