@@ -235,7 +235,7 @@ def test_what_the_machine_lacks_is_reported_all_at_once(tmp_path: Path) -> None:
         cwd=ROOT, env=environment, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 1
-    for missing in ("CUDA device", "meta-llama/Llama-3.2-3B-Instruct", "mlabonne/FineTome-100k"):
+    for missing in ("CUDA device", "meta-llama/Llama-3.2-3B-Instruct"):  # the data may be in the cache
         assert missing in done.stderr
     assert "Traceback" not in done.stderr
 
@@ -261,7 +261,7 @@ def test_a_full_disk_is_reported_in_one_line_and_costs_nothing_finished(
 ) -> None:
     small = tmp_path / "small"
     small.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=96k", "tmpfs", str(small)]).returncode:
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(small)]).returncode:
         pytest.skip("this machine lets nobody mount a file system")
     try:
         done = trainer("run", config_file, small)
@@ -297,7 +297,7 @@ def test_a_flag_of_an_arm_has_the_range_of_its_setting(
 ) -> None:
     assert main(["arm", "--config", str(config_file), "--artifacts", str(tmp_path / "none"), flag]) == 1
     said = capsys.readouterr().err
-    assert said.count("\n") == 1 and f"{says}.0: Input should be" in said
+    assert said.count("\n") == 1 and f"{says}.0: expected a" in said
     with pytest.raises(SystemExit):
         main(["arm", "--config", str(config_file), "--steps=0"])
     assert "--steps: '0' must be a number of 1 or more" in capsys.readouterr().err
