@@ -28,6 +28,9 @@ async def thought(
             reader = readers[delta.index]
             if reader.ended:  # by a stop string; vLLM cannot end one of several answers
                 continue
+            if reader.only_passes_on and delta.finish_reason is None:
+                yield delta
+                continue
             reader.read(cast(ThinkingDelta, delta), shown)
             yield delta
             running -= reader.ended
@@ -90,9 +93,10 @@ class Splitter:
         if found:
             self._held, self._state = after, "after"
             return self._new(before.rstrip("\n"))
-        kept = next(
-            (n for n in range(len(self._closing) - 1, 0, -1) if before.endswith(self._closing[:n])), 0
-        )
+        kept = 0
+        if self._closing[0] in before[-len(self._closing) :]:
+            lengths = range(len(self._closing) - 1, 0, -1)
+            kept = next((n for n in lengths if before.endswith(self._closing[:n])), 0)
         certain = before[: len(before) - kept].rstrip("\n")
         self._held = before[len(certain) :]
         return self._new(certain)
@@ -187,10 +191,14 @@ class _Counter:
 
 
 class _Reader:
-    """Take the thinking and the stop string out of the deltas of one answer. ended: the last one was read."""
+    """Take the thinking and the stop string out of the deltas of one answer.
+
+    ended: the last one was read. only_passes_on: nothing is left to take out, so a delta need not be read.
+    """
 
     def __init__(self, thinks: Thinks, sampling: Sampling, prompt: Prompt) -> None:
         self.ended = False
+        self.only_passes_on = False
         self._splitter = Splitter(thinks.opening.text, thinks.closing.text, thinks.inside)
         self._counter = _Counter(prompt, thinks.closing.text)
         stop = sampling.stop or ()
@@ -212,6 +220,7 @@ class _Reader:
         delta.thinking = thinking if shown else ""
         delta.text = self._until_stop(delta, answer) if self._stops else answer
         self.ended = delta.finish_reason is not None
+        self.only_passes_on = self._splitter.whole and self._stops is None
 
     def _count(self, delta: ThinkingDelta, last: bool) -> None:
         thinks = self._splitter.thinks
