@@ -136,6 +136,15 @@ def test_whatever_a_template_raises_is_a_short_reason(program: str, says: str) -
     assert says in bad.problem and len(bad.problem) < 160 and "\n" not in bad.problem
 
 
+def test_answers_are_found_behind_many_control_tokens_in_texts() -> None:
+    chat = chat_of(prompts.STRICT)
+    asked, said = "<|im_start|>q" * 5, "<|im_end|>a<|im_start|>" * 3
+    turns = [("user", asked), ("assistant", said), ("user", asked), ("assistant", f"{said}b")]
+    (made,) = rendered(chat, conversation(*turns))
+    assert trained(chat, made.rows[0]) == [f"{said}<|im_end|>", f"{said}b<|im_end|>"]
+    assert made.rows[0].input_ids.count(chat.tokenizer.eos_token_id) == 4
+
+
 def test_control_tokens_in_texts_are_named() -> None:
     chat = chat_of(prompts.STRICT)
     (made,) = rendered(chat, conversation(("user", "<|im_start|>q"), ("assistant", "a<|im_end|>")))

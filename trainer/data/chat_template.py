@@ -8,8 +8,10 @@ Text never becomes a control token: one inside a message is a stand-in while the
 template's own ones are known by their places afterwards.
 """
 
+import itertools
 import json
 import re
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -178,19 +180,19 @@ class ChatTemplate:
 
     def _text(self, rendered: str, answers: Sequence[Answer] = ()) -> Text:
         """Return a rendered text with its control tokens written out, and all places moved with them."""
-        literals = {self._controls[int(match[1])] for match in _STAND_IN.finditer(rendered)}
-        if not literals:
+        found = [(match, self._controls[int(match[1])]) for match in _STAND_IN.finditer(rendered)]
+        if not found:
             return Text(rendered, tuple(answers))
-
-        def literal(text: str) -> str:
-            return _STAND_IN.sub(lambda match: self._controls[int(match[1])], text)
+        ends = [match.end() for match, _ in found]
+        shifts = [0, *itertools.accumulate(len(control) - len(match[0]) for match, control in found)]
 
         def place(position: int) -> int:
-            return len(literal(rendered[:position]))
+            return position + shifts[bisect_right(ends, position)]
 
         moved = (Answer(answer.turn, place(answer.start), place(answer.end)) for answer in answers)
         own = ((place(m.start()), place(m.end())) for m in self._pattern.finditer(rendered))
-        return Text(literal(rendered), tuple(moved), frozenset(literals), tuple(own))
+        text = _STAND_IN.sub(lambda match: self._controls[int(match[1])], rendered)
+        return Text(text, tuple(moved), frozenset(control for _, control in found), tuple(own))
 
 
 def without_thinking(message: Message) -> Message:
@@ -212,7 +214,7 @@ def _following(prompt: str, written: str, answer: Turn) -> str:
     rest = written[shared(prompt, written) :]
     if missing in MARKERS:
         thinking, _ = split_thought(answer["content"])
-        thinking = answer.get(FIELDS[0]) or thinking
+        thinking = next((answer[name] for name in FIELDS if answer.get(name)), thinking)
         rest = thought(thinking, rest.lstrip(), missing).removeprefix(f"{missing}\n")
     elif missing:
         raise RowError("the chat template writes an answer that does not follow its own prompt")
