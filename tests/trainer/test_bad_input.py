@@ -35,9 +35,9 @@ def report(tmp_path: Path) -> Any:
         ("empty.jsonl", b"", "no usable row"),
         (
             "other.jsonl",
-            b'{"question": "q", "answer": "a"}\n' * 9,
-            "Rows have the columns question, answer; to read them, set "
-            "data.columns={prompt: question, response: answer}",
+            b'{"Problem": "p", "SQL": "s", "context": "c"}\n' * 9,
+            "Rows have the columns Problem, SQL, context; to read them, set "
+            "data.columns={prompt: Problem, response: SQL, context: context}. The first: {'Problem': 'p',",
         ),
         ("binary.jsonl", bytes(range(256)) * 40, "not UTF-8"),
         ("cut.json", b"[" + LINES[0] + b", {", "was it cut off"),
@@ -75,7 +75,7 @@ def test_parquet_with_other_columns_is_refused_with_the_columns_wanted(
     parquet.write_table(pyarrow.table({"prompt": ["q"] * 9}), tmp_path / "rows.parquet")
     assert prepare(config_file, tmp_path, tmp_path / "rows.parquet") == 1
     error = capsys.readouterr().err
-    assert "9 no conversations, messages, instruction/output or prompt/completion" in error
+    assert "9 no messages and no known pair of question and answer" in error
     assert (
         "Rows have the columns prompt; to read them, set data.columns={prompt: prompt, response: COLUMN}"
         in error

@@ -46,8 +46,8 @@ def test_every_shape_becomes_the_same_conversation(row: dict[str, Any]) -> None:
     ("row", "reason"),
     [
         ("text", "not an object"),
-        ({"text": "x"}, "no conversations"),
-        ({"conversations": None}, "no conversations"),
+        ({"text": "x"}, "no messages and no known pair"),
+        ({"conversations": None}, "no messages and no known pair"),
         ({"conversations": "q"}, "not a list"),
         ({"conversations": []}, "no answer"),
         (turns(("human", "q")), "no answer"),
@@ -58,7 +58,7 @@ def test_every_shape_becomes_the_same_conversation(row: dict[str, Any]) -> None:
         (turns(("human", "q"), ("critic", "x"), ("gpt", "a")), "unknown role 'critic'"),
         (turns(("human", "q"), ("system", "s"), ("gpt", "a")), "system turn in the middle"),
         (turns(("human", "q"), ("gpt", None)), "empty turn"),  # type: ignore[arg-type]
-        ({"conversations": ["q", "a"]}, "a turn is not an object"),
+        ({"conversations": [{"from": "human", "value": "q"}, "a"]}, "a turn is not an object"),
     ],
 )
 def test_unusable_row_is_named_by_its_reason(row: Any, reason: str) -> None:

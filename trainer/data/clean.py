@@ -16,6 +16,7 @@ from trainer.data.language import check_languages
 from trainer.data.parse import AS_IT_IS, Reading, parse_row
 from trainer.data.shapes import RowError, ShapeError
 from trainer.data.tokenize import IGNORED, TokenRow
+from trainer.data.trees import without_trees
 
 NO_FILTERS = DataFilters()
 COLUMNS_NAMED = 12
@@ -43,14 +44,15 @@ class Account:
 class Cleaned:
     """accounts: file → its account. first_places: reason → place of the first row dropped for it.
 
-    unshaped: the columns of the first row that has none of the known shapes. numbers: row id → number of the
-    conversation, by which duplicates are found.
+    unshaped, unshaped_row: columns and begin of the first row that has none of the known shapes. numbers: row
+    id → number of the conversation, by which duplicates are found.
     """
 
     conversations: list[Conversation] = field(default_factory=list)
     accounts: dict[str, Account] = field(default_factory=dict)
     first_places: dict[str, str] = field(default_factory=dict)
     unshaped: list[str] = field(default_factory=list)
+    unshaped_row: str = ""
     numbers: dict[str, int] = field(default_factory=dict)
 
     @property
@@ -131,7 +133,7 @@ def clean(
     if filters.languages:
         check_languages(filters.languages)
     cleaned = before or Cleaned()
-    for row in rows:
+    for row in without_trees(rows):
         account = cleaned.account(row.where)
         account.read += 1
         try:
@@ -151,7 +153,7 @@ def clean(
             continue
         except RowError as reason:
             if isinstance(reason, ShapeError) and not cleaned.unshaped:
-                cleaned.unshaped = reason.columns
+                cleaned.unshaped, cleaned.unshaped_row = reason.columns, reason.example
             cleaned.drop(str(reason), row.where)
             continue
         except UNFORESEEN as error:

@@ -19,6 +19,8 @@ def text_of(content: Any) -> str:
         return "".join(map(_part, content))
     if isinstance(content, int | float) and not isinstance(content, bool):
         return str(content)
+    if isinstance(content, dict) and isinstance(content.get("parts"), list):  # Gemini's system instruction
+        return text_of(content["parts"])
     raise RowError(f"content is {'an object' if isinstance(content, dict) else repr(content)[:20]}")
 
 
@@ -26,6 +28,8 @@ def _part(part: Any) -> str:
     if isinstance(part, str):
         return part
     kind = part.get("type") if isinstance(part, dict) else None
+    if isinstance(part, dict) and "type" not in part and set(part) == {"text"}:  # Gemini's and Bedrock's
+        kind = TEXTS[0]
     if kind not in TEXTS:
         raise DataError(
             f"a message has a part of type {str(kind)[:30]!r}, which a model of texts cannot read: "

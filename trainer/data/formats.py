@@ -227,7 +227,7 @@ def _documents(file: Path, name: str) -> Iterator[RawRow]:
                 raise DataError(f"{file} is not complete JSON: {why}") from None
             yield RawRow(f"{name}:row {number + 1}", None, "not JSON, nor what follows it")
             return
-        within = value if isinstance(value, list) else _rows_within(value)
+        within = value if isinstance(value, list) and not _is_chat(value) else _rows_within(value)
         for row in [value] if within is None else within:
             number += 1
             yield RawRow(f"{name}:row {number}", row)
@@ -238,6 +238,13 @@ def _next_value(text: str, place: int) -> int:
     while place < len(text) and text[place] in " \t\r\n,":
         place += 1
     return place + 1 if place < len(text) else 0
+
+
+def _is_chat(value: list[Any]) -> bool:
+    """Return whether a list is the messages of one row, as objects or as pairs of role and text."""
+    if all(isinstance(turn, list) for turn in value):
+        return bool(value) and all(len(turn) == 2 and isinstance(turn[0], str) for turn in value)
+    return all(isinstance(turn, dict) and {"role", "content"} <= set(turn) for turn in value)
 
 
 def _rows_within(value: Any) -> list[Any] | None:

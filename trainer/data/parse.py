@@ -20,17 +20,21 @@ from trainer.data.preferences import chosen_row, preference_columns, refusal
 from trainer.data.repair import calls_in_texts, repair, require_sound_calls, without_empty
 from trainer.data.shapes import RowError, given, printable, require_read, shape_of, turns_of
 from trainer.data.template_traits import FIELDS
+from trainer.data.unusual import usual
 
 ROLES: Mapping[str, Role] = {
     "system": "system", "developer": "system",
     "human": "user", "user": "user", "prompter": "user",
     "gpt": "assistant", "assistant": "assistant", "chatgpt": "assistant", "bing": "assistant",
-    "bard": "assistant", "model": "assistant", "function_call": "assistant", "tool_call": "assistant",
+    "bard": "assistant", "model": "assistant", "bot": "assistant", "chatbot": "assistant", "ai": "assistant",
+    "function_call": "assistant", "tool_call": "assistant",
     "tool": "tool", "observation": "tool", "function": "tool", "ipython": "tool", "tool_response": "tool",
 }  # fmt: skip
 OWN = ("source", "group", "score")  # columns that say something of a row
 CALL_ROLES = ("function_call", "tool_call")  # whose content is a call
-MESSAGE_FIELDS = ("from", "role", "value", "content", "weight", "tool_call_id", *calls.FIELDS)
+SPEAKERS = ("from", "role", "author", "speaker", "sender")
+CONTENTS = ("value", "content", "text", "message", "parts")
+MESSAGE_FIELDS = (*SPEAKERS, *CONTENTS, "weight", "tool_call_id", *calls.FIELDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +64,12 @@ def parse_row(
     Raises: RowError with the reason, UnicodeEncodeError for half a surrogate pair. DataError if a column that
     was not used changes what the row means.
     """
+    if isinstance(row, list) and row:
+        row = {"messages": row}
     if not isinstance(row, dict):
         raise RowError("not an object")
     columns = {name: value for name, value in given(row).items() if name not in reading.ignored}
+    columns, written = (columns, "") if reading.columns else usual(columns)
     if preferred := preference_columns(columns, _mapped(reading)):
         if reading.use != "chosen":
             raise refusal(preferred, where)
@@ -77,7 +84,7 @@ def parse_row(
     groups = tuple(map(str, groups)) if isinstance(groups, list | tuple) else (str(groups),)
     source = str(columns.get("source") or default_source)
     "".join((source, *groups)).encode()  # half a surrogate pair could not be written
-    shape = "preferences" if preferred else shape_of(used, reading.columns is not None)
+    shape = "preferences" if preferred else written or shape_of(used, reading.columns is not None)
     score = _score(columns)
     return Conversation(messages, source, groups, score, where, repairs, tools=tools, shape=shape)
 
@@ -139,12 +146,15 @@ def _message(turn: Any, reading: Reading) -> Message:
     turn = {name: value for name, value in turn.items() if name not in reading.ignored}
     named, content = (
         next((turn[name] for name in names if turn.get(name) is not None), None)
-        for names in (("from", "role"), ("value", "content"))
+        for names in (SPEAKERS, CONTENTS)
     )
     role = named.strip().lower() if isinstance(named, str) else named
     known = reading.roles.get(str(named)) or ROLES.get(str(role))
+    if named is None:
+        raise RowError(f"a turn without a role, with {printable(', '.join(map(str, turn)))}")
     if known is None:
-        raise RowError(f"unknown role {str(role)[:20]!r}")
+        known_as = printable(str(named)[:20])
+        raise RowError(f"unknown role {known_as!r}, which data.roles={{{known_as}: user}} would read")
     if known == "tool":
         id = turn.get("tool_call_id")
         return Message(known, text_of(result_text(content)), False, call_id=id if isinstance(id, str) else "")

@@ -206,5 +206,6 @@ def _no_row(source: SourceConfig, data: DataConfig, cleaned: Cleaned) -> str:
         mapping = f"{mapping.removeprefix('data.').replace('=', ': ', 1)} beside this source"
     return (
         f"data.source {source.source} has no usable row: {cleaned.summary()}. Rows have the columns "
-        f"{', '.join(cleaned.unshaped[:COLUMNS_NAMED])}; to read them, set {mapping}"
+        f"{', '.join(cleaned.unshaped[:COLUMNS_NAMED])}; to read them, set {mapping}. The first: "
+        f"{cleaned.unshaped_row}"
     )

@@ -1,9 +1,10 @@
 """Recognise the shape of a raw row by its columns, and name the columns that it leaves unread.
 
 ShareGPT has `conversations`, OpenAI `messages`; both may have a `system` column. Alpaca has `instruction`
-and `output`, Dolly `instruction` and `response`, TRL `prompt` and `completion`, as texts or as messages. Any
-other pair of columns is read by `data.columns`. A column that is null counts as absent, because readers of
-tables give every row the columns of all.
+and `output`, Dolly `instruction` and `response`, TRL `prompt` and `completion`, as texts or as messages. More
+pairs of names are in PAIRS, and `unusual` writes rarer shapes in these. Any other pair of columns is read by
+`data.columns`. A column that is null counts as absent, because readers of tables give every row the columns
+of all.
 """
 
 import math
@@ -20,6 +21,12 @@ PAIRS = (
     ("instruction", "response"),
     ("prompt", "completion"),
     ("prompt", "response"),
+    ("question", "answer"),
+    ("input", "output"),
+    ("query", "response"),
+    ("user", "assistant"),
+    ("human", "assistant"),
+    ("q", "a"),
 )
 SHAPES = (
     ("conversations", "ShareGPT"),
@@ -27,6 +34,12 @@ SHAPES = (
     ("instruction", "output", "alpaca"),
     ("instruction", "response", "Dolly"),
     ("prompt", "prompt and completion"),
+    ("question", "answer", "question and answer"),
+    ("input", "output", "input and output"),
+    ("query", "response", "query and response"),
+    ("user", "assistant", "user and assistant"),
+    ("human", "assistant", "user and assistant"),
+    ("q", "a", "question and answer"),
 )
 MORE = ("input", "context")  # belong to the question
 NO_TEXTS = ("", "nan", "none", "null")  # what programs write where a cell is empty
@@ -46,7 +59,7 @@ ANSWERS = (
 )
 
 
-NAME_CHARACTERS = 60
+NAME_CHARACTERS, EXAMPLE_CHARACTERS = 60, 200
 
 
 class RowError(ValueError):
@@ -54,11 +67,12 @@ class RowError(ValueError):
 
 
 class ShapeError(RowError):
-    """State that no shape fits a row. columns: those that it has."""
+    """State that no shape fits a row. columns: those that it has. example: the begin of the row."""
 
-    def __init__(self, columns: Iterable[str]) -> None:
-        super().__init__("no conversations, messages, instruction/output or prompt/completion")
-        self.columns = [printable(str(name)) for name in columns]
+    def __init__(self, row: Mapping[str, Any]) -> None:
+        super().__init__("no messages and no known pair of question and answer")
+        self.columns = [printable(str(name)) for name in row]
+        self.example = printable(str(dict(row)), EXAMPLE_CHARACTERS)
 
 
 def _present(value: Any) -> bool:
@@ -84,9 +98,9 @@ MEANINGS: Mapping[str, _Meaning] = {
 }  # fmt: skip
 
 
-def printable(name: str) -> str:
-    """Return a name that any file or console can hold: cut, with half surrogate pairs written out."""
-    return name[:NAME_CHARACTERS].encode(errors="backslashreplace").decode()
+def printable(name: str, most: int = NAME_CHARACTERS) -> str:
+    """Return a text that any file or console can hold: cut, with half surrogate pairs written out."""
+    return name[:most].encode(errors="backslashreplace").decode()
 
 
 def is_nan(value: Any) -> bool:
@@ -149,7 +163,8 @@ def mapping_for(columns: Iterable[str]) -> str:
     lower = {name.lower(): name for name in names}
     question = next((lower[name] for name in QUESTIONS if name in lower), None)
     answer = next((lower[name] for name in ANSWERS if name in lower and lower[name] != question), None)
-    return f"data.columns={{prompt: {question or 'COLUMN'}, response: {answer or 'COLUMN'}}}"
+    context = f", context: {lower['context']}" if "context" in lower else ""
+    return f"data.columns={{prompt: {question or 'COLUMN'}, response: {answer or 'COLUMN'}{context}}}"
 
 
 def _refusal(name: str, where: str) -> str:
@@ -168,7 +183,11 @@ def _mapped(row: Mapping[str, Any], columns: ColumnsConfig) -> tuple[list[Any], 
     turns = [
         *_system(row, columns.system),
         {"role": "user", "content": joined(asked)},
-        {"role": "assistant", "content": row[columns.response], "reasoning_content": thinking},
+        {
+            "role": "assistant",
+            "content": _one_text(row[columns.response], columns.response),
+            "reasoning_content": thinking,
+        },
     ]
     return turns, {name for name in columns.model_dump().values() if name}
 
@@ -180,8 +199,9 @@ def _pair(row: Mapping[str, Any], question: str, answer: str) -> tuple[list[Any]
         last = answers if isinstance(answers, list) else [{"role": "assistant", "content": answers}]
         return [*_system(row), *row[question], *last], used
     turns = _system(row)
+    used |= {*MORE} - {answer}
     if question == "instruction":
-        used |= {"history", *MORE}
+        used.add("history")
         history = row.get("history") or ()
         if not isinstance(history, list | tuple):
             raise RowError("history is not a list of pairs")
@@ -189,8 +209,18 @@ def _pair(row: Mapping[str, Any], question: str, answer: str) -> tuple[list[Any]
             if not (isinstance(earlier, list | tuple) and len(earlier) == 2):
                 raise RowError("history is not a list of pairs")
             turns += [{"role": "user", "content": earlier[0]}, {"role": "assistant", "content": earlier[1]}]
-    asked = joined([row[question], *(row.get(name) for name in MORE if name in used)])
-    return [*turns, {"role": "user", "content": asked}, {"role": "assistant", "content": row[answer]}], used
+    asked = joined([row[question], *(row.get(name) for name in MORE if name != question)])
+    said = _one_text(row[answer], answer)
+    return [*turns, {"role": "user", "content": asked}, {"role": "assistant", "content": said}], used
+
+
+def _one_text(value: Any, name: str) -> Any:
+    """Return the answer of a pair, out of a list of one. Raises: RowError if there are several."""
+    if not (isinstance(value, list) and value and all(isinstance(text, str) for text in value)):
+        return value
+    if len(value) > 1:
+        raise RowError(f"{name} is a list of several texts, and which of them is the answer is not known")
+    return value[0]
 
 
 def joined(texts: Sequence[Any]) -> str:
