@@ -222,7 +222,7 @@ def _rows(device: str) -> Any:
 def _quickstart() -> tuple[Path, Any]:
     sys.path.insert(0, str(ROOT))
     from trainer import base_model
-    from trainer.config import CONFIGS
+    from trainer.config_data import CONFIGS
     from trainer.config_file import load
     from trainer.data.prepare import prepare
 

@@ -14,7 +14,8 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from trainer.config import CONFIGS, EXPORT_FORMATS, RunConfig
+from trainer.config import EXPORT_FORMATS, RunConfig
+from trainer.config_data import CONFIGS
 from trainer.config_file import from_here, load
 from trainer.errors import ArmError, ArtifactError, ConfigError, TrainerError
 from trainer.identity import KEEP_OLDER

@@ -12,7 +12,8 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from trainer.config import CONFIGS, RunConfig
+from trainer.config import RunConfig
+from trainer.config_data import CONFIGS
 from trainer.config_words import problems, short
 from trainer.errors import ConfigError
 from trainer.source_name import is_local

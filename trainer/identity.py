@@ -21,7 +21,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from trainer.config import BaseModelConfig, DataConfig, RunConfig, SourceConfig
+from trainer.config import BaseModelConfig, RunConfig
+from trainer.config_data import DataConfig, SourceConfig
 from trainer.errors import MissingError
 from trainer.files import data_files, read_json, sha256_file, write_json
 from trainer.source_name import is_local

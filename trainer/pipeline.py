@@ -11,7 +11,8 @@ from typing import Any
 
 from trainer import base_model
 from trainer.base_model import BaseModel
-from trainer.config import RunConfig, describe_sources
+from trainer.config import RunConfig
+from trainer.config_data import describe_sources
 from trainer.data.prepare import Prepared, find_prepared, prepare
 from trainer.device import choose_device
 from trainer.errors import ArmError

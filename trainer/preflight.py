@@ -6,14 +6,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from trainer.config import (
-    BaseModelConfig,
-    BenchmarkConfig,
-    DataConfig,
-    EvaluateConfig,
-    RunConfig,
-    TrainConfig,
-)
+from trainer.config import BaseModelConfig, BenchmarkConfig, EvaluateConfig, RunConfig, TrainConfig
+from trainer.config_data import DataConfig
 from trainer.data import hub
 from trainer.data.prompts import read_conversations, read_prompts
 from trainer.errors import ConfigError, DataError, MissingError

@@ -12,7 +12,8 @@ from torch.nn import functional
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from trainer import base_model
-from trainer.config import ChatsConfig, DataConfig, GeneralChatConfig, RunConfig
+from trainer.config import RunConfig
+from trainer.config_data import ChatsConfig, DataConfig, GeneralChatConfig
 from trainer.config_file import load
 from trainer.data.chats import join_for_training, join_held_out
 from trainer.data.conversation import Conversation, Message

@@ -5,7 +5,7 @@ import pytest
 import yaml
 
 from trainer.cli import main
-from trainer.config import CONFIGS
+from trainer.config_data import CONFIGS
 from trainer.config_file import load
 from trainer.errors import ConfigError
 from trainer.identity import fingerprint

@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from trainer.config import DataFilters
+from trainer.config_data import DataFilters
 from trainer.data.clean import clean
 from trainer.data.formats import RawRow
 from trainer.errors import DataError

@@ -12,7 +12,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from trainer.cli import main
-from trainer.config import ColumnsConfig
+from trainer.config_data import ColumnsConfig
 from trainer.data.clean import Cleaned, clean
 from trainer.data.formats import RawRow
 from trainer.data.parse import Reading

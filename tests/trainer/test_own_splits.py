@@ -8,7 +8,7 @@ import datasets
 import pytest
 
 from trainer.cli import main
-from trainer.config import DataConfig
+from trainer.config_data import DataConfig
 from trainer.data.layout import file_sides, side_of, split_sides
 from trainer.data.select import Selected, divide, select
 from trainer.data.split import Split

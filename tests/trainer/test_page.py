@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from trainer.config import CONFIGS
+from trainer.config_data import CONFIGS
 from trainer.data.prompts import read_conversations, read_prompts
 from trainer.errors import DataError
 from trainer.judge.gates import OVERRIDE

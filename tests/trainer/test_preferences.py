@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from trainer.cli import main
-from trainer.config import ColumnsConfig
+from trainer.config_data import ColumnsConfig
 from trainer.data.clean import clean
 from trainer.data.formats import RawRow
 from trainer.data.parse import Reading, parse_row

@@ -9,7 +9,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from trainer.cli import main
-from trainer.config import ColumnsConfig
+from trainer.config_data import ColumnsConfig
 from trainer.data.clean import clean
 from trainer.data.conversation import BY_QUESTION
 from trainer.data.formats import RawRow

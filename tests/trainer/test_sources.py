@@ -10,7 +10,7 @@ import yaml
 
 from trainer import identity
 from trainer.cli import main
-from trainer.config import DataConfig, describe_sources
+from trainer.config_data import DataConfig, describe_sources
 from trainer.config_file import load
 from trainer.data.layout import short_names
 from trainer.data.select import Selected, divide, select

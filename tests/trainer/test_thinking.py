@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.support import prompts
-from trainer.config import ColumnsConfig, DataConfig
+from trainer.config_data import ColumnsConfig, DataConfig
 from trainer.data.adapt import adapt
 from trainer.data.clean import Cleaned
 from trainer.data.conversation import Conversation, Message

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 
-from trainer.config import DataConfig
+from trainer.config_data import DataConfig
 from trainer.data.chat_template import without_thinking
 from trainer.data.clean import Cleaned
 from trainer.data.conversation import Conversation, Message

@@ -8,7 +8,7 @@ model's own answers, so that the tuned model changes the subject and comes back.
 import random
 from collections.abc import Iterator, Sequence
 
-from trainer.config import ChatsConfig
+from trainer.config_data import ChatsConfig
 from trainer.data.conversation import Conversation, Message
 from trainer.data.general import SOURCE, OwnAnswer
 

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from trainer.config import DataFilters
+from trainer.config_data import DataFilters
 from trainer.data.conversation import BY_QUESTION, Conversation, file_of
 from trainer.data.filters import check_wanted
 from trainer.data.formats import RawRow

@@ -1,6 +1,6 @@
 """Filter usable rows by score, size, source and language, as `data.filters` says."""
 
-from trainer.config import DataFilters
+from trainer.config_data import DataFilters
 from trainer.data.conversation import Conversation
 from trainer.data.language import sure_language
 from trainer.data.shapes import RowError

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from trainer.base_model import BaseModel, load_model
-from trainer.config import GeneralChatConfig
+from trainer.config_data import GeneralChatConfig
 from trainer.data.conversation import Conversation, Message
 from trainer.data.prompts import read_prompts
 from trainer.data.tokenize import IGNORED, ChatTokenizer, TokenRow, answer_runs, turn_numbers

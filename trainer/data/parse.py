@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from trainer.config import TRAINED, ColumnsConfig, Trained
+from trainer.config_data import TRAINED, ColumnsConfig, Trained
 from trainer.data import calls
 from trainer.data.calls import read_calls, read_tools, tool_name
 from trainer.data.contents import result_text, text_of

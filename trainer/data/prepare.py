@@ -18,7 +18,8 @@ from typing import Any
 from datasets import Dataset
 
 from trainer.base_model import BaseModel, load_tokenizer
-from trainer.config import DataConfig, RunConfig
+from trainer.config import RunConfig
+from trainer.config_data import DataConfig
 from trainer.data.adapt import adapt
 from trainer.data.chats import join_for_training, join_held_out
 from trainer.data.contamination import check_files

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from trainer.config import DataConfig, describe_sources
+from trainer.config_data import DataConfig, describe_sources
 from trainer.data.clean import Account, Cleaned, repairs
 from trainer.data.layout import HELD_OUT
 from trainer.data.row_file import RowFile, rows_fingerprint

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from trainer.config import DataConfig, SourceConfig
+from trainer.config_data import DataConfig, SourceConfig
 from trainer.data.clean import COLUMNS_NAMED, Cleaned, clean
 from trainer.data.contamination import drop_contaminated
 from trainer.data.conversation import BY_QUESTION, Conversation

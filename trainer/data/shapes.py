@@ -12,7 +12,7 @@ from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from trainer.config import ColumnsConfig
+from trainer.config_data import ColumnsConfig
 from trainer.errors import DataError
 
 CHATS = ("conversations", "messages")  # a list under one of these is one row

@@ -14,7 +14,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from trainer.config import SourceConfig
+from trainer.config_data import SourceConfig
 from trainer.data.conversation import BY_QUESTION, Conversation
 from trainer.data.layout import HELD_OUT
 from trainer.errors import DataError

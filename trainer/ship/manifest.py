@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from trainer.base_model import BaseModel
-from trainer.config import RunConfig, describe_sources
+from trainer.config import RunConfig
+from trainer.config_data import describe_sources
 from trainer.data.chat_template import DATE
 from trainer.data.prepare import Prepared
 from trainer.device import describe_hardware

@@ -4,7 +4,8 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from trainer.config import RunConfig, describe_sources
+from trainer.config import RunConfig
+from trainer.config_data import describe_sources
 from trainer.fit.arm import Run
 from trainer.fit.choose.choice import Choice
 from trainer.fit.choose.comparison import Standing
