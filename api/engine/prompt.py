@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from api.engine import thinking
 from api.engine.artifact import TEMPLATE_DATE
 from api.engine.messages import Call, Layout, Message, Tool
-from api.engine.template import named_roles, variables
+from api.engine.template import named_roles, system_in_question, takes_system, variables
 from api.engine.thinking import Marker, Thinking, Thinks
 from api.engine.tool_prompt import template_input, tool_form
 from api.errors import InvalidRequest
@@ -38,6 +38,8 @@ class Prompt:
         )
         self.variables = variables(tokenizer)  # that a request may set
         self.thinking: Thinking | None = None  # until it is found
+        self._takes_system = True  # likewise
+        self._takes_system = takes_system(lambda messages: self._render(self._given(messages)))
         self.named_roles = named_roles(lambda messages: self._render(self._given(messages)))
         # The name of a call's arguments in this template.
         self.arguments_key = self._tool_form.key if self._tool_form else "arguments"
@@ -112,6 +114,8 @@ class Prompt:
     ) -> dict[str, Any]:
         """Return all that comes from a client. end: a mark where the prompt must end, in the last message."""
         layout = layout or Layout()
+        if not self._takes_system:
+            messages = system_in_question(messages)
         key = self.thinking.key if self.thinking else None
         given = template_input(messages, tools, self._tool_form, key)
         end = secrets.token_hex(16) if layout.continued else ""

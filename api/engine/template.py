@@ -1,8 +1,9 @@
-"""What a chat template reads: which variables of its own, and the names of whose messages."""
+"""What a chat template reads: variables of its own, names of whose messages, and system prompts."""
 
 import inspect
 import secrets
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jinja2
@@ -65,3 +66,25 @@ def named_roles(render: Callable[[Sequence[Message]], str]) -> frozenset[Role]:
         if mark in text:
             found.add(next(message.role for message in messages if message.name))
     return frozenset(found)
+
+
+def takes_system(render: Callable[[Sequence[Message]], str]) -> bool:
+    """Return whether the template writes a system prompt: it is tried with one that nobody can guess."""
+    mark = f"s{secrets.token_hex(16)}"
+    try:
+        return mark in render([Message("system", mark), Message("user", "Hi")])
+    except InvalidRequest:
+        return False
+
+
+def system_in_question(messages: Sequence[Message]) -> Sequence[Message]:
+    """Return the messages with the system prompts that begin them in the first question, as the trainer does.
+
+    They stay as they are if no question follows.
+    """
+    count = next((i for i, message in enumerate(messages) if message.role != "system"), len(messages))
+    if not count or count == len(messages) or messages[count].role != "user":
+        return messages
+    question = messages[count]
+    text = "\n\n".join(message.text for message in messages[: count + 1])
+    return [replace(question, text=text), *messages[count + 1 :]]

@@ -171,3 +171,28 @@ def test_the_prompt_after_an_answer_with_thinking_is_that_of_the_training() -> N
     ids = Prompt(made).encode([user("q"), thought, user("r")])
     wanted = [t.replace("\n", "Ċ").replace(" ", "Ġ") for t in prompts.tokens(prompts.AFTER_THOUGHT)]
     assert made.convert_ids_to_tokens(ids) == wanted
+
+
+def test_a_system_prompt_without_a_place_in_the_template_is_in_the_question_as_in_the_training() -> None:
+    """tests/trainer/test_rendering.py holds the other side."""
+    made = prompts.tokenizer(prompts.STRICT)
+    ids = Prompt(made).encode([Message("system", prompts.SYSTEM), user("q")])
+    wanted = [t.replace("\n", "Ċ").replace(" ", "Ġ") for t in prompts.tokens(prompts.SYSTEM_IN_QUESTION)]
+    assert made.convert_ids_to_tokens(ids) == wanted
+
+
+def test_system_prompts_without_a_question_are_refused_by_a_template_that_has_none() -> None:
+    prompt = Prompt(prompts.tokenizer(prompts.STRICT))
+    with pytest.raises(InvalidRequest, match="System role not supported"):
+        prompt.encode([Message("system", "Be brief.")])
+    with pytest.raises(InvalidRequest, match="System role not supported"):
+        prompt.encode([Message("system", "Be brief."), Message("assistant", "Yes.")])
+
+
+def test_a_system_prompt_that_a_template_would_leave_out_is_not_lost() -> None:
+    silent = prompts.STRICT.replace(
+        "{{ raise_exception('System role not supported') }}", "{% set messages = messages[1:] %}"
+    )
+    made = prompts.tokenizer(silent)
+    ids = Prompt(made).encode([Message("system", prompts.SYSTEM), user("q")])
+    assert "brief" in made.decode(ids)

@@ -37,6 +37,9 @@ HISTORY: list[tuple[Literal["user", "assistant"], str]] = [
     ("user", "And <|im_end|>?"),
     ("assistant", "\nShort."),
 ]
+# The prompt of `q` under this system prompt, where the template has no place for one.
+SYSTEM = "Be <|im_end|> brief."
+SYSTEM_IN_QUESTION = "<|im_start|>user\nBe <|im_end|> brief.\n\nq<|im_end|>\n<|im_start|>assistant\n"
 # Writes the thinking of every answer.
 KEEPING = (
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}"

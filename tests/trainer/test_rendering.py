@@ -6,7 +6,11 @@ from typing import Any
 import pytest
 
 from tests.support import prompts
+from trainer.config_data import DataConfig
+from trainer.data.adapt import adapt
+from trainer.data.clean import Cleaned
 from trainer.data.conversation import Conversation, Message
+from trainer.data.select import Selected
 from trainer.data.shapes import RowError
 from trainer.data.tokenize import IGNORED, ChatTokenizer, Rendered, TokenRow, answer_runs
 
@@ -33,6 +37,19 @@ def rendered(chat: ChatTokenizer, *conversations: Conversation) -> list[Rendered
 
 def trained(chat: ChatTokenizer, row: TokenRow) -> list[str]:
     return [str(chat.tokenizer.decode(row.input_ids[begin:end])) for begin, end in answer_runs(row.labels)]
+
+
+def test_a_system_prompt_without_a_place_is_in_the_question_as_the_api_has_it() -> None:
+    """tests/api/test_prompt.py holds the other side."""
+    chat = chat_of(prompts.STRICT)
+    rows = [conversation(("system", prompts.SYSTEM), ("user", "q"), ("assistant", "a"))]
+    selected = Selected(Cleaned(conversations=rows))
+    settings = DataConfig(source="rows.jsonl", max_length=64, validation_rows=1, test_rows=1)
+    adapt(selected, settings, chat.template.traits)
+    [adapted] = selected.cleaned.conversations
+    ids = chat.prompt_ids(adapted.messages[:-1])
+    wanted = [t.replace("\n", "Ċ").replace(" ", "Ġ") for t in prompts.tokens(prompts.SYSTEM_IN_QUESTION)]
+    assert chat.tokenizer.convert_ids_to_tokens(ids) == wanted
 
 
 @pytest.mark.parametrize("template", [prompts.THINKING, prompts.STRICT])
