@@ -12,7 +12,7 @@ from trainer.cli import main
 from trainer.config_file import load
 from trainer.data.conversation import Conversation, Message
 from trainer.data.prepare import EXAMPLES, prepare
-from trainer.data.report import GIVEN, Example
+from trainer.data.report import GIVEN, Example, few_rows
 from trainer.data.row_file import RowFile, rows_fingerprint
 from trainer.data.tokenize import ChatTokenizer, TokenRow
 from trainer.identity import fingerprint
@@ -254,3 +254,14 @@ def test_ten_rows_of_each_shape_are_shown(config_file: Path, tmp_path: Path) -> 
         assert f"<h3>{shape}: {min(count, EXAMPLES)} of {count} rows</h3>" in made
     for word in ("ant", "bee", "cat"):
         assert f"<mark>{word}" in made
+
+
+def test_what_few_held_out_rows_can_tell_is_said() -> None:
+    def sides(validation: int, test: int) -> dict[str, Any]:
+        return {"validation": range(validation), "test": range(test)}
+
+    assert list(few_rows(sides(10, 12))) == []
+    assert list(few_rows(sides(4, 12))) == [
+        "validation has 4 rows only: a share that is measured on them is known to ±0.35"
+    ]
+    assert [line.split()[0] for line in few_rows(sides(1, 1))] == ["validation", "test"]

@@ -26,7 +26,7 @@ from trainer.data.contamination import check_files
 from trainer.data.conversation import Conversation
 from trainer.data.fill import Batch, Fill
 from trainer.data.general import OwnAnswer, aim, answer_prompts, same_as_text
-from trainer.data.report import Example, build_report, told
+from trainer.data.report import Example, build_report, few_rows, told
 from trainer.data.row_file import RowFile
 from trainer.data.select import divide, select
 from trainer.data.shapes import RowError
@@ -167,7 +167,7 @@ def _make(
             files["followup"].add(_followups(measured, parts.test, chat, data.max_length))
         for file in files.values():
             file.close()
-        remarks += fill.remarks()
+        remarks += [*fill.remarks(), *few_rows(files)]
         examples = _examples(parts.train, chat, data.max_length)
         write_record(scratch, key)
         report = build_report(data, files, selected, parts)

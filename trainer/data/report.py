@@ -1,9 +1,10 @@
 """Build `report.json`: counts of rows and tokens, and what cleaning dropped and repaired."""
 
+import math
 import platform
 import statistics
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,8 @@ from trainer.data.select import Selected
 from trainer.data.split import Split
 
 BARS = 24
+FEW = 10  # held-out rows; what fewer can tell is said
+Z = 1.96
 GIVEN = "rows of its own"  # of a held-out side that the split makes nothing of
 
 
@@ -86,6 +89,15 @@ def _account(account: Account) -> dict[str, Any]:
             for name in ("used", "target_tokens", "dropped", "unused", "unread")
         },
     }
+
+
+def few_rows(files: Mapping[str, RowFile]) -> Iterator[str]:
+    """Yield what a held-out side of few rows can tell: half of Wilson's interval (95%) around a half."""
+    for name in ("validation", "test"):
+        rows = len(files[name])
+        if rows < FEW:
+            half = Z / (2 * math.sqrt(rows + Z**2))
+            yield f"{name} has {rows} rows only: a share that is measured on them is known to ±{half:.2f}"
 
 
 def _lengths(lengths: Sequence[int]) -> dict[str, Any]:
