@@ -73,11 +73,13 @@ class Sampling:
 class Answer:
     """The part of an answer that has arrived.
 
+    thought: characters of the thinking that came before it, which the page does not show
     prompt_tokens, tokens: as the API counts them, None until it reports them
     first_token_s, last_token_s: since the request was sent
     """
 
     text: str = ""
+    thought: int = 0
     prompt_tokens: int | None = None
     tokens: int | None = None
     first_token_s: float | None = None
@@ -233,7 +235,9 @@ async def _sse_data(response: httpx.Response) -> AsyncGenerator[bytes, None]:
 
 def _take(answer: Answer, piece: dict[str, Any], elapsed_s: float) -> None:
     for choice in piece.get("choices") or ():
-        text = (choice.get("delta") or {}).get("content") or ""
+        delta = choice.get("delta") or {}
+        text = delta.get("content") or ""
+        answer.thought += len(delta.get("reasoning_content") or delta.get("reasoning") or "")
         if text:
             answer.text += text
             answer.last_token_s = elapsed_s

@@ -18,6 +18,9 @@ TOO_LONG_ALONE = (
     "settings."
 )
 EMPTY = "The model gave an empty answer. Try again, or change the settings."
+ONLY_THOUGHT = (
+    "The model was still thinking when its answer had to end. Allow longer answers in the settings."
+)
 CUT_OFF = "Not finished"
 STOPPED = "Stopped"
 BUILT_WITH_LLAMA = "Built with Llama"
@@ -90,6 +93,11 @@ def failure_notice(failure: ApiError, *, begun: bool, alone: bool) -> tuple[str,
     if begun:
         return explain(failure), ("continue", "retry")
     return f"{explain(failure)} {KEPT}", ("retry",)
+
+
+def thinking_notice(answer: Answer) -> str:
+    """Say that the model thinks, until its answer begins."""
+    return f"Thinking: {answer.thought:,} characters so far." if answer.thought and not answer.text else ""
 
 
 def length_notice(answer: Answer) -> tuple[str, tuple[str, ...]]:

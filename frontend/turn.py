@@ -78,14 +78,15 @@ async def answer(api: Api, name: str, question: Question) -> AsyncGenerator[Turn
         coming = api.fill(answered, model, question.messages(), question.sampling)
         async with aclosing(_redraws(answered, asyncio.create_task(coming))) as redraws:
             async for _ in redraws:
-                yield Turn(reply(conversation, answered.text))
+                yield Turn(reply(conversation, answered.text), texts.thinking_notice(answered))
     except ApiError as failure:
         kept = reply(conversation, answered.text, texts.CUT_OFF, model=model, cut=True)
         notice = texts.failure_notice(failure, begun=bool(answered.text), alone=question.is_alone)
         yield Turn(kept, *notice, over=True)
         return
     if not answered.text:
-        yield Turn(conversation, texts.EMPTY, ("retry",), over=True)
+        empty = texts.ONLY_THOUGHT if answered.thought else texts.EMPTY
+        yield Turn(conversation, empty, ("retry",), over=True)
         return
     is_cut = answered.finish_reason == "length"
     whole = reply(

@@ -3,10 +3,10 @@ import asyncio
 import pytest
 
 import texts
-from client import Api, Sampling
+from client import Answer, Api, Sampling
 from conversations import Conversation
 from tests.support import PATIENCE_S
-from tests.support.fake_api import DONE, FakeApi, delta, running
+from tests.support.fake_api import DONE, FakeApi, delta, event, running
 from turn import Question, Turn, answer, together
 
 pytestmark = pytest.mark.anyio
@@ -144,3 +144,22 @@ async def test_updates_continue_in_silence_so_that_a_closed_page_is_noticed(
 async def test_an_empty_answer_gives_a_notice() -> None:
     async with running(FakeApi([delta("", "stop"), DONE])) as fake:
         assert "empty answer" in (await last_turn(fake.api())).notice
+
+
+def thought(text: str, finish_reason: str | None = None) -> bytes:
+    choice = {"index": 0, "delta": {"reasoning_content": text}, "finish_reason": finish_reason}
+    return event({"choices": [choice]})
+
+
+async def test_thinking_is_told_until_the_answer_begins_and_is_no_part_of_it() -> None:
+    async with running(FakeApi([thought("A kite" * 300), delta("Blue.", "stop"), DONE])) as fake:
+        turn = await last_turn(fake.api())
+    assert turn.conversation[-1]["content"] == "Blue." and not turn.notice
+    assert texts.thinking_notice(Answer(thought=1800)) == "Thinking: 1,800 characters so far."
+    assert texts.thinking_notice(Answer("B", thought=1800)) == texts.thinking_notice(Answer()) == ""
+
+
+async def test_an_answer_that_ended_within_its_thinking_says_so() -> None:
+    async with running(FakeApi([thought("A kite", "length"), DONE])) as fake:
+        turn = await last_turn(fake.api())
+    assert (turn.notice, turn.choices) == (texts.ONLY_THOUGHT, ("retry",))
