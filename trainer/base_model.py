@@ -1,25 +1,22 @@
-"""Provide the base model as a Hugging Face directory, from a path, a GGUF in a package, or the Hub.
+"""Provide the base model as a Hugging Face directory, from a path, a GGUF, or the Hub.
 
 A GGUF is converted once, to bf16, into `artifacts/bases/`, with its tokenizer, chat template and licence.
 No code here knows a model's name; the YAML file states what differs.
 """
 
-import contextlib
 import functools
-import importlib.metadata
-import os
-import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from trainer.config import BaseModelConfig
 from trainer.errors import BaseModelError
-from trainer.files import only_writer, read_json, sha256_file, whole_directory, write_json
-from trainer.identity import base_hashes, fingerprint
+from trainer.files import read_json
+from trainer.gguf_base import adapter_base, convert, gguf_of, place_of, whole
+from trainer.identity import base_hashes
 
 LICENCE_FILES = ("LICENSE*", "NOTICE*", "USE_POLICY*")
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,27 +38,26 @@ class BaseModel:
 
 def fetch(config: BaseModelConfig, artifacts: Path) -> BaseModel:
     """Return the base model, downloaded or converted if need be. Raises: BaseModelError."""
-    if config.gguf_package:
-        return _converted(config, artifacts)
+    if gguf := gguf_of(config):
+        directory, hashes = convert(gguf, config, artifacts)
+        return BaseModel(directory, config.revision, *hashes)
     if config.path:
         directory, revision = config.path, config.revision
-        if not (directory / "config.json").is_file():
-            raise BaseModelError(f"base.path {directory} has no config.json: not a model directory")
     else:
         directory = _download(config)
         revision = directory.name  # the hub cache names a snapshot by its commit
-    _require_safetensors(directory)
+    require_base(directory)
     return BaseModel(directory, revision, *base_hashes(directory))
 
 
 def local(config: BaseModelConfig, artifacts: Path) -> BaseModel | None:
     """Return the base model if nothing has to be downloaded or converted for it. Raises: BaseModelError."""
+    if gguf := gguf_of(config):
+        directory = place_of(gguf, config, artifacts)
+        hashes = whole(directory)
+        return BaseModel(directory, config.revision, *hashes) if hashes else None
     if config.path:
         return fetch(config, artifacts)
-    if config.gguf_package:
-        directory = _place_of_conversion(config, artifacts)
-        hashes = _whole(directory)
-        return BaseModel(directory, config.revision, *hashes) if hashes else None
     try:
         directory = _snapshot(config, local_files_only=True)
     except Exception:  # as in `_download`
@@ -139,96 +135,33 @@ def _download(config: BaseModelConfig) -> Path:
         ) from None
 
 
-def gguf_file(config: BaseModelConfig) -> Path:
-    """Return the package's one GGUF, checked against `gguf_sha256`. Raises: BaseModelError."""
-    package = config.gguf_package
-    assert package is not None
-    try:
-        files = importlib.metadata.files(package) or []
-    except importlib.metadata.PackageNotFoundError:
-        raise BaseModelError(f"base.gguf_package {package!r} is not installed; run `make setup`") from None
-    found = [Path(str(f.locate())) for f in files if f.suffix == ".gguf"]
-    if len(found) != 1 or not found[0].is_file():
-        raise BaseModelError(f"package {package} carries {len(found)} GGUF files, expected one")
-    if config.gguf_sha256 and (digest := sha256_file(found[0])) != config.gguf_sha256:
+def require_base(directory: Path) -> None:
+    """Require a directory that holds a whole model which transformers can train. Raises: BaseModelError."""
+    if of := adapter_base(directory):
+        raise BaseModelError(f"{directory} is an adapter, not a base model: its base is {of}")
+    config = read_json(directory / "config.json")
+    if not isinstance(config, dict):
+        raise BaseModelError(f"base.path {directory} has no config.json: not a model directory")
+    if quantization := config.get("quantization_config"):
+        method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
         raise BaseModelError(
-            f"{found[0].name} has SHA-256 {digest[:12]}…, expected {config.gguf_sha256[:12]}…: "
-            "the download was cut or changed; remove .venv/trainer and run `make up` again"
+            f"the base model {directory} is quantised ({method}); give the model that it was made from, and "
+            "set train.quantization to save memory"
         )
-    return found[0]
-
-
-def _converted(config: BaseModelConfig, artifacts: Path) -> BaseModel:
-    """Return the model of the package's GGUF. Convert it unless a whole conversion exists."""
-    directory = _place_of_conversion(config, artifacts)
-    hashes = _whole(directory)
-    if hashes is None:
-        with only_writer(directory):
-            hashes = _whole(directory) or _convert(config, directory)
-    return BaseModel(directory, config.revision, *hashes)
-
-
-def _place_of_conversion(config: BaseModelConfig, artifacts: Path) -> Path:
-    content = config.gguf_sha256 or sha256_file(gguf_file(config))
-    return artifacts / "bases" / f"{config.gguf_package}-{fingerprint(config.id, content)[:8]}"
-
-
-def _convert(config: BaseModelConfig, directory: Path) -> tuple[str, str]:
-    """Write the model directory and return its `base_hashes`."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-
-    gguf = gguf_file(config)
-    source = {"gguf_file": gguf.name, "local_files_only": True}
-    with _read_once():
-        model = AutoModelForCausalLM.from_pretrained(
-            gguf.parent,
-            dtype=torch.bfloat16,
-            quantization_config=GgufConfig(dequantize=True),
-            **source,
+    if config.get("auto_map") and not _is_known(str(config.get("model_type"))):
+        raise BaseModelError(
+            f"the base model {directory} of type {config.get('model_type')!r} comes with code of its own, "
+            "which is not run here; transformers does not know the type"
         )
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **source)
-    model.config._name_or_path = config.id  # the GGUF holds a working title
-    with whole_directory(directory) as scratch:
-        model.save_pretrained(scratch)
-        tokenizer.save_pretrained(scratch)
-        os.chmod(scratch / "model.safetensors", 0o644)
-        for file in importlib.metadata.files(str(config.gguf_package)) or []:
-            if file.name.startswith("LICENSE"):
-                shutil.copy(str(file.locate()), scratch / "LICENSE")
-        hashes = base_hashes(scratch)
-        write_json(scratch / "base.json", {"weights_sha256": hashes[1]})
-    return hashes
+    if not any((directory / name).is_file() for name in TOKENIZERS):
+        raise BaseModelError(f"the base model {directory} has no tokenizer ({', '.join(TOKENIZERS)})")
+    _require_safetensors(directory)
 
 
-@contextlib.contextmanager
-def _read_once() -> Iterator[None]:
-    """Keep what transformers asks of `gguf` while the block lasts.
+def _is_known(model_type: str) -> bool:
+    from transformers import CONFIG_MAPPING
 
-    It reads the header three times, 2.4 s each for 98,000 strings, and makes the map of names once a module.
-    """
-    import gguf
-
-    own = {name: getattr(gguf, name) for name in ("GGUFReader", "get_tensor_name_map")}
-    for name, function in own.items():
-        setattr(gguf, name, functools.cache(function))
-    try:
-        yield
-    finally:
-        for name, function in own.items():
-            setattr(gguf, name, function)
-
-
-def _whole(directory: Path) -> tuple[str, str] | None:
-    """Return the `base_hashes` of a converted model, or None if its weights are missing or have changed.
-
-    A user may edit the other files, such as the chat template; they are hashed as they are now.
-    """
-    record = read_json(directory / "base.json")
-    if record is None:
-        return None
-    hashes = base_hashes(directory)
-    return hashes if record["weights_sha256"] == hashes[1] else None
+    return model_type in CONFIG_MAPPING
 
 
 def _require_safetensors(directory: Path) -> None:

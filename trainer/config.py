@@ -16,6 +16,7 @@ from pydantic import (
 from trainer.config_data import CONFIGS, DataConfig, Frozen
 from trainer.licence import wrong_name
 
+OLLAMA = "ollama:"  # begins the name of a model in Ollama's store
 EXPORT_FORMATS = ("gguf-f16", "gguf-q8_0", "fp8")
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
@@ -24,12 +25,14 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]  # NumPy takes no other
 
 
 class BaseModelConfig(Frozen):
-    """The source of the base weights: a directory, a GGUF in an installed package, or the Hub."""
+    """The source of the base weights: a directory, a GGUF, or the Hub."""
 
     id: str = Field(min_length=1)
     revision: str = "main"
     licence: str = Field(min_length=1, description="An SPDX or Hugging Face licence identifier.")
-    path: Path | None = Field(None, description="A Hugging Face model directory.")
+    path: Path | None = Field(
+        None, description="A Hugging Face model directory, a GGUF file, or `ollama:NAME:TAG`."
+    )
     gguf_package: str | None = Field(None, description="An installed package that carries one GGUF.")
     gguf_sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
 

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from trainer.config import RunConfig
+from trainer.config import OLLAMA, RunConfig
 from trainer.config_data import CONFIGS
 from trainer.config_words import problems, short
 from trainer.errors import ConfigError
@@ -110,7 +110,7 @@ def _anchor_paths(values: dict[str, Any], folder: Path) -> None:
             places += [(benchmark, "file") for benchmark in benchmarks]
     for mapping, key in places:
         if isinstance(mapping, dict) and isinstance(value := mapping.get(key), str):
-            mapping[key] = _anchored(value, folder)
+            mapping[key] = value if value.startswith(OLLAMA) else _anchored(value, folder)
 
 
 def _anchor_sources(data: dict[str, Any], side: str, folder: Path) -> None:

@@ -106,8 +106,14 @@ def _data_by_content(found: dict[str, Any]) -> dict[str, Any]:
 
 def config_hash(config: RunConfig) -> str:
     """Return the hash of a configuration and of all that it points at. Raises: MissingError."""
-    path = config.base.path
-    return fingerprint(by_content(config, ""), base_hashes(path)[0] if path else None)
+    return fingerprint(by_content(config, ""), _base_content(config.base.path))
+
+
+def _base_content(path: Path | None) -> str | None:
+    """Return the hash of a directory or a GGUF; a name in Ollama's store as it is."""
+    if path is None or path.is_dir():
+        return base_hashes(path)[0] if path else None
+    return sha256_file(path) if path.is_file() else str(path)
 
 
 def artifact_id(config: RunConfig, base: str, data: str) -> str:

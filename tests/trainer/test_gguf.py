@@ -11,8 +11,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.support.trainer import model_of
-from trainer.base_model import _read_once
 from trainer.errors import ArtifactError
+from trainer.gguf_base import read_once
 from trainer.ship.gguf_file import write_gguf
 from trainer.ship.gguf_tokenizer import pre_tokenizer_name
 from trainer.ship.modelfile import go_template
@@ -42,7 +42,7 @@ def test_a_gguf_is_read_once_however_often_it_is_asked_for(
             super().__init__(path, *more)
 
     monkeypatch.setattr(gguf, "GGUFReader", Counted)
-    with _read_once():
+    with read_once():
         AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="x.gguf")
         AutoTokenizer.from_pretrained(tmp_path, gguf_file="x.gguf")
     assert read == [str(tmp_path / "x.gguf")]

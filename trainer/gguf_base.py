@@ -1,0 +1,214 @@
+"""Find the GGUF that holds a base model, and convert it to a Hugging Face directory in bf16.
+
+A GGUF is in an installed package, a file of the user (LM Studio keeps such files), or in Ollama's store
+(`ollama:NAME:TAG`). Quantised weights are used as they are rounded, which the console says.
+"""
+
+import contextlib
+import functools
+import importlib.metadata
+import json
+import os
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainer.config import OLLAMA, BaseModelConfig
+from trainer.errors import BaseModelError
+from trainer.files import only_writer, read_json, sha256_file, whole_directory, write_json
+from trainer.identity import base_hashes, fingerprint
+from trainer.progress import say
+
+OLLAMA_STORES = (Path.home() / ".ollama" / "models", Path("/usr/share/ollama/.ollama/models"))
+OLLAMA_HOST, OLLAMA_OWNER, OLLAMA_TAG = "registry.ollama.ai", "library", "latest"
+OLLAMA_KIND = "application/vnd.ollama.image."
+NAME_CHARACTERS = 40
+
+
+@dataclass(frozen=True, slots=True)
+class Gguf:
+    """A base model in one file. name: begins that of its directory. licences: files that it comes with."""
+
+    file: Path
+    name: str
+    sha256: str
+    licences: Sequence[Path] = ()
+
+
+def gguf_of(config: BaseModelConfig) -> Gguf | None:
+    """Return the GGUF that a configuration names, or None if it names none. Raises: BaseModelError."""
+    if config.gguf_package:
+        return _in_package(config, config.gguf_package)
+    if config.path is None:
+        return None
+    if str(config.path).startswith(OLLAMA):
+        return _in_ollama(str(config.path).removeprefix(OLLAMA))
+    if config.path.suffix.lower() != ".gguf":
+        return None
+    if not config.path.is_file():
+        raise BaseModelError(f"base.path {config.path}: there is no such file")
+    licences = sorted(config.path.parent.glob("LICENSE*"))
+    return Gguf(config.path, config.path.stem, sha256_file(config.path), licences)
+
+
+def convert(gguf: Gguf, config: BaseModelConfig, artifacts: Path) -> tuple[Path, tuple[str, str]]:
+    """Return the model's directory and its `base_hashes`. Convert it unless a whole conversion exists."""
+    directory = place_of(gguf, config, artifacts)
+    hashes = whole(directory)
+    if hashes is None:
+        with only_writer(directory):
+            hashes = whole(directory) or _convert(gguf, config, directory)
+    return directory, hashes
+
+
+def place_of(gguf: Gguf, config: BaseModelConfig, artifacts: Path) -> Path:
+    return artifacts / "bases" / f"{gguf.name[:NAME_CHARACTERS]}-{fingerprint(config.id, gguf.sha256)[:8]}"
+
+
+def whole(directory: Path) -> tuple[str, str] | None:
+    """Return the `base_hashes` of a converted model, or None if its weights are missing or have changed.
+
+    A user may edit the other files, such as the chat template; they are hashed as they are now.
+    """
+    record = read_json(directory / "base.json")
+    if record is None:
+        return None
+    hashes = base_hashes(directory)
+    return hashes if record["weights_sha256"] == hashes[1] else None
+
+
+def _in_package(config: BaseModelConfig, package: str) -> Gguf:
+    """Return the package's one GGUF; `gguf_sha256` is checked when it is read."""
+    try:
+        files = importlib.metadata.files(package) or []
+    except importlib.metadata.PackageNotFoundError:
+        raise BaseModelError(f"base.gguf_package {package!r} is not installed; run `make setup`") from None
+    found = [Path(str(f.locate())) for f in files if f.suffix == ".gguf"]
+    if len(found) != 1 or not found[0].is_file():
+        raise BaseModelError(f"package {package} carries {len(found)} GGUF files, expected one")
+    licences = [Path(str(f.locate())) for f in files if f.name.startswith("LICENSE")]
+    return Gguf(found[0], package, config.gguf_sha256 or sha256_file(found[0]), licences)
+
+
+def _in_ollama(name: str) -> Gguf:
+    """Return the model that Ollama has under this name. Raises: BaseModelError."""
+    model, _, tag = name.partition(":")
+    *host_owner, model = model.split("/")
+    host, owner = [OLLAMA_HOST, OLLAMA_OWNER, *host_owner][-2:]
+    host = OLLAMA_HOST if len(host_owner) < 2 else host
+    own = os.environ.get("OLLAMA_MODELS")
+    stores = [Path(own)] if own else [store for store in OLLAMA_STORES if store.is_dir()]
+    for store in stores:
+        manifest = read_json(store / "manifests" / host / owner / model / (tag or OLLAMA_TAG))
+        if manifest is not None:
+            return _ollama_model(name, store, manifest)
+    raise BaseModelError(
+        f"base.path {OLLAMA}{name}: Ollama has no such model on this machine; it has "
+        f"{', '.join(_ollama_names(stores)) or 'none'} (in {' or '.join(map(str, stores)) or 'no store'})"
+    )
+
+
+def _ollama_model(name: str, store: Path, manifest: dict[str, Any]) -> Gguf:
+    layers = manifest.get("layers") or []
+    digests = [
+        (str(layer.get("mediaType")).removeprefix(OLLAMA_KIND), str(layer.get("digest"))) for layer in layers
+    ]
+    blobs: dict[str, list[Path]] = {}
+    for kind, digest in digests:
+        blobs.setdefault(kind, []).append(store / "blobs" / digest.replace(":", "-"))
+    models = blobs.get("model", [])
+    if len(models) != 1 or not models[0].is_file():
+        count = "no file" if not any(map(Path.is_file, models)) else f"{len(models)} files"
+        raise BaseModelError(
+            f"base.path {OLLAMA}{name}: Ollama's store holds {count} of its weights, expected one"
+        )
+    if "adapter" in blobs:
+        raise BaseModelError(f"base.path {OLLAMA}{name} is an adapter on another model: give that one")
+    safe = "".join(c if c.isalnum() or c in "._-" else "-" for c in name)
+    return Gguf(models[0], f"ollama-{safe}", models[0].name.removeprefix("sha256-"), blobs.get("license", []))
+
+
+def _ollama_names(stores: Sequence[Path]) -> Iterator[str]:
+    for store in stores:
+        for file in sorted((store / "manifests").glob("*/*/*/*")):
+            host, owner, model, tag = file.parts[-4:]
+            prefix = "" if owner == OLLAMA_OWNER else f"{owner}/"
+            yield f"{'' if host == OLLAMA_HOST else f'{host}/'}{prefix}{model}:{tag}"
+
+
+def _convert(gguf: Gguf, config: BaseModelConfig, directory: Path) -> tuple[str, str]:
+    """Write the model directory and return its `base_hashes`. Raises: BaseModelError."""
+    if gguf.sha256 != (digest := sha256_file(gguf.file)):
+        raise BaseModelError(
+            f"{gguf.file.name} has SHA-256 {digest[:12]}…, expected {gguf.sha256[:12]}…: the download was "
+            "cut or changed; fetch it again (of a package: remove .venv/trainer and run `make up`)"
+        )
+    model, tokenizer = _read(gguf)
+    model.config._name_or_path = config.id  # the GGUF holds a working title
+    with whole_directory(directory) as scratch:
+        model.save_pretrained(scratch)
+        tokenizer.save_pretrained(scratch)
+        os.chmod(scratch / "model.safetensors", 0o644)
+        for number, file in enumerate(gguf.licences):
+            shutil.copy(file, scratch / ("LICENSE" if not number else f"LICENSE.{number + 1}"))
+        hashes = base_hashes(scratch)
+        write_json(scratch / "base.json", {"weights_sha256": hashes[1]})
+    return hashes
+
+
+def _read(gguf: Gguf) -> tuple[Any, Any]:
+    """Return the model in bf16 and its tokenizer. Raises: BaseModelError if transformers cannot read it."""
+    import torch
+    from gguf import GGUFReader
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    try:
+        with read_once(), tempfile.TemporaryDirectory() as named:
+            file = Path(named) / "model.gguf"  # transformers goes by the ending
+            file.symlink_to(gguf.file.resolve())
+            source = {"gguf_file": file.name, "local_files_only": True}
+            model = AutoModelForCausalLM.from_pretrained(
+                named, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True), **source
+            )
+            tokenizer = AutoTokenizer.from_pretrained(named, **source)
+            kinds = Counter(tensor.tensor_type.name for tensor in GGUFReader(str(file)).tensors)
+    except Exception as error:  # gguf's, transformers' and the tokenizer's errors share no base
+        said = " ".join(str(error).split())[:200]
+        raise BaseModelError(
+            f"{gguf.file} cannot be read as a base model ({type(error).__name__}: {said})"
+        ) from None
+    rounded = {name: count for name, count in kinds.items() if name not in ("F32", "F16", "BF16")}
+    if rounded:
+        named_kinds = ", ".join(f"{count} in {name}" for name, count in sorted(rounded.items()))
+        say(f"  {gguf.name}: quantised weights ({named_kinds}) are used as they are rounded, in bf16")
+    return model, tokenizer
+
+
+@contextlib.contextmanager
+def read_once() -> Iterator[None]:
+    """Keep what transformers asks of `gguf` while the block lasts.
+
+    It reads the header three times, 2.4 s each for 98,000 strings, and makes the map of names once a module.
+    """
+    import gguf
+
+    own = {name: getattr(gguf, name) for name in ("GGUFReader", "get_tensor_name_map")}
+    for name, function in own.items():
+        setattr(gguf, name, functools.cache(function))
+    try:
+        yield
+    finally:
+        for name, function in own.items():
+            setattr(gguf, name, function)
+
+
+def adapter_base(directory: Path) -> str:
+    """Return the base that an adapter's directory names; empty if it is no adapter."""
+    try:
+        return str(json.loads((directory / "adapter_config.json").read_text())["base_model_name_or_path"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return ""
