@@ -62,7 +62,7 @@ def _spelled(row: dict[str, Any]) -> dict[str, Any]:
     """Return the row with known names in small letters, and one name for a system prompt."""
     named = {}
     for name, value in row.items():
-        small = name.strip().lower()
+        small = name.strip().lower() if isinstance(name, str) else name  # other formats have other names
         known = small if small in NAMES else "system" if name in SYSTEMS else name
         named[name if known in row or known in named else known] = value
     return named
