@@ -28,8 +28,8 @@ PAGE = Path(__file__).resolve().parent.parent / "docs" / "models.md"
 HEAD = f"""# Families of models
 
 Each family is a tiny model with random weights, tried by `python -m bench.models` with transformers
-{transformers.__version__}. The table shows whether the arithmetic is right. It says nothing about quality, and
-no real model of a family other than Llama has been trained.
+{transformers.__version__}. The table shows whether the arithmetic is right. It says nothing about quality,
+and no real model of a family other than Llama has been trained.
 
 - **Loss:** the largest difference between a row's score and transformers' own loss, in nats a token.
 - **Rows:** `packed` if rows that share a sequence cannot see each other. Otherwise each row is trained alone,

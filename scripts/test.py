@@ -44,7 +44,8 @@ TYPED = (
         "trainer", "",
         "trainer tests/trainer tests/support/trainer.py tests/support/hub.py tests/support/hub_reader.py "
         "bench/sweep.py bench/engines.py bench/training.py bench/training_run.py bench/curves.py "
-        "bench/sweep_time.py bench/turns.py bench/tool_skill.py bench/merge_check.py",
+        "bench/sweep_time.py bench/turns.py bench/tool_skill.py bench/merge_check.py bench/models.py "
+        "tests/support/families.py",
     ),
     (
         "api", "",
