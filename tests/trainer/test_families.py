@@ -6,15 +6,22 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from transformers import AutoModelForCausalLM
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from tests.support import ROOT
 from tests.support.families import APART, FAMILIES, HEADS, TINY, WORDS, model_of
 from trainer.base_model import load_model
+from trainer.config import LoraConfig as LoraSettings
+from trainer.config import TrainConfig
 from trainer.data.tokenize import IGNORED, TokenRow
 from trainer.engines import plain
+from trainer.fit.arm import Arm, Setting
 from trainer.fit.run.apart import rows_stay_apart
+from trainer.fit.run.trainer import build_trainer
+from trainer.fit.run.world import World
 from trainer.objective import sft
+from trainer.objective.score import mean_score
 
 
 def rows() -> list[TokenRow]:
@@ -49,6 +56,26 @@ def test_a_family_without_sdpa_is_loaded_with_its_own_attention(tmp_path: Path) 
     model = load_model(tmp_path, "float32", "cpu")
     assert model.config._attn_implementation == "eager"
     assert not rows_stay_apart(plain, sft, model)  # its attention does not read positions
+
+
+@pytest.mark.parametrize("family", ["GraniteMoeHybrid", "Qwen3Next", "Qwen3"])
+def test_a_step_trains_and_has_the_loss_of_its_rows(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, family: str
+) -> None:
+    """A mixture has a router, and TRL turns its loss on; a dense hybrid has none and failed."""
+    model_of(family).save_pretrained(tmp_path / "base")
+    settings = TrainConfig(dtype="float32", tokens_per_step=96, max_steps=1, save_every_steps=1)
+    lora = LoraSettings(scaling=1, target_modules=("q_proj",))
+    model = plain.load(tmp_path / "base", settings, lora, 2, 1, "cpu")
+    data = Dataset.from_dict({name: [getattr(r, name) for r in rows()] for name in ("input_ids", "labels")})
+    trainer = build_trainer(
+        model, sft, plain, tokenizer, data, [], settings, Arm(Setting(2, 1e-3), 1), 1, "cpu", tmp_path, [],
+        World("cpu"), rows_stay_apart(plain, sft, model),
+    )  # fmt: skip
+    trainer.train()
+    wanted = mean_score(sft.scores(model_of(family), rows(), 0))  # B begins at 0
+    [loss] = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert loss == pytest.approx(wanted, rel=1e-4)
 
 
 def test_the_page_of_models_has_every_family_and_says_whose_rows_are_trained_alone() -> None:

@@ -262,6 +262,6 @@ def test_what_few_held_out_rows_can_tell_is_said() -> None:
 
     assert list(few_rows(sides(10, 12))) == []
     assert list(few_rows(sides(4, 12))) == [
-        "validation has 4 rows only: a share that is measured on them is known to ±0.35"
+        "validation has only 4 rows: a share of answers measured there is known to ±0.35"
     ]
     assert [line.split()[0] for line in few_rows(sides(1, 1))] == ["validation", "test"]

@@ -97,7 +97,8 @@ def few_rows(files: Mapping[str, RowFile]) -> Iterator[str]:
         rows = len(files[name])
         if rows < FEW:
             half = Z / (2 * math.sqrt(rows + Z**2))
-            yield f"{name} has {rows} rows only: a share that is measured on them is known to ±{half:.2f}"
+            counted = "1 row" if rows == 1 else f"{rows} rows"
+            yield f"{name} has only {counted}: a share of answers measured there is known to ±{half:.2f}"
 
 
 def _lengths(lengths: Sequence[int]) -> dict[str, Any]:

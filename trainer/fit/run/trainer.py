@@ -7,7 +7,7 @@ nothing.
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from datasets import Dataset
@@ -57,6 +57,9 @@ class LoraTrainer(SFTTrainer):
         if sharded:
             # Otherwise accelerate would wrap it in DDP, which refuses shards; `training_step` averages.
             self.accelerator.prepare_model(self.model, evaluation_mode=True)
+        config = cast(Any, self.model).config.get_text_config()
+        if hasattr(config, "output_router_logits"):  # TRL turns it on for a loss that ours does not have
+            config.output_router_logits = False
         self._since_log = (time.monotonic(), 0)
         rows: Any = self.train_dataset
         self._parts = Parts() if "top_ids" in rows.column_names else None
