@@ -17,7 +17,8 @@ from peft import LoraConfig, get_peft_model
 
 from tests.support.families import FAMILIES, WORDS, model_of
 from trainer.data.tokenize import IGNORED, TokenRow
-from trainer.engines import compiled, plain
+from trainer.engines import plain
+from trainer.engines.families import unknown_shape
 from trainer.errors import ArtifactError
 from trainer.fit.run.apart import rows_stay_apart
 from trainer.objective import sft
@@ -52,7 +53,7 @@ def main() -> None:
 def _line(family: str) -> str:
     model = model_of(family)
     loss, apart, merge = _loss(model), rows_stay_apart(plain, sft, model), _merge(model)
-    fast = compiled.unknown_shape(model.config) is None
+    fast = unknown_shape(model.config) is None
     cells = [
         family,
         f"{loss:.0e}",

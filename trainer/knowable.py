@@ -12,7 +12,7 @@ from transformers import AutoConfig
 from trainer.base_model import load_tokenizer
 from trainer.config import RunConfig
 from trainer.data.prepare import Prepared
-from trainer.engines import compiled
+from trainer.engines.families import unknown_shape
 from trainer.errors import ArtifactError, BaseModelError, ConfigError
 from trainer.files import require_room
 from trainer.fit.run.adapter import check_adapter
@@ -36,7 +36,7 @@ def check_base(config: RunConfig, base: Path) -> None:
             f"the base model {base} is no causal language model that transformers knows: "
             f"{' '.join(str(error).split())[:200]}"
         ) from None
-    if config.train.engine == "compiled" and (reason := compiled.unknown_shape(shape)):
+    if config.train.engine == "compiled" and (reason := unknown_shape(shape)):
         raise ConfigError(f"train.engine: the compiled engine {reason}; set train.engine to plain")
     longest = getattr(shape, "max_position_embeddings", None)
     if longest and config.data.max_length > longest:

@@ -7,13 +7,15 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch.nn import functional
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from trainer.config import LoraConfig, TrainConfig
 from trainer.data.tokenize import IGNORED
 from trainer.engines import compiled, head, plain
 from trainer.engines.documents import documents
+from trainer.engines.families import unknown_shape
 from trainer.engines.head import head_loss
 from trainer.errors import ArmError
 from trainer.objective.sft import collate
@@ -26,15 +28,37 @@ DOCUMENTS = [torch.randint(500, (n,), generator=torch.Generator().manual_seed(n)
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 
 
+SHAPE = {
+    "vocab_size": 500, "hidden_size": 96, "intermediate_size": 160, "num_hidden_layers": 3,
+    "num_attention_heads": 6, "num_key_value_heads": 2, "tie_word_embeddings": True, "pad_token_id": 0,
+    "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+# What differs from a Llama, by the name of transformers' configuration.
+OTHERS: dict[str, dict[str, Any]] = {
+    "MistralConfig": {"sliding_window": None},
+    "Qwen2Config": {},
+    "Qwen3Config": {"head_dim": 24},
+    "SmolLM3Config": {"no_rope_layer_interval": 2},
+}
+
+
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("compiled") / "base"
-    shape = LlamaConfig(
-        vocab_size=500, hidden_size=96, intermediate_size=160, num_hidden_layers=3, num_attention_heads=6,
-        num_key_value_heads=2, tie_word_embeddings=True, pad_token_id=0, bos_token_id=1, eos_token_id=2,
-    )  # fmt: skip
-    LlamaForCausalLM(shape).save_pretrained(path)
+    LlamaForCausalLM(LlamaConfig(**SHAPE)).save_pretrained(path)
+    return path
+
+
+def other_base(path: Path, family: str) -> Path:
+    """Write a random model whose biases and norms of heads do something."""
+    torch.manual_seed(0)
+    config = getattr(transformers, family)(**SHAPE, **OTHERS[family])
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    for parameter in model.parameters():
+        if parameter.dim() == 1:
+            parameter.data.add_(0.3 * torch.randn(parameter.shape))
+    model.save_pretrained(path)
     return path
 
 
@@ -84,6 +108,38 @@ def test_losses_and_gradients_are_those_of_peft(
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("family", OTHERS)
+def test_other_families_have_the_losses_and_gradients_of_peft(
+    tmp_path: Path, row: dict[str, Any], family: str
+) -> None:
+    base, lora = other_base(tmp_path / "base", family), LoraConfig(scaling=2.0)
+    assert unknown_shape(AutoConfig.from_pretrained(base)) is None
+    loss, gradients = loss_and_gradients(compiled, base, row, lora)
+    wanted_loss, wanted = loss_and_gradients(plain, base, row, lora)
+    assert loss == pytest.approx(wanted_loss, rel=1e-6)
+    for got, want in zip(gradients, wanted, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("family", "more", "reason"),
+    [
+        (
+            "MistralConfig",
+            {"sliding_window": 16},
+            "knows mistral with sliding_window None, and the base has 16",
+        ),
+        ("LlamaConfig", {"attention_bias": True}, "knows llama with attention_bias False"),
+        ("Qwen3Config", {"use_sliding_window": True, "sliding_window": 8}, "use_sliding_window False"),
+        ("LlamaConfig", {"hidden_act": "gelu"}, "knows layers with SiLU, and the base has gelu"),
+        ("Olmo2Config", {}, "knows llama, mistral, qwen2, qwen3, smollm3, and the base is olmo2"),
+    ],
+)
+def test_a_shape_that_it_does_not_compute_is_refused(family: str, more: dict[str, Any], reason: str) -> None:
+    found = unknown_shape(getattr(transformers, family)(**{**SHAPE, **more}))
+    assert found is not None and reason in found
+
+
 def test_fp8_is_near_and_still_fp8(base: Path, row: dict[str, Any]) -> None:
     device, dtype = ("cuda", "bfloat16") if torch.cuda.is_available() else ("cpu", "float32")
     settings = SETTINGS.model_copy(update={"quantization": "fp8", "device": device, "dtype": dtype})
@@ -103,6 +159,20 @@ def test_compiled_on_a_gpu_in_bfloat16(base: Path, row: dict[str, Any], recomput
     )
     loss, gradients = loss_and_gradients(compiled, base, row, LoraConfig(scaling=2.0), settings)
     wanted_loss, wanted = loss_and_gradients(plain, base, row, LoraConfig(scaling=2.0))
+    assert loss == pytest.approx(wanted_loss, rel=1e-3)
+    for got, want in zip(gradients, wanted, strict=True):
+        assert functional.cosine_similarity(got.cpu().flatten(), want.flatten(), 0) > 0.99
+
+
+@needs_gpu
+@pytest.mark.parametrize("family", OTHERS)
+def test_other_families_compiled_on_a_gpu_in_bfloat16(
+    tmp_path: Path, row: dict[str, Any], family: str
+) -> None:
+    base, lora = other_base(tmp_path / "base", family), LoraConfig(scaling=2.0)
+    settings = SETTINGS.model_copy(update={"device": "cuda", "dtype": "bfloat16"})
+    loss, gradients = loss_and_gradients(compiled, base, row, lora, settings)
+    wanted_loss, wanted = loss_and_gradients(plain, base, row, lora)
     assert loss == pytest.approx(wanted_loss, rel=1e-3)
     for got, want in zip(gradients, wanted, strict=True):
         assert functional.cosine_similarity(got.cpu().flatten(), want.flatten(), 0) > 0.99

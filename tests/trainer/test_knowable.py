@@ -66,7 +66,7 @@ def test_a_gate_that_no_model_can_pass_is_refused_by_prepare_and_then_by_check(
 @pytest.mark.parametrize(
     ("shape", "settings", "message"),
     [
-        ({"mlp_bias": True}, ["train.engine=compiled"], "knows Llama layers without biases"),
+        ({"mlp_bias": True}, ["train.engine=compiled"], "knows llama with mlp_bias False"),
         ({"max_position_embeddings": 64}, [], "data.max_length is 96, and the base reads at most 64 tokens"),
         ({"model_type": "made-up"}, [], "is no causal language model that transformers knows"),
         ({"model_type": "t5"}, [], "is no causal language model that transformers knows"),

@@ -1,10 +1,10 @@
-"""The compiled engine: a Llama's decoder as fused projections, each layer compiled once on a GPU.
+"""The compiled engine: a decoder of Llama's kind as fused projections, each layer compiled once on a GPU.
 
 It computes the same losses and gradients as `plain`, in another way. A layer's projections of one input are
 one product that includes their adapters (`fused`). Documents attend through varlen kernels instead of a
 mask. The LM head and its loss run on target positions in chunks (`head`). The backward pass recomputes only
 as many layers as the GPU's memory requires. PEFT keeps the adapter, so it is saved, resumed and merged as any
-other. On a CPU the same code runs uncompiled.
+other. On a CPU the same code runs uncompiled. `families` says which models it knows.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from trainer.config import LoraConfig, TrainConfig
 from trainer.engines import fp8, fused, plain
 from trainer.engines.documents import attend, documents
+from trainer.engines.families import Small, rotates, small_weights, unknown_shape
 from trainer.engines.head import head_loss
 from trainer.engines.projections import Layout, Projection, refresh
 from trainer.errors import ArmError
@@ -65,7 +66,7 @@ def compute_loss(model: Any, inputs: dict[str, Any], target_tokens: Any) -> Any:
 
 
 class Decoder:
-    """Runs a Llama's decoder with its adapters on one packed row."""
+    """Runs a decoder with its adapters on one packed row."""
 
     def __init__(self, base: Any, settings: TrainConfig, device: str) -> None:
         self._model = base.model
@@ -75,7 +76,8 @@ class Decoder:
         self._layers = [
             (
                 [copy for projection in projections for copy in projection.copies()],
-                (_norms(layer), tuple(projection.tensors for projection in projections)),
+                (small_weights(layer), tuple(projection.tensors for projection in projections)),
+                rotates(layer),
             )
             for layer, projections in zip(base.model.layers, layers, strict=True)
         ]
@@ -102,11 +104,13 @@ class Decoder:
         # The first layer's input needs no gradient, but with one its compilation serves all layers.
         hidden = self._model.embed_tokens(input_ids).requires_grad_(torch.is_grad_enabled())
         cos, sin = (x[0] for x in self._model.rotary_emb(hidden[None], row.positions[None]))
+        turned, unturned = (cos, sin), (torch.ones_like(cos), torch.zeros_like(sin))
         if self._recomputed is None:
             self._recomputed = self._layers_to_recompute(hidden)
-        for i, (copies, weights) in enumerate(self._layers):
+        for i, (copies, weights, is_turned) in enumerate(self._layers):
             refresh(copies)  # layer by layer, so that a GPU starts as soon as the first one is launched
-            arguments = (hidden, cos, sin, row.borders, row.longest, self._shape, *weights)
+            rotation = turned if is_turned else unturned
+            arguments = (hidden, *rotation, row.borders, row.longest, self._shape, *weights)
             if i < self._recomputed:
                 hidden = checkpoint(self._run, *arguments, use_reentrant=False)
             else:
@@ -126,15 +130,22 @@ class Decoder:
 
 
 def decoder_layer(
-    hidden: Any, cos: Any, sin: Any, borders: Any, longest: int, shape: Shape, norms: Any, projections: Any
+    hidden: Any, cos: Any, sin: Any, borders: Any, longest: int, shape: Shape, small: Small, projections: Any
 ) -> Any:
-    """Compute one layer as transformers' `LlamaDecoderLayer` does. hidden: (length, width)."""
+    """Compute one layer as transformers' `LlamaDecoderLayer` does, with what `small` adds.
+
+    hidden: (length, width).
+    """
     to_qkv, to_out, to_gate_up, to_down = zip(shape.layouts, projections, strict=True)
-    x = _rms_norm(hidden, norms[0], shape.epsilon)
-    query, key, value = _heads(shape.project(x, None, to_qkv[0], *to_qkv[1]), shape)
+    x = _rms_norm(hidden, small.attention_norm, shape.epsilon)
+    qkv = shape.project(x, None, to_qkv[0], *to_qkv[1])
+    query, key, value = _heads(qkv if small.bias is None else qkv + small.bias, shape)
+    if small.query_norm is not None:
+        query = _rms_norm(query, small.query_norm, shape.epsilon)
+        key = _rms_norm(key, small.key_norm, shape.epsilon)
     attended = attend(_rotate(query, cos, sin), _rotate(key, cos, sin), value, borders, longest)
     hidden = shape.project(attended.flatten(1), hidden, to_out[0], *to_out[1])
-    x = _rms_norm(hidden, norms[1], shape.epsilon)
+    x = _rms_norm(hidden, small.mlp_norm, shape.epsilon)
     gate, up = shape.project(x, None, to_gate_up[0], *to_gate_up[1]).chunk(2, 1)
     return shape.project(functional.silu(gate) * up, hidden, to_down[0], *to_down[1])
 
@@ -148,10 +159,6 @@ def _groups(layer: Any) -> tuple[tuple[Any, ...], ...]:
         (mlp.gate_proj, mlp.up_proj),
         (mlp.down_proj,),
     )
-
-
-def _norms(layer: Any) -> tuple[Any, Any]:
-    return layer.input_layernorm.weight, layer.post_attention_layernorm.weight
 
 
 def _rms_norm(x: Any, weight: Any, epsilon: float) -> Any:
@@ -192,13 +199,4 @@ def refusal(settings: TrainConfig, lora: LoraConfig, device: str) -> str | None:
         return "has no lora.dropout"
     if others := sorted({*lora.target_modules} - ADAPTED):
         return f"has no adapters on {', '.join(others)}"
-    return None
-
-
-def unknown_shape(config: Any) -> str | None:
-    """Return why this engine cannot run a base, by its config.json, or None."""
-    if config.model_type != "llama":
-        return f"knows Llama models, and the base is {config.model_type}"
-    if config.attention_bias or config.mlp_bias or config.hidden_act != "silu":
-        return "knows Llama layers without biases and with SiLU only"
     return None
