@@ -26,7 +26,7 @@ APART: dict[str, dict[str, Any]] = {
     "Gemma2": {"final_logit_softcapping": 0.5, "query_pre_attn_scalar": 8, **HEADS},
     "Gemma3Text": {"query_pre_attn_scalar": 8, **HEADS},
     "Granite": {"logits_scaling": 0.25},
-    "Mistral": {},
+    "Mistral": {"sliding_window": None},
     "Olmo2": {},
     "Phi": {},  # its LM head has a bias
     "Phi3": {},
