@@ -91,6 +91,7 @@ class Target:
 def main() -> int:
     """Return 1 if a step fails that is not explained, otherwise 0."""
     options = read_options()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the service ends, too
     if not options.page:
         chosen = [client for client in CLIENTS if not options.only or client.name in options.only]
         with target_of(options) as target:

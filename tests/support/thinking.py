@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -49,11 +50,13 @@ MARKERS = {
     "<jupyter_output>": "<think>",
     "<jupyter_script>": "</think>",
 }  # tokens of SmolLM2 that nobody uses
+END = 2  # its <|im_end|>
 
 
 def thinking_artifact(model: Path, artifacts: Path, template: str, special: bool | None = None) -> None:
     """Copy an artifact to another folder of artifacts, with another template.
 
+    The model hardly ever ends by itself, whatever it has learned, so that it thinks until it is told to stop.
     special: the markers are tokens of their own, control tokens or not; None: they are not.
     """
     copied = artifacts / "models" / "thinking"
@@ -62,11 +65,23 @@ def thinking_artifact(model: Path, artifacts: Path, template: str, special: bool
     (copied / "chat_template.jinja").write_text(template)
     if special is not None:
         _rename_tokens(copied / "tokenizer.json", special)
+    _make_unlikely(copied / "model.safetensors", END)
     manifest = json.loads((copied / "manifest.json").read_text())
-    for name in ("chat_template.jinja", "tokenizer.json"):
+    for name in ("chat_template.jinja", "tokenizer.json", "model.safetensors"):
         content = (copied / name).read_bytes()
         manifest["files"][name] = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
     (copied / "manifest.json").write_text(json.dumps(manifest | {"id": copied.name}))
+
+
+def _make_unlikely(file: Path, token: int) -> None:
+    """Set the embedding of a token to zeros, and with it its logit: input and output share it."""
+    with file.open("r+b") as opened:
+        (length,) = struct.unpack("<Q", opened.read(8))
+        tensor = json.loads(opened.read(length))["model.embed_tokens.weight"]
+        begin, end = tensor["data_offsets"]
+        width = (end - begin) // tensor["shape"][0]
+        opened.seek(8 + length + begin + token * width)
+        opened.write(bytes(width))
 
 
 def _rename_tokens(file: Path, special: bool) -> None:
