@@ -7,8 +7,8 @@ from typing import Any
 from bench.load import Headers, Service, at_once, body, events, good
 
 # A greedy choice between two tokens that differ by less can change with the batch: in float32, and in
-# bfloat16, where logits between 16 and 32 have steps of 0.125.
-TIE_NATS, ROUNDED_TIE_NATS = 1e-3, 0.3
+# bfloat16, where logits between 16 and 32 have steps of 0.125 and layers before them round, too.
+TIE_NATS, ROUNDED_TIE_NATS = 1e-3, 0.75
 
 
 async def compare_streams(
@@ -34,11 +34,11 @@ async def compare_streams(
     for received, answer in zip(streamed, entire, strict=True):
         outcome, gap = _compare(received, answer)
         counts[outcome] += 1
-        gaps += [gap] if outcome == "ties" else []
+        gaps += [gap] if outcome != "equal" else []
     generated = sum(received[-1]["usage"]["completion_tokens"] for received in streamed)
     return {
         **counts,
-        "tie_gaps_nats": gaps,
+        "gaps_nats": gaps,
         "prompts": prompts,
         "open_streams": streams,
         "tokens_per_s": round(generated / seconds, 1),

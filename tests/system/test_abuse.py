@@ -227,7 +227,7 @@ def test_two_hundred_streams_lose_no_token(service: Service) -> None:
     from bench.streams import compare_streams
 
     found = asyncio.run(compare_streams(service, BEARER, prompts=60, streams=60, tokens=16))
-    assert found["lost_or_duplicated"] == 0
+    assert found["lost_or_duplicated"] == 0, found
     assert found["equal"] + found["ties"] == 60
 
 
