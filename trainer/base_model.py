@@ -12,7 +12,7 @@ from typing import Any
 from trainer.config import BaseModelConfig
 from trainer.errors import BaseModelError
 from trainer.files import read_json
-from trainer.gguf_base import adapter_base, convert, gguf_of, place_of, whole
+from trainer.gguf_base import convert, gguf_of, place_of, whole
 from trainer.identity import base_hashes
 
 LICENCE_FILES = ("LICENSE*", "NOTICE*", "USE_POLICY*")
@@ -137,7 +137,7 @@ def _download(config: BaseModelConfig) -> Path:
 
 def require_base(directory: Path) -> None:
     """Require a directory that holds a whole model which transformers can train. Raises: BaseModelError."""
-    if of := adapter_base(directory):
+    if of := _base_of_adapter(directory):
         raise BaseModelError(f"{directory} is an adapter, not a base model: its base is {of}")
     config = read_json(directory / "config.json")
     if not isinstance(config, dict):
@@ -156,6 +156,12 @@ def require_base(directory: Path) -> None:
     if not any((directory / name).is_file() for name in TOKENIZERS):
         raise BaseModelError(f"the base model {directory} has no tokenizer ({', '.join(TOKENIZERS)})")
     _require_safetensors(directory)
+
+
+def _base_of_adapter(directory: Path) -> str:
+    """Return the base that an adapter's directory names; empty if it is no adapter."""
+    config = read_json(directory / "adapter_config.json")
+    return str(config.get("base_model_name_or_path") or "") if isinstance(config, dict) else ""
 
 
 def _is_known(model_type: str) -> bool:

@@ -7,7 +7,6 @@ A GGUF is in an installed package, a file of the user (LM Studio keeps such file
 import contextlib
 import functools
 import importlib.metadata
-import json
 import os
 import shutil
 import tempfile
@@ -204,11 +203,3 @@ def read_once() -> Iterator[None]:
     finally:
         for name, function in own.items():
             setattr(gguf, name, function)
-
-
-def adapter_base(directory: Path) -> str:
-    """Return the base that an adapter's directory names; empty if it is no adapter."""
-    try:
-        return str(json.loads((directory / "adapter_config.json").read_text())["base_model_name_or_path"])
-    except (OSError, ValueError, LookupError, TypeError):
-        return ""

@@ -1,4 +1,4 @@
-"""What a request asks about thinking, in the fields of several APIs."""
+"""Read what a request asks about thinking, from the fields of several APIs."""
 
 from typing import Annotated, Literal
 
@@ -17,7 +17,7 @@ EarlierThinking = Annotated[
 
 
 class Reasoning(Strict):
-    """As in OpenAI's responses and, with `enabled` and `exclude`, in OpenRouter's chat."""
+    """OpenAI's field of responses, with `enabled` and `exclude` of OpenRouter's chat."""
 
     other_fields = known.REASONING
 
@@ -27,7 +27,7 @@ class Reasoning(Strict):
 
 
 class ThinkingChoice(Strict):
-    """As in Anthropic's messages; DeepSeek and others have it in chat."""
+    """Anthropic's field of messages, which DeepSeek and others have in chat."""
 
     other_fields = known.THINKING
 

@@ -1,4 +1,4 @@
-"""What one choice of an answer has received from vLLM since its last delta."""
+"""Turn vLLM's output into deltas: what one choice of an answer has received since the last one."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What a chat template reads: variables of its own, names of whose messages, and system prompts."""
+"""Find out what a chat template reads: its variables, names in messages, and system prompts."""
 
 import inspect
 import secrets

@@ -40,8 +40,11 @@ class Marker:
 
 @dataclass(frozen=True, slots=True)
 class Thinking:
-    """What a template knows. switch: its variable that turns thinking on and off. key: its name for earlier
-    thinking, in a message."""
+    """The markers of a template's thinking.
+
+    switch: its variable that turns thinking on and off. key: the field of a message where it reads earlier
+    thinking.
+    """
 
     opening: Marker
     closing: Marker

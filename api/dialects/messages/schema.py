@@ -186,7 +186,7 @@ class OutputConfig(Strict):
 
 
 class PromptRequest(Strict):
-    """What makes the prompt, also where its tokens are only counted."""
+    """The fields that make the prompt. A request to count tokens has no others."""
 
     other_fields = known.PROMPT
 

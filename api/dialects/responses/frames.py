@@ -15,7 +15,7 @@ from api.errors import ApiError
 from api.generation.events import FinishReason, Usage
 from api.generation.logprobs import TokenLogprob
 
-# What is said of each piece of an item's text.
+# The event that carries a piece of an item's text, by the kind of item.
 _DELTAS: dict[str, dict[str, Any]] = {
     "message": {"type": "response.output_text.delta", "logprobs": []},
     "reasoning": {"type": "response.reasoning_text.delta"},
