@@ -218,14 +218,28 @@ def _document(model: type[Strict], schema: dict[str, Any]) -> None:
     for name, field in fields.items():
         if name not in schema.get("required", ()) and {"type": "null"} not in field.get("anyOf", ()):
             fields[name] = {"anyOf": [field, {"type": "null"}]}
+        if any(map(_left_out, parts_of(model).get(name, ()))):
+            _count_what_is_left(fields[name])
     for name, rule in model.other_fields.items():
         if isinstance(rule, Ignored):
             fields[name] = {"description": f"Ignored: {rule.why}"}
         else:
             fields[name] = {"enum": [None, *rule.unless], "description": f"Refused: {rule.why}"}
-    left_out = [kind for kind, rule in model.other_types.items() if isinstance(rule, Ignored)]
+    left_out = _left_out(model)
     if left_out:
         own = dict(schema)
         schema.clear()
         kinds = {"type": "object", "properties": {"type": {"enum": left_out}}, "required": ["type"]}
         schema["anyOf"] = [own, {**kinds, "description": "Left out."}]
+
+
+def _left_out(model: type[Strict]) -> list[str]:
+    """Return the types of objects that are taken out of a list before it is validated."""
+    return [kind for kind, rule in model.other_types.items() if isinstance(rule, Ignored)]
+
+
+def _count_what_is_left(field: dict[str, Any]) -> None:
+    """Describe the most entries of a list in words: JSON Schema would count those that are left out, too."""
+    for each in (field, *field.get("anyOf", ())):
+        if most := each.pop("maxItems", None):
+            each["description"] = f"At most {most} entries, without those that are left out."

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from api.dialects.messages.schema import MessageRequest
+from api.dialects.messages.schema import MAX_BLOCKS, MessageRequest
 from api.generation.answer_schema import Format
 from tests.support.api import FakeEngine, House
-from tests.support.messages import TOOL, error_of, post, wants
+from tests.support.messages import TOOL, URL, error_of, post, wants
 
 pytestmark = pytest.mark.anyio
 MakeHouse = Callable[..., House]
@@ -279,3 +279,28 @@ async def test_what_does_not_fit_is_refused_in_the_words_that_claude_code_acts_o
 ) -> None:
     asked = wants(messages=[{"role": "user", "content": text}], max_tokens=250)
     assert error_of(await post(make_house(**options), asked), 400, "invalid_request_error") == message
+
+
+@pytest.mark.parametrize("url", [URL, f"{URL}/count_tokens"])
+async def test_a_limit_of_blocks_counts_those_that_the_model_is_shown(
+    make_house: MakeHouse, url: str
+) -> None:
+    """So does the limit of tools; the OpenAPI document says it in words."""
+    house = make_house(FakeEngine(max_model_len=4096))
+    shown, hidden = {"type": "text", "text": "a"}, {"type": "redacted_thinking", "data": "x"}
+    for count, status in ((MAX_BLOCKS, 200), (MAX_BLOCKS + 1, 400)):
+        body = wants(messages=[{"role": "user", "content": [shown] * count + [hidden] * 10}])
+        if url != URL:
+            del body["max_tokens"]
+        answer = await post(house, body, url=url)
+        assert answer.status_code == status, answer.text
+    assert error_of(answer, 400, "invalid_request_error") == (
+        f"messages.0.content: may have at most {MAX_BLOCKS} entries, not {MAX_BLOCKS + 1}."
+    )
+
+
+def test_the_document_counts_no_blocks_that_may_be_left_out() -> None:
+    described = MessageRequest.model_json_schema()["$defs"]["InputMessage"]["properties"]["content"]
+    [blocks] = [each for each in described["anyOf"] if each.get("type") == "array"]
+    assert "maxItems" not in blocks
+    assert blocks["description"] == f"At most {MAX_BLOCKS} entries, without those that are left out."
