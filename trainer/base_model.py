@@ -1,4 +1,4 @@
-"""Provide the base model as a Hugging Face directory, from a path, a GGUF, or the Hub.
+"""Provide the base model as a Hugging Face directory, from a path, a GGUF, or the Hub and its cache.
 
 A GGUF is converted once, to bf16, into `artifacts/bases/`, with its tokenizer, chat template and licence.
 No code here knows a model's name; the YAML file states what differs.
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trainer.base_place import GGUF, INDEX, MODELS, missing_files, place
 from trainer.config import BaseModelConfig
 from trainer.errors import BaseModelError
 from trainer.files import read_json
@@ -40,9 +41,10 @@ def fetch(config: BaseModelConfig, artifacts: Path) -> BaseModel:
     """Return the base model, downloaded or converted if need be. Raises: BaseModelError."""
     if gguf := gguf_of(config):
         directory, hashes = convert(gguf, config, artifacts)
-        return BaseModel(directory, config.revision, *hashes)
+        return BaseModel(directory, gguf.revision, *hashes)
     if config.path:
-        directory, revision = config.path, config.revision
+        found = place(config, config.path)
+        directory, revision = found.path, found.revision
     else:
         directory = _download(config)
         revision = directory.name  # the hub cache names a snapshot by its commit
@@ -55,14 +57,21 @@ def local(config: BaseModelConfig, artifacts: Path) -> BaseModel | None:
     if gguf := gguf_of(config):
         directory = place_of(gguf, config, artifacts)
         hashes = whole(directory)
-        return BaseModel(directory, config.revision, *hashes) if hashes else None
+        return BaseModel(directory, gguf.revision, *hashes) if hashes else None
     if config.path:
         return fetch(config, artifacts)
+    snapshot = cached(config)
+    return BaseModel(snapshot, snapshot.name, *base_hashes(snapshot)) if snapshot else None
+
+
+def cached(config: BaseModelConfig) -> Path | None:
+    """Return the base's snapshot in this machine's Hub cache if all of it is there."""
     try:
         directory = _snapshot(config, local_files_only=True)
     except Exception:  # as in `_download`
         return None
-    return BaseModel(directory, directory.name, *base_hashes(directory))
+    whole = _has_weights(directory) and not missing_files(directory)
+    return directory if whole and (directory / "config.json").is_file() else None
 
 
 def load_tokenizer(directory: Path, chat_template: Path | None = None) -> Any:
@@ -137,11 +146,15 @@ def _download(config: BaseModelConfig) -> Path:
 
 def require_base(directory: Path) -> None:
     """Require a directory that holds a whole model which transformers can train. Raises: BaseModelError."""
+    if missing := missing_files(directory):
+        raise BaseModelError(
+            f"the base model {directory} is not whole: it lacks {', '.join(missing)}; download it again"
+        )
     if of := _base_of_adapter(directory):
         raise BaseModelError(f"{directory} is an adapter, not a base model: its base is {of}")
     config = read_json(directory / "config.json")
     if not isinstance(config, dict):
-        raise BaseModelError(f"base.path {directory} has no config.json: not a model directory")
+        raise BaseModelError(f"the base model {directory} has no config.json: {_what_it_is(directory)}")
     if quantization := config.get("quantization_config"):
         method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
         raise BaseModelError(
@@ -158,6 +171,16 @@ def require_base(directory: Path) -> None:
     _require_safetensors(directory)
 
 
+def _what_it_is(directory: Path) -> str:
+    """Return what a directory that holds no model is, as far as the models below it say."""
+    if entries := sorted(folder.name for folder in directory.glob(f"{MODELS}*")):
+        return f"it is a Hub cache; give one of {', '.join(entries)} in it"
+    found = {file.parent for depth in ("*", "*/*") for file in directory.glob(f"{depth}/*{GGUF}")}
+    if folders := sorted(folder.relative_to(directory).as_posix() for folder in found):
+        return f"it holds folders of GGUF files; give one of {', '.join(folders)} in it"
+    return "it is not a model directory"
+
+
 def _base_of_adapter(directory: Path) -> str:
     """Return the base that an adapter's directory names; empty if it is no adapter."""
     config = read_json(directory / "adapter_config.json")
@@ -170,9 +193,13 @@ def _is_known(model_type: str) -> bool:
     return model_type in CONFIG_MAPPING
 
 
+def _has_weights(directory: Path) -> bool:
+    return any((directory / name).is_file() for name in ("model.safetensors", INDEX))
+
+
 def _require_safetensors(directory: Path) -> None:
     """Raise BaseModelError if transformers would load weights that are not safetensors."""
-    if any((directory / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json")):
+    if _has_weights(directory):
         return
     found = ", ".join(sorted(file.name for file in directory.glob("*.bin"))) or "no weights"
     model = f"AutoModelForCausalLM.from_pretrained({str(directory)!r}, dtype='auto')"

@@ -31,7 +31,9 @@ class BaseModelConfig(Frozen):
     revision: str = "main"
     licence: str = Field(min_length=1, description="An SPDX or Hugging Face licence identifier.")
     path: Path | None = Field(
-        None, description="A Hugging Face model directory, a GGUF file, or `ollama:NAME:TAG`."
+        None,
+        description="A Hugging Face model directory, an entry of a Hub cache, a GGUF file or its folder, or "
+        "`ollama:NAME:TAG`.",
     )
     gguf_package: str | None = Field(None, description="An installed package that carries one GGUF.")
     gguf_sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")

@@ -1,13 +1,15 @@
 """Find the GGUF that holds a base model, and convert it to a Hugging Face directory in bf16.
 
-A GGUF is in an installed package, a file of the user (LM Studio keeps such files), or in Ollama's store
-(`ollama:NAME:TAG`). Quantised weights are used as they are rounded, which the console says.
+A GGUF is in an installed package, a file of the user or the one in a folder (LM Studio keeps such folders),
+or in Ollama's store (`ollama:NAME:TAG`). Quantised weights are used as they are rounded, which the console
+says.
 """
 
 import contextlib
 import functools
 import importlib.metadata
 import os
+import re
 import shutil
 import tempfile
 from collections import Counter
@@ -16,15 +18,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trainer import ollama_store
+from trainer.base_place import GGUF, place
 from trainer.config import OLLAMA, BaseModelConfig
 from trainer.errors import BaseModelError
 from trainer.files import only_writer, read_json, sha256_file, whole_directory, write_json
 from trainer.identity import base_hashes, fingerprint
 from trainer.progress import say
 
-OLLAMA_STORES = (Path.home() / ".ollama" / "models", Path("/usr/share/ollama/.ollama/models"))
-OLLAMA_HOST, OLLAMA_OWNER, OLLAMA_TAG = "registry.ollama.ai", "library", "latest"
-OLLAMA_KIND = "application/vnd.ollama.image."
+PART = re.compile(r"-\d{5}-of-\d{5}$")  # ends the names of one model's files
 NAME_CHARACTERS = 40
 
 
@@ -35,6 +37,7 @@ class Gguf:
     file: Path
     name: str
     sha256: str
+    revision: str
     licences: Sequence[Path] = ()
 
 
@@ -45,13 +48,26 @@ def gguf_of(config: BaseModelConfig) -> Gguf | None:
     if config.path is None:
         return None
     if str(config.path).startswith(OLLAMA):
-        return _in_ollama(str(config.path).removeprefix(OLLAMA))
-    if config.path.suffix.lower() != ".gguf":
+        return _in_ollama(config, str(config.path).removeprefix(OLLAMA))
+    found = place(config, config.path)
+    file = found.path
+    if file.suffix.lower() != GGUF or file.is_dir():
         return None
-    if not config.path.is_file():
-        raise BaseModelError(f"base.path {config.path}: there is no such file")
-    licences = sorted(config.path.parent.glob("LICENSE*"))
-    return Gguf(config.path, config.path.stem, sha256_file(config.path), licences)
+    if not file.is_file():
+        raise BaseModelError(f"base.path {file}: there is no such file")
+    if PART.search(file.stem):
+        raise BaseModelError(
+            f"base.path {file} is one part of a model; join them with llama.cpp's `llama-gguf-split --merge`"
+        )
+    licences = sorted(file.parent.glob("LICENSE*"))
+    return Gguf(file, file.stem, sha256_file(file), found.revision, licences)
+
+
+def _in_ollama(config: BaseModelConfig, name: str) -> Gguf:
+    """Return the model that Ollama has under this name. Raises: BaseModelError."""
+    file, licences = ollama_store.find(name)
+    safe = "".join(c if c.isalnum() or c in "._-" else "-" for c in name)
+    return Gguf(file, f"ollama-{safe}", file.name.removeprefix("sha256-"), config.revision, licences)
 
 
 def convert(gguf: Gguf, config: BaseModelConfig, artifacts: Path) -> tuple[Path, tuple[str, str]]:
@@ -90,53 +106,8 @@ def _in_package(config: BaseModelConfig, package: str) -> Gguf:
     if len(found) != 1 or not found[0].is_file():
         raise BaseModelError(f"package {package} carries {len(found)} GGUF files, expected one")
     licences = [Path(str(f.locate())) for f in files if f.name.startswith("LICENSE")]
-    return Gguf(found[0], package, config.gguf_sha256 or sha256_file(found[0]), licences)
-
-
-def _in_ollama(name: str) -> Gguf:
-    """Return the model that Ollama has under this name. Raises: BaseModelError."""
-    model, _, tag = name.partition(":")
-    *host_owner, model = model.split("/")
-    host, owner = [OLLAMA_HOST, OLLAMA_OWNER, *host_owner][-2:]
-    host = OLLAMA_HOST if len(host_owner) < 2 else host
-    own = os.environ.get("OLLAMA_MODELS")
-    stores = [Path(own)] if own else [store for store in OLLAMA_STORES if store.is_dir()]
-    for store in stores:
-        manifest = read_json(store / "manifests" / host / owner / model / (tag or OLLAMA_TAG))
-        if manifest is not None:
-            return _ollama_model(name, store, manifest)
-    raise BaseModelError(
-        f"base.path {OLLAMA}{name}: Ollama has no such model on this machine; it has "
-        f"{', '.join(_ollama_names(stores)) or 'none'} (in {' or '.join(map(str, stores)) or 'no store'})"
-    )
-
-
-def _ollama_model(name: str, store: Path, manifest: dict[str, Any]) -> Gguf:
-    layers = manifest.get("layers") or []
-    digests = [
-        (str(layer.get("mediaType")).removeprefix(OLLAMA_KIND), str(layer.get("digest"))) for layer in layers
-    ]
-    blobs: dict[str, list[Path]] = {}
-    for kind, digest in digests:
-        blobs.setdefault(kind, []).append(store / "blobs" / digest.replace(":", "-"))
-    models = blobs.get("model", [])
-    if len(models) != 1 or not models[0].is_file():
-        count = "no file" if not any(map(Path.is_file, models)) else f"{len(models)} files"
-        raise BaseModelError(
-            f"base.path {OLLAMA}{name}: Ollama's store holds {count} of its weights, expected one"
-        )
-    if "adapter" in blobs:
-        raise BaseModelError(f"base.path {OLLAMA}{name} is an adapter on another model: give that one")
-    safe = "".join(c if c.isalnum() or c in "._-" else "-" for c in name)
-    return Gguf(models[0], f"ollama-{safe}", models[0].name.removeprefix("sha256-"), blobs.get("license", []))
-
-
-def _ollama_names(stores: Sequence[Path]) -> Iterator[str]:
-    for store in stores:
-        for file in sorted((store / "manifests").glob("*/*/*/*")):
-            host, owner, model, tag = file.parts[-4:]
-            prefix = "" if owner == OLLAMA_OWNER else f"{owner}/"
-            yield f"{'' if host == OLLAMA_HOST else f'{host}/'}{prefix}{model}:{tag}"
+    digest = config.gguf_sha256 or sha256_file(found[0])
+    return Gguf(found[0], package, digest, config.revision, licences)
 
 
 def _convert(gguf: Gguf, config: BaseModelConfig, directory: Path) -> tuple[str, str]:

@@ -21,6 +21,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from trainer.base_place import place
 from trainer.config import BaseModelConfig, RunConfig
 from trainer.config_data import DataConfig, SourceConfig
 from trainer.errors import MissingError
@@ -106,14 +107,22 @@ def _data_by_content(found: dict[str, Any]) -> dict[str, Any]:
 
 def config_hash(config: RunConfig) -> str:
     """Return the hash of a configuration and of all that it points at. Raises: MissingError."""
-    return fingerprint(by_content(config, ""), _base_content(config.base.path))
+    return fingerprint(by_content(config, ""), _base_content(config.base))
 
 
-def _base_content(path: Path | None) -> str | None:
-    """Return the hash of a directory or a GGUF; a name in Ollama's store as it is."""
-    if path is None or path.is_dir():
-        return base_hashes(path)[0] if path else None
-    return sha256_file(path) if path.is_file() else str(path)
+def _base_content(base: BaseModelConfig) -> str | None:
+    """Return the hash of a directory or a GGUF; a name in Ollama's store as it is; None if the Hub has it.
+
+    An entry of a Hub cache is what `base.id` names. Raises: BaseModelError if it is not.
+    """
+    if base.path is None:
+        return None
+    found = place(base, base.path)
+    if found.in_cache:
+        return None
+    if found.path.is_dir():
+        return base_hashes(found.path)[0]
+    return sha256_file(found.path) if found.path.is_file() else str(base.path)
 
 
 def artifact_id(config: RunConfig, base: str, data: str) -> str:

@@ -6,7 +6,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from trainer.base_model import require_base
+from trainer.base_model import cached, require_base
+from trainer.base_place import place
 from trainer.config import BaseModelConfig, BenchmarkConfig, EvaluateConfig, RunConfig, TrainConfig
 from trainer.config_data import DataConfig
 from trainer.data import hub
@@ -177,13 +178,13 @@ def _base(base: BaseModelConfig) -> str | None:
     if base.path:
         try:
             if gguf_of(base) is None:
-                require_base(base.path)
+                require_base(place(base, base.path).path)
         except BaseModelError as error:
             return f"the base model: {error}"
         return None
     from huggingface_hub import HfApi, errors, try_to_load_from_cache
 
-    if isinstance(try_to_load_from_cache(base.id, "config.json", revision=base.revision), str):
+    if cached(base):
         return None
     try:
         HfApi().auth_check(base.id)
@@ -195,10 +196,12 @@ def _base(base: BaseModelConfig) -> str | None:
     except errors.RepositoryNotFoundError:
         return f"the base model: the Hub has no {base.id}, or HF_TOKEN has no access to it"
     except Exception as error:  # offline mode, no route, no name, a proxy: httpx and OS errors
+        part = try_to_load_from_cache(base.id, "config.json", revision=base.revision)
         return (
-            f"the base model {base.id}: the Hugging Face Hub cannot be reached "
-            f"({type(error).__name__}). With a network: accept the licence on the model's page and "
-            "set HF_TOKEN. Without it: set base.path to a directory that contains the model"
+            f"the base model {base.id}: the Hugging Face Hub cannot be reached ({type(error).__name__}), and "
+            f"its cache on this machine holds {'a part' if isinstance(part, str) else 'nothing'} of revision "
+            f"{base.revision}. With a network: accept the licence on the model's page and set HF_TOKEN. "
+            "Without it: set base.path to a directory that contains the model"
         )
     return None
 

@@ -91,6 +91,8 @@ def test_quantised_weights_are_told(
         ("registry.ollama.ai/library/tiny/latest", "tiny"),
         ("registry.ollama.ai/me/tiny/1b", "me/tiny:1b"),
         ("example.org/me/tiny/1b", "example.org/me/tiny:1b"),
+        ("hf.co/me/Tiny-GGUF/Q4_K_M", "hf.co/me/Tiny-GGUF:Q4_K_M"),
+        ("localhost:5000/library/tiny/latest", "localhost:5000/library/tiny"),
     ],
 )
 def test_a_model_of_ollama_is_a_base(
@@ -109,9 +111,18 @@ def test_a_model_that_ollama_lacks_is_refused_with_those_that_it_has(
     monkeypatch.setenv("OLLAMA_MODELS", str(store))
     with pytest.raises(BaseModelError, match=r"ollama:other: Ollama has no such model .* it has tiny:1b"):
         fetch(config("ollama:other"), tmp_path)
+    ollama(store, gguf, "hf.co/library/other/latest")
+    with pytest.raises(BaseModelError, match=r"it has hf\.co/library/other:latest, tiny:1b"):
+        fetch(config("ollama:other"), tmp_path)
     shutil.rmtree(store / "blobs")
     with pytest.raises(BaseModelError, match="holds no file of its weights"):
         fetch(config("ollama:tiny:1b"), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["", "a/b/c/d:1b", "tiny:1b:2b", "/tiny"])
+def test_a_name_that_is_none_of_ollama_is_refused_with_the_form(tmp_path: Path, name: str) -> None:
+    with pytest.raises(BaseModelError, match=r"expected ollama:\[\[HOST/\]OWNER/\]NAME\[:TAG\]"):
+        fetch(config(f"ollama:{name}"), tmp_path)
 
 
 def test_a_changed_blob_of_ollama_is_refused(
