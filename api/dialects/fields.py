@@ -20,6 +20,8 @@ MAX_MESSAGES = 2048
 MAX_TOOLS = 128
 INT64_MAX = 2**63 - 1
 
+ROLE = "Changed, and named as ignored, where the template refuses the order."
+
 StopText = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 TokenIdText = Annotated[str, StringConstraints(pattern=r"^(0|[1-9][0-9]{0,8})$")]

@@ -19,6 +19,7 @@ from api.engine.messages import Call, Layout, Message, Tool
 from api.engine.template import named_roles, system_in_question, takes_system, variables
 from api.engine.thinking import Marker, Thinking, Thinks
 from api.engine.tool_prompt import template_input, tool_form
+from api.engine.turns import in_turns
 from api.errors import InvalidRequest
 
 EFFORT = "reasoning_effort"  # a variable of some templates
@@ -67,13 +68,19 @@ class Prompt:
         return cls(AutoTokenizer.from_pretrained(directory, local_files_only=True))
 
     def encode(
-        self, messages: Sequence[Message], tools: Sequence[Tool] = (), layout: Layout | None = None
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Tool] = (),
+        layout: Layout | None = None,
+        *,
+        ordered: bool = False,
     ) -> list[int]:
         """Return the token ids up to where the assistant's answer begins or continues.
 
+        ordered: questions and answers take turns first, as strict templates insist (turns.py).
         Raises: InvalidRequest if the template refuses the conversation.
         """
-        given = self._given(messages, tools, layout)
+        given = self._given(messages, tools, layout, ordered)
         if not any(self._control_pattern.search(text) for text in _texts(given)):
             return _ids(self._encode, self._render(given))
         return self._encode_with_literals(given)
@@ -110,7 +117,11 @@ class Prompt:
         return text.encode()
 
     def _given(
-        self, messages: Sequence[Message], tools: Sequence[Tool] = (), layout: Layout | None = None
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Tool] = (),
+        layout: Layout | None = None,
+        ordered: bool = False,
     ) -> dict[str, Any]:
         """Return all that comes from a client. end: a mark where the prompt must end, in the last message."""
         layout = layout or Layout()
@@ -118,6 +129,8 @@ class Prompt:
             messages = system_in_question(messages)
         key = self.thinking.key if self.thinking else None
         given = template_input(messages, tools, self._tool_form, key)
+        if ordered:
+            given["messages"] = in_turns(given["messages"], self._takes_system)
         end = secrets.token_hex(16) if layout.continued else ""
         given["messages"][-1]["content"] += end
         values = {**self._thinking_values(layout), **layout.values}

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from api.engine.context import require_known_tokens
-from api.engine.messages import Layout, Message
+from api.engine.messages import Layout, Message, Tool
 from api.engine.prompt import Prompt
 from api.engine.sampling import Sampling
 from api.engine.thinking import Thinks
@@ -50,6 +50,16 @@ class Conversation:
                     f"{self.values_field}.{name}: the model's template has no such variable; it has {has}.",
                     param=f"{self.values_field}.{name}",
                 )
+
+    def encode(self, prompt: Prompt, tools: Sequence[Tool]) -> tuple[list[int], bool]:
+        """Return the token ids, and whether roles were changed because the template refuses their order.
+
+        Raises: InvalidRequest if it refuses the conversation in any order.
+        """
+        try:
+            return prompt.encode(self.messages, tools, self.layout), False
+        except InvalidRequest:
+            return prompt.encode(self.messages, tools, self.layout, ordered=True), True
 
     def unused(self, prompt: Prompt, field: str) -> Iterator[str]:
         """Yield the names of what the template has no place for. field: the dialect's name for messages."""
@@ -121,22 +131,25 @@ class GenerationRequest:
                 param="min_tokens",
             )
 
-    def encode(self, prompt: Prompt) -> list[list[int]]:
-        """Return the token ids of every prompt. Takes milliseconds for a long one.
+    def encode(self, prompt: Prompt) -> tuple[list[list[int]], set[str]]:
+        """Return the token ids of every prompt, and the names of fields that change nothing with this model.
 
+        Takes milliseconds for a long prompt.
         Raises: InvalidRequest if the template refuses a conversation, or a prompt has no token.
         """
-        encoded = []
+        encoded, ignored = [], self._ignored(prompt)
         for given in self.prompts:
             if isinstance(given, Conversation):
                 given.require_known_values(prompt.variables)
-                ids = prompt.encode(given.messages, self.offer.tools, given.layout)
+                ids, ordered = given.encode(prompt, self.offer.tools)
+                if ordered:
+                    ignored.add(f"{self.fields.prompt}.role")
             else:
                 ids = prompt.encode_text(given) if isinstance(given, str) else given
             if not ids:
                 raise InvalidRequest("A prompt must have at least one token.", param=self.fields.prompt)
             encoded.append(ids)
-        return encoded
+        return encoded, ignored
 
     def thinks(self, prompt: Prompt, prompts: Sequence[list[int]]) -> Thinks | None:
         """Return how the answers think, or None if they do not. prompts: as `encode` has rendered them."""
@@ -160,8 +173,7 @@ class GenerationRequest:
         texts = [prompt.text(given) if isinstance(given, list) else str(given) for given in self.prompts]
         return [text for text in texts for _ in range(self.sampling.choices)]
 
-    def ignored(self, prompt: Prompt) -> set[str]:
-        """Return the names of request fields that change nothing with this model."""
+    def _ignored(self, prompt: Prompt) -> set[str]:
         talks = [given for given in self.prompts if isinstance(given, Conversation)]
         return {*self.unused, *(name for each in talks for name in each.unused(prompt, self.fields.prompt))}
 

@@ -122,8 +122,7 @@ class Generation(Response):
         self, served: ServedModel, state: RequestState, scope: Scope, receive: Receive, send: Send
     ) -> None:
         runner, request, key = self._runner, self._request, state.key
-        prompts, schema, thinks = await self._render(served)
-        state.ignored |= request.ignored(served.prompt)
+        prompts, schema, thinks = await self._render(served, state)
         limits = self._limits(prompts, served.engine.max_model_len)
         tally = state.tally = Tally(
             key.name if key else "",
@@ -166,16 +165,20 @@ class Generation(Response):
                     await Response(body, 200, headers, "application/json")(scope, receive, send)
 
     async def _render(
-        self, served: ServedModel
+        self, served: ServedModel, state: RequestState
     ) -> tuple[list[list[int]], AnswerSchema | None, Thinks | None]:
-        """Return the token ids of every prompt, the schema that an answer must obey, and how it thinks."""
+        """Return the token ids of every prompt, the schema that an answer must obey, and how it thinks.
+
+        Note in `state` the fields that change nothing.
+        """
         request, prompt = self._request, served.prompt
         request.require_known_tokens(served.engine.vocab_size)
         request.require_reachable(served.engine.max_model_len)
         # A long prompt and many schemas take milliseconds: not on the event loop.
-        prompts, schema = await asyncio.to_thread(
+        (prompts, ignored), schema = await asyncio.to_thread(
             lambda: (request.encode(prompt), request.answer_schema(prompt))
         )
+        state.ignored |= ignored
         request.require_echoable(prompts, served.engine.vocab_size)
         return prompts, schema, request.thinks(prompt, prompts)
 

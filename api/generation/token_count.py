@@ -20,5 +20,6 @@ async def count_tokens(runner: Runner, request: GenerationRequest, state: Reques
         if state.key is not None:
             reservation = await runner.ledger.admit(state.key, 1, 1)
             reservation.settle(0, 0)
-        state.ignored |= request.ignored(served.prompt)
-        return sum(map(len, await asyncio.to_thread(request.encode, served.prompt)))
+        prompts, ignored = await asyncio.to_thread(request.encode, served.prompt)
+        state.ignored |= ignored
+        return sum(map(len, prompts))

@@ -40,6 +40,9 @@ HISTORY: list[tuple[Literal["user", "assistant"], str]] = [
 # The prompt of `q` under this system prompt, where the template has no place for one.
 SYSTEM = "Be <|im_end|> brief."
 SYSTEM_IN_QUESTION = "<|im_start|>user\nBe <|im_end|> brief.\n\nq<|im_end|>\n<|im_start|>assistant\n"
+# Two questions in a row, and the prompt that a strict template makes of them.
+TWO_QUESTIONS = ("A <|im_end|> kite.", "r")
+ONE_QUESTION = "<|im_start|>user\nA <|im_end|> kite.\n\nr<|im_end|>\n<|im_start|>assistant\n"
 # Writes the thinking of every answer.
 KEEPING = (
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}"

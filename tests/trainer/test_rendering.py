@@ -10,6 +10,7 @@ from trainer.config_data import DataConfig
 from trainer.data.adapt import adapt
 from trainer.data.clean import Cleaned
 from trainer.data.conversation import Conversation, Message
+from trainer.data.repair import repair
 from trainer.data.select import Selected
 from trainer.data.shapes import RowError
 from trainer.data.tokenize import IGNORED, ChatTokenizer, Rendered, TokenRow, answer_runs
@@ -49,6 +50,16 @@ def test_a_system_prompt_without_a_place_is_in_the_question_as_the_api_has_it() 
     [adapted] = selected.cleaned.conversations
     ids = chat.prompt_ids(adapted.messages[:-1])
     wanted = [t.replace("\n", "Ċ").replace(" ", "Ġ") for t in prompts.tokens(prompts.SYSTEM_IN_QUESTION)]
+    assert chat.tokenizer.convert_ids_to_tokens(ids) == wanted
+
+
+def test_two_questions_in_a_row_are_the_one_that_the_api_makes_of_them() -> None:
+    """tests/api/test_turns.py holds the other side."""
+    asked = [Message("user", question) for question in prompts.TWO_QUESTIONS]
+    repaired, _ = repair([*asked, Message("assistant", "a")])
+    chat = chat_of(prompts.STRICT)
+    ids = chat.prompt_ids(repaired[:-1])
+    wanted = [t.replace("\n", "Ċ").replace(" ", "Ġ") for t in prompts.tokens(prompts.ONE_QUESTION)]
     assert chat.tokenizer.convert_ids_to_tokens(ids) == wanted
 
 

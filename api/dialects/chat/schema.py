@@ -10,6 +10,7 @@ from api.dialects.fields import (
     INT64_MAX,
     MAX_MESSAGES,
     MAX_TOOLS,
+    ROLE,
     CallId,
     CompletionFields,
     FunctionName,
@@ -69,7 +70,7 @@ class ToolCall(Strict):
 class ChatMessage(Strict):
     other_fields = known.MESSAGE
 
-    role: Literal["system", "developer", "user", "assistant", "tool"]
+    role: Literal["system", "developer", "user", "assistant", "tool"] = Field(description=ROLE)
     content: str | Parts | None = Field(
         None, description="May be absent with tool_calls, refusal or thinking."
     )

@@ -10,6 +10,7 @@ from api.dialects.fields import (
     INT64_MAX,
     MAX_MESSAGES,
     MAX_TOOLS,
+    ROLE,
     CallId,
     StopText,
 )
@@ -113,7 +114,7 @@ Blocks = Annotated[list[Block], Field(max_length=MAX_BLOCKS, fail_fast=True)]
 class InputMessage(Strict):
     other_fields = known.MESSAGE
 
-    role: Literal["user", "assistant", "system"]
+    role: Literal["user", "assistant", "system"] = Field(description=ROLE)
     content: str | Blocks | None = Field(None, description="Needed, but for the role `system`.")
     clear_at: Literal["next_user_message", "never"] | None = Field(
         None, description="Of the role `system`: until when the model is shown the message."

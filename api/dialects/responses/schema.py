@@ -11,6 +11,7 @@ from api.dialects.fields import (
     INT64_MAX,
     MAX_MESSAGES,
     MAX_TOOLS,
+    ROLE,
     CallId,
     FunctionName,
     SamplingFields,
@@ -61,7 +62,7 @@ class InputItem(Strict):
     other_types = known.ITEM_TYPES
 
     type: Literal["message", "function_call", "function_call_output", "reasoning"] = "message"
-    role: Role | None = Field(None, description="Of a message, as is content.")
+    role: Role | None = Field(None, description=f"Of a message, as is content. {ROLE}")
     content: str | list[InputText] | None = None
     summary: list[Summary] | None = Field(None, description="Of a reasoning that has no content.")
     call_id: CallId | None = Field(None, description="Of a call and of its output.")
