@@ -37,6 +37,7 @@ VERBS = {
     "push": "print what would be uploaded to the Hugging Face Hub; --upload uploads it",
     "export": "convert the finished artifact to GGUF (llama.cpp, Ollama) and FP8",
 }
+AUTO = "auto"
 FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT)
 STAGES = ("run", "prepare", "sweep", "arm", "train", "merge", "evaluate")
 
@@ -75,7 +76,14 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 def _run(options: argparse.Namespace) -> None:
-    config = load(_config_path(options.config), [*options.set, *_arm_settings(options)])
+    overrides = [*options.set, *_arm_settings(options)]
+    if options.config == AUTO:
+        from trainer import auto_profile
+
+        _quieten_libraries()
+        options.config, why = auto_profile.choose(overrides, options.artifacts)
+        print(f"{AUTO}: {why}", file=sys.stderr, flush=True)
+    config = load(_config_path(options.config), overrides)
     if options.verb == "check" or options.dry_run:
         print(config.model_dump_json(indent=2), flush=True)
     if options.dry_run:
@@ -182,7 +190,8 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument(
             "--config",
             default="quickstart",
-            help="a YAML file, or the name of a shipped profile (default: quickstart)",
+            help=f"a YAML file, the name of a shipped profile, or `{AUTO}`: the largest of these that this "
+            "machine can train and reach (default: quickstart)",
         )
         sub.add_argument(
             "--artifacts",

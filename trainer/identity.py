@@ -37,6 +37,7 @@ ENGINE_PACKAGES = ("bitsandbytes", "unsloth", "unsloth_zoo")  # recorded where t
 # Code that cannot change a run, because none imports it (tests/trainer/test_identity.py).
 OUTSIDE_A_RUN = (
     "__main__.py",
+    "auto_profile.py",
     "cli.py",
     "config_file.py",
     "config_words.py",
@@ -49,7 +50,15 @@ OUTSIDE_A_RUN = (
     "ship",
 )
 # Code that cannot change a merged model or its evaluation.
-ONLY_SHOWS = ("__main__.py", "cli.py", "config_file.py", "config_words.py", "preflight.py", "pages")
+ONLY_SHOWS = (
+    "__main__.py",
+    "auto_profile.py",
+    "cli.py",
+    "config_file.py",
+    "config_words.py",
+    "pages",
+    "preflight.py",
+)
 # The files of a model directory that transformers reads. Licences, cards and our own record decide nothing.
 READ = ("*.json", "*.jinja", "*.model", "*.safetensors", "*.tiktoken", "*.txt", "additional_chat_templates/*")
 NOT_READ = (".", "base.json", "LICENSE", "NOTICE", "README", "USE_POLICY")

@@ -27,22 +27,28 @@ def check(config: RunConfig, trains_here: bool = True) -> None:
     Raises: MissingError listing every missing thing with its remedy.
     """
     problems = [
-        problem
-        for problem in (
-            *([_device(config), *_engine(config)] if trains_here else []),
-            *_trackers(config.train),
-            _base(config.base),
-            *_data(config.data),
-            *_prompts(config),
-            _chat_template(config.data),
-            _harness(config.evaluate),
-            *map(_benchmark, config.evaluate.benchmarks),
-        )
-        if problem is not None
+        *(lacking_to_train(config) if trains_here else []),
+        *_trackers(config.train),
+        *lacking_to_reach(config),
+        *_prompts(config),
+        *filter(None, [_chat_template(config.data), _harness(config.evaluate)]),
     ]
     if problems:
         listed = "".join(f"\n  - {problem}" for problem in problems)
         raise MissingError(f"this machine lacks what {config.name} needs:{listed}")
+
+
+def lacking_to_train(config: RunConfig) -> Iterator[str]:
+    """Yield what this machine lacks to train the profile, as a device and its packages go."""
+    yield from filter(None, [_device(config)])
+    yield from _engine(config)
+
+
+def lacking_to_reach(config: RunConfig) -> Iterator[str]:
+    """Yield what of the base, the data and the benchmarks is neither here nor to be had from the Hub."""
+    yield from filter(None, [_base(config.base)])
+    yield from _data(config.data)
+    yield from filter(None, map(_benchmark, config.evaluate.benchmarks))
 
 
 def check_processes(config: RunConfig, verb: str, processes: int) -> None:
