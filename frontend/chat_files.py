@@ -3,7 +3,16 @@
 import json
 import re
 
-from conversations import Chat, Conversation, Entry, encodable, new_chat, restore_entries, title_of
+from conversations import (
+    Chat,
+    Conversation,
+    Entry,
+    encodable,
+    new_chat,
+    restore_entries,
+    title_of,
+    with_thinking,
+)
 
 MARK = re.compile(r"^(\\*)<!-- (user|assistant) -->$", re.MULTILINE)
 OTHER_NAMES = {"human": "user", "gpt": "assistant"}
@@ -22,14 +31,23 @@ def to_json(chat: Chat) -> str:
 
 
 def to_markdown(chat: Chat) -> str:
-    """Return Markdown: headings for people, comments for `from_text`. It leaves out the rival's answers."""
+    """Return Markdown: headings for people, comments for `from_text`. Thoughts are quoted.
+
+    It leaves out the rival's answers.
+    """
     parts = [f"# {title_of(chat)}"]
     for entry in chat["entries"]:
         heading = "You" if entry["role"] == "user" else entry.get("model") or "Assistant"
         # Escape a line that looks like a mark with a backslash, and one that has backslashes with one more.
         content = MARK.sub(r"\\\g<0>", entry["content"])
-        parts.append(f"## {heading}\n<!-- {entry['role']} -->\n{content}")
+        lines = [f"## {heading}", *_quoted(entry.get("reasoning_content", ""))]
+        parts.append("\n".join([*lines, f"<!-- {entry['role']} -->", content]))
     return "\n\n".join(parts) + "\n"
+
+
+def _quoted(thinking: str) -> list[str]:
+    """Return the thinking as a quotation, with an empty line after it."""
+    return [*(f"> {line}" for line in thinking.split("\n")), ""] if thinking else []
 
 
 def from_text(text: str) -> Chat:
@@ -68,11 +86,16 @@ def _from_markdown(text: str) -> Conversation:
     marks = [mark for mark in MARK.finditer(text) if not mark[1]]
     ends = [mark.start() for mark in marks[1:]]
     entries: Conversation = []
+    quoted = ""
     for place, mark in enumerate(marks):
-        if place < len(ends):  # up to the heading of the next turn
-            content = text[mark.end() + 1 : ends[place]].rsplit("\n\n## ", 1)[0]
+        thinking = "\n".join(line[2:] for line in quoted.split("\n") if line.startswith("> "))
+        if place < len(ends):  # up to the heading of the next turn, which may have thoughts below it
+            content = text[mark.end() + 1 : ends[place]]
+            heading = content.rfind("\n\n## ")
+            content, quoted = (content[:heading], content[heading:]) if heading >= 0 else (content, "")
         else:
             content = text[mark.end() + 1 :].removesuffix("\n")
         content = MARK.sub(lambda found: found[0][1:], content)
-        entries.append(Entry(role="user" if mark[2] == "user" else "assistant", content=content))
+        entry = Entry(role="user" if mark[2] == "user" else "assistant", content=content)
+        entries.append(with_thinking(entry, thinking))
     return entries

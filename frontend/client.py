@@ -73,13 +73,13 @@ class Sampling:
 class Answer:
     """The part of an answer that has arrived.
 
-    thought: characters of the thinking that came before it, which the page does not show
+    thinking: what the model thought before it
     prompt_tokens, tokens: as the API counts them, None until it reports them
-    first_token_s, last_token_s: since the request was sent
+    first_token_s, last_token_s: of thinking or text, since the request was sent
     """
 
     text: str = ""
-    thought: int = 0
+    thinking: str = ""
     prompt_tokens: int | None = None
     tokens: int | None = None
     first_token_s: float | None = None
@@ -236,10 +236,10 @@ async def _sse_data(response: httpx.Response) -> AsyncGenerator[bytes, None]:
 def _take(answer: Answer, piece: dict[str, Any], elapsed_s: float) -> None:
     for choice in piece.get("choices") or ():
         delta = choice.get("delta") or {}
-        text = delta.get("content") or ""
-        answer.thought += len(delta.get("reasoning_content") or delta.get("reasoning") or "")
-        if text:
-            answer.text += text
+        text, thinking = delta.get("content"), delta.get("reasoning_content") or delta.get("reasoning")
+        if text or thinking:
+            answer.text += text or ""
+            answer.thinking += thinking or ""
             answer.last_token_s = elapsed_s
             if answer.first_token_s is None:
                 answer.first_token_s = elapsed_s

@@ -28,12 +28,14 @@ class Entry(Message):
 
     note: a remark such as its speed. model: the model that gave it. cut: whether it is incomplete
     tokens: the length of the conversation up to its end, 0 if the API does not report it
+    reasoning_content: what the model thought before it, which is shown and never sent
     """
 
     note: NotRequired[str]
     model: NotRequired[str]
     cut: NotRequired[bool]
     tokens: NotRequired[int]
+    reasoning_content: NotRequired[str]
 
 
 Conversation = list[Entry]
@@ -121,7 +123,7 @@ def restore_entries(kept: object) -> Conversation:
                     cut=bool(rest.get("cut")),
                     tokens=tokens if isinstance(tokens, int) else 0,
                 )
-                conversation.append(entry)
+                conversation.append(with_thinking(entry, str(rest.get("reasoning_content") or "")))
     return conversation
 
 
@@ -151,13 +153,21 @@ def reply(
     model: str = "",
     cut: bool = False,
     tokens: int = 0,
+    thinking: str = "",
 ) -> Conversation:
     """Return the conversation with an answer to its last question, or unchanged if `text` is empty."""
     if not text:
         return conversation
     text = encodable(text)
     entry = Entry(role="assistant", content=text, note=note, model=model, cut=cut, tokens=tokens)
-    return [*conversation, entry]
+    return [*conversation, with_thinking(entry, thinking)]
+
+
+def with_thinking(entry: Entry, thinking: str) -> Entry:
+    """Add to an answer what the model thought before it, if anything."""
+    if thinking.strip():
+        entry["reasoning_content"] = encodable(thinking.strip())
+    return entry
 
 
 def reopen(conversation: Conversation) -> Conversation:
@@ -222,20 +232,28 @@ def for_model(conversation: Conversation, system_prompt: str = "") -> list[Messa
 
 
 def for_chatbot(
-    conversation: Conversation, notice: str = "", choices: Sequence[tuple[str, str]] = (), start: int = 0
+    conversation: Conversation,
+    notice: str = "",
+    choices: Sequence[tuple[str, str]] = (),
+    start: int = 0,
+    thinking: str = "",
 ) -> list[dict[str, Any]]:
-    """Return Gradio's messages: questions verbatim, answers as Markdown, notes, and the notice.
+    """Return Gradio's messages: questions verbatim, thoughts, answers as Markdown, notes, and the notice.
 
-    choices: (label, value) of the buttons below the notice
+    choices: (label, value) of the buttons below the notice. thinking: what is thought of the last question
     """
     shown: list[dict[str, Any]] = []
     first_sent = len(before_question(conversation, start)) if start else 0
     for place, entry in enumerate(conversation):
         if first_sent and place == first_sent:
             shown.append(_remark("divider", "The messages above are no longer sent"))
+        if thoughts := entry.get("reasoning_content"):
+            shown.append(_thoughts(thoughts))
         shown.append(_shown(entry))
         if note := " · ".join(filter(None, [entry.get("model"), entry.get("note")])):
             shown.append(_remark("note", note))
+    if thinking.strip():
+        shown.append(_thoughts(encodable(thinking), over=bool(notice)))
     if notice:
         shown.append(_remark("notice", notice))
     if choices and shown:
@@ -250,11 +268,25 @@ def questions_before(chatbot: Sequence[dict[str, Any]], index: int) -> int:
 
 def _shown(entry: Entry) -> dict[str, Any]:
     if entry["role"] == "user":
-        # Not Markdown: pasted code and documentation must look as they were pasted. The dollar sign is
-        # escaped so that no LaTeX is read. HTML drops the first line break in a <pre>.
-        text = html.escape(entry["content"]).replace("$", "&#36;")
-        return _message("user", f'<pre class="question">\n{text}</pre>')
+        # Not Markdown: pasted code and documentation must look as they were pasted. HTML drops the first
+        # line break in a <pre>.
+        return _message("user", f'<pre class="question">\n{_verbatim(entry["content"])}</pre>')
     return _message("assistant", entry["content"])
+
+
+def _verbatim(text: str) -> str:
+    """Return the text as HTML in which no LaTeX is read."""
+    return html.escape(text).replace("$", "&#36;")
+
+
+def _thoughts(text: str, *, over: bool = True) -> dict[str, Any]:
+    """Return a box that is open while the model thinks and closed once that is over. Its text is verbatim.
+
+    Gradio's own accordion for thoughts has no name for screen readers.
+    """
+    begin = "<details><summary>Thoughts" if over else "<details open><summary>Thinking"
+    shown = _verbatim(text).replace("\n", "&#10;")  # an empty line would end the HTML
+    return _message("assistant", f'<div class="thoughts">{begin}</summary><pre>{shown}</pre></details></div>')
 
 
 def _remark(kind: str, text: str) -> dict[str, Any]:

@@ -95,11 +95,6 @@ def failure_notice(failure: ApiError, *, begun: bool, alone: bool) -> tuple[str,
     return f"{explain(failure)} {KEPT}", ("retry",)
 
 
-def thinking_notice(answer: Answer) -> str:
-    """Say that the model thinks, until its answer begins."""
-    return f"Thinking: {answer.thought:,} characters so far." if answer.thought and not answer.text else ""
-
-
 def length_notice(answer: Answer) -> tuple[str, tuple[str, ...]]:
     """Return (notice, choices) for an answer that the length limit ended, empty for another."""
     return (LIMITED, ("continue",)) if answer.finish_reason == "length" else ("", ())

@@ -8,7 +8,10 @@ from pathlib import Path
 import gradio as gr
 
 HERE = Path(__file__).parent
-STYLES = [HERE / f"{name}.css" for name in ("style", "header", "conversation", "code", "composer", "phone")]
+STYLES = [
+    HERE / f"{name}.css"
+    for name in ("style", "header", "conversation", "thoughts", "code", "composer", "phone")
+]
 SCRIPT = HERE / "page.js"
 
 COLOURS = {  # Gradio's variable: light, dark

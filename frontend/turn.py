@@ -22,7 +22,7 @@ class Question:
 
     conversation: ends with the question
     start: the number of questions that, with their answers, are not sent
-    prefix: the text of an incomplete answer, which the model continues
+    prefix, thoughts: the text of an incomplete answer, which the model continues, and what it thought before
     """
 
     conversation: Conversation
@@ -30,6 +30,7 @@ class Question:
     sampling: Sampling
     start: int = 0
     prefix: str = ""
+    thoughts: str = ""
 
     @property
     def _sent(self) -> Conversation:
@@ -54,12 +55,14 @@ class Turn:
     """The conversation so far, and a notice if something is wrong.
 
     choices: the names of what the reader can do about it. over: whether this is the last state
+    thinking: what the model thinks before its answer begins
     """
 
     conversation: Conversation
     notice: str = ""
     choices: tuple[str, ...] = ()
     over: bool = False
+    thinking: str = ""
 
 
 async def answer(api: Api, name: str, question: Question) -> AsyncGenerator[Turn, None]:
@@ -68,7 +71,7 @@ async def answer(api: Api, name: str, question: Question) -> AsyncGenerator[Turn
     name: the model to ask; if the API no longer has it, the first of its list
     """
     conversation = question.conversation
-    answered = Answer(question.prefix)
+    answered = Answer(question.prefix, f"{question.thoughts}\n\n" if question.thoughts else "")
     status = await api.status()
     served = status.model(name)
     model = served.id if served else ""
@@ -78,15 +81,18 @@ async def answer(api: Api, name: str, question: Question) -> AsyncGenerator[Turn
         coming = api.fill(answered, model, question.messages(), question.sampling)
         async with aclosing(_redraws(answered, asyncio.create_task(coming))) as redraws:
             async for _ in redraws:
-                yield Turn(reply(conversation, answered.text), texts.thinking_notice(answered))
+                so_far = reply(conversation, answered.text, thinking=answered.thinking)
+                yield Turn(so_far, thinking="" if answered.text else answered.thinking)
     except ApiError as failure:
-        kept = reply(conversation, answered.text, texts.CUT_OFF, model=model, cut=True)
+        kept = reply(
+            conversation, answered.text, texts.CUT_OFF, model=model, cut=True, thinking=answered.thinking
+        )
         notice = texts.failure_notice(failure, begun=bool(answered.text), alone=question.is_alone)
-        yield Turn(kept, *notice, over=True)
+        yield Turn(kept, *notice, over=True, thinking="" if answered.text else answered.thinking)
         return
     if not answered.text:
-        empty = texts.ONLY_THOUGHT if answered.thought else texts.EMPTY
-        yield Turn(conversation, empty, ("retry",), over=True)
+        empty = texts.ONLY_THOUGHT if answered.thinking else texts.EMPTY
+        yield Turn(conversation, empty, ("retry",), over=True, thinking=answered.thinking)
         return
     is_cut = answered.finish_reason == "length"
     whole = reply(
@@ -96,6 +102,7 @@ async def answer(api: Api, name: str, question: Question) -> AsyncGenerator[Turn
         model=model,
         cut=is_cut,
         tokens=answered.all_tokens,
+        thinking=answered.thinking,
     )
     yield Turn(whole, *texts.length_notice(answered), over=True)
 
@@ -109,21 +116,26 @@ async def _redraws(answered: Answer, coming: asyncio.Task[None]) -> AsyncGenerat
     Gradio notices that a reader has left only when it gets an update. Without one in silence, a closed page
     would hold its place in the API's queue until the first token. Raises what `coming` raises.
     """
-    drawn, drawn_at = answered.text, time.monotonic()
+    drawn, drawn_at = _drawable(answered), time.monotonic()
     _running.add(coming)
     try:
         while True:
-            pause_s = REDRAW_S + REDRAW_EACH_S * len(_running) if drawn else REDRAW_S
+            pause_s = REDRAW_S + REDRAW_EACH_S * len(_running) if any(drawn) else REDRAW_S
             if (await asyncio.wait({coming}, timeout=pause_s))[0]:
                 coming.result()
                 return
-            if answered.text != drawn or time.monotonic() - drawn_at > HEARTBEAT_S:
-                drawn, drawn_at = answered.text, time.monotonic()
+            if _drawable(answered) != drawn or time.monotonic() - drawn_at > HEARTBEAT_S:
+                drawn, drawn_at = _drawable(answered), time.monotonic()
                 yield
     finally:
         _running.discard(coming)
         coming.cancel()
         await asyncio.wait({coming})
+
+
+def _drawable(answered: Answer) -> tuple[int, int]:
+    """Return what changes when there is something new to draw."""
+    return len(answered.thinking), len(answered.text)
 
 
 async def together(

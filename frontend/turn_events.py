@@ -164,7 +164,7 @@ class TurnEvents:
                 open_chat[side] = latest.conversation
                 choices, start = texts.choice_buttons(latest.choices), open_chat["start"]
                 shown[ui.chatbots[SIDES.index(side)]] = conversations.for_chatbot(
-                    latest.conversation, latest.notice, choices, start
+                    latest.conversation, latest.notice, choices, start, latest.thinking
                 )
                 update = dict(shown)
                 if latest.over:
@@ -185,13 +185,15 @@ class TurnEvents:
     ) -> AsyncGenerator[turn.Turn, None]:
         """Ask one side's model the open question, or for the rest of its incomplete answer."""
         conversation = open_chat[side]
+        begun = conversation[-1] if conversations.is_answered(conversation) else None
         name = inputs[self._ui.model if side == "entries" else self._ui.rival_model]
         question = turn.Question(
             conversations.reopen(conversation),
             inputs[self._ui.controls[0]],
             sampling,
             open_chat["start"],
-            prefix=conversation[-1]["content"] if conversations.is_answered(conversation) else "",
+            prefix=begun["content"] if begun else "",
+            thoughts=begun.get("reasoning_content", "") if begun else "",
         )
         return turn.answer(self._api, str(name), question)
 

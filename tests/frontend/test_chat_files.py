@@ -17,6 +17,7 @@ ENTRIES: Conversation = [
         "model": "m",
         "cut": False,
         "tokens": 9,
+        "reasoning_content": "A kite.\n\n## You\n<!-- user -->\n> Blue?",
     },
     {"role": "user", "content": "more\u2028"},
 ]
@@ -35,7 +36,9 @@ def test_json_round_trip_gives_the_same_chat() -> None:
 
 
 def test_markdown_round_trip_keeps_every_word_even_if_it_looks_like_markup() -> None:
-    assert contents(from_text(to_markdown(new_chat(ENTRIES)))["entries"]) == contents(ENTRIES)
+    back = from_text(to_markdown(new_chat(ENTRIES)))["entries"]
+    assert contents(back) == contents(ENTRIES)
+    assert [entry.get("reasoning_content") for entry in back] == [None, ENTRIES[1]["reasoning_content"], None]
 
 
 def test_markdown_reads_well() -> None:
@@ -43,6 +46,13 @@ def test_markdown_reads_well() -> None:
         [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes", "model": "m"}]
     )
     assert to_markdown(chat) == "# Hi\n\n## You\n<!-- user -->\nHi\n\n## m\n<!-- assistant -->\nYes\n"
+    chat["entries"][-1]["reasoning_content"] = "A greeting.\nAgree."
+    assert to_markdown(chat).endswith("## m\n> A greeting.\n> Agree.\n\n<!-- assistant -->\nYes\n")
+
+
+def test_markdown_without_headings_has_its_turns() -> None:
+    entries = from_text("<!-- user -->\nHi\n<!-- assistant -->\nYes\n")["entries"]
+    assert contents(entries) == [("user", "Hi\n"), ("assistant", "Yes")]
 
 
 def test_training_rows_can_be_imported() -> None:

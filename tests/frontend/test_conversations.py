@@ -139,6 +139,27 @@ def test_questions_are_shown_verbatim() -> None:
     assert part["text"] == ('<pre class="question">\n&lt;b&gt;*x*\n\n    &#36;y&#36; &amp; z</pre>')
 
 
+def test_thoughts_are_verbatim_in_a_box_before_the_answer_open_while_they_come() -> None:
+    conversation = reply(ask([], "q"), "Blue.", thinking="A \ud83dkite.\n\n</details>$x$")
+    asked, thoughts, _ = for_chatbot(conversation)
+    assert thoughts["content"][0]["text"] == (
+        '<div class="thoughts"><details><summary>Thoughts</summary>'
+        "<pre>A \ufffdkite.&#10;&#10;&lt;/details&gt;&#36;x&#36;</pre></details></div>"
+    )
+    coming = for_chatbot(conversation[:1], thinking="A")[-1]
+    assert "<details open><summary>Thinking</summary><pre>A</pre>" in coming["content"][0]["text"]
+    *_, thoughts, notice = for_chatbot(conversation[:1], "Sorry.", [("Try again", "retry")], thinking="A")
+    assert "<details><summary>Thoughts" in thoughts["content"][0]["text"] and "options" in notice
+    assert for_chatbot(conversation[:1], thinking=" \n") == [asked]
+    assert "reasoning_content" not in reply([], "Blue.", thinking=" \n")[0], "an empty block is no thought"
+
+
+def test_the_browser_keeps_thoughts_and_the_model_is_not_sent_them() -> None:
+    conversation = reply(ask([], "q"), "Blue.", thinking="A kite.")
+    assert restore_entries(conversation) == conversation
+    assert for_model(ask(conversation, "r"))[1] == {"role": "assistant", "content": "Blue."}
+
+
 def test_markup_in_a_notice_is_escaped() -> None:
     assert "<script>" not in str(for_chatbot([], "<script>alert(1)</script>"))
 

@@ -1,9 +1,10 @@
 import asyncio
+import dataclasses
 
 import pytest
 
 import texts
-from client import Answer, Api, Sampling
+from client import Api, Sampling
 from conversations import Conversation
 from tests.support import PATIENCE_S
 from tests.support.fake_api import DONE, FakeApi, delta, event, running
@@ -151,15 +152,41 @@ def thought(text: str, finish_reason: str | None = None) -> bytes:
     return event({"choices": [choice]})
 
 
-async def test_thinking_is_told_until_the_answer_begins_and_is_no_part_of_it() -> None:
-    async with running(FakeApi([thought("A kite" * 300), delta("Blue.", "stop"), DONE])) as fake:
+async def test_thinking_is_shown_as_it_comes_and_kept_with_the_answer_and_never_sent() -> None:
+    async with running(FakeApi([thought("A "), thought("kite.")], hang=True)) as fake:
+        turns = answer(fake.api(), "", HI)
+        while (turn := await anext(turns)).thinking != "A kite.":
+            assert not turn.over
+        assert turn.conversation == QUESTION, "nothing is an answer yet"
+        await turns.aclose()
+    async with running(FakeApi([thought("A kite."), delta("Blue.", "stop"), DONE])) as fake:
         turn = await last_turn(fake.api())
-    assert turn.conversation[-1]["content"] == "Blue." and not turn.notice
-    assert texts.thinking_notice(Answer(thought=1800)) == "Thinking: 1,800 characters so far."
-    assert texts.thinking_notice(Answer("B", thought=1800)) == texts.thinking_notice(Answer()) == ""
+        last = turn.conversation[-1]
+        assert (last["content"], last["reasoning_content"]) == ("Blue.", "A kite.") and not turn.notice
+        assert not turn.thinking, "it is shown once"
+        await last_turn(fake.api(), Question([*turn.conversation, *QUESTION], "", Sampling(0, 16)))
+    assert "kite" not in str(fake.requests[1])
+    assert len(fake.requests[1]["messages"]) == 3
 
 
-async def test_an_answer_that_ended_within_its_thinking_says_so() -> None:
-    async with running(FakeApi([thought("A kite", "length"), DONE])) as fake:
+async def test_what_was_thought_before_an_answer_that_is_continued_stays() -> None:
+    half = Question(QUESTION, "", Sampling(0, 16), prefix="Bl", thoughts="A kite.")
+    async with running(FakeApi([thought("Yes."), delta("ue.", "stop"), DONE])) as fake:
+        turn = await last_turn(fake.api(), half)
+        without = await last_turn(fake.api(), dataclasses.replace(half, thoughts=""))
+    assert turn.conversation[-1]["content"] == "Blue."
+    assert turn.conversation[-1]["reasoning_content"] == "A kite.\n\nYes."
+    assert without.conversation[-1]["reasoning_content"] == "Yes."
+
+
+@pytest.mark.parametrize(
+    ("pieces", "notice"),
+    [([thought("A kite", "length"), DONE], "still thinking"), ([thought("A kite")], "cut off")],
+)
+async def test_an_answer_that_ended_within_its_thinking_says_so_and_shows_it(
+    pieces: list[bytes], notice: str
+) -> None:
+    async with running(FakeApi(pieces)) as fake:
         turn = await last_turn(fake.api())
-    assert (turn.notice, turn.choices) == (texts.ONLY_THOUGHT, ("retry",))
+    assert notice in turn.notice and "retry" in turn.choices
+    assert (turn.conversation, turn.thinking) == (QUESTION, "A kite")

@@ -1,6 +1,7 @@
 """A scripted OpenAI-style API over real HTTP: `python scripted_api.py PORT`.
 
-A question chooses its failure by a word in it ("snap", "limit", "busy", "too long"). POST /state makes every
+A question chooses its failure by a word in it ("snap", "limit", "busy", "too long"); with "think" the answer
+has thoughts before it, and with "only" nothing else. POST /state makes every
 request fail: "starting", "draining", "key", or any other text as the reason why the API is not ready. POST
 /answer, /models (a JSON list of names) and /refusal (a message) replace the answer and the model list, and
 refuse every chat. GET /requests returns the bodies of all chats.
@@ -22,6 +23,10 @@ ANSWER = (
     "A **hash table** finds a value by its key: \\(O(1)\\) on average.\n\n"
     "```python\ndef put(table, key, value):\n    table[hash(key) % len(table)] = (key, value)  # one\n```\n\n"
     "| step | cost |\n|---|---|\n| look-up | 1 |\n"
+)
+THOUGHTS = (
+    "The user asks about a **hash table**.\n\n1. What is a key?\n2. `hash(key)` gives a place.\n\n"
+    "So I explain both, with <b>one</b> example. <img src=x onerror=alert(1)>"
 )
 STATES = {
     "starting": (503, "The engine is loading the weights", "starting", 20),
@@ -80,14 +85,18 @@ class Api(BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("content-type", "text/event-stream")
         self.end_headers()
-        pieces = Api.answer.split(" ")
+        if "think" in question:
+            for piece in THOUGHTS.split(" "):
+                self._event({"choices": [{"index": 0, "delta": {"reasoning_content": f"{piece} "}}]})
+                time.sleep(0.02)
+        pieces = [] if "only" in question else Api.answer.split(" ")
         for place, piece in enumerate(pieces):
             if "snap" in question and place == 5:
                 return
             text = piece + " " * (place + 1 < len(pieces))
             self._event({"choices": [{"index": 0, "delta": {"content": text}, "finish_reason": None}]})
             time.sleep(0.01)
-        reason = "length" if "limit" in question else "stop"
+        reason = "length" if "limit" in question or "only" in question else "stop"
         self._event({"choices": [{"index": 0, "delta": {}, "finish_reason": reason}]})
         usage = {"prompt_tokens": 1500, "completion_tokens": len(pieces)}
         self._event({"choices": [], "usage": usage})
