@@ -160,7 +160,7 @@ def _train_arm(config: RunConfig, pipeline: "Pipeline", options: argparse.Namesp
 
     arm = arms(config)[0]
     base, prepared = pipeline.found_or_made()
-    check_adapter(base.directory, [arm.setting.rank], config.lora.target_modules)
+    check_adapter(base.directory, [arm.setting.rank], config.lora)
     try:
         train(config, base, prepared, arm, options.steps, options.artifacts, options.keep_older_runs)
     except (MemoryError, RuntimeError) as error:

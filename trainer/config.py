@@ -14,6 +14,7 @@ from pydantic import (
 )
 
 from trainer.config_data import CONFIGS, DataConfig, Frozen
+from trainer.config_lora import LoraConfig
 from trainer.licence import wrong_name
 
 OLLAMA = "ollama:"  # begins the name of a model in Ollama's store
@@ -43,30 +44,6 @@ class BaseModelConfig(Frozen):
         if self.path and self.gguf_package:
             raise ValueError("give `path` or `gguf_package`, not both")
         return self
-
-
-class LoraConfig(Frozen):
-    """One rule for alpha in every arm: `alpha` fixed, or `alpha = scaling * rank`.
-
-    PEFT multiplies the update by alpha / rank: a fixed alpha lets it shrink as the rank grows, which
-    keeps the best learning rate about the same at every rank; a fixed scaling keeps the factor.
-    """
-
-    alpha: float | None = Field(None, gt=0, le=4096)
-    scaling: float | None = Field(None, gt=0, le=64)
-    dropout: float = Field(0.0, ge=0, lt=1)
-    target_modules: tuple[str, ...] = Field(
-        ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"), min_length=1
-    )
-
-    @model_validator(mode="after")
-    def _one_rule(self) -> "LoraConfig":
-        if (self.alpha is None) == (self.scaling is None):
-            raise ValueError("give either `alpha` or `scaling`")
-        return self
-
-    def alpha_at(self, rank: int) -> float:
-        return self.alpha if self.alpha is not None else (self.scaling or 1) * rank
 
 
 class SweepConfig(Frozen):
@@ -251,6 +228,18 @@ class RunConfig(Frozen):
     def _probabilities_need_plain(self) -> "RunConfig":
         if self.data.general and self.data.general.top_tokens and self.train.engine != "plain":
             raise ValueError("`data.general.top_tokens` needs `train.engine: plain`")
+        return self
+
+    @model_validator(mode="after")
+    def _more_than_lora_needs_plain(self) -> "RunConfig":
+        given = {"dora": self.lora.dora, "modules_to_save": self.lora.modules_to_save}
+        train = self.train
+        for name in (name for name, value in given.items() if value):
+            if (train.engine, train.quantization, train.shard_base) != ("plain", "none", False):
+                raise ValueError(
+                    f"`lora.{name}` needs `train.engine: plain`, `train.quantization: none` and no "
+                    "`train.shard_base`"
+                )
         return self
 
     @field_validator("base")

@@ -24,6 +24,7 @@ from pydantic import BaseModel
 from trainer.base_place import place
 from trainer.config import BaseModelConfig, RunConfig
 from trainer.config_data import DataConfig, SourceConfig
+from trainer.config_lora import LoraConfig
 from trainer.errors import MissingError
 from trainer.files import data_files, read_json, sha256_file, write_json
 from trainer.source_name import is_local
@@ -62,6 +63,7 @@ ONLY_SHOWS = (
 # The files of a model directory that transformers reads. Licences, cards and our own record decide nothing.
 READ = ("*.json", "*.jinja", "*.model", "*.safetensors", "*.tiktoken", "*.txt", "additional_chat_templates/*")
 NOT_READ = (".", "base.json", "LICENSE", "NOTICE", "README", "USE_POLICY")
+NEWER_OF_LORA = ("rslora", "dora", "modules_to_save")
 # Settings of `train` that do not change the weights of a run after a given step.
 NOT_IN_A_RUN = {"epochs", "max_steps", "logging_steps", "trackers", "shard_base"}
 
@@ -96,6 +98,8 @@ def by_content(value: Any, setting: str) -> Any:
             return found["source"] if isinstance(value.plain(), str) else found
         if isinstance(value, DataConfig):
             return _data_by_content(found)
+        if isinstance(value, LoraConfig):  # so the keys are those from before these settings
+            return {name: own for name, own in found.items() if own or name not in NEWER_OF_LORA}
         return found
     if isinstance(value, Path):
         return _file_sha256(value, setting)

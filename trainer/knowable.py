@@ -26,11 +26,14 @@ from trainer.ship.modelfile import go_template
 from trainer.ship.stops import end_of_turn_id
 
 
-def check_base(config: RunConfig, base: Path) -> None:
-    """Check that the base can be trained as configured. Raises: ConfigError or BaseModelError."""
+def check_base(config: RunConfig, base: Path) -> list[str]:
+    """Check that the base can be trained as configured, and return remarks on what is not trained.
+
+    Raises: ConfigError or BaseModelError.
+    """
     try:
         shape = AutoConfig.from_pretrained(base, local_files_only=True)
-        check_adapter(base, config.sweep.ranks, config.lora.target_modules)
+        remarks = check_adapter(base, config.sweep.ranks, config.lora)
     except (KeyError, OSError, ValueError) as error:  # transformers' own
         raise BaseModelError(
             f"the base model {base} is no causal language model that transformers knows: "
@@ -46,6 +49,7 @@ def check_base(config: RunConfig, base: Path) -> None:
         )
     if config.data.chat_template:
         end_of_turn_id(load_tokenizer(base, config.data.chat_template))
+    return remarks
 
 
 def check_data(config: RunConfig, base: Path, prepared: Prepared) -> Iterator[str]:

@@ -78,7 +78,8 @@ class Pipeline:
     def base(self) -> BaseModel:
         with self._stages.stage("base", f"get {self.config.base.id} ready"):
             base = base_model.fetch(self.config.base, self.artifacts)
-            check_base(self.config, base.directory)
+            for remark in check_base(self.config, base.directory):
+                say(f"  {remark}")
             return base
 
     def prepare(self, base: BaseModel) -> Prepared:
@@ -98,11 +99,12 @@ class Pipeline:
         if base is None:
             say(f"{self.config.base.id} is not on this machine yet; `prepare` gets it and checks the rest")
             return
-        check_base(self.config, base.directory)
+        remarks = check_base(self.config, base.directory)
         prepared = find_prepared(self.config, base, self.artifacts, self._keep_older)
         if prepared is None:
             say("the data is not prepared yet; `prepare` checks whether the gates can be measured on it")
-        remarks = list(check_data(self.config, base.directory, prepared)) if prepared else []
+        if prepared:
+            remarks += check_data(self.config, base.directory, prepared)
         for line in (*remarks, *limits(self.config, base.directory, prepared)):
             say(f"note: {line}")
 

@@ -130,7 +130,7 @@ def _engine(config: RunConfig) -> list[str]:
                 f"the package {package}: `make setup` installs it on a machine with an NVIDIA GPU. Without "
                 "one, set train.engine=plain, train.quantization=none and train.optimizer=adamw_torch_fused"
             )
-    if train.dtype != "float32" and (problem := _dtype(train)):
+    if train.dtype != "float32" and (problem := _dtype(train) or _whole_in_16_bits(config)):
         problems.append(problem)
     if train.quantization == "fp8" and (problem := _fp8()):
         problems.append(problem)
@@ -161,6 +161,13 @@ def _dtype(train: TrainConfig) -> str | None:
     if train.dtype == "bfloat16" and cuda and not torch.cuda.is_bf16_supported(including_emulation=False):
         return f"bfloat16: {torch.cuda.get_device_name()} does not support it; set train.dtype=float16"
     return None
+
+
+def _whole_in_16_bits(config: RunConfig) -> str | None:
+    """Whole weights are trained in fp32, which only a GPU's autocast joins with a 16-bit base."""
+    if not config.lora.modules_to_save or _device_of(config.train) == "cuda":
+        return None
+    return "train.dtype=float32 for lora.modules_to_save on a CPU"
 
 
 def _fp8() -> str | None:

@@ -11,7 +11,8 @@ import transformers
 from torch.nn import functional
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from trainer.config import LoraConfig, TrainConfig
+from trainer.config import TrainConfig
+from trainer.config_lora import LoraConfig
 from trainer.data.tokenize import IGNORED
 from trainer.engines import compiled, head, plain
 from trainer.engines.documents import documents
@@ -106,6 +107,20 @@ def test_losses_and_gradients_are_those_of_peft(
     assert len(gradients) == len(wanted) == 3 * 2 * len(targets or range(7))
     for got, want in zip(gradients, wanted, strict=True):
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-6)
+
+
+def test_the_root_of_the_rank_scales_its_updates_as_it_does_those_of_peft(
+    base: Path, row: dict[str, Any]
+) -> None:
+    every = {"target_modules": "all-linear"}
+    by_root, by_rank = (LoraConfig(alpha=8, rslora=root, **every) for root in (True, False))
+    loss, gradients = loss_and_gradients(compiled, base, row, by_root)
+    wanted_loss, wanted = loss_and_gradients(plain, base, row, by_root)
+    assert loss == pytest.approx(wanted_loss, rel=1e-6) and len(gradients) == len(wanted) == 3 * 2 * 7
+    for got, want in zip(gradients, wanted, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-6)
+    other = loss_and_gradients(compiled, base, row, by_rank)[1]
+    assert max(g.abs().max() for g in gradients) > 2 * max(g.abs().max() for g in other)  # √8 times
 
 
 @pytest.mark.parametrize("family", OTHERS)

@@ -128,7 +128,11 @@ def test_no_setting_answers_a_wrong_value_in_the_words_of_pydantic(config_file: 
             "evaluate.benchmarks=[{task: mmlu, max_drop: 0, limits: 3}]",
             "evaluate.benchmarks.0.limits: no such setting; did you mean limit?",
         ),
-        ("lora.zzz=1", "lora.zzz: no such setting; lora has alpha, scaling, dropout, target_modules"),
+        (
+            "lora.zzz=1",
+            "lora.zzz: no such setting; lora has alpha, scaling, dropout, target_modules, rslora, dora, "
+            "modules_to_save",
+        ),
     ],
 )
 def test_an_unknown_setting_is_answered_by_the_one_that_is_meant(

@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from tests.support import ROOT
 from tests.support.families import APART, FAMILIES, HEADS, TINY, WORDS, model_of
 from trainer.base_model import load_model
-from trainer.config import LoraConfig as LoraSettings
 from trainer.config import TrainConfig
+from trainer.config_lora import LoraConfig as LoraSettings
 from trainer.data.tokenize import IGNORED, TokenRow
 from trainer.engines import plain
 from trainer.fit.arm import Arm, Setting

@@ -8,7 +8,8 @@ from datasets import Dataset
 from torch.nn import functional
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast, TrainerCallback
 
-from trainer.config import LoraConfig, TrainConfig
+from trainer.config import TrainConfig
+from trainer.config_lora import LoraConfig
 from trainer.data.tokenize import IGNORED, TokenRow
 from trainer.engines import plain
 from trainer.fit.arm import Arm, Setting

@@ -9,8 +9,9 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerFast
 
-from trainer.config import LoraConfig, TrainConfig
+from trainer.config import TrainConfig
 from trainer.config_file import load
+from trainer.config_lora import LoraConfig
 from trainer.data.tokenize import IGNORED, TokenRow
 from trainer.engines import plain
 from trainer.fit.arm import Arm, Setting

@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any, Protocol
 
-from trainer.config import LoraConfig, TrainConfig
+from trainer.config import TrainConfig
+from trainer.config_lora import LoraConfig
 
 
 class Engine(Protocol):

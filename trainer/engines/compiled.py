@@ -16,7 +16,8 @@ from peft import PeftModel
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from trainer.config import LoraConfig, TrainConfig
+from trainer.config import TrainConfig
+from trainer.config_lora import ALL_LINEAR, LoraConfig
 from trainer.engines import fp8, fused, plain
 from trainer.engines.documents import attend, documents
 from trainer.engines.families import Small, rotates, small_weights, unknown_shape
@@ -197,6 +198,6 @@ def refusal(settings: TrainConfig, lora: LoraConfig, device: str) -> str | None:
         return "attends in 16 bits on a GPU"
     if lora.dropout:
         return "has no lora.dropout"
-    if others := sorted({*lora.target_modules} - ADAPTED):
+    if others := sorted({*lora.target_modules} - ADAPTED - {ALL_LINEAR}):
         return f"has no adapters on {', '.join(others)}"
     return None

@@ -7,19 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel, get_peft_model
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from trainer.base_model import load_model
-from trainer.config import LoraConfig as LoraSettings
 from trainer.config import TrainConfig
+from trainer.config_lora import LoraConfig
+from trainer.engines.adapters import peft_config
 from trainer.engines.sharded import shard
 
 
-def load(
-    base: Path, settings: TrainConfig, lora: LoraSettings, rank: int, seed: int, device: str
-) -> PeftModel:
+def load(base: Path, settings: TrainConfig, lora: LoraConfig, rank: int, seed: int, device: str) -> PeftModel:
     """Return the base, frozen, with a new adapter of `rank`, whose first weights `seed` alone decides."""
     if settings.quantization == "4bit":
         model = _load_in_4bit(base, settings.dtype, device)
@@ -29,17 +28,7 @@ def load(
         model = load_model(base, settings.dtype, device)
     model.config.use_cache = False  # with a cache, packed rows would silently attend to each other
     torch.manual_seed(seed)
-    return get_peft_model(
-        model,
-        LoraConfig(
-            task_type="CAUSAL_LM",
-            r=rank,
-            lora_alpha=lora.alpha_at(rank),
-            lora_dropout=lora.dropout,
-            target_modules=list(lora.target_modules),
-            bias="none",
-        ),
-    )
+    return get_peft_model(model, peft_config(model, lora, rank))
 
 
 def compute_loss(model: Any, inputs: dict[str, Any], target_tokens: Any) -> Any:

@@ -19,7 +19,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # the base is a local directory by now
 import torch
 from unsloth import FastLanguageModel
 
-from trainer.config import LoraConfig, TrainConfig
+from trainer.config import TrainConfig
+from trainer.config_lora import LoraConfig
+from trainer.engines.adapters import reach, skeleton
 from trainer.errors import ArmError
 
 atexit.register(shutil.rmtree, os.environ["UNSLOTH_COMPILE_LOCATION"], ignore_errors=True)
@@ -46,8 +48,9 @@ def load(base: Path, settings: TrainConfig, lora: LoraConfig, rank: int, seed: i
         r=rank,
         lora_alpha=lora.alpha_at(rank),
         lora_dropout=lora.dropout,
-        target_modules=list(lora.target_modules),
+        target_modules=reach(skeleton(base), lora, rank).names,
         bias="none",
+        use_rslora=lora.rslora,
         use_gradient_checkpointing=checkpointing,
         random_state=seed,
     )

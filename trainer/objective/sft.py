@@ -25,7 +25,7 @@ from trainer.objective.forward import batches, target_logits
 from trainer.objective.score import Measure, RowScore
 
 NAME = "sft"
-METHOD = "LoRA on the answers' tokens"
+METHOD = "on the answers' tokens"
 SCORE = Measure(
     "loss",
     "nats a token",

@@ -28,7 +28,7 @@ BODY = """---
 {built_with}{warning}
 {description}
 
-[{base}](https://huggingface.co/{base}) fine-tuned with LoRA by finechat; the adapter is merged, so this
+[{base}](https://huggingface.co/{base}) fine-tuned with {method} by finechat; the adapter is merged, so this
 is a whole model.
 
 ## What it is for, and what it is not
@@ -159,6 +159,7 @@ def _body(manifest: dict[str, Any], objective: Objective, front: str) -> str:
         built_with=f"\n**{terms.built_with}**\n" if terms and terms.built_with else "",
         description=manifest["description"],
         base=base["id"],
+        method=method_of(manifest["adapter"]),
         source=data["source"],
         made_with=f", made from the standard library of Python {python}" if python else "",
         fingerprint=data["fingerprint"],
@@ -194,9 +195,10 @@ def _procedure(manifest: dict[str, Any], objective: Objective) -> list[tuple[str
     training = manifest["training"]
     versions = ", ".join(f"{name} {version}" for name, version in manifest["packages"].items())
     return [
-        ("method", f"{objective.METHOD}, merged in fp32"),
+        ("method", f"{method_of(adapter)} {objective.METHOD}, merged in fp32"),
         ("rank, alpha", f"{adapter['rank']}, {adapter['alpha']:g}"),
         ("on", ", ".join(adapter["target_modules"])),
+        *_beside(adapter),
         ("learning rate", f"{adapter['learning_rate']:g}"),
         ("steps", _steps(training)),
         ("seed", f"{training['seed']}"),
@@ -207,6 +209,22 @@ def _procedure(manifest: dict[str, Any], objective: Objective) -> list[tuple[str
         ("hardware", f"{hardware['processor']}, {hardware['cores']} cores; {_accelerator(hardware)}"),
         ("packages", versions),
     ]
+
+
+def method_of(adapter: dict[str, Any]) -> str:
+    """Return `LoRA` or what it is called with other scaling and with DoRA."""
+    name = "DoRA" if adapter.get("dora") else "LoRA"
+    return f"{name}, scaled by alpha / √rank (rsLoRA)," if adapter.get("rslora") else name
+
+
+def _beside(adapter: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return what else was trained, and which layers were not; older manifests do not say it."""
+    without = adapter.get("without_adapter", {})
+    rows = [
+        ("trained whole", ", ".join(adapter.get("modules_to_save", ()))),
+        ("not trained", ", ".join(f"{name} ×{count}" for name, count in without.items())),
+    ]
+    return [(name, value) for name, value in rows if value]
 
 
 def _steps(training: dict[str, Any]) -> str:

@@ -9,11 +9,13 @@ from typing import Any
 from trainer.base_model import BaseModel
 from trainer.config import RunConfig
 from trainer.config_data import describe_sources
+from trainer.config_lora import LoraConfig
 from trainer.data.chat_template import DATE
 from trainer.data.prepare import Prepared
 from trainer.device import describe_hardware
+from trainer.engines.adapters import reach, skeleton
 from trainer.files import sha256_file, write_json
-from trainer.fit.arm import Run
+from trainer.fit.arm import Run, Setting
 from trainer.fit.choose.intervals import score_interval
 from trainer.identity import config_hash, made_by, uses_stdlib_docs
 
@@ -38,7 +40,6 @@ def build_manifest(
 
     examples: prompts for a page to offer, where the configuration has none.
     """
-    setting = winner.arm.setting
     return {
         "schema_version": SCHEMA_VERSION,
         "id": identifier,
@@ -52,12 +53,7 @@ def build_manifest(
             "licence": config.base.licence,
             "weights_sha256": base.weights_sha256,
         },
-        "adapter": {
-            "rank": setting.rank,
-            "alpha": config.lora.alpha_at(setting.rank),
-            "target_modules": list(config.lora.target_modules),
-            "learning_rate": setting.learning_rate,
-        },
+        "adapter": _adapter(config.lora, base.directory, winner.arm.setting),
         "training": _training(config, winner),
         "data": _data(config, prepared),
         "chat_template_date": DATE,
@@ -68,6 +64,21 @@ def build_manifest(
         "selection": {key: value for key, value in selection.items() if key != "arms"},
         "merge_check": merge_check,
         "evaluation": evaluation,
+    }
+
+
+def _adapter(lora: LoraConfig, base: Path, setting: Setting) -> dict[str, Any]:
+    found = reach(skeleton(base), lora, setting.rank)
+    return {
+        "rank": setting.rank,
+        "alpha": lora.alpha_at(setting.rank),
+        "scaling": lora.scaling_at(setting.rank),
+        "rslora": lora.rslora,
+        "dora": lora.dora,
+        "target_modules": found.names,
+        "modules_to_save": list(lora.modules_to_save),
+        "without_adapter": dict(found.without),
+        "learning_rate": setting.learning_rate,
     }
 
 

@@ -1,38 +1,118 @@
-"""Check before training that a base model can carry an adapter of the configured ranks."""
+"""Check before training that a base model can carry the configured adapter."""
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
 
+from trainer.config_lora import ALL_LINEAR, LoraConfig
+from trainer.engines.adapters import (
+    READ_BY_KERNELS,
+    TIED,
+    describe,
+    has_kernels,
+    last,
+    reach,
+    skeleton,
+    trains_tied,
+)
 from trainer.errors import ConfigError
 
+CLOSE = 0.55  # of difflib's ratio: `embed` is close to `embed_tokens`
 
-def check_adapter(base: Path, ranks: Sequence[int], target_modules: Sequence[str]) -> None:
-    """Check ranks and target modules against the layers of the base, by its config.json alone.
 
-    Raises: ConfigError if a rank exceeds a layer's smaller dimension, where a full update costs less,
-    or if a target module does not exist, or is an output that shares its weights with the embeddings.
+def check_adapter(base: Path, ranks: Sequence[int], lora: LoraConfig) -> list[str]:
+    """Check ranks, target modules and modules to save against the layers of the base.
+
+    Returns remarks on what is not trained, or not as it may seem. Raises: ConfigError if a rank exceeds a
+    layer's smaller dimension, where a full update costs less, if a name matches nothing, or if the layers
+    that it matches cannot be trained in this way.
     """
-    config = AutoConfig.from_pretrained(base, local_files_only=True)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    layers = [(name, m) for name, m in model.named_modules() if isinstance(m, torch.nn.Linear)]
-    for target in target_modules:
-        found = [(name, m) for name, m in layers if name.split(".")[-1] == target]
+    model = skeleton(base)
+    modules = {name: module for name, module in model.named_modules() if name}
+    problems = [*_wrong_targets(model, modules, lora), *_wrong_modules(model, modules, lora)]
+    if problems:
+        raise ConfigError("; ".join(problems))
+    remarks = []
+    if trains_tied(model, lora):
+        remarks.append(
+            "input and output embeddings of this base are one matrix: lora.modules_to_save trains it as one, "
+            "and the merged model keeps it so"
+        )
+    try:
+        found = reach(model, lora, min(ranks))
+    except ValueError as error:
+        raise ConfigError(f"lora.target_modules: {' '.join(str(error).split())}") from None
+    name = min(found.limits, key=lambda name: found.limits[name])
+    if max(ranks) > found.limits[name]:
+        raise ConfigError(
+            f"rank {max(ranks)} is over the smaller dimension of {name}, {found.limits[name]}: use ranks up "
+            "to that"
+        )
+    if found.without:
+        remarks.append(f"no adapter on {found.without.total()} layers: {describe(found.without)}")
+    return remarks
+
+
+def _is_named(name: str, wanted: str) -> bool:
+    return name == wanted or name.endswith(f".{wanted}")
+
+
+def _wrong_targets(model: Any, modules: dict[str, Any], lora: LoraConfig) -> Iterator[str]:
+    output = model.get_output_embeddings()
+    tied = model.config.tie_word_embeddings
+    linear = {name: m for name, m in modules.items() if isinstance(m, torch.nn.Linear)}
+    free = [name for name, layer in linear.items() if not (tied and layer is output)]
+    for target in lora.target_modules if lora.target_modules != (ALL_LINEAR,) else ():
+        found = {name: layer for name, layer in linear.items() if _is_named(name, target)}
         if not found:
-            there = ", ".join(sorted({name.split(".")[-1] for name, _ in layers}))
-            raise ConfigError(f"lora.target_modules: the base has no layer {target!r}; it has {there}")
-        if config.tie_word_embeddings and any(m is model.get_output_embeddings() for _, m in found):
-            raise ConfigError(
-                f"lora.target_modules: {target!r} shares its weights with the embeddings of this base, "
-                "and a merge would change both; leave it out"
+            yield f"lora.target_modules: the base has no layer {target!r}; {_nearest(target, free)}"
+        elif tied and any(layer is output for layer in found.values()):
+            yield (
+                f"lora.target_modules: {target!r} shares its weights with the embeddings of this base, and a "
+                "merge would change both; leave it out, or train both by lora.modules_to_save"
             )
-        name, layer = min(found, key=lambda pair: min(pair[1].weight.shape))
-        limit = min(layer.weight.shape)
-        if max(ranks) > limit:
-            raise ConfigError(
-                f"rank {max(ranks)} is over the smaller dimension of {name}, "
-                f"{layer.in_features} × {layer.out_features}: use ranks up to {limit}"
+        elif has_kernels(model) and last(target) == READ_BY_KERNELS:
+            yield (
+                f"lora.target_modules: the kernels of this base read {target!r} without calling it, and an "
+                "adapter on it would do nothing; leave it out"
             )
+
+
+def _wrong_modules(model: Any, modules: dict[str, Any], lora: LoraConfig) -> Iterator[str]:
+    embeddings = (model.get_input_embeddings(), model.get_output_embeddings())
+    for wanted in lora.modules_to_save:
+        found = [name for name in modules if _is_named(name, wanted)]
+        others = {name for name in modules if name.endswith(wanted)} - {*found}
+        ties = model.config.tie_word_embeddings and any(modules[name] in embeddings for name in found)
+        if not found:
+            near = _nearest(wanted, list(modules))
+            yield f"lora.modules_to_save: the base has no module {wanted!r}; {near}"
+        elif others:  # PEFT compares the ends of names without regard to dots
+            yield (
+                f"lora.modules_to_save: PEFT would take {', '.join(sorted({*map(last, others)}))} for "
+                f"{wanted!r}; give the whole name, such as {found[0]}"
+            )
+        elif any(_adapted_inside(name, modules, lora) for name in found):
+            yield f"lora.modules_to_save: {wanted!r} holds layers that get an adapter by lora.target_modules"
+        elif ties and last(wanted) not in TIED:
+            yield (
+                f"lora.modules_to_save: {wanted!r} is input and output of this base, and PEFT keeps such a "
+                f"tie only under the names {' and '.join(TIED)}; leave it out"
+            )
+
+
+def _adapted_inside(name: str, modules: dict[str, Any], lora: LoraConfig) -> bool:
+    inside = [other for other in modules if other == name or other.startswith(f"{name}.")]
+    if lora.target_modules == (ALL_LINEAR,):
+        return any(isinstance(modules[other], torch.nn.Linear) and other != "lm_head" for other in inside)
+    return any(_is_named(other, target) for other in inside for target in lora.target_modules)
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    """Return the nearest names, and all of them."""
+    names = sorted({last(each) for each in known if not last(each).isdecimal()})
+    near = difflib.get_close_matches(name, names, 3, CLOSE)
+    return (f"did you mean {' or '.join(near)}? It" if near else "it") + f" has {', '.join(names)}"

@@ -4,6 +4,7 @@ The rows arrive tokenised, labelled and packed, and objective and engine compute
 nothing.
 """
 
+import contextlib
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -63,6 +64,8 @@ class LoraTrainer(SFTTrainer):
         self._since_log = (time.monotonic(), 0)
         rows: Any = self.train_dataset
         self._parts = Parts() if "top_ids" in rows.column_names else None
+        trained = [name for name, p in self.model.named_parameters() if p.requires_grad]
+        self._trains_whole = not all("lora_" in name for name in trained)
         # TRL casts a 4-bit model's adapter to bf16, which loses small updates and which float16's scaler
         # refuses. Every engine trains it in fp32.
         for parameter in self.model.parameters():
@@ -130,9 +133,11 @@ class LoraTrainer(SFTTrainer):
         part = self._world.share(self._validation)
         passes = len(batches(part))
         most = max(self._world.joined([passes]))
-        scores = self.objective.scores(base, part, pad_id)
-        for _ in range(most - passes):  # others may still need this process's part of the base
-            self.objective.scores(base, self._validation[:1], pad_id)
+        # Whole weights are in fp32, and the frozen layers may not be.
+        with self.accelerator.autocast() if self._trains_whole else contextlib.nullcontext():
+            scores = self.objective.scores(base, part, pad_id)
+            for _ in range(most - passes):  # others may still need this process's part of the base
+                self.objective.scores(base, self._validation[:1], pad_id)
         return self._world.joined(scores)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
