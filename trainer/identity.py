@@ -27,6 +27,7 @@ from trainer.config_data import DataConfig, SourceConfig
 from trainer.config_lora import LoraConfig
 from trainer.errors import MissingError
 from trainer.files import data_files, read_json, sha256_file, write_json
+from trainer.hashes import known_sha256
 from trainer.source_name import is_local
 
 ROOM = Path(__file__).parent
@@ -135,7 +136,7 @@ def _base_content(base: BaseModelConfig) -> str | None:
         return None
     if found.path.is_dir():
         return base_hashes(found.path)[0]
-    return sha256_file(found.path) if found.path.is_file() else str(base.path)
+    return known_sha256(found.path) if found.path.is_file() else str(base.path)
 
 
 def artifact_id(config: RunConfig, base: str, data: str) -> str:
@@ -149,7 +150,9 @@ def artifact_id(config: RunConfig, base: str, data: str) -> str:
 def base_hashes(directory: Path) -> tuple[str, str]:
     """Return the hash of all that decides what a model does, and contract 1's hash of its weights alone."""
     names = {file.relative_to(directory).as_posix() for pattern in READ for file in directory.glob(pattern)}
-    files = [[name, sha256_file(directory / name)] for name in sorted(names) if not name.startswith(NOT_READ)]
+    files = [
+        [name, known_sha256(directory / name)] for name in sorted(names) if not name.startswith(NOT_READ)
+    ]
     return fingerprint(files), fingerprint([file for file in files if file[0].endswith(".safetensors")])
 
 
@@ -246,11 +249,11 @@ def uses_stdlib_docs(data: DataConfig) -> bool:
 def _source_sha256(path: Path, setting: str) -> str:
     """Return the hash of a data file, or of a folder's data files with their names in it."""
     if path.is_dir():
-        return fingerprint([[f.relative_to(path).as_posix(), sha256_file(f)] for f in data_files(path)])
+        return fingerprint([[f.relative_to(path).as_posix(), known_sha256(f)] for f in data_files(path)])
     return _file_sha256(path, setting)
 
 
 def _file_sha256(path: Path, setting: str) -> str:
     if not path.is_file():
         raise MissingError(f"{setting} {path} does not exist, and what it holds decides the result")
-    return sha256_file(path)
+    return known_sha256(path)
