@@ -17,7 +17,7 @@ async def compare_streams(
     """Send every prompt once as a stream, `streams` of them open at once, and once in one piece."""
 
     async def whole(number: int) -> Any:
-        asked = body(service, number, max_tokens=tokens, logprobs=True, top_logprobs=2)
+        asked = body(service, number, max_tokens=tokens, logprobs=True, top_logprobs=5)
         return (await good(service, asked, headers)).json
 
     async def stream(number: int) -> list[Any]:
@@ -46,18 +46,25 @@ async def compare_streams(
 
 
 def _compare(stream: list[Any], answer: Any) -> tuple[str, float]:
-    """Return whether the texts are equal, or differ first at a token whose two best choices are a tie."""
+    """Return whether the texts are equal or a tie explains the difference, and the tie in nats.
+
+    The stream says no tokens, so a tie is looked for at every token up to which the texts agree: another
+    candidate, nearly as likely, that the stream goes on with.
+    """
     text = "".join(choice["delta"].get("content") or "" for event in stream for choice in event["choices"])
-    whole = answer["choices"][0]["message"]["content"]
-    if text == whole and stream[-1]["usage"] == answer["usage"]:
+    if text == answer["choices"][0]["message"]["content"] and stream[-1]["usage"] == answer["usage"]:
         return "equal", 0.0
-    position, gap = 0, float("inf")
+    said, gaps = "", []
     for entry in answer["choices"][0]["logprobs"]["content"]:
-        position += len(entry["token"])
-        if text[:position] != whole[:position]:
-            first, second = (top["logprob"] for top in entry["top_logprobs"])
-            gap = first - second
+        gaps += [
+            abs(entry["logprob"] - other["logprob"])
+            for other in entry["top_logprobs"]
+            if other["token"] != entry["token"] and (text == said or text.startswith(said + other["token"]))
+        ]
+        said += entry["token"]
+        if not text.startswith(said):
             break
+    gap = min(gaps, default=float("inf"))
     return ("ties" if gap < _tie_nats() else "lost_or_duplicated"), gap
 
 

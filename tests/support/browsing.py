@@ -138,8 +138,11 @@ class Visit:
         self.page.locator("#chat-input textarea").press("Enter")
 
     def answered(self, count: int, box: str = "#chatbot") -> Locator:
-        """Wait for the end of `count` answers and return the last."""
-        expect(self.page.locator(f"{box} .note")).to_have_count(count)
+        """Wait for the end of `count` answers and return the last.
+
+        An answer of a real model on a busy machine can take minutes.
+        """
+        expect(self.page.locator(f"{box} .note")).to_have_count(count, timeout=5 * PATIENCE_S * 1000)
         expect(self.page.locator("#send")).to_be_visible()
         return self.page.locator(f"{box} .bot-row:not(:has(.note, .notice)) [data-testid=bot]").last
 

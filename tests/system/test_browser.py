@@ -60,6 +60,7 @@ def test_a_person_chats_with_the_real_model(first_up: Up, visit: Visit) -> None:
     visit.open(first_up.page_url)
     page = visit.page
     page.locator("#chatbot .example").first.click()
+    expect(page.locator("#chatbot .user-row")).to_have_count(1)
     expect(visit.answered(1)).not_to_be_empty()
     expect(page.locator("#chatbot .note")).to_contain_text("tokens/s · first after")
     page.screenshot(path=SCREENSHOTS / "chat.png")

@@ -8,7 +8,7 @@ import openai
 import pytest
 from openai.types.responses import ResponseFunctionToolCall
 
-from tests.support.system import Up, client, manifest_of
+from tests.support.system import CERTAIN, Up, client, manifest_of
 
 CITY = {
     "type": "object",
@@ -131,7 +131,7 @@ def test_a_schema_that_would_take_minutes_stops_no_stream(first_up: Up) -> None:
 
 def test_responses_answer_stream_and_call(first_up: Up) -> None:
     api, model = client(first_up), manifest_of(first_up.artifacts)["name"]
-    ask: Any = {"model": model, "input": "Name a color.", "temperature": 0, "max_output_tokens": 8}
+    ask: Any = {"model": model, "input": CERTAIN, "temperature": 0, "max_output_tokens": 6}
     whole = api.responses.create(**ask, metadata={"run": "1"})
     assert whole.status == "incomplete" and whole.output_text and whole.metadata == {"run": "1"}
     with api.responses.stream(**ask) as stream:
@@ -140,7 +140,7 @@ def test_responses_answer_stream_and_call(first_up: Up) -> None:
     assert events[-1].type == "response.incomplete"
     assert events[-1].response.output_text == whole.output_text
     asked = api.chat.completions.create(
-        model=model, messages=[{"role": "user", "content": ask["input"]}], temperature=0, max_tokens=8
+        model=model, messages=[{"role": "user", "content": ask["input"]}], temperature=0, max_tokens=6
     )
     assert asked.choices[0].message.content == whole.output_text, "the same prompt as chat's"
 

@@ -19,7 +19,18 @@ from playwright.sync_api import expect
 from bench.load import cmdline
 from tests.support import PATIENCE_S, ROOT
 from tests.support.browsing import Visit
-from tests.support.system import Up, client, engine_of, frozen, get, manifest_of, metric, start, wait_until
+from tests.support.system import (
+    CERTAIN,
+    Up,
+    client,
+    engine_of,
+    frozen,
+    get,
+    manifest_of,
+    metric,
+    start,
+    wait_until,
+)
 
 
 def test_first_start_trains_verifies_and_says_what_it_does(first_up: Up) -> None:
@@ -35,8 +46,8 @@ def test_the_official_client_streams(first_up: Up) -> None:
     api = client(first_up)
     name = manifest_of(first_up.artifacts)["name"]
     assert [model.id for model in api.models.list()] == [name]
-    question: Any = {"model": name, "messages": [{"role": "user", "content": "Name a color."}],
-                     "temperature": 0, "max_tokens": 12}  # fmt: skip
+    question: Any = {"model": name, "messages": [{"role": "user", "content": CERTAIN}],
+                     "temperature": 0, "max_tokens": 6}  # fmt: skip
     chunks = list(
         api.chat.completions.create(**question, stream=True, stream_options={"include_usage": True})
     )
@@ -49,8 +60,8 @@ def test_the_official_client_streams(first_up: Up) -> None:
 
 def test_several_answers_logprobs_and_biases(first_up: Up) -> None:
     api = client(first_up)
-    ask: Any = {"model": manifest_of(first_up.artifacts)["name"], "max_tokens": 8,
-                "messages": [{"role": "user", "content": "Name a color."}]}  # fmt: skip
+    ask: Any = {"model": manifest_of(first_up.artifacts)["name"], "max_tokens": 6,
+                "messages": [{"role": "user", "content": CERTAIN}]}  # fmt: skip
     found = api.chat.completions.create(**ask, n=2, temperature=0, logprobs=True, top_logprobs=2)
     first, second = found.choices
     assert first.message.content == second.message.content and (first.index, second.index) == (0, 1)
@@ -64,9 +75,10 @@ def test_several_answers_logprobs_and_biases(first_up: Up) -> None:
         for choice in chunk.choices:
             streamed[choice.index] += choice.delta.content or ""
     assert streamed == [first.message.content] * 2
-    sampled = [api.chat.completions.create(**ask, n=3, temperature=1, seed=5) for _ in range(2)]
-    texts = [[choice.message.content for choice in one.choices] for one in sampled]
-    assert texts[0] == texts[1] and len(texts[0]) == 3
+    several = api.chat.completions.create(**ask, n=3, temperature=1, seed=5).choices
+    assert [choice.index for choice in several] == [0, 1, 2]
+    again = [api.chat.completions.create(**ask, temperature=1, seed=5).choices[0] for _ in range(2)]
+    assert again[0].message.content == again[1].message.content
     biased = api.chat.completions.create(**ask, temperature=0, logprobs=True, logit_bias={"5000": 100})
     tokens = biased.choices[0].logprobs.content if biased.choices[0].logprobs else None
     assert tokens and len({entry.token for entry in tokens}) == 1
@@ -74,7 +86,7 @@ def test_several_answers_logprobs_and_biases(first_up: Up) -> None:
 
 def test_texts_are_continued(first_up: Up) -> None:
     api = client(first_up)
-    ask: Any = {"model": manifest_of(first_up.artifacts)["name"], "temperature": 0, "max_tokens": 6}
+    ask: Any = {"model": manifest_of(first_up.artifacts)["name"], "temperature": 0, "max_tokens": 3}
     prompts = ["One, two, three,", "The capital of France is"]
     together = api.completions.create(**ask, prompt=prompts, logprobs=1)
     alone = [api.completions.create(**ask, prompt=prompt).choices[0].text for prompt in prompts]

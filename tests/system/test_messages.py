@@ -7,7 +7,7 @@ import pytest
 
 from bench.load import Service
 from tests.support import PATIENCE_S
-from tests.support.system import KEY
+from tests.support.system import CERTAIN, KEY
 
 WEATHER: Any = {
     "name": "weather",
@@ -28,13 +28,13 @@ def client(service: Service) -> anthropic.Anthropic:
 
 @pytest.fixture
 def asked(service: Service) -> dict[str, Any]:
-    messages = [{"role": "user", "content": "Name a color."}]
-    return {"model": service.model, "max_tokens": 8, "messages": messages, "extra_body": {"temperature": 0}}
+    messages = [{"role": "user", "content": CERTAIN}]
+    return {"model": service.model, "max_tokens": 6, "messages": messages, "extra_body": {"temperature": 0}}
 
 
 def test_whole_answer_stream_and_count_agree(client: anthropic.Anthropic, asked: dict[str, Any]) -> None:
     whole = client.messages.create(**asked, system=[{"type": "text", "text": "Be brief."}])
-    assert whole.stop_reason in ("max_tokens", "end_turn") and 0 < whole.usage.output_tokens <= 8
+    assert whole.stop_reason in ("max_tokens", "end_turn") and 0 < whole.usage.output_tokens <= 6
     [block] = whole.content
     assert block.type == "text" and block.text
     with client.messages.stream(**asked, system="Be brief.") as stream:
