@@ -55,7 +55,10 @@ TYPED = (
         "bench/random_model.py bench/schemas.py bench/capacity.py bench/capacity_check.py bench/fleet.py "
         "bench/ledger.py",
     ),
-    ("frontend", "frontend", "frontend tests/frontend tests/support/fake_api.py tests/support/votes.py bench/page.py"),
+    (
+        "frontend", "frontend",
+        "frontend tests/frontend tests/support/fake_api.py tests/support/votes.py bench/page.py",
+    ),
     (
         "tests", "scripts",
         "scripts bench/quickstart.py bench/load.py bench/endurance.py bench/promises.py "
