@@ -1,9 +1,10 @@
 """Train with one engine or peer and print its figures: bench/training.py starts this for each path.
 
     python bench/training_run.py compiled-bf16
+    python bench/training_run.py compiled-bf16 qwen3-4b
 
-The last line of output is `RESULT` and a JSON object. On a GPU the model has random weights of the
-Llama-3.2-3B shape, otherwise it is the real 135M model with the quickstart's rows.
+The last line of output is `RESULT` and a JSON object. The model has random weights of the shape; without one
+on a CPU it is the real 135M model with the quickstart's rows.
 """
 
 import importlib
@@ -28,14 +29,38 @@ ROWS = 4000  # 120 packed rows, of which only the last is short
 RANK, RATE, SEED = 32, 2e-4, 1
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 PEAK_FLOPS = {"NVIDIA H100 80GB HBM3": 989e12, "NVIDIA H200": 989e12}  # dense bf16, from NVIDIA's data sheets
-LLAMA_3B = {
-    "hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 28, "num_attention_heads": 24,
-    "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 128_256,
+# The classes of transformers and what config.json says; `tiny` is for a test on a CPU.
+TOKENS = {"tie_word_embeddings": True, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama-3b": (
+        "Llama",
+        {
+            "hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 28,
+            "num_attention_heads": 24, "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 128_256,
+            "max_position_embeddings": 131_072, **TOKENS,
+        },
+    ),
+    "qwen3-4b": (
+        "Qwen3",
+        {
+            "hidden_size": 2560, "intermediate_size": 9728, "num_hidden_layers": 36,
+            "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151_936,
+            "max_position_embeddings": 40_960, **TOKENS,
+        },
+    ),
+    "tiny": (
+        "Qwen3",
+        {
+            "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
+            "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 2000, "max_position_embeddings": 2048,
+            **TOKENS,
+        },
+    ),
 }  # fmt: skip
 
 
-def measure(path: str) -> dict[str, Any]:
-    """Train WARM_UP + MEASURED steps in this process."""
+def measure(path: str, shape: str) -> dict[str, Any]:
+    """Train WARM_UP + MEASURED steps in this process. shape: empty for what the device trains by default."""
     device = device_here()
     engine, _, precision = path.partition("-")
     if engine == "unsloth":  # must be imported before transformers
@@ -44,7 +69,7 @@ def measure(path: str) -> dict[str, Any]:
     steps = WARM_UP[device] + MEASURED[device]
     ends: list[Any] = []
     first_step: list[float] = []
-    base, rows = _base(device), _rows(device)
+    base, rows = _base_and_rows(device, shape)
     make = _peer if engine in ("trl", "unsloth") else _ours
     trainer = make(engine, precision, base, rows, device, steps, _clock(ends, first_step, device))
     tokens = _count_tokens(trainer)
@@ -109,7 +134,8 @@ def _peak_share(model: Any, rate: float, device: str) -> float | None:
 def _ours(engine: str, precision: str, base: Path, rows: Any, device: str, steps: int, clock: Any) -> Any:
     sys.path.insert(0, str(ROOT))
     from trainer.base_model import load_tokenizer
-    from trainer.config import LoraConfig, TrainConfig
+    from trainer.config import TrainConfig
+    from trainer.config_lora import LoraConfig
     from trainer.fit.arm import Arm, Setting
     from trainer.fit.run.trainer import build_trainer
     from trainer.fit.run.world import World
@@ -122,6 +148,8 @@ def _ours(engine: str, precision: str, base: Path, rows: Any, device: str, steps
         quantization="fp8" if precision == "fp8" else "none",
         tokens_per_step=LENGTH[device], max_steps=steps, warmup_steps=0, save_every_steps=10_000,
         logging_steps=LOGGED,
+        # It recomputes only what does not fit: nothing of the 3B shape on 80 GB.
+        gradient_checkpointing=engine == "compiled" and device == "cuda",
     )  # fmt: skip
     arm = Arm(Setting(RANK, RATE), SEED)
     module = importlib.import_module(f"trainer.engines.{engine}")
@@ -175,45 +203,50 @@ def _peer(engine: str, variant: str, base: Path, rows: Any, device: str, steps: 
     )  # fmt: skip
 
 
-def _base(device: str) -> Path:
-    """Return the real 135M model, or random weights of the 3B shape, made once."""
-    if device == "cpu":
-        return _quickstart()[0]
-    import torch
-    from tokenizers import Tokenizer, models
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+def _base_and_rows(device: str, shape: str) -> tuple[Path, Any]:
+    """Return the real 135M model and the quickstart's rows, or a random model and random rows."""
+    if device == "cpu" and not shape:
+        base, rows = _quickstart()
+        return base, rows.select_columns(["input_ids", "labels"])
+    name, config = SHAPES[shape or "llama-3b"]
+    return _random_base(device, shape or "llama-3b", name, config), _random_rows(device, config["vocab_size"])
 
-    path = WORK / "llama-3b"
+
+def _random_base(device: str, shape: str, name: str, config: dict[str, Any]) -> Path:
+    """Return random weights of a shape, made once."""
+    import torch
+    import transformers
+    from tokenizers import Tokenizer, models
+
+    path = WORK / shape
     if (path / "tokenizer_config.json").is_file():
         return path
     torch.manual_seed(0)
-    config = LlamaConfig(
-        **LLAMA_3B, max_position_embeddings=131_072, tie_word_embeddings=True, pad_token_id=0,
-        bos_token_id=1, eos_token_id=2,
-    )  # fmt: skip
     torch.set_default_dtype(torch.bfloat16)
-    with torch.device("cuda"):
-        LlamaForCausalLM(config).save_pretrained(path)
+    with torch.device(device):
+        model = getattr(transformers, f"{name}ForCausalLM")(getattr(transformers, f"{name}Config")(**config))
+        model.save_pretrained(path)
+    del model
     torch.set_default_dtype(torch.float32)
-    words = {f"w{i}": i for i in range(LLAMA_3B["vocab_size"])}
-    PreTrainedTokenizerFast(
+    words = {f"w{i}": i for i in range(config["vocab_size"])}
+    transformers.PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="w0")), unk_token="w0",
         pad_token="w0", bos_token="w1", eos_token="w2",
     ).save_pretrained(path)  # fmt: skip
-    torch.cuda.empty_cache()
+    if device == "cuda":
+        torch.cuda.empty_cache()
     return path
 
 
-def _rows(device: str) -> Any:
+def _random_rows(device: str, words: int) -> Any:
+    """Return rows of random tokens, of log-normal length, that fit twice into a step."""
     from datasets import Dataset
 
-    if device == "cpu":
-        return _quickstart()[1].select_columns(["input_ids", "labels"])
     rng = random.Random(0)
     rows = []
     for _ in range(ROWS):
-        count = min(2048, max(32, int(rng.lognormvariate(6.0, 0.75))))
-        ids = [rng.randrange(1000, 120_000) for _ in range(count)]
+        count = min(2048, LENGTH[device] // 2, max(32, int(rng.lognormvariate(6.0, 0.75))))
+        ids = [rng.randrange(min(1000, words // 2), min(120_000, words)) for _ in range(count)]
         asked = int(count * rng.uniform(0.1, 0.5))
         rows.append({"input_ids": ids, "labels": [-100] * asked + ids[asked:]})
     return Dataset.from_list(rows)
@@ -267,4 +300,4 @@ def device_here() -> str:
 
 
 if __name__ == "__main__":
-    print("RESULT " + json.dumps(measure(sys.argv[1])), flush=True)
+    print("RESULT " + json.dumps(measure(sys.argv[1], (sys.argv[2:] or [""])[0])), flush=True)

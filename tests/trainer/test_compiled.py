@@ -34,13 +34,38 @@ SHAPE = {
     "num_attention_heads": 6, "num_key_value_heads": 2, "tie_word_embeddings": True, "pad_token_id": 0,
     "bos_token_id": 1, "eos_token_id": 2,
 }  # fmt: skip
-# What differs from a Llama, by the name of transformers' configuration.
-OTHERS: dict[str, dict[str, Any]] = {
-    "MistralConfig": {"sliding_window": None},
-    "Qwen2Config": {},
-    "Qwen3Config": {"head_dim": 24},
-    "SmolLM3Config": {"no_rope_layer_interval": 2},
-}
+# What differs from a Llama, by the name of transformers' configuration. Documents are longer than WINDOW.
+WINDOW = 16
+KINDS = ["sliding_attention", "sliding_attention", "full_attention"]
+LONGROPE = {
+    "rope_type": "longrope", "rope_theta": 10_000.0, "partial_rotary_factor": 0.75,
+    "original_max_position_embeddings": 32, "short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5],
+    "long_factor": [1.0, 2.0, 3.0, 4.0, 5.0, 6.0],
+}  # fmt: skip
+OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "mistral": ("MistralConfig", {"sliding_window": None}),
+    "mistral with a window": ("MistralConfig", {"sliding_window": WINDOW}),
+    "qwen2": ("Qwen2Config", {}),
+    "qwen2 with a window": (
+        "Qwen2Config", {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1},
+    ),
+    "qwen3": ("Qwen3Config", {"head_dim": 24}),
+    "smollm3": ("SmolLM3Config", {"no_rope_layer_interval": 2}),
+    "granite": (
+        "GraniteConfig",
+        {
+            "embedding_multiplier": 12.0, "residual_multiplier": 0.22, "attention_multiplier": 0.1,
+            "logits_scaling": 0.25,
+        },
+    ),
+    "phi3": ("Phi3Config", {"sliding_window": None}),
+    "phi3 with a window": ("Phi3Config", {"sliding_window": WINDOW}),
+    "phi3 with longrope": ("Phi3Config", {"rope_parameters": LONGROPE, "max_position_embeddings": 256}),
+    "gemma3": (
+        "Gemma3TextConfig",
+        {"head_dim": 24, "query_pre_attn_scalar": 40, "sliding_window": WINDOW, "layer_types": KINDS},
+    ),
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -54,13 +79,19 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def other_base(path: Path, family: str) -> Path:
     """Write a random model whose biases and norms of heads do something."""
     torch.manual_seed(0)
-    config = getattr(transformers, family)(**SHAPE, **OTHERS[family])
+    name, more = OTHERS[family]
+    config = getattr(transformers, name)(**SHAPE, **more)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     for parameter in model.parameters():
         if parameter.dim() == 1:
             parameter.data.add_(0.3 * torch.randn(parameter.shape))
     model.save_pretrained(path)
     return path
+
+
+def adapter_of(family: str) -> LoraConfig:
+    fused = ("qkv_proj", "o_proj", "gate_up_proj", "down_proj")
+    return LoraConfig(scaling=2.0, **({"target_modules": fused} if family.startswith("phi3") else {}))
 
 
 @pytest.fixture
@@ -127,7 +158,7 @@ def test_the_root_of_the_rank_scales_its_updates_as_it_does_those_of_peft(
 def test_other_families_have_the_losses_and_gradients_of_peft(
     tmp_path: Path, row: dict[str, Any], family: str
 ) -> None:
-    base, lora = other_base(tmp_path / "base", family), LoraConfig(scaling=2.0)
+    base, lora = other_base(tmp_path / "base", family), adapter_of(family)
     assert unknown_shape(AutoConfig.from_pretrained(base)) is None
     loss, gradients = loss_and_gradients(compiled, base, row, lora)
     wanted_loss, wanted = loss_and_gradients(plain, base, row, lora)
@@ -139,15 +170,17 @@ def test_other_families_have_the_losses_and_gradients_of_peft(
 @pytest.mark.parametrize(
     ("family", "more", "reason"),
     [
-        (
-            "MistralConfig",
-            {"sliding_window": 16},
-            "knows mistral with sliding_window None, and the base has 16",
-        ),
         ("LlamaConfig", {"attention_bias": True}, "knows llama with attention_bias False"),
-        ("Qwen3Config", {"use_sliding_window": True, "sliding_window": 8}, "use_sliding_window False"),
-        ("LlamaConfig", {"hidden_act": "gelu"}, "knows layers with SiLU, and the base has gelu"),
-        ("Olmo2Config", {}, "knows llama, mistral, qwen2, qwen3, smollm3, and the base is olmo2"),
+        ("LlamaConfig", {"hidden_act": "gelu"}, "knows llama with hidden_act silu, and the base has gelu"),
+        ("GraniteConfig", {"attention_dropout": 0.1}, "attention_dropout 0.0, and the base has 0.1"),
+        ("Phi3Config", {"resid_pdrop": 0.1}, "knows phi3 with resid_pdrop 0.0, and the base has 0.1"),
+        (
+            "Gemma3TextConfig",
+            {"final_logit_softcapping": 30.0},
+            "knows gemma3_text with final_logit_softcapping None, and the base has 30.0",
+        ),
+        ("Gemma3TextConfig", {"hidden_activation": "gelu"}, "hidden_activation gelu_pytorch_tanh, and"),
+        ("Gemma2Config", {}, "gemma3_text, and the base is gemma2"),
     ],
 )
 def test_a_shape_that_it_does_not_compute_is_refused(family: str, more: dict[str, Any], reason: str) -> None:
@@ -184,7 +217,7 @@ def test_compiled_on_a_gpu_in_bfloat16(base: Path, row: dict[str, Any], recomput
 def test_other_families_compiled_on_a_gpu_in_bfloat16(
     tmp_path: Path, row: dict[str, Any], family: str
 ) -> None:
-    base, lora = other_base(tmp_path / "base", family), LoraConfig(scaling=2.0)
+    base, lora = other_base(tmp_path / "base", family), adapter_of(family)
     settings = SETTINGS.model_copy(update={"device": "cuda", "dtype": "bfloat16"})
     loss, gradients = loss_and_gradients(compiled, base, row, lora, settings)
     wanted_loss, wanted = loss_and_gradients(plain, base, row, lora)

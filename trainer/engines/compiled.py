@@ -4,7 +4,7 @@ It computes the same losses and gradients as `plain`, in another way. A layer's 
 one product that includes their adapters (`fused`). Documents attend through varlen kernels instead of a
 mask. The LM head and its loss run on target positions in chunks (`head`). The backward pass recomputes only
 as many layers as the GPU's memory requires. PEFT keeps the adapter, so it is saved, resumed and merged as any
-other. On a CPU the same code runs uncompiled. `families` says which models it knows.
+other. On a CPU the same code runs uncompiled. `families` says which models it knows, `layers` reads them.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,26 +20,45 @@ from trainer.config import TrainConfig
 from trainer.config_lora import ALL_LINEAR, LoraConfig
 from trainer.engines import fp8, fused, plain
 from trainer.engines.documents import attend, documents
-from trainer.engines.families import Small, rotates, small_weights, unknown_shape
+from trainer.engines.families import ACTIVATIONS, ADAPTED, FAMILIES, unknown_shape
 from trainer.engines.head import head_loss
+from trainer.engines.layers import Small, linear_groups, rotation_of, rotations, small_weights, window_of
 from trainer.engines.projections import Layout, Projection, refresh
 from trainer.errors import ArmError
 
-ADAPTED = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 # The share of the GPU's free memory for the layers' kept activations, after what a chunk of the head needs.
 FREE_SHARE, HEAD_BYTES = 0.85, 3 * 2**30
 KEPT_WIDTHS = 6  # hidden-wide tensors that a layer keeps, besides q, k, v, gate, up and their product
 
 
 class Shape(NamedTuple):
-    """The shape that all decoder layers share. layouts: q-k-v, out, gate-up and down, for `project`."""
+    """The shape that all decoder layers share.
+
+    scale: factor of attention's scores. residual: factor of what a layer adds to the hidden states.
+    layouts: q-k-v, out, gate-up and down, for `project`.
+    """
 
     heads: int
     key_heads: int
     head_width: int
+    scale: float
     epsilon: float
+    residual: float
+    activation: Callable[..., Any]
     project: Callable[..., Any]
     layouts: tuple[Layout, ...]
+
+
+class Layer(NamedTuple):
+    """One decoder layer. copies: for `refresh`. weights: the last two arguments of `decoder_layer`.
+
+    rotation: which of `rotations` it uses. window: how many tokens a token sees, or None for all.
+    """
+
+    copies: list[Any]
+    weights: tuple[Any, ...]
+    rotation: str
+    window: int | None
 
 
 def load(base: Path, settings: TrainConfig, lora: LoraConfig, rank: int, seed: int, device: str) -> PeftModel:
@@ -70,27 +89,32 @@ class Decoder:
     """Runs a decoder with its adapters on one packed row."""
 
     def __init__(self, base: Any, settings: TrainConfig, device: str) -> None:
-        self._model = base.model
+        self._model, config = base.model, base.config
+        self._family = family = FAMILIES[config.model_type]
         in_fp8 = settings.quantization == "fp8"
         stack: Callable[..., Projection] = fp8.quantise if in_fp8 else fused.fuse
-        layers = [tuple(map(stack, _groups(layer))) for layer in base.model.layers]
-        self._layers = [
-            (
-                [copy for projection in projections for copy in projection.copies()],
-                (small_weights(layer), tuple(projection.tensors for projection in projections)),
-                rotates(layer),
-            )
-            for layer, projections in zip(base.model.layers, layers, strict=True)
-        ]
-        config = base.config
+        self._layers, layouts = [], list[tuple[Layout, ...]]()
+        for i, layer in enumerate(base.model.layers):
+            projections = [stack(group) for group in linear_groups(layer, family)]
+            layouts.append(tuple(projection.layout for projection in projections))
+            copies = [copy for projection in projections for copy in projection.copies()]
+            weights = small_weights(layer, family), tuple(projection.tensors for projection in projections)
+            rotation = rotation_of(layer, config, family, i)
+            self._layers.append(Layer(copies, weights, rotation, window_of(config, i)))
+        attention = base.model.layers[0].self_attn
         self._shape = Shape(
             config.num_attention_heads,
             config.num_key_value_heads,
-            base.model.layers[0].self_attn.head_dim,
+            attention.head_dim,
+            attention.scaling,
             config.rms_norm_eps,
+            getattr(config, "residual_multiplier", 1.0),
+            ACTIVATIONS[family.activation],
             fp8.project if in_fp8 else fused.project,
-            tuple(projection.layout for projection in layers[0]),
+            layouts[0],
         )
+        self._embedding_factor = getattr(config, "embedding_multiplier", 1.0)
+        self._logits_divisor = getattr(config, "logits_scaling", 1.0)
         # On a GPU every row is padded to one length, so that one compilation serves them all.
         self._length = settings.row_tokens if device == "cuda" else None
         self._run = torch.compile(decoder_layer, dynamic=False) if device == "cuda" else decoder_layer
@@ -98,32 +122,39 @@ class Decoder:
         self._recomputed = None if settings.gradient_checkpointing else 0
 
     def __call__(self, input_ids: Any, lengths: Sequence[int]) -> Any:
-        """Return hidden states. input_ids: (length,), documents of `lengths`. Returns: (length, width)."""
+        """Return what the LM head reads, (length, width).
+
+        input_ids: (length,), documents of `lengths`.
+        """
         length = len(input_ids)
         row = documents(lengths, self._length or length, input_ids.device)
         input_ids = functional.pad(input_ids, (0, len(row.positions) - length))
+        hidden = _times(self._model.embed_tokens(input_ids), self._embedding_factor)
         # The first layer's input needs no gradient, but with one its compilation serves all layers.
-        hidden = self._model.embed_tokens(input_ids).requires_grad_(torch.is_grad_enabled())
-        cos, sin = (x[0] for x in self._model.rotary_emb(hidden[None], row.positions[None]))
-        turned, unturned = (cos, sin), (torch.ones_like(cos), torch.zeros_like(sin))
+        hidden = hidden.requires_grad_(torch.is_grad_enabled())
+        turns = rotations(self._model, self._family, hidden, row.positions)
         if self._recomputed is None:
             self._recomputed = self._layers_to_recompute(hidden)
-        for i, (copies, weights, is_turned) in enumerate(self._layers):
-            refresh(copies)  # layer by layer, so that a GPU starts as soon as the first one is launched
-            rotation = turned if is_turned else unturned
-            arguments = (hidden, *rotation, row.borders, row.longest, self._shape, *weights)
+        for i, layer in enumerate(self._layers):
+            refresh(layer.copies)  # layer by layer, so that a GPU starts as soon as the first one is launched
+            # A window over all documents is none, and needs no compilation of its own.
+            window = layer.window if layer.window and layer.window < row.longest else None
+            place = *turns[layer.rotation], row.borders, row.longest, window
             if i < self._recomputed:
-                hidden = checkpoint(self._run, *arguments, use_reentrant=False)
+                hidden = checkpoint(
+                    self._run, hidden, *place, self._shape, *layer.weights, use_reentrant=False
+                )
             else:
-                hidden = self._run(*arguments)
-        return self._model.norm(hidden)[:length]
+                hidden = self._run(hidden, *place, self._shape, *layer.weights)
+        return _times(self._model.norm(hidden)[:length], 1 / self._logits_divisor)
 
     def _layers_to_recompute(self, hidden: Any) -> int:
         """Return how many layers to recompute so that what the others keep fits into the free memory."""
         if not hidden.is_cuda:
             return len(self._layers)
         attention, _, gate_up, down = self._shape.layouts
-        kept = KEPT_WIDTHS * down.out + 2 * attention.out + 3 * gate_up.out // 2
+        output_norms = sum(name is not None for name in self._family.norms[1::2])  # each keeps its input
+        kept = (KEPT_WIDTHS + output_norms) * down.out + 2 * attention.out + 3 * gate_up.out // 2
         bytes_a_layer = len(hidden) * kept * hidden.element_size()
         free, _ = torch.cuda.mem_get_info()
         fitting = int((FREE_SHARE * free - HEAD_BYTES) // bytes_a_layer)
@@ -131,9 +162,10 @@ class Decoder:
 
 
 def decoder_layer(
-    hidden: Any, cos: Any, sin: Any, borders: Any, longest: int, shape: Shape, small: Small, projections: Any
-) -> Any:
-    """Compute one layer as transformers' `LlamaDecoderLayer` does, with what `small` adds.
+    hidden: Any, cos: Any, sin: Any, borders: Any, longest: int, window: int | None, shape: Shape,
+    small: Small, projections: Any,
+) -> Any:  # fmt: skip
+    """Compute one layer as transformers' `LlamaDecoderLayer` does, with what `shape` and `small` add.
 
     hidden: (length, width).
     """
@@ -144,27 +176,31 @@ def decoder_layer(
     if small.query_norm is not None:
         query = _rms_norm(query, small.query_norm, shape.epsilon)
         key = _rms_norm(key, small.key_norm, shape.epsilon)
-    attended = attend(_rotate(query, cos, sin), _rotate(key, cos, sin), value, borders, longest)
-    hidden = shape.project(attended.flatten(1), hidden, to_out[0], *to_out[1])
+    query, key = _rotate(query, cos, sin), _rotate(key, cos, sin)
+    attended = attend(query, key, value, borders, longest, shape.scale, window)
+    hidden = _add(hidden, attended.flatten(1), to_out, small.attended_norm, shape)
     x = _rms_norm(hidden, small.mlp_norm, shape.epsilon)
     gate, up = shape.project(x, None, to_gate_up[0], *to_gate_up[1]).chunk(2, 1)
-    return shape.project(functional.silu(gate) * up, hidden, to_down[0], *to_down[1])
+    return _add(hidden, shape.activation(gate) * up, to_down, small.mlp_output_norm, shape)
 
 
-def _groups(layer: Any) -> tuple[tuple[Any, ...], ...]:
-    """Return the layer's linear layers, grouped by their input."""
-    attention, mlp = layer.self_attn, layer.mlp
-    return (
-        (attention.q_proj, attention.k_proj, attention.v_proj),
-        (attention.o_proj,),
-        (mlp.gate_proj, mlp.up_proj),
-        (mlp.down_proj,),
-    )
+def _add(hidden: Any, x: Any, to: tuple[Layout, Any], norm: Any, shape: Shape) -> Any:
+    """Return hidden plus x projected, after a norm and a factor where there are any."""
+    layout, tensors = to
+    if norm is None and shape.residual == 1:
+        return shape.project(x, hidden, layout, *tensors)
+    x = shape.project(x, None, layout, *tensors)
+    return hidden + _times(x if norm is None else _rms_norm(x, norm, shape.epsilon), shape.residual)
+
+
+def _times(x: Any, factor: float) -> Any:
+    return x if factor == 1 else x * factor
 
 
 def _rms_norm(x: Any, weight: Any, epsilon: float) -> Any:
     wide = x.float()
-    return weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + epsilon)).to(x.dtype)
+    wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + epsilon)
+    return (weight * wide.to(weight.dtype)).to(x.dtype)
 
 
 def _heads(qkv: Any, shape: Shape) -> tuple[Any, Any, Any]:
@@ -175,9 +211,11 @@ def _heads(qkv: Any, shape: Shape) -> tuple[Any, Any, Any]:
 
 
 def _rotate(x: Any, cos: Any, sin: Any) -> Any:
-    """Apply rotary positions. x: (length, heads, width). cos, sin: (length, width)."""
-    left, right = x.chunk(2, -1)
-    return x * cos[:, None] + torch.cat([-right, left], -1) * sin[:, None]
+    """Apply rotary positions. x: (length, heads, width). cos, sin: (length, width, or less of each head)."""
+    turned, rest = x[..., : cos.shape[-1]], x[..., cos.shape[-1] :]
+    left, right = turned.chunk(2, -1)
+    turned = turned * cos[:, None] + torch.cat([-right, left], -1) * sin[:, None]
+    return torch.cat([turned, rest], -1) if rest.shape[-1] else turned
 
 
 def _without_walks(model: Any) -> None:

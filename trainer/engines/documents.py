@@ -15,9 +15,9 @@ from torch.nn.attention.varlen import varlen_attn
 # A row with more or longer documents takes the next multiple, which is compiled separately.
 PLACES, LONGEST = 64, 2048
 
-CAUSAL: dict[str, Any] = {"window_size": (-1, 0)}
+GROUPED: dict[str, Any] = {}
 if "enable_gqa" in inspect.signature(varlen_attn).parameters:  # new in torch 2.13
-    CAUSAL["enable_gqa"] = True
+    GROUPED["enable_gqa"] = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,21 +46,41 @@ def documents(lengths: Sequence[int], length: int, device: torch.device) -> Docu
     return Documents(positions, borders, min(length, -(max(lengths) // -LONGEST) * LONGEST))
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, borders: Tensor, longest: int) -> Tensor:
-    """Compute causal attention. query: (length, heads, width); key, value: (length, key heads, width)."""
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, borders: Tensor, longest: int, scale: float, window: int | None
+) -> Tensor:
+    """Compute causal attention within documents.
+
+    query: (length, heads, width); key, value: (length, key heads, width). scale: factor of the scores.
+    window: how many tokens a token sees, itself included; None for all before it.
+    """
     if query.is_cuda:
-        found: Tensor = varlen_attn(query, key, value, borders, borders, longest, longest, **CAUSAL)
+        seen = (-1 if window is None else window - 1, 0)
+        found: Tensor = varlen_attn(
+            query, key, value, borders, borders, longest, longest, scale=scale, window_size=seen, **GROUPED
+        )
         return found
     groups = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     edges = borders.unique_consecutive().tolist()
+    masks = [_mask(end - start, window) for start, end in itertools.pairwise(edges)]
     parts = [
         functional.scaled_dot_product_attention(
             query[start:end].transpose(0, 1)[None],
             key[start:end].transpose(0, 1)[None],
             value[start:end].transpose(0, 1)[None],
-            is_causal=True,
+            attn_mask=mask,
+            is_causal=mask is None,
+            scale=scale,
         )
-        for start, end in itertools.pairwise(edges)
+        for (start, end), mask in zip(itertools.pairwise(edges), masks, strict=True)
     ]
     return torch.cat(parts, 2)[0].transpose(0, 1)
+
+
+def _mask(length: int, window: int | None) -> Tensor | None:
+    """Return (length, length), whether a token of a document sees another; None for all before it."""
+    if window is None or window >= length:
+        return None
+    distance = torch.arange(length)[:, None] - torch.arange(length)
+    return (distance >= 0) & (distance < window)
