@@ -3,6 +3,7 @@
 `config` has the other parts.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -17,7 +18,7 @@ from pydantic import (
     model_validator,
 )
 
-from trainer.source_name import HUB, HubName, public_source
+from trainer.source_name import HUB, HubName, at_commit, public_source
 
 CONFIGS = Path(__file__).parent / "configs"
 Trained = Literal["assistant", "tool_calls"]
@@ -208,15 +209,16 @@ class DataConfig(Frozen):
         return self
 
 
-def describe_sources(data: DataConfig, public: bool = False) -> str:
+def describe_sources(data: DataConfig, public: bool = False, commits: Mapping[str, str] | None = None) -> str:
     """Return the sources in words, such as `a.jsonl, hub:o/n (weight 0.5); test: b.jsonl`.
 
-    public: as they may be published, without this machine's folders.
+    public: as they may be published, without this machine's folders. commits: source → its commit on the Hub,
+    which stands in place of a branch or tag.
     """
     described = []
     for side in ("source", "validation", "test"):
         names = [
-            (public_source(s.source) if public else s.source)
+            at_commit(public_source(s.source) if public else s.source, (commits or {}).get(s.source))
             + (f" (weight {s.weight:g})" if s.weight != 1 else "")
             for s in getattr(data, side)
         ]

@@ -25,6 +25,7 @@ from trainer.base_place import place
 from trainer.config import BaseModelConfig, RunConfig
 from trainer.config_data import DataConfig, SourceConfig
 from trainer.config_lora import LoraConfig
+from trainer.data_card import configs_of
 from trainer.errors import MissingError
 from trainer.files import data_files, read_json, sha256_file, write_json
 from trainer.hashes import known_sha256
@@ -247,9 +248,14 @@ def uses_stdlib_docs(data: DataConfig) -> bool:
 
 
 def _source_sha256(path: Path, setting: str) -> str:
-    """Return the hash of a data file, or of a folder's data files with their names in it."""
+    """Return the hash of a data file, or of a folder's data files with their names in it.
+
+    What the folder's README says of its splits belongs to it.
+    """
     if path.is_dir():
-        return fingerprint([[f.relative_to(path).as_posix(), known_sha256(f)] for f in data_files(path)])
+        files = [[f.relative_to(path).as_posix(), known_sha256(f)] for f in data_files(path)]
+        configs = configs_of(path)
+        return fingerprint(files, json.dumps(configs, default=str)) if configs else fingerprint(files)
     return _file_sha256(path, setting)
 
 

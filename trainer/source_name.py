@@ -34,6 +34,17 @@ class HubName:
         return f"{self.repository}:{self.subset}" if self.subset else self.repository
 
 
+def at_commit(source: str, commit: str | None) -> str:
+    """Return a source of the Hub with this commit as its revision; another source as it is."""
+    found = _HUB.fullmatch(source)
+    if not (commit and found):
+        return source
+    subset, split = (
+        f"{mark}{found[name]}" if found[name] else "" for mark, name in ((":", "subset"), ("#", "split"))
+    )
+    return f"{HUB}{found['repository']}{subset}@{commit}{split}"
+
+
 def is_local(source: str) -> bool:
     """Return whether a source is a path, and neither built in nor on the Hub."""
     return source != "stdlib-docs" and not source.startswith(HUB)

@@ -19,9 +19,10 @@ for line in sys.stdin:
     asked = json.loads(line)
     try:
         problem = hub.check(HubName.parse(asked["source"])) if asked["check"] else None
-        sides = {} if asked["check"] else read_sides(asked["source"])
+        commits: dict[str, str] = {}
+        sides = {} if asked["check"] else read_sides(asked["source"], commits=commits)
         rows = {side: [[row.where, row.value] for row in found] for side, found in sides.items()}
-        answer = {"rows": rows, "error": problem}
+        answer = {"rows": rows, "error": problem, "commits": commits}
     except DataError as error:
         answer = {"rows": {}, "error": str(error)}
     print(f"ANSWER {json.dumps(answer)}", flush=True)

@@ -41,7 +41,7 @@ def report(tmp_path: Path) -> Any:
         ),
         ("binary.jsonl", bytes(range(256)) * 40, "not UTF-8"),
         ("cut.json", b"[" + LINES[0] + b", {", "was it cut off"),
-        ("latin.json", '[{"instruction": "caf\u00e9"}]'.encode("latin-1"), "is not UTF-8"),
+        ("greek.json", '[{"instruction": "καφές"}]'.encode("iso-8859-7"), "is not UTF-8"),
         ("few.jsonl", b"".join(LINES[:2]), "2 usable rows make 2 groups"),
         ("rows.txt", b"a,b", "give a file or a folder"),
         ("rows.csv", b"a,b", "no usable row"),

@@ -1,5 +1,6 @@
 """The files that people have: the same three rows come out of each, with places that name the file."""
 
+import dataclasses
 import gzip
 import json
 from pathlib import Path
@@ -91,13 +92,76 @@ def test_utf_16_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert "wide.jsonl is UTF-16" in capsys.readouterr().out
 
 
+GERMAN = [{"prompt": "Was heißt „Grüße“?", "completion": "Das sind Wünsche für später – schöne."}]
+CYRILLIC = "prompt,completion\nПривет мир,Как дела сегодня\n"
+CHINESE = [{"prompt": "你好吗朋友", "completion": "我很好谢谢你"}]
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 12345\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in [{"a": "b"}, *GERMAN])),
+        ("a.json", json.dumps(GERMAN, ensure_ascii=False)),
+        ("a.csv", "prompt,completion\n" + ",".join(GERMAN[0].values()) + "\n"),
+    ],
+)
+def test_windows_1252_is_read_and_told_with_an_example(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, text: str
+) -> None:
+    (tmp_path / name).write_bytes(text.encode("cp1252"))
+    assert [row.value for row in read_rows(str(tmp_path / name))][-1] == GERMAN[0]
+    said = capsys.readouterr().out
+    assert said.count("\n") == 1 and f"{name} is not UTF-8, and is read as Windows-1252: '" in said
+    assert "heißt" in said
+
+
+@pytest.mark.parametrize("encoding", ["cp1251", "gbk", "shift_jis", "utf-8"])
+def test_lines_in_another_encoding_are_dropped_and_never_guessed(tmp_path: Path, encoding: str) -> None:
+    text = "Привет мир" if encoding == "cp1251" else "今日はとても良い日"
+    good = '{"prompt": "déjà", "completion": "b"}\n'.encode() if encoding == "utf-8" else b'{"prompt": "a"}\n'
+    damaged = json.dumps({"prompt": text}, ensure_ascii=False).encode(encoding)
+    damaged = damaged.replace(text.encode(encoding)[:1], b"\xe9 ", 1)
+    (tmp_path / "a.jsonl").write_bytes(good + damaged + b"\n")
+    assert [row.problem for row in read_rows(str(tmp_path / "a.jsonl"))] == [None, "not UTF-8"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "found"),
+    [
+        (
+            "a.jsonl",
+            '{"prompt": "a", "prompt": "b", "completion": "c"}\n{"prompt": "d", "completion": "e"}\n',
+            [("b", ("prompt",)), ("d", ())],
+        ),
+        (
+            "a.json",
+            '[{"prompt": "a", "completion": "c"},\n{"prompt": "d", "x": {"k": 1, "k": 2}, "completion": ""}]',
+            [("a", ()), ("d", ("k",))],
+        ),
+    ],
+)
+def test_a_key_that_is_there_twice_is_told_and_the_last_one_counts(
+    tmp_path: Path, name: str, content: str, found: list[tuple[str, tuple[str, ...]]]
+) -> None:
+    (tmp_path / name).write_text(content)
+    rows = list(read_rows(str(tmp_path / name)))
+    assert [(row.value["prompt"], row.twice) for row in rows] == found
+    named = [key for _, keys in found for key in keys]
+    unread = clean([dataclasses.replace(row, value={**row.value, "completion": "e"}) for row in rows]).unread
+    assert unread[f"an earlier `{named[0]}` of the same object"] == 1
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
         ("cut.jsonl.gz", gzip.compress(LINES.encode() * 99)[:60], "was it cut off"),
         ("cut.jsonl.zst", zstandard(LINES * 99)[:20], "was it cut off"),
         ("not.arrow", b"hello", "not an Arrow file"),
-        ("latin.csv", TABLE.encode("latin-1"), "not UTF-8"),
+        ("cyrillic.csv", CYRILLIC.encode("cp1251"), "not UTF-8"),
+        ("chinese.json", json.dumps(CHINESE, ensure_ascii=False).encode("gbk"), "not UTF-8"),
+        ("pointer.parquet", POINTER, "is a pointer of Git LFS and not the file: run `git lfs pull`"),
+        ("pointer.jsonl", POINTER, "is a pointer of Git LFS"),
         ("cut.json", b'{"data": [{"a":\n 1}, {"a":', "was it cut off"),
     ],
 )

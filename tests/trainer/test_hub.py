@@ -15,6 +15,7 @@ from pyarrow import parquet
 
 from tests.support import ROOT
 from tests.support.hub import Hub, Repository
+from trainer.source_name import HubName
 
 TOKEN = "hf_of_somebody_who_may"
 
@@ -178,6 +179,14 @@ def test_a_subset_and_a_revision_are_read(reader: Reader, hub: Hub) -> None:
     assert hub.asked("/datasets/o/tagged/resolve/v1.0/", "HEAD")
 
 
+@pytest.mark.parametrize(
+    "source", ["hub:o/lines", "hub:o/tagged@v1.0", "hub:o/subsets:de", "hub:o/splits#test", "hub:o/cut"]
+)
+def test_the_commit_that_a_source_has_is_recorded(reader: Reader, hub: Hub, source: str) -> None:
+    repository = hub.repositories[HubName.parse(source).repository]
+    assert reader.ask(source)["commits"] == {source: repository.commit}
+
+
 def test_a_download_that_breaks_off_goes_on_from_there(reader: Reader, hub: Hub) -> None:
     assert len(reader.texts("hub:o/cut")["train"]) == 5000
     begun, resumed = hub.asked("/stored/")[-2:]
@@ -258,6 +267,7 @@ def test_without_a_network_the_cache_is_enough(hub: Hub, tmp_path: Path) -> None
     offline = Reader(tmp_path, HF_ENDPOINT="http://127.0.0.1:9", HF_HUB_OFFLINE="1")
     assert offline.ask("hub:o/lines", check=True)["error"] is None
     assert offline.texts("hub:o/lines") == {"train": ["t0", "t1", "t2"]}
+    assert offline.ask("hub:o/lines")["commits"] == {"hub:o/lines": hub.repositories["o/lines"].commit}
     assert "o/splits is not in the cache, and HF_HUB_OFFLINE forbids the network" in offline.error(
         "hub:o/splits"
     )

@@ -3,20 +3,22 @@
 import json
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import yaml
 
-from trainer import identity
+from trainer import base_model, identity
 from trainer.cli import main
 from trainer.config_data import DataConfig, describe_sources
 from trainer.config_file import load
 from trainer.data.layout import short_names
+from trainer.data.prepare import prepare
 from trainer.data.select import Selected, divide, select
 from trainer.data.split import Split
 from trainer.errors import DataError
 from trainer.files import sha256_file
+from trainer.source_name import HubName
 
 SEED = 7
 
@@ -188,6 +190,42 @@ def test_no_folder_of_this_machine_is_published() -> None:
         ["/home/someone/a.jsonl", {"source": "hub:o/n", "weight": 0.5}], test="/home/someone/b.jsonl"
     )
     assert describe_sources(given, public=True) == "a.jsonl, hub:o/n (weight 0.5); test: b.jsonl"
+
+
+@pytest.mark.parametrize(
+    ("source", "described"),
+    [
+        ("hub:o/n", "hub:o/n@{}"),
+        ("hub:o/n:de@main#train", "hub:o/n:de@{}#train"),
+        ("hub:o/n#train", "hub:o/n@{}#train"),
+        ("a.jsonl", "a.jsonl"),
+    ],
+)
+def test_a_source_of_the_hub_is_described_with_its_commit(source: str, described: str) -> None:
+    commit = "c" * 40
+    found = describe_sources(data([source]), commits={source: commit})
+    assert found == described.format(commit)
+    assert HubName.parse(found).revision == commit if source.startswith("hub:") else found == source
+
+
+class HubSplit(list[dict[str, str]]):
+    """A split as `datasets` returns it, from its cache."""
+
+    cache_files: ClassVar = [{"filename": f"/cache/o___n/default/0.0.0/{'c' * 40}/n-train.arrow"}]
+
+
+def test_the_commit_of_a_source_is_in_the_report_and_its_description(
+    tmp_path: Path, config_values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{"prompt": f"word{i}", "completion": f"{i}"} for i in range(40)]
+    monkeypatch.setattr("trainer.data.hub.load", lambda name: {"train": HubSplit(rows)})
+    path = tmp_path / "c.yaml"
+    path.write_text(yaml.safe_dump({**config_values, "data": config_values["data"] | {"source": "hub:o/n"}}))
+    config = load(path)
+    report = prepare(config, base_model.fetch(config.base, tmp_path), tmp_path).report
+    assert report["source"] == f"hub:o/n@{'c' * 40}"
+    assert f"hub:o/n is at commit {'c' * 40}" in report["told"]
+    assert config.data.source[0].source == "hub:o/n"
 
 
 def key_of(config_values: dict[str, Any], path: Path, **settings: Any) -> str:

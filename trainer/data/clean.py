@@ -160,4 +160,5 @@ def clean(
             cleaned.drop(f"cannot be read ({type(error).__name__})", row.where)
             continue
         cleaned.conversations.append(conversation)
+        account.unread.update(f"an earlier `{name}` of the same object" for name in row.twice)
     return cleaned

@@ -5,23 +5,20 @@ one broken row does not cost the rest.
 """
 
 import csv
-import gzip
 import io
 import json
 import zlib
-from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any
 
-from trainer.data.shapes import CHATS
+from trainer.data.encoding import NOT_UTF_8, head_of, lines_of, require_content, text_of
+from trainer.data.shapes import CHATS, printable
 from trainer.errors import DataError
 from trainer.files import data_suffix
-from trainer.progress import say
 
-HEAD_BYTES = 2**16
 SEPARATORS = (",", ";", "\t", "|")
 BATCH_ROWS = 1024
 UNREADABLE = (ArithmeticError, LookupError, MemoryError, OSError, SystemError, TypeError, ValueError)
@@ -29,11 +26,45 @@ UNREADABLE = (ArithmeticError, LookupError, MemoryError, OSError, SystemError, T
 
 @dataclass(frozen=True, slots=True)
 class RawRow:
-    """where: FILE:PLACE. value: the row, or None where `problem` says why it could not be read."""
+    """where: FILE:PLACE. value: the row, or None where `problem` says why it could not be read.
+
+    twice: keys that an object of the row has more than once. The last value of each is in the row.
+    """
 
     where: str
     value: Any
     problem: str | None = None
+    twice: tuple[str, ...] = ()
+
+
+class _Decoder:
+    """A JSON decoder that notes the keys that an object has twice, of which Python keeps the last."""
+
+    def __init__(self) -> None:
+        self._twice: dict[int, list[str]] = {}  # id of an object → its keys that are there twice
+        self._decoder = json.JSONDecoder(object_pairs_hook=self._object)
+        self.raw_decode = self._decoder.raw_decode
+
+    def decode(self, text: str) -> Any:
+        self._twice.clear()
+        return self._decoder.decode(text)
+
+    def twice(self, value: Any) -> tuple[str, ...]:
+        """Return the keys that an object within the value decoded last has twice."""
+        return tuple(sorted(set(self._names(value)))) if self._twice else ()
+
+    def _names(self, value: Any) -> Iterator[str]:
+        if isinstance(value, dict):
+            yield from self._twice.get(id(value), ())
+        for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+            yield from self._names(item)
+
+    def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            counts = Counter(name for name, _ in pairs)
+            self._twice[id(found)] = [printable(name) for name, count in counts.items() if count > 1]
+        return found
 
 
 def read_file(file: Path, name: str) -> Iterator[RawRow]:
@@ -42,11 +73,11 @@ def read_file(file: Path, name: str) -> Iterator[RawRow]:
     Raises: DataError if it cannot be read as what its name says.
     """
     suffix = data_suffix(file)
-    if suffix in (".parquet", ".arrow"):
-        yield from _table(file, name, suffix)
-        return
     try:
-        if suffix in (".csv", ".tsv"):
+        require_content(file)
+        if suffix in (".parquet", ".arrow"):
+            yield from _table(file, name, suffix)
+        elif suffix in (".csv", ".tsv"):
             yield from _cells(file, name)
         elif _is_lines(file):
             yield from _lines(file, name)
@@ -119,61 +150,13 @@ def _arrow_batches(file: Path) -> Iterator[Any]:
                 yield reader.get_batch(i)
 
 
-def _opened(file: Path) -> BinaryIO:
-    """Open a file for reading, decompressed."""
-    compression = file.suffix.lower()
-    if compression == ".gz":
-        return cast(BinaryIO, gzip.open(file))
-    if compression == ".zst":
-        import pyarrow
-
-        return cast(BinaryIO, io.BufferedReader(pyarrow.input_stream(str(file), compression="zstd")))
-    return file.open("rb")
-
-
-def _encoding(head: bytes) -> str:
-    """Return the encoding that a file's first bytes show: UTF-16 begins with a mark or with half a letter."""
-    if head.startswith((BOM_UTF16_LE, BOM_UTF16_BE)):
-        return "utf-16"
-    if head[:1] == b"\0" and head[1:2].isascii() and head[1:2].decode().isprintable():
-        return "utf-16-be"
-    if head[1:2] == b"\0" and head[:1].isascii() and head[:1].decode().isprintable():
-        return "utf-16-le"
-    return "utf-8-sig"
-
-
-def _head(file: Path) -> tuple[str, str]:
-    """Return a file's first characters and its encoding."""
-    with _opened(file) as opened:
-        head = opened.read(HEAD_BYTES)
-    encoding = _encoding(head)
-    return head.decode(encoding, errors="ignore"), encoding
-
-
-def _text(file: Path) -> str:
-    """Return the whole text of a file. Raises: DataError if it is not in its encoding."""
-    encoding = _head(file)[1]
-    _tell(file, encoding)
-    with _opened(file) as opened:
-        raw = opened.read()
-    try:
-        return raw.decode(encoding)
-    except UnicodeDecodeError as error:
-        raise DataError(f"{file} is not UTF-8 (byte {error.start}); save it as UTF-8") from None
-
-
-def _tell(file: Path, encoding: str) -> None:
-    if encoding.startswith("utf-16"):
-        say(f"  {file.name} is UTF-16, and is read as such")
-
-
 def _is_lines(file: Path) -> bool:
     """Return whether a JSON file has one row a line, by its first two lines.
 
     It has not if it begins with a list, if its first line breaks off where the second goes on, or if its only
     line is an object around a list of rows.
     """
-    head, _ = _head(file)
+    head = head_of(file)
     if head.lstrip().startswith("["):
         return False
     lines = [line for line in head.splitlines() if line.strip()]
@@ -190,33 +173,25 @@ def _is_lines(file: Path) -> bool:
 
 
 def _lines(file: Path, name: str) -> Iterator[RawRow]:
-    encoding = _head(file)[1]
-    _tell(file, encoding)
-    with _opened(file) as opened:
-        lines: Iterable[Any] = opened
-        if encoding != "utf-8-sig":
-            lines = io.TextIOWrapper(opened, encoding, errors="replace")
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            where = f"{name}:{number}"
-            try:
-                text = line if isinstance(line, str) else line.removeprefix(BOM_UTF8).decode()
-                if text.strip():
-                    yield RawRow(where, json.loads(text))
-            except UnicodeDecodeError:
-                yield RawRow(where, None, "not UTF-8")
-            except (ValueError, RecursionError):  # a number of 5,000 digits is a ValueError of its own
-                yield RawRow(where, None, "not JSON")
+    decoder = _Decoder()
+    for number, line in lines_of(file):
+        where = f"{name}:{number}"
+        if line is None:
+            yield RawRow(where, None, NOT_UTF_8)
+            continue
+        try:
+            value = decoder.decode(line)
+            yield RawRow(where, value, None, decoder.twice(value))
+        except (ValueError, RecursionError):  # a number of 5,000 digits is a ValueError of its own
+            yield RawRow(where, None, "not JSON")
 
 
 def _documents(file: Path, name: str) -> Iterator[RawRow]:
     """Yield the rows of a JSON list, of an object around one, or of objects over several lines each."""
-    text = _text(file)
-    decode, place, number = json.JSONDecoder().raw_decode, 0, 0
+    text, decoder, place, number = text_of(file), _Decoder(), 0, 0
     while place := _next_value(text, place):
         try:
-            value, place = decode(text, place - 1)
+            value, place = decoder.raw_decode(text, place - 1)
         except (ValueError, RecursionError) as error:
             if not number:
                 why = (
@@ -230,7 +205,7 @@ def _documents(file: Path, name: str) -> Iterator[RawRow]:
         within = value if isinstance(value, list) and not _is_chat(value) else _rows_within(value)
         for row in [value] if within is None else within:
             number += 1
-            yield RawRow(f"{name}:row {number}", row)
+            yield RawRow(f"{name}:row {number}", row, None, decoder.twice(row))
 
 
 def _next_value(text: str, place: int) -> int:
@@ -257,7 +232,7 @@ def _rows_within(value: Any) -> list[Any] | None:
 
 def _cells(file: Path, name: str) -> Iterator[RawRow]:
     """Yield a row for each line of a table, by the names of its first line."""
-    text = _text(file)
+    text = text_of(file)
     csv.field_size_limit(2**31 - 1)
     table = text.lstrip("\r\n")
     before = text[: len(text) - len(table)].count("\n")

@@ -8,11 +8,13 @@ import ast
 import errno
 import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from trainer.errors import DataError
 from trainer.source_name import HUB, HubName
 
+COMMIT = re.compile("[0-9a-f]{40}")
 TIMEOUT_S = 10  # of a check before any work
 LOCAL = "or download its files and give them as data.source"
 GATED = (
@@ -56,6 +58,13 @@ def load(name: HubName) -> Mapping[str, Any]:
     if name.split not in splits:
         raise DataError(f"data set {name} has no split {name.split}: it has {', '.join(splits)}")
     return {name.split: splits[name.split]}
+
+
+def commit_of(splits: Mapping[str, Any]) -> str | None:
+    """Return the commit that loaded splits are of, by the folder in which `datasets` keeps them."""
+    files = [file for rows in splits.values() for file in rows.cache_files]
+    folder = Path(files[0]["filename"]).parent.name if files else ""
+    return folder if COMMIT.fullmatch(folder) else None
 
 
 def check(name: HubName) -> str | None:

@@ -1,4 +1,4 @@
-"""Find the splits that a data set has of its own, by the names of its files, folders or splits.
+"""Find the splits that a data set has of its own, by its README or the names of its files, folders or splits.
 
 The names are those that the Hub's loader knows: `train`, `validation` (`valid`, `val`, `dev`) and `test`
 (`eval`), alone or as the first or last word of a name: `test-00000-of-00001.parquet`, `chat_train.jsonl`,
@@ -9,8 +9,12 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from trainer.data_card import README, splits_of
+from trainer.errors import DataError
 from trainer.files import COMPRESSED, DATA_SUFFIXES, data_files
+from trainer.progress import say
 
+NAMED = 5  # files, where they are many
 HELD_OUT = ("validation", "test")
 SIDES = ("train", *HELD_OUT)
 _WORDS: Mapping[str, str] = {
@@ -41,16 +45,39 @@ def side_of(*parts: str) -> str | None:
 def file_sides(path: Path) -> dict[str, list[Path]]:
     """Return side → the data files at `path`, in the order in which they are read.
 
-    A folder has splits of its own if a file's name says validation or test and another's does not. Files that
-    name no side then belong to train. Otherwise all files do.
+    A folder has the splits that its README describes, as on the Hub. Without such a README it has splits of
+    its own if a file's name says validation or test and another's does not. Files that name no side then
+    belong to train. Otherwise all files do.
+    Raises: DataError if the README names what the folder does not hold, or leaves a choice.
     """
     files = data_files(path)
+    if path.is_dir() and (splits := splits_of(path)) is not None:
+        return _described(path, splits, files)
     sides: dict[str, list[Path]] = {}
     for file in files:
         folders = file.relative_to(path).parts[:-1] if path.is_dir() else ()
         sides.setdefault(side_of(*folders, _stem(file)) or "train", []).append(file)
     whole = not path.is_dir() or "train" not in sides
     return {"train": files} if whole else {side: sides[side] for side in SIDES if side in sides}
+
+
+def _described(
+    folder: Path, splits: Mapping[str, list[Path]], files: Iterable[Path]
+) -> dict[str, list[Path]]:
+    """Return side → its files by the README's splits, and print which are not read. Raises: DataError."""
+    sides = split_sides(splits) if len(splits) > 1 else {"train": next(iter(splits))}
+    if not sides:
+        raise DataError(
+            f"{folder / README} has the splits {', '.join(splits)}: give the files of the one to train on as "
+            "data.source"
+        )
+    found = {side: splits[split] for side, split in sides.items()}
+    read = {file for those in found.values() for file in those}
+    if left := [file.relative_to(folder).as_posix() for file in files if file not in read]:
+        more = f" and {len(left) - NAMED} more" if len(left) > NAMED else ""
+        named = ", ".join(left[:NAMED])
+        say(f"  {folder.name}: its {README} takes no side from {named}{more}, which are not read")
+    return found
 
 
 def split_sides(names: Iterable[str]) -> dict[str, str]:

@@ -171,7 +171,7 @@ def _make(
         examples = _examples(parts.train, chat, data.max_length)
         write_record(scratch, key)
         report = build_report(data, files, selected, parts)
-        report |= fill.report() | {"remarks": remarks, "told": [*told(data, files, cleaned), *remarks]}
+        report |= fill.report() | {"remarks": remarks, "told": [*told(files, selected), *remarks]}
         (scratch / TEMPLATE).write_bytes(chat.tokenizer.get_chat_template().encode())
         write_json(scratch / "report.json", report)
         if write_page:

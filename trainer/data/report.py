@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trainer.config_data import DataConfig, describe_sources
-from trainer.data.clean import Account, Cleaned, repairs
+from trainer.data.clean import Account, repairs
 from trainer.data.layout import HELD_OUT
 from trainer.data.row_file import RowFile, rows_fingerprint
 from trainer.data.select import Selected
@@ -30,14 +30,16 @@ class Example:
     shape: str = ""
 
 
-def told(data: DataConfig, files: Mapping[str, RowFile], cleaned: Cleaned) -> list[str]:
+def told(files: Mapping[str, RowFile], selected: Selected) -> list[str]:
     """Return the lines that the console has of the rows."""
+    cleaned = selected.cleaned
     lines = [f"{', '.join(f'{len(f):,} {name}' for name, f in files.items())} rows; {cleaned.summary()}"]
     if unused := cleaned.unused:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in unused.most_common())
         lines.append(f"{unused.total():,} usable rows are neither trained on nor measured: {reasons}")
     if unread := cleaned.unread_columns():
         lines.append(f"columns not used: {unread}")
+    lines += [f"{source} is at commit {commit}" for source, commit in selected.commits.items()]
     return lines
 
 
@@ -49,7 +51,8 @@ def build_report(
     usable = Counter(c.source for c in usable_rows)
     repaired, first_repaired = repairs(usable_rows)
     return {
-        "source": describe_sources(data),
+        "source": describe_sources(data, commits=selected.commits),
+        "commits": selected.commits,
         "sources": {
             file: {"weight": selected.weight(file), **_account(account)}
             for file, account in sorted(cleaned.accounts.items(), key=lambda a: a[0] not in selected.sources)

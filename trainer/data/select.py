@@ -30,12 +30,14 @@ class Selected:
     """cleaned: the rows to split, and the accounts of all. own: side → its own rows, which no split makes.
 
     barred: file → the sides that the split may not make of its rows. sources: file → what it belongs to.
+    commits: source → the commit that it had on the Hub.
     """
 
     cleaned: Cleaned
     own: dict[str, list[Conversation]] = field(default_factory=dict)
     barred: dict[str, tuple[str, ...]] = field(default_factory=dict)
     sources: dict[str, SourceConfig] = field(default_factory=dict)
+    commits: dict[str, str] = field(default_factory=dict)
 
     def weight(self, file: str) -> float:
         """Return the weight of a file's source; held-out rows have none and count once."""
@@ -48,8 +50,8 @@ class Selected:
 def select(data: DataConfig, seed: int) -> Selected:
     """Return the usable rows. Raises: DataError if a source cannot be read or a side has none."""
     names = names_of(source.source for source in (*data.source, *data.validation, *data.test))
-    opened = [(source, read_sides(source.source, names)) for source in data.source]
     selected = Selected(Cleaned())
+    opened = [(source, read_sides(source.source, names, selected.commits)) for source in data.source]
     for side in reversed(HELD_OUT):
         _add_own(data, side, opened, names, selected)
     for source, sides in opened:
@@ -96,7 +98,7 @@ def _add_own(
     if configured:
         for source, _ in theirs:
             say(f"  {source.source}: its own {side} split is not read, because data.{side} is set")
-        theirs = [(source, _held_out(source.source, side, names)) for source in configured]
+        theirs = [(s, _held_out(s.source, side, names, selected.commits)) for s in configured]
     if not theirs:
         return
     rows, known = selected.cleaned.beside(), set(selected.cleaned.accounts)
@@ -115,9 +117,9 @@ def _add_own(
     say(f"  {side} has rows of its own: {len(rows.conversations):,} of {files}")
 
 
-def _held_out(source: str, side: str, names: Mapping[Path, str]) -> Rows:
+def _held_out(source: str, side: str, names: Mapping[Path, str], commits: dict[str, str]) -> Rows:
     """Return the rows of a source that the configuration gives to a side: its split of that name, or all."""
-    sides = read_sides(source, names)
+    sides = read_sides(source, names, commits)
     if side in sides:
         return sides[side]
     if len(sides) == 1:

@@ -28,16 +28,23 @@ def read_rows(source: str) -> Iterator[RawRow]:
     return chain.from_iterable(read_sides(source).values())
 
 
-def read_sides(source: str, names: Mapping[Path, str] | None = None) -> dict[str, Rows]:
+def read_sides(
+    source: str, names: Mapping[Path, str] | None = None, commits: dict[str, str] | None = None
+) -> dict[str, Rows]:
     """Return side → its rows: `train` alone, unless the source has splits of its own.
 
-    names: what to call each file; None: as `short_names` does among the files of this source.
+    names: what to call each file; None: as `short_names` does among the files of this source. commits:
+    receives the commit that a data set of the Hub has.
     Raises: DataError if the source itself cannot be read.
     """
     if source == "stdlib-docs":
         return {"train": _stdlib_docs()}
     if source.startswith(HUB):
-        return _hub(HubName.parse(source))
+        name = HubName.parse(source)
+        splits = hub.load(name)
+        if commits is not None and (commit := hub.commit_of(splits)):
+            commits[source] = commit
+        return _hub(name, splits)
     return _local(Path(source), names)
 
 
@@ -57,9 +64,8 @@ def _stdlib_docs() -> Iterator[RawRow]:
         yield RawRow(f"stdlib-docs:{number}", json.loads(line))
 
 
-def _hub(name: HubName) -> dict[str, Rows]:
+def _hub(name: HubName, splits: Mapping[str, Any]) -> dict[str, Rows]:
     """Return the sides of a data set of the Hub. Splits that are of no side are named, with their rows."""
-    splits = hub.load(name)
     if len(splits) == 1:
         ((split, rows),) = splits.items()
         label = f"{name}#{split}" if name.split else str(name)

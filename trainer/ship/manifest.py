@@ -96,7 +96,7 @@ def _training(config: RunConfig, winner: Run) -> dict[str, Any]:
 def _data(config: RunConfig, prepared: Prepared) -> dict[str, Any]:
     report = prepared.report
     data = {
-        "source": describe_sources(config.data, public=True),
+        "source": describe_sources(config.data, public=True, commits=report.get("commits")),
         "fingerprint": report["fingerprint"],
         "rows": report["rows"],
     }
