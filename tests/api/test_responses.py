@@ -12,7 +12,7 @@ from api.dialects.responses.schema import ResponseRequest
 from api.dialects.rules import apply
 from api.engine.delta import Delta
 from api.errors import EngineFailed
-from tests.support.api import MODEL, FakeEngine, House, assert_openai_error
+from tests.support.api import KEY, MODEL, FakeEngine, House, assert_openai_error
 
 pytestmark = pytest.mark.anyio
 MakeHouse = Callable[..., House]
@@ -228,3 +228,24 @@ async def test_what_is_not_served_is_refused_by_its_name(
     answer = await post(house, wants(**fields))
     assert answer.status_code == 400 and answer.json()["error"]["param"] == param, answer.text
     assert house.engine.calls == []
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("GET", ""), ("DELETE", ""), ("POST", "/cancel"), ("GET", "/input_items"), ("POST", "/" + "x" * 999)],
+)
+async def test_no_response_is_found_later_and_the_error_says_what_to_send_instead(
+    make_house: MakeHouse, method: str, path: str
+) -> None:
+    async with make_house(key=KEY).client() as client:
+        assert_openai_error(
+            await client.request(method, f"/v1/responses/resp_1{path}"), 401, "invalid_api_key"
+        )
+    async with make_house().client() as client:
+        error = assert_openai_error(
+            await client.request(method, f"/v1/responses/resp_1{path}"), 404, "not_found"
+        )
+        error_of_turn = (await post(make_house(), wants(previous_response_id="resp_1"))).json()["error"]
+    found, _, way_out = error["message"].partition(" not found. ")
+    assert found == f"Response with id {('resp_1' + path)[:64]!r}" and "send the items" in way_out
+    assert error_of_turn["message"].endswith(way_out), "as the request for the next turn is told"

@@ -4,18 +4,18 @@ from api.dialects import other_fields
 from api.dialects.other_fields import TEXT_ONLY
 from api.dialects.rules import Ignored, Refused, Table
 
-_NOT_STORED = "Nothing is stored between requests: send the items of the whole conversation as `input`."
+NOT_STORED = "Nothing is stored between requests: send the items of the whole conversation as `input`."
 _NO_PLACE = Refused("The model cannot be shown it. Leave it out, or send what it says as a message.")
 
 REQUEST: Table = {
     **other_fields.OPENAI,
     **other_fields.VLLM,
-    "previous_response_id": Refused(_NOT_STORED),
-    "conversation": Refused(_NOT_STORED),
+    "previous_response_id": Refused(NOT_STORED),
+    "conversation": Refused(NOT_STORED),
     "prompt": Refused("No prompts are stored. Send it as `instructions` and `input`."),
     "background": Refused("Answers are not made in the background. Stream them.", (False,)),
     "background_options": Ignored("answers are not made in the background."),
-    "previous_input_messages": Refused(_NOT_STORED),
+    "previous_input_messages": Refused(NOT_STORED),
     "enable_response_messages": Refused("Answers hold items only.", (False,)),
     "max_tool_calls": Ignored("it limits tools that the server runs, and it runs none."),
     "context_management": Ignored("a conversation that is too long is refused, never shortened."),
@@ -36,7 +36,7 @@ ITEM: Table = {
     "created_by": Ignored("the role says it."),
 }
 ITEM_TYPES: Table = {
-    "item_reference": Refused(_NOT_STORED),
+    "item_reference": Refused(NOT_STORED),
     "mcp_list_tools": Ignored("the server runs no tools."),
     "web_search_call": Ignored("what was found is in the message after it."),
     **dict.fromkeys(

@@ -5,12 +5,15 @@ from typing import Any
 
 from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
 
 from api.dialects import openai_errors
 from api.dialects.json_route import JsonRoute, answers_with
 from api.dialects.responses.answer import ItemStatus, ResponseBody
 from api.dialects.responses.frames import ResponseFrames, call_item, ended, message_item, reasoning_item
+from api.dialects.responses.other_fields import NOT_STORED
 from api.dialects.responses.schema import ResponseRequest, TextSettings
+from api.errors import NotFound
 from api.generation.events import Answer, Identity, Usage
 from api.generation.request import FieldNames, GenerationRequest
 from api.generation.runner import Timeout
@@ -33,6 +36,20 @@ async def create_response(
     service.lifecycle.require_ready()
     service.require_model(request.model)
     return service.runner.respond(_generation(request), _Response(request), timeout)
+
+
+async def find_response(response_id: str) -> None:
+    """Answer clients that look up, cancel or delete an earlier response."""
+    raise NotFound(f"Response with id {response_id[:64]!r} not found. {NOT_STORED}")
+
+
+router.add_api_route(
+    "/v1/responses/{response_id:path}",
+    find_response,
+    methods=["GET", "POST", "DELETE"],
+    include_in_schema=False,
+    route_class_override=APIRoute,
+)
 
 
 def _generation(request: ResponseRequest) -> GenerationRequest:
