@@ -60,7 +60,6 @@ VLLM: Table = {
     "vllm_xargs": Refused("The engine takes no arguments from a request."),
     "repetition_detection": Refused("Use `frequency_penalty` or `repetition_penalty`."),
     "stream_interval": Ignored("each token is sent as it comes."),
-    "thinking_token_budget": Refused("The limit of an answer is one for thinking and text together."),
     "watermarking": Refused("Answers have no watermark.", (False,)),
 }
 
@@ -75,17 +74,14 @@ HISTORY: Table = {
 }
 
 # Fields of the objects `reasoning` and `thinking`, which thinking.py has.
-_ONE_LIMIT = Ignored("the limit of an answer is one for thinking and text together.")
 REASONING: Table = {
     "context": Ignored("the template decides which earlier thinking the model is shown."),
     "generate_summary": Ignored("thinking is sent as it is, not summarized."),
-    "max_tokens": _ONE_LIMIT,
     "mode": Ignored("there is one mode."),
     "summary": Ignored("thinking is sent as it is, not summarized."),
 }
 THINKING: Table = {
     "block_binding": Ignored("thinking is not bound to its conversation here."),
-    "budget_tokens": _ONE_LIMIT,
     "clear_thinking": Ignored("the template decides which earlier thinking the model is shown."),
 }
 

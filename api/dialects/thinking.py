@@ -5,12 +5,17 @@ from typing import Annotated, Literal
 from pydantic import Field, StringConstraints
 
 from api.dialects import other_fields as known
+from api.dialects.fields import INT64_MAX
 from api.dialects.rules import Strict
 from api.engine.messages import Layout
 
 # A template may read it, so it may not contain a control token.
 Effort = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 NO_EFFORT = "none"
+Limit = Annotated[
+    int | None,
+    Field(ge=0, le=INT64_MAX, description="The most tokens of thinking, where they can be limited."),
+]
 EarlierThinking = Annotated[
     str | None, Field(description="Of an earlier answer; ignored if the template has no place for it.")
 ]
@@ -24,6 +29,7 @@ class Reasoning(Strict):
     effort: Effort | None = Field(None, description="`none` turns thinking off, where the template can.")
     enabled: bool | None = None
     exclude: bool | None = Field(None, description="The answer comes without its thinking.")
+    max_tokens: Limit = None
 
 
 class ThinkingChoice(Strict):
@@ -32,6 +38,7 @@ class ThinkingChoice(Strict):
     other_fields = known.THINKING
 
     type: Literal["enabled", "disabled", "adaptive", "auto", "between_tools"]
+    budget_tokens: Limit = None
     display: Literal["summarized", "updates", "omitted"] | None = Field(
         None, description="`omitted`: the answer comes without its thinking."
     )
@@ -49,6 +56,9 @@ class ThinkingFields(Strict):
     )
     thinking: ThinkingChoice | None = Field(None, description="Likewise.")
     reasoning: Reasoning | None = None
+    thinking_token_budget: int | None = Field(
+        None, ge=-1, le=INT64_MAX, description="Likewise; -1: no limit. It goes before the other two."
+    )
     include_reasoning: bool | None = Field(None, description="false: the answer comes without its thinking.")
 
     def thinking_layout(self, effort: str | None = None) -> Layout:
@@ -71,6 +81,22 @@ class ThinkingFields(Strict):
             "reasoning": reasoning is not None and (reasoning.effort or reasoning.enabled) is not None,
         }
         return [name for name, given in asks.items() if given]
+
+    def thinking_tokens(self) -> int | None:
+        """Return the most tokens of thinking; None for no limit."""
+        given = [limit for limit in self._limits().values() if limit is not None]
+        return given[0] if given and given[0] >= 0 else None
+
+    def limit_fields(self) -> list[str]:
+        """Return the names of the fields that limit the thinking."""
+        return [name for name, limit in self._limits().items() if limit is not None]
+
+    def _limits(self) -> dict[str, int | None]:
+        return {
+            "thinking_token_budget": self.thinking_token_budget,
+            "thinking.budget_tokens": self.thinking.budget_tokens if self.thinking else None,
+            "reasoning.max_tokens": self.reasoning.max_tokens if self.reasoning else None,
+        }
 
     def shows_thinking(self) -> bool:
         """Return whether the answer has its thinking."""

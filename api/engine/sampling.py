@@ -26,6 +26,7 @@ class Sampling:
     logit_bias: dict[int, float] | None = None
     min_tokens: int | None = None
     ignore_eos: bool | None = None
+    thinking_tokens: int | None = None  # at most, where the model thinks
     n: int | None = None
 
     @property
@@ -43,7 +44,7 @@ def sampling_arguments(
     has equal choices, and vLLM refuses n > 1 for it. So vLLM makes one, which is returned n times.
     vLLM also refuses min_tokens above max_tokens, which may be less than the request asked for.
     """
-    fields = [field.name for field in dataclasses.fields(Sampling)]
+    fields = [field.name for field in dataclasses.fields(Sampling) if field.name != "thinking_tokens"]
     asked = {name: value for name in fields if (value := getattr(sampling, name)) is not None}
     arguments = {**{name: value for name, value in defaults.items() if name in fields}, **asked}
     greedy = arguments.get("temperature", 1.0) < _GREEDY

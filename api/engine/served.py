@@ -54,7 +54,7 @@ async def load(artifact: Artifact, engine: Engine) -> ServedModel:
             engine.import_libraries()
             verified.result()
         prompt = Prompt.load(artifact.directory)
-        engine.start()
+        engine.start(prompt.thinking)
         return prompt
 
     try:

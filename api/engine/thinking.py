@@ -6,7 +6,7 @@ the model writes it. No model's name decides: the template is tried.
 
 import re
 import secrets
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,6 +51,11 @@ class Thinking:
     switch: str | None = None
     key: str | None = None
 
+    @property
+    def can_be_limited(self) -> bool:
+        """Return whether the engine can end the thinking: it knows the markers by their token ids alone."""
+        return self.opening.id is not None and self.closing.id is not None
+
 
 @dataclass(frozen=True, slots=True)
 class Thinks:
@@ -62,6 +67,22 @@ class Thinks:
     opening: Marker
     closing: Marker
     inside: bool
+
+    def limit(self, prompt_ids: Sequence[int], most: int | None) -> int | None:
+        """Return vLLM's limit for `most` generated tokens of thinking; None for no limit.
+
+        vLLM counts from the last opening marker, also what the template has written behind it. A marker that
+        only a message contains would be taken for the beginning of the thinking, so then there is no limit.
+        """
+        opening, closing = self.opening.id, self.closing.id
+        if most is None or opening is None or closing is None:
+            return None
+        places = (i for i in range(len(prompt_ids) - 1, -1, -1) if prompt_ids[i] in (opening, closing))
+        last = next(places, None)
+        is_open = last is not None and prompt_ids[last] == opening
+        if is_open != self.inside:
+            return None
+        return most + (len(prompt_ids) - 1 - last if last is not None and is_open else 0)
 
     def grammar(self, schema: str) -> str:
         """Return the grammar of an answer that obeys a JSON Schema once the thinking has ended."""

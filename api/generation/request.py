@@ -32,13 +32,15 @@ class Conversation:
     """Messages, oldest first, that the model's chat template renders.
 
     values_field: the dialect's name for the template's variables in `layout`. thinking_fields: its names for
-    the fields that ask for `layout.thinking`. earlier_thinking: and for those with the thinking of messages.
+    the fields that ask for `layout.thinking`. limit_fields: and for those that limit the thinking.
+    earlier_thinking: and for those with the thinking of messages.
     """
 
     messages: Sequence[Message]
     layout: Layout = field(default_factory=Layout)
     values_field: str = "chat_template_kwargs"
     thinking_fields: Collection[str] = ()
+    limit_fields: Collection[str] = ()
     earlier_thinking: Collection[str] = ()
 
     def require_known_values(self, known: Collection[str]) -> None:
@@ -70,6 +72,8 @@ class Conversation:
                 yield f"{self.values_field}.{name}"
         if not prompt.heeds(self.layout):
             yield from self.thinking_fields
+        if prompt.thinking is None or not prompt.thinking.can_be_limited:
+            yield from self.limit_fields
         if prompt.thinking is None or prompt.thinking.key is None:
             yield from self.earlier_thinking
 

@@ -75,6 +75,43 @@ async def test_an_answer_that_thinks_obeys_a_grammar_with_its_thinking(
     assert not thought.skip_special_tokens, "the closing marker is a control token, and it must be seen"
 
 
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("inside", "prompt", "asked", "limit"),
+    [
+        (True, [1, 6, 2], 5, 6),  # the template has written a line break behind the marker
+        (True, [6, 1, 7, 6], 0, 0),
+        (True, [1, 6], 10**18, 256),
+        (True, [1, 6], None, None),
+        (False, [1, 2], 5, 5),
+        (False, [1, 6, 2, 7, 1], 5, 5),
+        (False, [1, 6, 2], 5, None),  # what a message contains is no thinking
+    ],
+)
+async def test_the_engine_counts_the_thinking_from_its_marker(
+    artifacts: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    inside: bool,
+    prompt: list[int],
+    asked: int | None,
+    limit: int | None,
+) -> None:
+    llm = FakeLlm(monkeypatch)
+    engine = Engine(Settings(artifacts_dir=artifacts), read_artifact(artifacts))
+    engine._llms = [llm]
+    sampling = Sampling(thinking_tokens=asked)
+    for thinks in (
+        Thinks(Marker("<t>", 6), Marker("</t>", 7), inside),
+        Thinks(Marker("<t>"), Marker("</t>", 7), inside),
+        None,
+    ):
+        async for _ in engine.generate("x", prompt, sampling, 16, stream=True, thinks=thinks):
+            pass
+    found = [getattr(params, "thinking_token_budget", None) for params in llm.asked]
+    assert found == [limit, None, None]
+    assert not hasattr(llm.asked[0], "thinking_tokens"), "vLLM has no such parameter"
+
+
 def test_an_echoed_prompt_has_logprobs_for_all_tokens_but_its_first() -> None:
     own, other = SimpleNamespace(logprob=-0.5, rank=2), SimpleNamespace(logprob=-0.1, rank=1)
     completion = SimpleNamespace(text="!", token_ids=[9], logprobs=[{9: own}], finish_reason=None)

@@ -1,5 +1,6 @@
 """Thinking in the answers and the requests of each dialect, streamed and whole."""
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from api.dialects.chat.answer import ChatCompletion
 from api.dialects.messages.answer import MessageBody
+from api.engine.thinking import Marker
 from tests.support import messages
 from tests.support.api import MODEL, FakeEngine, House, ask, assert_openai_error, events, example_manifest
 from tests.support.thinking import HYBRID, OPENED, SWITCHED, deltas
@@ -432,3 +434,54 @@ async def test_text_that_is_continued_without_a_template_is_as_it_comes(serve: S
     async with house.client() as client:
         answer = await client.post("/v1/completions", json={"model": MODEL, "prompt": "<think>"})
     assert answer.json()["choices"][0]["text"] == ANSWER and house.engine.calls[0]["thinks"] is None
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "limit", "named"),
+    [
+        (CHAT, {"thinking_token_budget": 7}, 7, "thinking_token_budget"),
+        (CHAT, {"thinking_token_budget": -1, "reasoning": {"max_tokens": 5}}, None,
+         "reasoning.max_tokens, thinking_token_budget"),
+        (CHAT, {"thinking": {"type": "enabled", "budget_tokens": 0}}, 0, "thinking.budget_tokens"),
+        (CHAT, {"reasoning": {"max_tokens": 5}}, 5, "reasoning.max_tokens"),
+        (RESPONSES, {"reasoning": {"effort": "high", "max_tokens": 5}}, 5, "reasoning.max_tokens"),
+        (MESSAGES, {"thinking": {"type": "enabled", "budget_tokens": 1024}}, 1024, "thinking.budget_tokens"),
+        (MESSAGES, {"thinking": {"type": "enabled"}}, None, ""),
+        (CHAT, {}, None, ""),
+    ],
+)  # fmt: skip
+async def test_a_limit_of_thinking_reaches_the_engine_or_is_named(
+    serve: Serve, path: str, fields: dict[str, Any], limit: int | None, named: str
+) -> None:
+    """It can be limited where both markers are tokens."""
+    house = serve(SWITCHED)
+    answer = await post(house, path, **fields)
+    [call] = house.engine.calls
+    assert call["sampling"].thinking_tokens == limit
+    assert ignored(answer) == named, "the markers are text in this tokenizer"
+    served = house.service.lifecycle.require_ready()
+    assert served.prompt.thinking is not None
+    served.prompt.thinking = dataclasses.replace(
+        served.prompt.thinking, opening=Marker("<think>", 5), closing=Marker("</think>", 6)
+    )
+    async with house.client() as client:
+        answer = await client.post(path, json=PLAIN[path] | fields)
+    assert (answer.status_code, ignored(answer)) == (200, "")
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "param"),
+    [
+        (CHAT, {"thinking_token_budget": -2}, "thinking_token_budget"),
+        (CHAT, {"thinking": {"type": "enabled", "budget_tokens": -1}}, "thinking.budget_tokens"),
+        (RESPONSES, {"reasoning": {"max_tokens": 2**63}}, "reasoning.max_tokens"),
+    ],
+)
+async def test_a_limit_that_is_none_is_refused(
+    serve: Serve, path: str, fields: dict[str, Any], param: str
+) -> None:
+    house = serve(SWITCHED)
+    await house.load()
+    async with house.client() as client:
+        answer = await client.post(path, json=PLAIN[path] | fields)
+    assert assert_openai_error(answer, 400, None)["param"] == param

@@ -18,7 +18,7 @@ from starlette.types import ASGIApp
 from api.engine.delta import Delta
 from api.engine.lifecycle import State
 from api.engine.served import PROBE
-from api.engine.thinking import Thinks
+from api.engine.thinking import Thinking, Thinks
 from api.http.idle import IdleConnections
 from api.http.server import AdminServer, Server, listen
 from api.service import Service
@@ -134,7 +134,7 @@ class FakeEngine:
 
     def import_libraries(self) -> None: ...
 
-    def start(self) -> None:
+    def start(self, thinking: Thinking | None = None) -> None:
         self.starts += 1
         if self.start_error is not None:
             raise self.start_error

@@ -45,7 +45,7 @@ FIELDS: dict[str, dict[str, Any]] = {
     "CVE-2026-105757 structured_outputs": {"structured_outputs": {"regex": "("}},
     "CVE-2026-55574 regex": {"guided_regex": "(a|aa)+$"},
     "CVE-2026-93989 bad_words": {"bad_words": ["", "a"]},
-    "GHSA-fpch-3xrf-7q96 thinking_token_budget": {"thinking_token_budget": 1},
+    "GHSA-fpch-3xrf-7q96 thinking_token_budget": {"thinking_token_budget": -2},  # see test_thinking.py
     "CVE-2026-114051 min_tokens": {"min_tokens": 10**6},
     "CVE-2026-73557 prompt_embeds": {"prompt_embeds": "gASVAAAA"},
     "CVE-2025-6242 media": {"messages": user([PARTS["image"]])},

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,33 @@ def api(thinking: Service) -> openai.OpenAI:
 @pytest.fixture
 def asked(thinking: Service) -> dict[str, Any]:
     return {"model": thinking.model, "messages": [USER], "temperature": 0, "max_tokens": 12}
+
+
+def test_thinking_ends_at_its_limit_and_no_request_has_anothers(
+    api: openai.OpenAI, asked: dict[str, Any]
+) -> None:
+    """In vLLM before 0.28 a limit could end up in other requests (GHSA-fpch-3xrf-7q96)."""
+
+    def thinking_tokens(limit: int | None) -> Any:
+        fields = {} if limit is None else {"thinking_token_budget": limit}
+        done = api.chat.completions.create(**asked, extra_body=fields)
+        assert bool(done.choices[0].message.content) == (limit is not None)
+        details = done.usage and done.usage.completion_tokens_details
+        return details and details.reasoning_tokens
+
+    limits = [None, 0, 3, None, 1, 5, None, 2] * 2
+    with ThreadPoolExecutor(len(limits)) as threads:
+        for limit, tokens in zip(limits, threads.map(thinking_tokens, limits), strict=True):
+            # The marker counts, too, and so may the line break behind it.
+            assert tokens in ((12,) if limit is None else (limit + 1, limit + 2))
+
+
+def test_an_answer_with_a_limit_of_thinking_obeys_its_schema(
+    api: openai.OpenAI, asked: dict[str, Any]
+) -> None:
+    more: dict[str, Any] = {"max_tokens": 64, "extra_body": {"reasoning": {"max_tokens": 4}}}
+    done = api.chat.completions.create(**asked | more, response_format=FORMAT)
+    jsonschema.validate(json.loads(done.choices[0].message.content or ""), COLOR)
 
 
 def test_an_answer_that_is_cut_in_its_thinking_is_the_same_streamed(

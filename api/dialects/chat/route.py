@@ -1,6 +1,7 @@
 """POST /v1/chat/completions."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
@@ -40,7 +41,7 @@ def _generation(request: ChatRequest) -> GenerationRequest:
     return GenerationRequest(
         model=request.model,
         prompts=[request.conversation()],
-        sampling=request.sampling(request.n),
+        sampling=replace(request.sampling(request.n), thinking_tokens=request.thinking_tokens()),
         max_tokens=request.max_completion_tokens or request.max_tokens,
         stream=bool(request.stream),
         fields=_FIELDS,

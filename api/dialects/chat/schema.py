@@ -237,6 +237,7 @@ class ChatRequest(CompletionFields, ThinkingFields):
                 *self.thinking_fields(),
                 *(["reasoning_effort"] if self.reasoning_effort else []),
             ],
+            limit_fields=self.limit_fields(),
             earlier_thinking=self._earlier_thinking(),
         )
 

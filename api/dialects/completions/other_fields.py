@@ -15,6 +15,7 @@ REQUEST: Table = {
     "thinking": _NO_TEMPLATE,
     "enable_thinking": _NO_TEMPLATE,
     "include_reasoning": _NO_TEMPLATE,
+    "thinking_token_budget": _NO_TEMPLATE,
     "suffix": Refused("The model does not fill gaps in a text.", ("",)),
     "prompt_embeds": Refused("Send text or token ids."),
     "response_format": Refused("Use /v1/chat/completions.", ({"type": "text"},)),

@@ -243,6 +243,7 @@ class PromptRequest(Strict):
             turns,
             Layout(continued=continued, thinking=self.thinking is not None and self.thinking.on),
             thinking_fields=["thinking"] if self.thinking else [],
+            limit_fields=["thinking.budget_tokens"] if self.thinking and self.thinking.budget_tokens else [],
             earlier_thinking=["messages.content.thinking"] if thought else [],
         )
 
@@ -297,6 +298,7 @@ class MessageRequest(PromptRequest):
             top_p=self.top_p,
             top_k=self.top_k,
             stop=self.stop_sequences or None,
+            thinking_tokens=self.thinking.budget_tokens if self.thinking else None,
         )
 
 

@@ -1,6 +1,7 @@
 """POST /v1/responses: chat with items in and out; a conversation is sent whole each time."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from fastapi import APIRouter, Response
@@ -56,7 +57,7 @@ def _generation(request: ResponseRequest) -> GenerationRequest:
     return GenerationRequest(
         model=request.model,
         prompts=[request.conversation()],
-        sampling=request.sampling(),
+        sampling=replace(request.sampling(), thinking_tokens=request.thinking_tokens()),
         max_tokens=request.max_output_tokens,
         stream=bool(request.stream),
         fields=_FIELDS,

@@ -195,6 +195,7 @@ class ResponseRequest(SamplingFields, ThinkingFields):
             self.messages(),
             dataclasses.replace(self.thinking_layout(), values=self.chat_template_kwargs or {}),
             thinking_fields=self.thinking_fields(),
+            limit_fields=self.limit_fields(),
             earlier_thinking=["input.reasoning"] if any(item.type == "reasoning" for item in items) else [],
         )
 
