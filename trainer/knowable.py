@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig
 
 from trainer.base_model import load_tokenizer
@@ -16,6 +17,7 @@ from trainer.engines.families import unknown_shape
 from trainer.errors import ArtifactError, BaseModelError, ConfigError
 from trainer.files import require_room
 from trainer.fit.run.adapter import check_adapter
+from trainer.fit.run.apart import shares_positions_beyond
 from trainer.judge.endings import few_endings, require_endings
 from trainer.judge.turns import require_turns
 from trainer.licence import llama_terms
@@ -34,13 +36,13 @@ def check_base(config: RunConfig, base: Path) -> list[str]:
     try:
         shape = AutoConfig.from_pretrained(base, local_files_only=True)
         remarks = check_adapter(base, config.sweep.ranks, config.lora)
-    except (KeyError, OSError, ValueError) as error:  # transformers' own
+    except (KeyError, OSError, ValueError, StrictDataclassError) as error:  # transformers' own
         raise BaseModelError(
             f"the base model {base} is no causal language model that transformers knows: "
             f"{' '.join(str(error).split())[:200]}"
         ) from None
-    if config.train.engine == "compiled" and (reason := unknown_shape(shape)):
-        raise ConfigError(f"train.engine: the compiled engine {reason}; set train.engine to plain")
+    if config.train.engine == "compiled":
+        _check_compiled(shape, config.data.max_length)
     longest = getattr(shape, "max_position_embeddings", None)
     if longest and config.data.max_length > longest:
         raise ConfigError(
@@ -50,6 +52,19 @@ def check_base(config: RunConfig, base: Path) -> list[str]:
     if config.data.chat_template:
         end_of_turn_id(load_tokenizer(base, config.data.chat_template))
     return remarks
+
+
+def _check_compiled(shape: Any, max_length: int) -> None:
+    """Raise ConfigError if the compiled engine cannot train this base. max_length: tokens of a row."""
+    reason, remedy = unknown_shape(shape), "set train.engine to plain"
+    if not reason and max_length > (limit := shares_positions_beyond(shape) or max_length):
+        reason = (
+            f"packs rows, and {shape.model_type} reads all of a sequence with other positions (longrope) if "
+            f"one is over {limit} tokens, as data.max_length of {max_length} allows"
+        )
+        remedy += f", which trains each row alone, or data.max_length to {limit}"
+    if reason:
+        raise ConfigError(f"train.engine: the compiled engine {reason}; {remedy}")
 
 
 def check_data(config: RunConfig, base: Path, prepared: Prepared) -> Iterator[str]:

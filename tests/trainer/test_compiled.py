@@ -37,10 +37,12 @@ SHAPE = {
 # What differs from a Llama, by the name of transformers' configuration. Documents are longer than WINDOW.
 WINDOW = 16
 KINDS = ["sliding_attention", "sliding_attention", "full_attention"]
-LONGROPE = {
-    "rope_type": "longrope", "rope_theta": 10_000.0, "partial_rotary_factor": 0.75,
-    "original_max_position_embeddings": 32, "short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5],
-    "long_factor": [1.0, 2.0, 3.0, 4.0, 5.0, 6.0],
+LONGROPE: dict[str, Any] = {
+    "max_position_embeddings": 256,
+    "rope_parameters": {
+        "rope_type": "longrope", "rope_theta": 10_000.0, "partial_rotary_factor": 0.75,
+        "short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5], "long_factor": [1.0, 2.0, 3.0, 4.0, 5.0, 6.0],
+    },
 }  # fmt: skip
 OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
     "mistral": ("MistralConfig", {"sliding_window": None}),
@@ -60,7 +62,10 @@ OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "phi3": ("Phi3Config", {"sliding_window": None}),
     "phi3 with a window": ("Phi3Config", {"sliding_window": WINDOW}),
-    "phi3 with longrope": ("Phi3Config", {"rope_parameters": LONGROPE, "max_position_embeddings": 256}),
+    "phi3 with longrope": ("Phi3Config", {**LONGROPE, "original_max_position_embeddings": 64}),
+    "phi3 with longrope and long rows": (
+        "Phi3Config", {**LONGROPE, "original_max_position_embeddings": 32},
+    ),
     "gemma3": (
         "Gemma3TextConfig",
         {"head_dim": 24, "query_pre_attn_scalar": 40, "sliding_window": WINDOW, "layer_types": KINDS},
@@ -87,11 +92,6 @@ def other_base(path: Path, family: str) -> Path:
             parameter.data.add_(0.3 * torch.randn(parameter.shape))
     model.save_pretrained(path)
     return path
-
-
-def adapter_of(family: str) -> LoraConfig:
-    fused = ("qkv_proj", "o_proj", "gate_up_proj", "down_proj")
-    return LoraConfig(scaling=2.0, **({"target_modules": fused} if family.startswith("phi3") else {}))
 
 
 @pytest.fixture
@@ -158,7 +158,7 @@ def test_the_root_of_the_rank_scales_its_updates_as_it_does_those_of_peft(
 def test_other_families_have_the_losses_and_gradients_of_peft(
     tmp_path: Path, row: dict[str, Any], family: str
 ) -> None:
-    base, lora = other_base(tmp_path / "base", family), adapter_of(family)
+    base, lora = other_base(tmp_path / "base", family), LoraConfig(scaling=2.0)
     assert unknown_shape(AutoConfig.from_pretrained(base)) is None
     loss, gradients = loss_and_gradients(compiled, base, row, lora)
     wanted_loss, wanted = loss_and_gradients(plain, base, row, lora)
@@ -217,7 +217,7 @@ def test_compiled_on_a_gpu_in_bfloat16(base: Path, row: dict[str, Any], recomput
 def test_other_families_compiled_on_a_gpu_in_bfloat16(
     tmp_path: Path, row: dict[str, Any], family: str
 ) -> None:
-    base, lora = other_base(tmp_path / "base", family), adapter_of(family)
+    base, lora = other_base(tmp_path / "base", family), LoraConfig(scaling=2.0)
     settings = SETTINGS.model_copy(update={"device": "cuda", "dtype": "bfloat16"})
     loss, gradients = loss_and_gradients(compiled, base, row, lora, settings)
     wanted_loss, wanted = loss_and_gradients(plain, base, row, lora)

@@ -18,6 +18,10 @@ from trainer.judge.benchmarks import check_items
 from trainer.ship.modelfile import go_template
 
 Run = Callable[..., tuple[int, str, str]]
+LONGROPE = {
+    "rope_type": "longrope", "rope_theta": 10_000.0,
+    "partial_rotary_factor": 1.0, "short_factor": [1.0] * 4, "long_factor": [2.0] * 4,
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -67,8 +71,24 @@ def test_a_gate_that_no_model_can_pass_is_refused_by_prepare_and_then_by_check(
     ("shape", "settings", "message"),
     [
         ({"mlp_bias": True}, ["train.engine=compiled"], "knows llama with mlp_bias False"),
+        (
+            {"model_type": "gemma2"},
+            ["train.engine=compiled"],
+            "gemma3_text, and the base is gemma2; set train.engine to plain",
+        ),
+        (
+            {"model_type": "phi3", "original_max_position_embeddings": 64, "rope_parameters": LONGROPE},
+            ["train.engine=compiled"],
+            "packs rows, and phi3 reads all of a sequence with other positions (longrope) if one is over 64 "
+            "tokens, as data.max_length of 96 allows; set train.engine to plain, which trains each row alone",
+        ),
         ({"max_position_embeddings": 64}, [], "data.max_length is 96, and the base reads at most 64 tokens"),
         ({"model_type": "made-up"}, [], "is no causal language model that transformers knows"),
+        (
+            {"model_type": "phi3", "rope_parameters": {**LONGROPE, "short_factor": [1.0]}},
+            [],
+            "is no causal language model that transformers knows: Class validation error",
+        ),
         ({"model_type": "t5"}, [], "is no causal language model that transformers knows"),
         ({}, ["sweep.ranks=[64]"], "rank 64 is over the smaller dimension"),
     ],

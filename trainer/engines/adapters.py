@@ -22,6 +22,8 @@ from trainer.config_lora import ALL_LINEAR, LoraConfig
 # Mamba's kernels read this layer's weights without calling it, so an adapter on it would do nothing.
 READ_BY_KERNELS = "out_proj"
 TIED = ("embed_tokens", "lm_head")  # the names under which PEFT keeps a tie
+# A layer that is several of other families' in one, as in Phi 3, and those.
+JOINED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +51,7 @@ def peft_config(model: Any, lora: LoraConfig, rank: int) -> PeftConfig:
         r=rank,
         lora_alpha=lora.alpha_at(rank),
         lora_dropout=lora.dropout,
-        target_modules=ALL_LINEAR if everything else list(lora.target_modules),
+        target_modules=ALL_LINEAR if everything else target_names(model, lora),
         exclude_modules=[READ_BY_KERNELS] if everything and has_kernels(model) else None,
         bias="none",
         use_rslora=lora.rslora,
@@ -57,6 +59,16 @@ def peft_config(model: Any, lora: LoraConfig, rank: int) -> PeftConfig:
         modules_to_save=list(lora.modules_to_save) or None,
         ensure_weight_tying=trains_tied(model, lora),
     )
+
+
+def target_names(model: Any, lora: LoraConfig) -> list[str]:
+    """Return lora.target_modules by the names of this base, where q, k and v may be one layer."""
+    there = {last(name) for name, _ in model.named_modules()}
+    wanted = list(lora.target_modules)
+    for joined, parts in JOINED.items():
+        if joined in there and not {*parts} & there and {*parts} <= {*wanted}:
+            wanted = [joined if name == parts[0] else name for name in wanted if name not in parts[1:]]
+    return wanted
 
 
 def skeleton(base: Path) -> Any:

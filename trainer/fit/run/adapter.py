@@ -16,6 +16,7 @@ from trainer.engines.adapters import (
     last,
     reach,
     skeleton,
+    target_names,
     trains_tied,
 )
 from trainer.errors import ConfigError
@@ -65,7 +66,7 @@ def _wrong_targets(model: Any, modules: dict[str, Any], lora: LoraConfig) -> Ite
     tied = model.config.tie_word_embeddings
     linear = {name: m for name, m in modules.items() if isinstance(m, torch.nn.Linear)}
     free = [name for name, layer in linear.items() if not (tied and layer is output)]
-    for target in lora.target_modules if lora.target_modules != (ALL_LINEAR,) else ():
+    for target in target_names(model, lora) if lora.target_modules != (ALL_LINEAR,) else ():
         found = {name: layer for name, layer in linear.items() if _is_named(name, target)}
         if not found:
             yield f"lora.target_modules: the base has no layer {target!r}; {_nearest(target, free)}"
@@ -95,7 +96,7 @@ def _wrong_modules(model: Any, modules: dict[str, Any], lora: LoraConfig) -> Ite
                 f"lora.modules_to_save: PEFT would take {', '.join(sorted({*map(last, others)}))} for "
                 f"{wanted!r}; give the whole name, such as {found[0]}"
             )
-        elif any(_adapted_inside(name, modules, lora) for name in found):
+        elif any(_adapted_inside(name, modules, target_names(model, lora)) for name in found):
             yield f"lora.modules_to_save: {wanted!r} holds layers that get an adapter by lora.target_modules"
         elif ties and last(wanted) not in TIED:
             yield (
@@ -104,11 +105,11 @@ def _wrong_modules(model: Any, modules: dict[str, Any], lora: LoraConfig) -> Ite
             )
 
 
-def _adapted_inside(name: str, modules: dict[str, Any], lora: LoraConfig) -> bool:
+def _adapted_inside(name: str, modules: dict[str, Any], targets: Sequence[str]) -> bool:
     inside = [other for other in modules if other == name or other.startswith(f"{name}.")]
-    if lora.target_modules == (ALL_LINEAR,):
+    if targets == [ALL_LINEAR]:
         return any(isinstance(modules[other], torch.nn.Linear) and other != "lm_head" for other in inside)
-    return any(_is_named(other, target) for other in inside for target in lora.target_modules)
+    return any(_is_named(other, target) for other in inside for target in targets)
 
 
 def _nearest(name: str, known: Sequence[str]) -> str:

@@ -19,6 +19,18 @@ TOLERANCE = 1e-6  # relative; the arithmetic is the same to the bit if the row b
 FIRST_ROWS = 3
 
 
+def shares_positions_beyond(config: Any) -> int | None:
+    """Return the length of a row from which on all rows of its sequence get other positions, or None.
+
+    longrope (Phi 3 and 4) has two sets of frequencies, and transformers takes one for a whole sequence.
+    """
+    rope = getattr(config, "rope_parameters", None) or {}
+    longest: int | None = (
+        rope["original_max_position_embeddings"] if rope.get("rope_type") == "longrope" else None
+    )
+    return longest
+
+
 @torch.no_grad()
 def rows_stay_apart(engine: Engine, objective: Objective, model: Any) -> bool:
     """Return whether a row's loss is the same after different rows of the same length in its sequence."""

@@ -24,7 +24,7 @@ from trainer.device import choose_device
 from trainer.engines import Engine
 from trainer.files import only_writer, sync_files, write_json
 from trainer.fit.arm import Arm, Run, place_of, read_run, run_name
-from trainer.fit.run.apart import rows_stay_apart
+from trainer.fit.run.apart import rows_stay_apart, shares_positions_beyond
 from trainer.fit.run.callbacks import Checkpoints, DivergedError, Log, Patience, ShowProgress, StopDiverged
 from trainer.fit.run.checkpoint import keep_trunk, remove_checkpoints, starting_point
 from trainer.fit.run.trainer import LoraTrainer, build_trainer, cooldown_steps
@@ -79,7 +79,10 @@ def _train(
     objective = objective_of(config)
     model = engine.load(base.directory, settings, config.lora, arm.setting.rank, arm.seed, device)
     # `compiled` attends by the rows' lengths; a probe of another shape would be compiled, too.
-    together = settings.engine == "compiled" or rows_stay_apart(engine, objective, model)
+    together = settings.engine == "compiled" or (
+        config.data.max_length <= (shares_positions_beyond(model.config) or math.inf)
+        and rows_stay_apart(engine, objective, model)
+    )
     with Progress() as progress:
         if world.first and not together:
             progress.say(
