@@ -18,6 +18,7 @@ COMPRESSED = (".gz", ".zst")
 # What `datasets` and the Hub write next to the rows.
 DESCRIPTIONS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 CACHED = "cache-*.arrow"  # what `datasets` computed of the rows, next to them
+BESIDE = (*DESCRIPTIONS, CACHED, "*.md", "*.py", "LICEN[CS]E*")
 
 
 def data_suffix(file: Path) -> str | None:
@@ -42,6 +43,18 @@ def data_files(path: Path) -> list[Path]:
         and data_suffix(file)
         and file.name not in DESCRIPTIONS
         and not file.match(CACHED)
+        and not any(part.startswith(".") for part in file.relative_to(path).parts)
+    ]
+
+
+def unknown_files(path: Path) -> list[str]:
+    """Return the files of a folder that are neither data, nor hidden, nor a description of the data."""
+    known = {*data_files(path), *(file for name in BESIDE for file in path.rglob(name))}
+    return [
+        file.relative_to(path).as_posix()
+        for file in sorted(path.rglob("*") if path.is_dir() else ())
+        if file.is_file()
+        and file not in known
         and not any(part.startswith(".") for part in file.relative_to(path).parts)
     ]
 

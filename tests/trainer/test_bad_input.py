@@ -36,9 +36,21 @@ def report(tmp_path: Path) -> Any:
         (
             "other.jsonl",
             b'{"Problem": "p", "SQL": "s", "context": "c"}\n' * 9,
-            "Rows have the columns Problem, SQL, context; to read them, set "
+            "Rows have the columns Problem, SQL, context. To read them, set "
             "data.columns={prompt: Problem, response: SQL, context: context}. The first: {'Problem': 'p',",
         ),
+        (
+            "plain.jsonl",
+            b'{"text": "Once upon a time.", "meta": "m"}\n' * 9,
+            "`text` holds plain text, and answers to questions are trained here.",
+        ),
+        (
+            "tokens.jsonl",
+            b'{"input_ids": [1, 2], "labels": [1, 2]}\n' * 9,
+            "They are tokens of another tokenizer",
+        ),
+        ("pieces.jsonl", b'{"segments": [{"label": true, "text": "a"}]}\n' * 9, "pieces of a formatted text"),
+        ("rows.zip", b"PK", "Unpack an archive, and save a spreadsheet as CSV"),
         ("binary.jsonl", bytes(range(256)) * 40, "not UTF-8"),
         ("cut.json", b"[" + LINES[0] + b", {", "was it cut off"),
         ("greek.json", '[{"instruction": "καφές"}]'.encode("iso-8859-7"), "is not UTF-8"),
@@ -77,7 +89,7 @@ def test_parquet_with_other_columns_is_refused_with_the_columns_wanted(
     error = capsys.readouterr().err
     assert "9 no messages and no known pair of question and answer" in error
     assert (
-        "Rows have the columns prompt; to read them, set data.columns={prompt: prompt, response: COLUMN}"
+        "Rows have the columns prompt. To read them, set data.columns={prompt: prompt, response: COLUMN}"
         in error
     )
 

@@ -30,6 +30,41 @@ def messages(role: str = "role", text: str = "content", roles: list[str] = ROLES
     [
         ({"conversation": messages()}, ALL, "chat in `conversation`"),
         ({"dialog": TURNS}, ALL, "texts in turn"),
+        ({"chat_messages": messages("sender", "text")}, ALL, "chat in `chat_messages`"),
+        ({"messages": {"role": ROLES, "content": TURNS}}, ALL, "chat in columns"),
+        (
+            {"conversation": [dict(zip(("input", "output"), TURNS[i : i + 2], strict=True)) for i in (0, 2)]},
+            ALL,
+            "turns of question and answer",
+        ),
+        (
+            {"conversations": [{"system": "Be brief.", "user": TURNS[0], "assistant": TURNS[1]}]},
+            [("system", "Be brief."), *FIRST_TWO],
+            "turns of question and answer",
+        ),
+        (
+            {"messages": [{**turn, "author": {"role": turn["role"]}, "role": None} for turn in messages()]},
+            ALL,
+            "OpenAI messages",
+        ),
+        (
+            {
+                "messages": [
+                    {**turn, "content": {"type": "text", "text": turn["content"]}} for turn in messages()
+                ]
+            },
+            ALL,
+            "OpenAI messages",
+        ),
+        ({"inputs": TURNS[0], "targets": TURNS[1]}, FIRST_TWO, "inputs and targets"),
+        ({"problem": TURNS[0], "solution": TURNS[1], "answer": "9"}, FIRST_TWO, "problem and solution"),
+        ({"question": TURNS[0], "response": TURNS[1]}, FIRST_TWO, "question and answer"),
+        ({"instruction": TURNS[0], "answer": TURNS[1]}, FIRST_TWO, "instruction and answer"),
+        (
+            {"question": "How tall?", "article": "It is 9 m.", "answer": "9 m"},
+            [("user", "How tall?\n\nIt is 9 m."), ("assistant", "9 m")],
+            "question and answer",
+        ),
         ({"data": TURNS, "id": 4}, ALL, "texts in turn"),
         ({"messages": json.dumps(messages())}, ALL, "chat as JSON text"),
         ([list(pair) for pair in zip(ROLES, TURNS, strict=True)], ALL, "pairs of role and text"),

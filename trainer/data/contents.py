@@ -21,6 +21,8 @@ def text_of(content: Any) -> str:
         return str(content)
     if isinstance(content, dict) and isinstance(content.get("parts"), list):  # Gemini's system instruction
         return text_of(content["parts"])
+    if isinstance(content, dict) and content.get("type") in TEXTS:  # one part, and no list
+        return _part(content)
     raise RowError(f"content is {'an object' if isinstance(content, dict) else repr(content)[:20]}")
 
 

@@ -226,8 +226,18 @@ def _rows_within(value: Any) -> list[Any] | None:
     """Return the rows that an object wraps, as in {"data": [...]}; None if it is a row itself."""
     if not isinstance(value, dict):
         return None
+    if rows := _of_the_viewer(value.get("rows")):
+        return rows
     lists = [v for v in value.values() if isinstance(v, list) and v and isinstance(v[0], dict)]
     return lists[0] if len(lists) == 1 and not any(name in value for name in CHATS) else None
+
+
+def _of_the_viewer(rows: Any) -> list[Any]:
+    """Return the rows as the Hub's viewer exports them; none if they are others, or if it has cut cells."""
+    if not isinstance(rows, list):
+        return []
+    whole = all(isinstance(row, dict) and "row" in row and not row.get("truncated_cells") for row in rows)
+    return [row["row"] for row in rows] if whole else []
 
 
 def _cells(file: Path, name: str) -> Iterator[RawRow]:

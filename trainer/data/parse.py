@@ -18,7 +18,7 @@ from trainer.data.contents import result_text, text_of
 from trainer.data.conversation import Conversation, Message, Role
 from trainer.data.preferences import chosen_row, preference_columns, refusal
 from trainer.data.repair import calls_in_texts, repair, require_sound_calls, without_empty
-from trainer.data.shapes import RowError, given, printable, require_read, shape_of, turns_of
+from trainer.data.shapes import RowError, ShapeError, given, printable, require_read, shape_of, turns_of
 from trainer.data.template_traits import FIELDS
 from trainer.data.unusual import usual
 
@@ -69,12 +69,16 @@ def parse_row(
     if not isinstance(row, dict):
         raise RowError("not an object")
     columns = {name: value for name, value in given(row).items() if name not in reading.ignored}
+    as_given = columns
     columns, written = (columns, "") if reading.columns else usual(columns)
     if preferred := preference_columns(columns, _mapped(reading)):
         if reading.use != "chosen":
             raise refusal(preferred, where)
         columns = chosen_row(columns, preferred)
-    raw, used = turns_of(columns, reading.columns)
+    try:
+        raw, used = turns_of(columns, reading.columns)
+    except ShapeError:  # `data.columns` names columns as they are given
+        raise ShapeError(as_given) from None
     tools, left = read_tools(columns)
     left |= _unread(columns, raw, {*used, *calls.COLUMNS, *OWN}, reading, where)
     messages, repairs = _messages(raw, {tool_name(tool) for tool in tools}, reading)
@@ -148,6 +152,8 @@ def _message(turn: Any, reading: Reading) -> Message:
         next((turn[name] for name in names if turn.get(name) is not None), None)
         for names in (SPEAKERS, CONTENTS)
     )
+    if isinstance(named, dict) and isinstance(named.get("role"), str):  # an author
+        named = named["role"]
     role = named.strip().lower() if isinstance(named, str) else named
     known = reading.roles.get(str(named)) or ROLES.get(str(role))
     if named is None:

@@ -18,7 +18,7 @@ from trainer.data.conversation import BY_QUESTION, Conversation
 from trainer.data.dedup import drop_near_duplicates
 from trainer.data.layout import HELD_OUT
 from trainer.data.parse import Reading
-from trainer.data.shapes import mapping_for
+from trainer.data.shapes import advice_for, mapping_for
 from trainer.data.sources import Rows, names_of, read_sides
 from trainer.data.split import Split, repeated, sample, shuffled, split
 from trainer.errors import DataError
@@ -206,8 +206,9 @@ def _no_row(source: SourceConfig, data: DataConfig, cleaned: Cleaned) -> str:
     mapping = mapping_for(cleaned.unshaped)
     if len(data.source) > 1:
         mapping = f"{mapping.removeprefix('data.').replace('=', ': ', 1)} beside this source"
+    advice = advice_for(cleaned.unshaped) or f"To read them, set {mapping}"
     return (
         f"data.source {source.source} has no usable row: {cleaned.summary()}. Rows have the columns "
-        f"{', '.join(cleaned.unshaped[:COLUMNS_NAMED])}; to read them, set {mapping}. The first: "
+        f"{', '.join(cleaned.unshaped[:COLUMNS_NAMED])}. {advice}. The first: "
         f"{cleaned.unshaped_row}"
     )

@@ -27,6 +27,14 @@ PAIRS = (
     ("user", "assistant"),
     ("human", "assistant"),
     ("q", "a"),
+    ("question", "response"),
+    ("question", "output"),
+    ("prompt", "answer"),
+    ("prompt", "output"),
+    ("instruction", "answer"),
+    ("instruction", "completion"),
+    ("problem", "solution"),
+    ("inputs", "targets"),
 )
 SHAPES = (
     ("conversations", "ShareGPT"),
@@ -40,8 +48,13 @@ SHAPES = (
     ("user", "assistant", "user and assistant"),
     ("human", "assistant", "user and assistant"),
     ("q", "a", "question and answer"),
+    ("question", "question and answer"),
+    ("instruction", "instruction and answer"),
+    ("problem", "solution", "problem and solution"),
+    ("inputs", "targets", "inputs and targets"),
 )
-MORE = ("input", "context")  # belong to the question
+PLAIN = ("text", "content", "document", "raw_content", "body")
+MORE = ("input", "context", "article", "passage", "paragraph")  # belong to the question
 NO_TEXTS = ("", "nan", "none", "null")  # what programs write where a cell is empty
 QUESTIONS = ("question", "prompt", "query", "instruction", "problem", "input", "user", "human", "text")
 ANSWERS = (
@@ -89,10 +102,12 @@ class _Meaning:
 
 
 _CALLS = _Meaning("calls of functions, and training on the text alone would teach to leave them out")
+_CHOICES = _Meaning("the answers to choose from, without which the question is another")
 _MEDIA = _Meaning("pictures or sounds, which a model of texts cannot see")
 MEANINGS: Mapping[str, _Meaning] = {
     "weight": _Meaning("how much the row counts", lambda value: _present(value) and value != 1),
     "history": _Meaning("earlier turns, which are read only beside `instruction`"),
+    "choices": _CHOICES, "options": _CHOICES,
     "tool_calls": _CALLS, "function_call": _CALLS,
     "images": _MEDIA, "image": _MEDIA, "videos": _MEDIA, "video": _MEDIA, "audios": _MEDIA, "audio": _MEDIA,
 }  # fmt: skip
@@ -165,6 +180,24 @@ def mapping_for(columns: Iterable[str]) -> str:
     answer = next((lower[name] for name in ANSWERS if name in lower and lower[name] != question), None)
     context = f", context: {lower['context']}" if "context" in lower else ""
     return f"data.columns={{prompt: {question or 'COLUMN'}, response: {answer or 'COLUMN'}{context}}}"
+
+
+def advice_for(columns: Iterable[str]) -> str | None:
+    """Return what to do with rows that no mapping could read, or None if one probably can."""
+    names = {name.lower() for name in columns}
+    if "input_ids" in names:
+        return "They are tokens of another tokenizer: give the texts that they were made of"
+    if "segments" in names:
+        return "`segments` are pieces of a formatted text: give `messages` with roles"
+    plain = next((name for name in PLAIN if name in names), None)
+    if plain is None or names & {*ANSWERS}:
+        return None
+    return (
+        f"`{plain}` holds plain text, and answers to questions are trained here. If the texts are chats, "
+        "split them into `messages`, because their markers are not known (docs/training.md lists those that "
+        "are). To train on texts as they are (continued pretraining), use another program, such as TRL's "
+        "SFTTrainer, and give its model as base.path"
+    )
 
 
 def _refusal(name: str, where: str) -> str:

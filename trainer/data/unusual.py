@@ -1,7 +1,9 @@
 """Write rows that people publish in less usual shapes in the usual ones, which `shapes` reads.
 
 - Columns with other capitals, and chats under other names (`conversation`, `dialog`, Gemini's `contents`).
-- Chats as JSON text, as texts that alternate, or as pairs of role and text.
+- Chats as JSON text, as texts that alternate, as pairs of role and text, as objects of a question and its
+  answer, or as an object of columns.
+- Logs of API calls and ChatGPT's export (`exports`).
 - One `text` that holds a whole chat between the markers of a prompt format.
 - A tree of answers (OASST's ready trees): its best-ranked path.
 """
@@ -11,10 +13,11 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from trainer.data.exports import exported
 from trainer.data.shapes import CHATS, MORE, PAIRS, RowError
 
 NAMES = {*CHATS, *MORE, *(name for pair in PAIRS for name in pair), "system", "history", "tools", "text"}
-OTHER_CHATS = ("conversation", "dialog", "dialogue", "chat", "turns", "contents", "data")
+OTHER_CHATS = ("conversation", "dialog", "dialogue", "chat", "turns", "contents", "chat_messages", "data")
 SYSTEMS = ("system_prompt", "systemInstruction", "system_instruction")
 _ROLES = {
     "human": "user", "user": "user", "instruction": "user", "input": "user", "question": "user", "q": "user",
@@ -39,6 +42,8 @@ def usual(row: dict[str, Any]) -> tuple[dict[str, Any], str]:
     Raises: RowError if it is an unusual shape and cannot be read.
     """
     row = _spelled(row)
+    if written := exported(row):
+        return written
     name = next((name for name in CHATS if name in row), None)
     other = next((name for name in OTHER_CHATS if _is_chat(row.get(name))), None)
     if name is None and other:
@@ -80,6 +85,8 @@ def _chat(value: Any) -> tuple[Any, str]:
             value, form = json.loads(value), "chat as JSON text"
         except (ValueError, RecursionError):
             return value, ""
+    if isinstance(value, dict) and (columns := _columns(value)):
+        return columns, "chat in columns"
     if not isinstance(value, list) or not value:
         return value, form
     if all(isinstance(turn, str) for turn in value):
@@ -87,7 +94,34 @@ def _chat(value: Any) -> tuple[Any, str]:
         return [{"role": roles[i % 2], "content": turn} for i, turn in enumerate(value)], "texts in turn"
     if all(isinstance(turn, list | tuple) and len(turn) == 2 for turn in value):
         return [{"role": role, "content": text} for role, text in value], "pairs of role and text"
+    if pair := _pair_of(value):
+        return list(_asked_and_answered(value, *pair)), "turns of question and answer"
     return value, form
+
+
+def _columns(value: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the messages of an object of lists, as tables keep them; none if it is something else."""
+    if not value or not all(isinstance(items, list) for items in value.values()):
+        return []
+    if len({len(items) for items in value.values()}) > 1:
+        raise RowError("a chat in columns of different lengths")
+    return [dict(zip(value, items, strict=True)) for items in zip(*value.values(), strict=True)]
+
+
+def _pair_of(turns: list[Any]) -> tuple[str, str] | None:
+    """Return the names of question and answer that every turn has."""
+    if not all(isinstance(turn, dict) and not {"role", "from"} & set(turn) for turn in turns):
+        return None
+    return next((pair for pair in PAIRS if all(set(pair) <= set(turn) for turn in turns)), None)
+
+
+def _asked_and_answered(turns: list[Any], question: str, answer: str) -> Iterator[dict[str, Any]]:
+    for turn in turns:
+        left = {name: value for name, value in turn.items() if name not in (question, answer, "system")}
+        if turn.get("system"):
+            yield {"role": "system", "content": turn["system"]}
+        yield {"role": "user", "content": turn[question], **left}
+        yield {"role": "assistant", "content": turn[answer]}
 
 
 def _split(text: str) -> tuple[list[dict[str, str]], str] | None:
