@@ -16,6 +16,7 @@ import transformers
 from peft import LoraConfig, get_peft_model
 
 from tests.support.families import FAMILIES, WORDS, model_of
+from trainer.base_model import attention_of
 from trainer.data.tokenize import IGNORED, TokenRow
 from trainer.engines import plain
 from trainer.engines.families import unknown_shape
@@ -89,7 +90,7 @@ def _merge(model: Any) -> float:
     """Return the largest difference of a logit between a copy with an adapter and the same merged."""
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
-        copy = type(model).from_pretrained(folder, attn_implementation="sdpa").eval()
+        copy = type(model).from_pretrained(folder, attn_implementation=attention_of(model.config)).eval()
     # PEFT refuses these two in Mamba layers, whose kernels read them without their modules.
     excluded = ["out_proj", "conv1d"] if hasattr(model.config, "mamba_d_state") else None
     settings = LoraConfig(r=4, target_modules="all-linear", exclude_modules=excluded, init_lora_weights=False)

@@ -102,19 +102,25 @@ def _read_template(file: Path) -> str:
         raise BaseModelError(f"data.chat_template {file} is not UTF-8 text") from None
 
 
+def attention_of(config: Any) -> str:
+    """Return which attention of transformers computes this base: torch's own (SDPA) has no soft caps."""
+    return "eager" if getattr(config, "attn_logit_softcapping", None) else "sdpa"
+
+
 def load_model(directory: Path, dtype: str, device: str) -> Any:
     """Return the causal language model in `dtype` on `device`, in evaluation mode.
 
-    Attention is torch's own (SDPA), or transformers' choice for the few families that lack it.
+    Attention is `attention_of` the base, or transformers' choice for the few families that lack SDPA.
     """
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     open_model = functools.partial(
         AutoModelForCausalLM.from_pretrained, directory, dtype=getattr(torch, dtype), local_files_only=True
     )
+    attention = attention_of(AutoConfig.from_pretrained(directory, local_files_only=True))
     try:
-        model: Any = open_model(attn_implementation="sdpa")
+        model: Any = open_model(attn_implementation=attention)
     except ValueError as error:
         if "scaled_dot_product_attention" not in str(error):
             raise

@@ -7,6 +7,8 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM
 
+from trainer.base_model import attention_of
+
 WORDS = 97
 TINY = {
     "vocab_size": WORDS, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
@@ -23,7 +25,9 @@ APART: dict[str, dict[str, Any]] = {
     "Llama": {},
     "Cohere": {"logit_scale": 0.25},
     "Cohere2": {"logit_scale": 0.25, **HEADS},
-    "Gemma2": {"final_logit_softcapping": 0.5, "query_pre_attn_scalar": 8, **HEADS},
+    "Gemma2": {
+        "final_logit_softcapping": 0.5, "attn_logit_softcapping": 0.5, "query_pre_attn_scalar": 8, **HEADS,
+    },
     "Gemma3Text": {"query_pre_attn_scalar": 8, **HEADS},
     "Granite": {"logits_scaling": 0.25},
     "Mistral": {"sliding_window": None},
@@ -33,7 +37,7 @@ APART: dict[str, dict[str, Any]] = {
     "Qwen2": {},
     "Qwen3": HEADS,
     "SmolLM3": {},
-}
+}  # fmt: skip
 LEAKING: dict[str, dict[str, Any]] = {
     "Falcon": {},
     "FalconH1": {"lm_head_multiplier": 4.0, "mamba_d_ssm": 32, **MAMBA, "mamba_n_heads": 4},
@@ -57,7 +61,9 @@ def model_of(family: str) -> Any:
     """Return a random model whose logits differ enough for a wrong scale or a leak to show."""
     torch.manual_seed(0)
     config = getattr(transformers, f"{family}Config")(**TINY, **FAMILIES[family])
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
+    attention = attention_of(config)
+    with torch.device("cpu"):  # all callers share it, also those that make others without weights
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=attention)
     for name, parameter in model.named_parameters():
         if parameter.dim() > 1:
             parameter.data.mul_(4)

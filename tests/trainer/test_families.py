@@ -58,6 +58,31 @@ def test_a_family_without_sdpa_is_loaded_with_its_own_attention(tmp_path: Path) 
     assert not rows_stay_apart(plain, sft, model)  # its attention does not read positions
 
 
+def test_soft_caps_of_attention_are_computed(tmp_path: Path) -> None:
+    """SDPA leaves them out without a word."""
+    model_of("Gemma2").save_pretrained(tmp_path)
+    model = load_model(tmp_path, "float32", "cpu")
+    uncapped = AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="sdpa").eval()
+    loss, wrong = (mean_score(sft.scores(each, rows(), pad_id=0)) for each in (model, uncapped))
+    layer = model.model.layers[0]
+    seen: dict[str, torch.Tensor] = {}
+    layer.self_attn.o_proj.register_forward_pre_hook(lambda _, inputs: seen.update(attended=inputs[0]))
+    layer.self_attn.register_forward_pre_hook(
+        lambda _, inputs, named: seen.update(x=named["hidden_states"]), with_kwargs=True
+    )
+    with torch.no_grad():
+        model(torch.tensor([[5, 6]]))
+    cap, (cos, sin) = 0.5, model.model.rotary_emb(seen["x"], torch.tensor([[0, 1]]))
+    attention = layer.self_attn
+    query, key, value = (
+        getattr(attention, name)(seen["x"])[0, :, :8] for name in ("q_proj", "k_proj", "v_proj")
+    )
+    query, key = (x * cos[0] + torch.cat([-x[:, 4:], x[:, :4]], 1) * sin[0] for x in (query, key))
+    scores = cap * torch.tanh(query[1] @ key.t() * attention.scaling / cap)
+    torch.testing.assert_close(seen["attended"][0, 1, :8], scores.softmax(0) @ value)
+    assert abs(loss - wrong) > 1e-4
+
+
 @pytest.mark.parametrize("family", ["GraniteMoeHybrid", "Qwen3Next", "Qwen3"])
 def test_a_step_trains_and_has_the_loss_of_its_rows(
     tmp_path: Path, tokenizer: PreTrainedTokenizerFast, family: str

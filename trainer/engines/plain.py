@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from peft import PeftModel, get_peft_model
 from torch.nn import functional
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 
-from trainer.base_model import load_model
+from trainer.base_model import attention_of, load_model
 from trainer.config import TrainConfig
 from trainer.config_lora import LoraConfig
 from trainer.engines.adapters import peft_config
@@ -76,5 +76,5 @@ def _load_in_4bit(base: Path, dtype: str, device: str) -> Any:
         ),
         device_map={"": device},
         local_files_only=True,
-        attn_implementation="sdpa",
+        attn_implementation=attention_of(AutoConfig.from_pretrained(base, local_files_only=True)),
     )
