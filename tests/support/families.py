@@ -28,7 +28,10 @@ APART: dict[str, dict[str, Any]] = {
     "Gemma2": {
         "final_logit_softcapping": 0.5, "attn_logit_softcapping": 0.5, "query_pre_attn_scalar": 8, **HEADS,
     },
-    "Gemma3Text": {"query_pre_attn_scalar": 8, **HEADS},
+    "Gemma3Text": {
+        "query_pre_attn_scalar": 16, "sliding_window": 8,
+        "layer_types": ["sliding_attention", "full_attention"], **HEADS,
+    },
     "Granite": {"logits_scaling": 0.25},
     "Mistral": {"sliding_window": None},
     "Olmo2": {},
