@@ -13,6 +13,7 @@ import yaml
 from pydantic import ValidationError
 
 from trainer.config import OLLAMA, RunConfig
+from trainer.config_adapter import take_settings
 from trainer.config_data import CONFIGS
 from trainer.config_words import problems, short
 from trainer.errors import ConfigError
@@ -52,6 +53,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     for override in overrides:
         _apply(values, from_here(override))
     _anchor_paths(values, path.parent)
+    take_settings(values)
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
@@ -95,7 +97,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
 
 def _anchor_paths(values: dict[str, Any], folder: Path) -> None:
     """Make the file's relative paths absolute."""
-    places = [(values.get("base"), "path")]
+    places = [(values.get("base"), "path"), (values.get("lora"), "adapter")]
     data = values.get("data")
     if isinstance(data, dict):
         places += [(data, "chat_template"), (data.get("general"), "prompts")]

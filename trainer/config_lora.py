@@ -1,6 +1,7 @@
 """Describe the adapter that is trained: the layers that get one, how it is scaled, and modules beside it."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 from pydantic import Field, field_validator, model_validator
@@ -28,6 +29,10 @@ class LoraConfig(Frozen):
     dora: bool = Field(False, description="Train the length of each weight's columns apart (DoRA).")
     modules_to_save: tuple[str, ...] = Field(
         (), description="Modules that are trained whole, such as embed_tokens and lm_head."
+    )
+
+    adapter: Path | None = Field(
+        None, description="A PEFT directory to go on from. Its settings are its own, and so is its rank."
     )
 
     @field_validator("target_modules", mode="before")

@@ -21,6 +21,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from trainer.adapter_file import WEIGHTS as ADAPTER_WEIGHTS
 from trainer.base_place import place
 from trainer.config import BaseModelConfig, RunConfig
 from trainer.config_data import DataConfig, SourceConfig
@@ -42,6 +43,7 @@ OUTSIDE_A_RUN = (
     "__main__.py",
     "auto_profile.py",
     "cli.py",
+    "config_adapter.py",
     "config_file.py",
     "config_words.py",
     "pipeline.py",
@@ -57,6 +59,7 @@ ONLY_SHOWS = (
     "__main__.py",
     "auto_profile.py",
     "cli.py",
+    "config_adapter.py",
     "config_file.py",
     "config_words.py",
     "pages",
@@ -65,7 +68,7 @@ ONLY_SHOWS = (
 # The files of a model directory that transformers reads. Licences, cards and our own record decide nothing.
 READ = ("*.json", "*.jinja", "*.model", "*.safetensors", "*.tiktoken", "*.txt", "additional_chat_templates/*")
 NOT_READ = (".", "base.json", "LICENSE", "NOTICE", "README", "USE_POLICY")
-NEWER_OF_LORA = ("rslora", "dora", "modules_to_save")
+NEWER_OF_LORA = ("rslora", "dora", "modules_to_save", "adapter")
 # Settings of `train` that do not change the weights of a run after a given step.
 NOT_IN_A_RUN = {"epochs", "max_steps", "logging_steps", "trackers", "shard_base"}
 
@@ -104,6 +107,7 @@ def by_content(value: Any, setting: str) -> Any:
             return {name: own for name, own in found.items() if own or name not in NEWER_OF_LORA}
         return found
     if isinstance(value, Path):
+        value = value / ADAPTER_WEIGHTS if value.is_dir() else value  # `lora.adapter`
         return _file_sha256(value, setting)
     if isinstance(value, tuple):
         return [by_content(item, setting) for item in value]

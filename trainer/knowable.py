@@ -10,13 +10,13 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig
 
-from trainer.base_model import load_tokenizer
+from trainer.base_model import BaseModel, load_tokenizer
 from trainer.config import RunConfig
 from trainer.data.prepare import Prepared
 from trainer.engines.families import unknown_shape
 from trainer.errors import ArtifactError, BaseModelError, ConfigError
 from trainer.files import require_room
-from trainer.fit.run.adapter import check_adapter
+from trainer.fit.run.adapter import check_adapter, check_origin
 from trainer.fit.run.apart import shares_positions_beyond
 from trainer.judge.endings import few_endings, require_endings
 from trainer.judge.turns import require_turns
@@ -28,14 +28,18 @@ from trainer.ship.modelfile import go_template
 from trainer.ship.stops import end_of_turn_id
 
 
-def check_base(config: RunConfig, base: Path) -> list[str]:
+def check_base(config: RunConfig, model: BaseModel) -> list[str]:
     """Check that the base can be trained as configured, and return remarks on what is not trained.
 
     Raises: ConfigError or BaseModelError.
     """
+    base = model.directory
+    remarks = []
+    if config.lora.adapter:
+        remarks.append(check_origin(config.lora.adapter, config.base, model.weights_sha256))
     try:
         shape = AutoConfig.from_pretrained(base, local_files_only=True)
-        remarks = check_adapter(base, config.sweep.ranks, config.lora)
+        remarks += check_adapter(base, config.sweep.ranks, config.lora)
     except (KeyError, OSError, ValueError, StrictDataclassError) as error:  # transformers' own
         raise BaseModelError(
             f"the base model {base} is no causal language model that transformers knows: "

@@ -78,7 +78,7 @@ class Pipeline:
     def base(self) -> BaseModel:
         with self._stages.stage("base", f"get {self.config.base.id} ready"):
             base = base_model.fetch(self.config.base, self.artifacts)
-            for remark in check_base(self.config, base.directory):
+            for remark in check_base(self.config, base):
                 say(f"  {remark}")
             return base
 
@@ -99,7 +99,7 @@ class Pipeline:
         if base is None:
             say(f"{self.config.base.id} is not on this machine yet; `prepare` gets it and checks the rest")
             return
-        remarks = check_base(self.config, base.directory)
+        remarks = check_base(self.config, base)
         prepared = find_prepared(self.config, base, self.artifacts, self._keep_older)
         if prepared is None:
             say("the data is not prepared yet; `prepare` checks whether the gates can be measured on it")

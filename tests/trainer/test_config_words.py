@@ -131,7 +131,7 @@ def test_no_setting_answers_a_wrong_value_in_the_words_of_pydantic(config_file: 
         (
             "lora.zzz=1",
             "lora.zzz: no such setting; lora has alpha, scaling, dropout, target_modules, rslora, dora, "
-            "modules_to_save",
+            "modules_to_save, adapter",
         ),
     ],
 )

@@ -11,7 +11,10 @@ class Engine(Protocol):
     def load(
         self, base: Path, settings: TrainConfig, lora: LoraConfig, rank: int, seed: int, device: str
     ) -> Any:
-        """Return the base, frozen, with an adapter of `rank` whose first weights `seed` alone decides."""
+        """Return the base, frozen, with an adapter of `rank`.
+
+        Its first weights are those of `lora.adapter`, or `seed` alone decides them.
+        """
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], target_tokens: Any) -> Any:
         """Return the sum of NLL over the targets of one packed row, over `target_tokens`.

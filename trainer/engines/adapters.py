@@ -12,11 +12,13 @@ from typing import Any
 
 import torch
 from peft import LoraConfig as PeftConfig
-from peft import get_peft_model
+from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from peft.utils import ModulesToSaveWrapper
+from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from trainer.adapter_file import WEIGHTS, Shapes
 from trainer.config_lora import ALL_LINEAR, LoraConfig
 
 # Mamba's kernels read this layer's weights without calling it, so an adapter on it would do nothing.
@@ -102,6 +104,19 @@ def reach(model: Any, lora: LoraConfig, rank: int) -> Reach:
             for parameter in module.original_module.parameters():
                 matrices.pop(id(parameter), None)
     return Reach(limits, Counter(map(_kind, matrices.values())))
+
+
+def expected_tensors(model: Any, lora: LoraConfig, rank: int) -> Shapes:
+    """Return the tensors of an adapter of this model, as PEFT saves them. model: a `skeleton`."""
+    state = get_peft_model_state_dict(
+        get_peft_model(model, peft_config(model, lora, rank)), save_embedding_layers=False
+    )
+    return {name: tuple(tensor.shape) for name, tensor in state.items()}
+
+
+def fill(adapted: Any, adapter: Path) -> None:
+    """Give a new adapter the weights of one that `check_adapter` has accepted."""
+    set_peft_model_state_dict(adapted, load_file(adapter / WEIGHTS))
 
 
 def describe(counts: Counter[str]) -> str:

@@ -14,12 +14,15 @@ from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 from trainer.base_model import attention_of, load_model
 from trainer.config import TrainConfig
 from trainer.config_lora import LoraConfig
-from trainer.engines.adapters import peft_config
+from trainer.engines.adapters import fill, peft_config
 from trainer.engines.sharded import shard
 
 
 def load(base: Path, settings: TrainConfig, lora: LoraConfig, rank: int, seed: int, device: str) -> PeftModel:
-    """Return the base, frozen, with a new adapter of `rank`, whose first weights `seed` alone decides."""
+    """Return the base, frozen, with an adapter of `rank`.
+
+    Its first weights are those of `lora.adapter`, or `seed` alone decides them.
+    """
     if settings.quantization == "4bit":
         model = _load_in_4bit(base, settings.dtype, device)
     elif settings.shard_base:
@@ -28,7 +31,10 @@ def load(base: Path, settings: TrainConfig, lora: LoraConfig, rank: int, seed: i
         model = load_model(base, settings.dtype, device)
     model.config.use_cache = False  # with a cache, packed rows would silently attend to each other
     torch.manual_seed(seed)
-    return get_peft_model(model, peft_config(model, lora, rank))
+    adapted = get_peft_model(model, peft_config(model, lora, rank))
+    if lora.adapter:
+        fill(adapted, lora.adapter)
+    return adapted
 
 
 def compute_loss(model: Any, inputs: dict[str, Any], target_tokens: Any) -> Any:

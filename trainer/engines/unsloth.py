@@ -21,7 +21,7 @@ from unsloth import FastLanguageModel
 
 from trainer.config import TrainConfig
 from trainer.config_lora import LoraConfig
-from trainer.engines.adapters import reach, skeleton
+from trainer.engines.adapters import fill, reach, skeleton
 from trainer.errors import ArmError
 
 atexit.register(shutil.rmtree, os.environ["UNSLOTH_COMPILE_LOCATION"], ignore_errors=True)
@@ -54,6 +54,8 @@ def load(base: Path, settings: TrainConfig, lora: LoraConfig, rank: int, seed: i
         use_gradient_checkpointing=checkpointing,
         random_state=seed,
     )
+    if lora.adapter:
+        fill(adapted, lora.adapter)
     if settings.dtype == "float32":
         # On a GPU Unsloth would autocast to bfloat16 by itself; this value is its name for no autocast.
         os.environ["UNSLOTH_MIXED_PRECISION"] = "bfloat16"

@@ -220,7 +220,12 @@ def method_of(adapter: dict[str, Any]) -> str:
 def _beside(adapter: dict[str, Any]) -> list[tuple[str, str]]:
     """Return what else was trained, and which layers were not; older manifests do not say it."""
     without = adapter.get("without_adapter", {})
+    start = adapter.get("started_from")
     rows = [
+        (
+            "went on from",
+            f"the adapter `{start['name']}`, weights `{start['weights_sha256'][:16]}`" if start else "",
+        ),
         ("trained whole", ", ".join(adapter.get("modules_to_save", ()))),
         ("not trained", ", ".join(f"{name} ×{count}" for name, count in without.items())),
     ]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from trainer.adapter_file import WEIGHTS
 from trainer.base_model import BaseModel
 from trainer.config import RunConfig
 from trainer.config_data import describe_sources
@@ -79,7 +80,12 @@ def _adapter(lora: LoraConfig, base: Path, setting: Setting) -> dict[str, Any]:
         "modules_to_save": list(lora.modules_to_save),
         "without_adapter": dict(found.without),
         "learning_rate": setting.learning_rate,
+        **({"started_from": _started_from(lora.adapter)} if lora.adapter else {}),
     }
+
+
+def _started_from(adapter: Path) -> dict[str, str]:
+    return {"name": adapter.name, "weights_sha256": sha256_file(adapter / WEIGHTS)}
 
 
 def _training(config: RunConfig, winner: Run) -> dict[str, Any]:

@@ -1,17 +1,21 @@
 """Check before training that a base model can carry the configured adapter."""
 
 import difflib
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from trainer.adapter_file import CONFIG, base_of, tensors
+from trainer.config import BaseModelConfig
 from trainer.config_lora import ALL_LINEAR, LoraConfig
 from trainer.engines.adapters import (
     READ_BY_KERNELS,
     TIED,
     describe,
+    expected_tensors,
     has_kernels,
     last,
     reach,
@@ -21,6 +25,7 @@ from trainer.engines.adapters import (
 )
 from trainer.errors import ConfigError
 
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 CLOSE = 0.55  # of difflib's ratio: `embed` is close to `embed_tokens`
 
 
@@ -35,7 +40,8 @@ def check_adapter(base: Path, ranks: Sequence[int], lora: LoraConfig) -> list[st
     modules = {name: module for name, module in model.named_modules() if name}
     problems = [*_wrong_targets(model, modules, lora), *_wrong_modules(model, modules, lora)]
     if problems:
-        raise ConfigError("; ".join(problems))
+        whose = f"lora.adapter {lora.adapter} does not fit this base: " if lora.adapter else ""
+        raise ConfigError(whose + "; ".join(problems))
     remarks = []
     if trains_tied(model, lora):
         remarks.append(
@@ -52,9 +58,52 @@ def check_adapter(base: Path, ranks: Sequence[int], lora: LoraConfig) -> list[st
             f"rank {max(ranks)} is over the smaller dimension of {name}, {found.limits[name]}: use ranks up "
             "to that"
         )
+    if lora.adapter:
+        _require_fit(lora.adapter, base, lora, ranks[0])
     if found.without:
         remarks.append(f"no adapter on {found.without.total()} layers: {describe(found.without)}")
     return remarks
+
+
+def check_origin(adapter: Path, config: BaseModelConfig, weights_sha256: str) -> str:
+    """Compare the base that an adapter names with the one that it is to be trained on.
+
+    Returns a remark. Raises: ConfigError if they are not the same.
+    """
+    named, made_on = base_of(adapter)
+    if made_on and made_on != weights_sha256:
+        raise ConfigError(
+            f"lora.adapter: {adapter} was trained on weights {made_on[:12]}…, and {config.id} has "
+            f"{weights_sha256[:12]}…: it belongs to another base"
+        )
+    if made_on:
+        return f"goes on from {adapter.name}, which was trained on these weights"
+    if HUB_ID.fullmatch(named) and not Path(named).exists():
+        if _name(named) != _name(config.id):
+            raise ConfigError(
+                f"lora.adapter: {adapter} names the base {named}, and base.id is {config.id}. If the weights "
+                f"are the same, write base.id into its {CONFIG} as base_model_name_or_path"
+            )
+        return f"goes on from {adapter.name}, which names {named}; the files do not show which weights it had"
+    return f"goes on from {adapter.name}; its files do not show on which weights it was trained"
+
+
+def _name(hub_id: str) -> str:
+    """`unsloth/Llama-3.2-1B-Instruct-bnb-4bit` → `llama-3.2-1b-instruct`, whose weights it was made from"""
+    return re.sub("(-unsloth)?-bnb-4bit$", "", last(hub_id.replace(".", "_").replace("/", ".")).lower())
+
+
+def _require_fit(adapter: Path, base: Path, lora: LoraConfig, rank: int) -> None:
+    """Require that the adapter has exactly the tensors that PEFT saves of one on this base."""
+    found, wanted = tensors(adapter), expected_tensors(skeleton(base), lora, rank)
+    differing = sorted(name for name in found | wanted if found.get(name) != wanted.get(name))
+    if differing:
+        name = differing[0]
+        said, expected = (str(x.get(name, "absent")).replace(",)", ")") for x in (found, wanted))
+        raise ConfigError(
+            f"lora.adapter {adapter} does not fit this base: {len(differing)} tensors differ, such as "
+            f"{name}, which is {said} in the adapter and {expected} for the base"
+        )
 
 
 def _is_named(name: str, wanted: str) -> bool:
