@@ -7,7 +7,7 @@ the engine small; http/access.py limits bytes.
 from collections.abc import Sequence
 from typing import Annotated
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
 from api.dialects.invalid import FieldError
 from api.dialects.other_fields import STREAM_OPTIONS
@@ -18,6 +18,7 @@ MAX_CHOICES = 8
 MAX_BIASES = 300
 MAX_MESSAGES = 2048
 MAX_TOOLS = 128
+MAX_STOPS = 16  # OpenAI's API has 4, but editors and role plays send more
 INT64_MAX = 2**63 - 1
 
 ROLE = "Changed, and named as ignored, where the template refuses the order."
@@ -55,6 +56,22 @@ TemplateValues = Annotated[
 ]
 
 
+def _not_zero(limit: int) -> int:
+    if limit == 0:
+        raise ValueError("must be at least 1, or -1 for as many as fit")
+    return limit
+
+
+MaxTokens = Annotated[
+    int, Field(ge=-1, le=INT64_MAX, json_schema_extra={"not": {"const": 0}}), AfterValidator(_not_zero)
+]
+
+
+def most_tokens(limit: int | None) -> int | None:
+    """Return a request's limit of an answer; None for as many tokens as fit."""
+    return None if limit == -1 else limit
+
+
 class StreamOptions(Strict):
     other_fields = STREAM_OPTIONS
 
@@ -73,7 +90,7 @@ class SamplingFields(Strict):
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     repetition_penalty: float | None = Field(None, ge=0.01, le=10)
     seed: int | None = Field(None, ge=-INT64_MAX, le=INT64_MAX)
-    stop: StopText | Annotated[list[StopText], Field(max_length=4)] | None = None
+    stop: StopText | Annotated[list[StopText], Field(max_length=MAX_STOPS)] | None = None
     stop_token_ids: Annotated[list[TokenId], Field(max_length=16)] | None = None
     logit_bias: Biases | None = Field(
         None, description="Token ids of this model, and what is added to their logits."

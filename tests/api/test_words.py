@@ -36,8 +36,9 @@ COMPLETION = {**SAMPLING, "stream": True, "n": 1, "stream_options": {
 }}  # fmt: skip
 THINKING: dict[str, Any] = {
     "enable_thinking": True,
-    "thinking": {"type": "enabled", "display": "summarized"},
-    "reasoning": {"effort": "low", "enabled": True, "exclude": False},
+    "thinking": {"type": "enabled", "budget_tokens": 5, "display": "summarized"},
+    "reasoning": {"effort": "low", "enabled": True, "exclude": False, "max_tokens": 5},
+    "thinking_token_budget": 5,
     "include_reasoning": True,
 }
 # One request of each dialect with every field that it honours, so that each can be spoilt.
@@ -240,7 +241,7 @@ async def test_every_constraint_of_every_schema_is_refused_in_words(house: House
 @pytest.mark.parametrize(
     ("path", "fields", "message"),
     [
-        ("/v1/chat/completions", {"stop": list("abcdef")}, "stop: may have at most 4 entries, not 6."),
+        ("/v1/chat/completions", {"stop": ["a"] * 17}, "stop: may have at most 16 entries, not 17."),
         ("/v1/chat/completions", {"stop": 5}, "stop: must be a string or a list, not 5."),
         ("/v1/chat/completions", {"messages": []}, "messages: is empty and must have at least 1 entry."),
         ("/v1/chat/completions", {"messages": None}, "messages: is missing."),

@@ -61,7 +61,7 @@ FIELDS: dict[str, dict[str, Any]] = {
     "control: top_logprobs": {"logprobs": True, "top_logprobs": 10**6},
     "control: many biases": {"logit_bias": {str(number): 1 for number in range(301)}},
     "control: bias of no token": {"logit_bias": {"999999": 1}},
-    "control: many stops": {"stop": ["a"] * 5},
+    "control: many stops": {"stop": ["a"] * 17},
     "control: long stop": {"stop": "a" * 257},
     "control: many stop ids": {"stop_token_ids": [1] * 17},
     "control: infinite temperature": {"temperature": 1e308},

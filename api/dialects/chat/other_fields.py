@@ -2,6 +2,7 @@
 
 from api.dialects import other_fields
 from api.dialects.other_fields import TEXT_ONLY
+from api.dialects.other_servers import OTHER_SERVERS
 from api.dialects.rules import Ignored, Refused, Table
 
 _AS_TEXT = Ignored("`reasoning_content` is the thinking's field.")
@@ -9,6 +10,7 @@ _AS_TEXT = Ignored("`reasoning_content` is the thinking's field.")
 REQUEST: Table = {
     **other_fields.OPENAI,
     **other_fields.VLLM,
+    **OTHER_SERVERS,
     "metadata": Ignored("it labels stored answers, and nothing is stored."),
     "user": Ignored("it identifies a person to OpenAI; this service reports it to nobody."),
     "verbosity": Ignored("the model was not trained to vary it."),

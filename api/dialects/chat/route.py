@@ -11,6 +11,7 @@ from api.dialects.chat.answer import AssistantMessage, ChatCompletion, Choice, C
 from api.dialects.chat.frames import ChatFrames
 from api.dialects.chat.schema import ChatRequest, ToolCall
 from api.dialects.chunks import Usage, head
+from api.dialects.fields import most_tokens
 from api.dialects.json_route import JsonRoute, answers_with
 from api.generation import events
 from api.generation.events import Answer, Identity
@@ -42,7 +43,7 @@ def _generation(request: ChatRequest) -> GenerationRequest:
         model=request.model,
         prompts=[request.conversation()],
         sampling=replace(request.sampling(request.n), thinking_tokens=request.thinking_tokens()),
-        max_tokens=request.max_completion_tokens or request.max_tokens,
+        max_tokens=most_tokens(request.max_completion_tokens or request.max_tokens),
         stream=bool(request.stream),
         fields=_FIELDS,
         usage_in_chunks=request.wants_usage_in_chunks(),

@@ -7,13 +7,13 @@ from pydantic import Field, StringConstraints, model_validator
 
 from api.dialects.chat import other_fields as known
 from api.dialects.fields import (
-    INT64_MAX,
     MAX_MESSAGES,
     MAX_TOOLS,
     ROLE,
     CallId,
     CompletionFields,
     FunctionName,
+    MaxTokens,
     TemplateValues,
     require_calls,
 )
@@ -178,10 +178,8 @@ class ChatRequest(CompletionFields, ThinkingFields):
     other_fields = known.REQUEST
 
     messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)
-    max_completion_tokens: int | None = Field(None, ge=1, le=INT64_MAX)
-    max_tokens: int | None = Field(
-        None, ge=1, le=INT64_MAX, description="The older name of max_completion_tokens."
-    )
+    max_completion_tokens: MaxTokens | None = Field(None, description="-1: as many as fit, as without it.")
+    max_tokens: MaxTokens | None = Field(None, description="The older name of max_completion_tokens.")
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20, description="Needs logprobs.")
     response_format: ResponseFormat | None = None

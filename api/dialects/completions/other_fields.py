@@ -1,6 +1,7 @@
 """Fields of /v1/completions that are known and not honoured."""
 
 from api.dialects import other_fields
+from api.dialects.other_servers import OTHER_SERVERS
 from api.dialects.rules import Ignored, Refused, Table
 
 _NO_TEMPLATE = Ignored("a text is continued without the template, and nothing tells its thinking apart.")
@@ -8,6 +9,7 @@ _NO_TEMPLATE = Ignored("a text is continued without the template, and nothing te
 REQUEST: Table = {
     **other_fields.OPENAI,
     **other_fields.VLLM,
+    **OTHER_SERVERS,
     "prompt_logprobs": Refused("Use `echo` with `logprobs`."),
     "logprob_token_ids": Refused("Use `logprobs`."),
     "user": Ignored("it identifies a person to OpenAI; this service reports it to nobody."),

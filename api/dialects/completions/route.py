@@ -14,6 +14,7 @@ from api.dialects.completions.schema import (
     CompletionRequest,
     completion_logprobs,
 )
+from api.dialects.fields import most_tokens
 from api.dialects.json_route import JsonRoute, answers_with
 from api.generation import events
 from api.generation.events import Answer, Identity
@@ -46,7 +47,7 @@ def _generation(request: CompletionRequest) -> GenerationRequest:
         model=request.model,
         prompts=request.prompts(),
         sampling=request.sampling(request.n),
-        max_tokens=request.max_tokens or DEFAULT_MAX_TOKENS,
+        max_tokens=most_tokens(request.max_tokens or DEFAULT_MAX_TOKENS),
         stream=bool(request.stream),
         fields=_FIELDS,
         usage_in_chunks=request.wants_usage_in_chunks(),

@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 
 from api.dialects.chunks import Usage
 from api.dialects.completions import other_fields as known
-from api.dialects.fields import INT64_MAX, CompletionFields, TokenId
+from api.dialects.fields import CompletionFields, MaxTokens, TokenId
 from api.generation.logprobs import TokenLogprob
 
 MAX_TOP_LOGPROBS = 5
@@ -25,7 +25,9 @@ class CompletionRequest(CompletionFields):
         | Annotated[list[str], Field(min_length=1, max_length=8)]
         | Annotated[list[TokenIds], Field(min_length=1, max_length=8)]
     ) = Field(description="One prompt or up to 8, as text or as token ids.")
-    max_tokens: int | None = Field(None, ge=1, le=INT64_MAX, description="Without it 16, as OpenAI has it.")
+    max_tokens: MaxTokens | None = Field(
+        None, description="Without it 16, as OpenAI has it; -1: as many as fit."
+    )
     logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
     echo: bool | None = Field(None, description="The prompt comes before its answer, with its logprobs.")
 

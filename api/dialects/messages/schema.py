@@ -9,6 +9,7 @@ from pydantic import Discriminator, Field, StringConstraints, Tag, model_validat
 from api.dialects.fields import (
     INT64_MAX,
     MAX_MESSAGES,
+    MAX_STOPS,
     MAX_TOOLS,
     ROLE,
     CallId,
@@ -25,7 +26,6 @@ from api.generation.answer_schema import Format, Offer
 from api.generation.request import Conversation
 
 MAX_BLOCKS = 1024  # of one message
-MAX_STOP_SEQUENCES = 16
 
 ToolName = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_-]{1,128}$")]
 # Claude Code begins the system prompt with a line about itself that differs in every request. With it, the
@@ -289,7 +289,7 @@ class MessageRequest(PromptRequest):
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
     top_k: int | None = Field(None, ge=-1, le=1_000_000, description="0 and -1: no limit.")
-    stop_sequences: Annotated[list[StopText], Field(max_length=MAX_STOP_SEQUENCES)] | None = None
+    stop_sequences: Annotated[list[StopText], Field(max_length=MAX_STOPS)] | None = None
 
     def sampling(self) -> Sampling:
         """Return how tokens are chosen; a field that is left out takes the model's own default."""
