@@ -13,6 +13,7 @@ from tests.support.api import MODEL, FakeEngine, House, assert_openai_error
 
 pytestmark = pytest.mark.anyio
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+RESPONSES, MESSAGES = "/v1/responses", "/v1/messages"
 USER = {"role": "user", "content": "Hi"}
 READ = {"name": "read", "parameters": {"type": "object", "properties": {"path": {"type": "string"}}}}
 CALLED = {"id": "call_1", "type": "function", "function": {"name": "read", "arguments": '{"path":"a"}'}}
@@ -111,6 +112,46 @@ TAKEN: dict[str, tuple[str, dict[str, Any], set[str]]] = {
          "stream": False, "response_format": {"type": "text"}, "enable_search": False, "user": "abc",
          "chat_template_kwargs": {"enable_thinking": False}},
         {"enable_search", "user", "chat_template_kwargs.enable_thinking"},
+    ),
+    "Codex, after a call": (
+        RESPONSES,
+        {"instructions": "Edit.", "store": False, "stream": True, "include": ["reasoning.encrypted_content"],
+         "input": [
+             {"type": "message", "role": "developer", "content": [{"type": "input_text", "text": "Box."}]},
+             {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "Hi"}]},
+             {"type": "reasoning", "id": "rs_1", "summary": [], "content": None, "encrypted_content": None},
+             {"type": "function_call", "call_id": "call_1", "name": "read", "arguments": "{}"},
+             {"type": "function_call_output", "call_id": "call_1", "output": [
+                 {"type": "input_text", "text": "x"}]}],
+         "tools": [{"type": "function", "strict": False, **READ},
+                   {"type": "custom", "name": "apply_patch", "format": {"type": "grammar"}},
+                   {"type": "web_search", "external_web_access": False}],
+         "tool_choice": "auto", "parallel_tool_calls": True, "prompt_cache_key": "thread",
+         "reasoning": {"effort": "medium", "summary": "auto"}, "text": {"verbosity": "medium"},
+         "client_metadata": {"installation": "x"}},
+        {"include", "store", "input.id", "input.reasoning", "tools.custom", "tools.web_search",
+         "prompt_cache_key", "reasoning", "reasoning.summary", "text.verbosity", "client_metadata"},
+    ),
+    "Claude Code, after a call": (
+        MESSAGES,
+        {"max_tokens": 99, "stream": True, "metadata": {"user_id": "u"}, "temperature": 1,
+         "thinking": {"type": "enabled", "budget_tokens": 31999}, "output_config": {"effort": "medium"},
+         "context_management": {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]},
+         "system": [{"type": "text", "text": "x-anthropic-billing-header: cc_version=2"},
+                    {"type": "text", "text": "Edit.", "cache_control": {"type": "ephemeral"}}],
+         "tools": [{"name": "read", "input_schema": {
+             "$schema": "https://json-schema.org/draft/2020-12/schema", "type": "object",
+             "properties": {"path": {"type": "string"}}, "additionalProperties": False}}],
+         "messages": [
+             {"role": "user", "content": [{"type": "text", "text": "<system-reminder/>"},
+                                          {"type": "text", "text": "Hi"}]},
+             {"role": "assistant", "content": [{"type": "thinking", "thinking": "x", "signature": "s"},
+                                               {"type": "tool_use", "id": "t", "name": "read", "input": {}}]},
+             {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "t", "content": "x",
+                                           "is_error": False, "cache_control": {"type": "ephemeral"}}]}]},
+        {"metadata", "thinking", "thinking.budget_tokens", "output_config.effort", "context_management",
+         "system.cache_control", "system.x-anthropic-billing-header", "messages.content.thinking",
+         "messages.content.signature", "messages.content.is_error", "messages.content.cache_control"},
     ),
 }  # fmt: skip
 REFUSED: dict[str, tuple[str, dict[str, Any], str, str]] = {
