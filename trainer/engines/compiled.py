@@ -28,6 +28,7 @@ from trainer.errors import ArmError
 
 # The share of the GPU's free memory for the layers' kept activations, after what a chunk of the head needs.
 FREE_SHARE, HEAD_BYTES = 0.85, 3 * 2**30
+COMPILATIONS = 32  # of a layer; beyond that torch runs it uncompiled. Its own limit is 8.
 KEPT_WIDTHS = 6  # hidden-wide tensors that a layer keeps, besides q, k, v, gate, up and their product
 
 
@@ -117,7 +118,7 @@ class Decoder:
         self._logits_divisor = getattr(config, "logits_scaling", 1.0)
         # On a GPU every row is padded to one length, so that one compilation serves them all.
         self._length = settings.row_tokens if device == "cuda" else None
-        self._run = torch.compile(decoder_layer, dynamic=False) if device == "cuda" else decoder_layer
+        self._run = _compile(decoder_layer) if device == "cuda" else decoder_layer
         # The first row settles how many layers to recompute: later the memory is in use already.
         self._recomputed = None if settings.gradient_checkpointing else 0
 
@@ -216,6 +217,12 @@ def _rotate(x: Any, cos: Any, sin: Any) -> Any:
     left, right = turned.chunk(2, -1)
     turned = turned * cos[:, None] + torch.cat([-right, left], -1) * sin[:, None]
     return torch.cat([turned, rest], -1) if rest.shape[-1] else turned
+
+
+def _compile(function: Any) -> Any:
+    """Compile for fixed shapes: once for each window, and again for rows with more or longer documents."""
+    torch._dynamo.config.recompile_limit = COMPILATIONS
+    return torch.compile(function, dynamic=False)
 
 
 def _without_walks(model: Any) -> None:

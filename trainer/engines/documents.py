@@ -22,7 +22,7 @@ if "enable_gqa" in inspect.signature(varlen_attn).parameters:  # new in torch 2.
 
 @dataclass(frozen=True, slots=True)
 class Documents:
-    """positions: (length,). borders: int32, where each document starts, then the length to the end.
+    """positions: (length,), 0 in what fills the row. borders: int32, the documents' starts, then the length.
 
     longest: no document has more tokens.
     """
@@ -34,7 +34,8 @@ class Documents:
 
 def documents(lengths: Sequence[int], length: int, device: torch.device) -> Documents:
     """Return documents of `lengths` in sequence, and more of them to fill the row up to `length`."""
-    whole, rest = divmod(length - sum(lengths), LONGEST)
+    used = sum(lengths)
+    whole, rest = divmod(length - used, LONGEST)
     lengths = [*lengths, *[LONGEST] * whole, *[rest] * (rest > 0)]
     starts = [0, *itertools.accumulate(lengths)]
     places = starts + [length] * (-len(starts) % PLACES)
@@ -43,6 +44,7 @@ def documents(lengths: Sequence[int], length: int, device: torch.device) -> Docu
         borders[: len(lengths)], borders.diff()[: len(lengths)], output_size=length
     )
     positions = torch.arange(length, device=device) - starting
+    positions[used:] = 0  # some rotary positions depend on the largest
     return Documents(positions, borders, min(length, -(max(lengths) // -LONGEST) * LONGEST))
 
 
