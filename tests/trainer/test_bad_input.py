@@ -103,12 +103,14 @@ def test_filters_that_leave_nothing_report_what_they_dropped(
 
 
 def test_bad_lines_among_good_ones_are_dropped_and_counted(config_file: Path, tmp_path: Path) -> None:
-    bad = [b"\xff\xfe\n", b"[" * 100_000 + b"\n", b'{"instruction": "cut o']
+    bad = [b"\xff\xfe\n", b"[" * 100_000 + b"\n", b"9" * 5000 + b"\n", b'{"instruction": "cut o']
     alpaca = [b'{"instruction": "another shape", "output": "yes"}\n']
     (tmp_path / "mixed.jsonl").write_bytes(b"".join([b"\xef\xbb\xbf", *LINES, *alpaca, *bad]))
     assert prepare(config_file, tmp_path, tmp_path / "mixed.jsonl") == 0
     found = report(tmp_path)
-    assert found["dropped"] == {"not JSON": 2, "not UTF-8": 1}
+    assert found["dropped"] == {
+        "not JSON": 1, "nested too deeply": 1, "a number of thousands of digits": 1, "not UTF-8": 1
+    }  # fmt: skip
     assert sum(found["usable_rows_by_source"].values()) == 81
 
 

@@ -112,7 +112,12 @@ def test_broken_rows_cost_only_themselves_and_are_counted(tmp_path: Path) -> Non
     file.write_text(json.dumps(GOOD) + "\n{broken\n\n" + json.dumps(GOOD) + "\n[]\n" + huge + "\n")
     cleaned = clean(read_rows(str(file)))
     assert len(cleaned.conversations) == 1
-    assert cleaned.dropped == {"not JSON": 2, "exact duplicate": 1, "not an object": 1}
+    assert cleaned.dropped == {
+        "not JSON": 1,
+        "a number of thousands of digits": 1,
+        "exact duplicate": 1,
+        "not an object": 1,
+    }
     assert cleaned.first_places["not JSON"] == "rows.jsonl:2"
 
 

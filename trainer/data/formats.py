@@ -182,8 +182,12 @@ def _lines(file: Path, name: str) -> Iterator[RawRow]:
         try:
             value = decoder.decode(line)
             yield RawRow(where, value, None, decoder.twice(value))
-        except (ValueError, RecursionError):  # a number of 5,000 digits is a ValueError of its own
+        except json.JSONDecodeError:
             yield RawRow(where, None, "not JSON")
+        except ValueError:  # Python reads no number of more digits (sys.set_int_max_str_digits)
+            yield RawRow(where, None, "a number of thousands of digits")
+        except RecursionError:
+            yield RawRow(where, None, "nested too deeply")
 
 
 def _documents(file: Path, name: str) -> Iterator[RawRow]:
