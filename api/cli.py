@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from api.engine.artifact import Artifact, read_artifact
 from api.engine.comparison import ComparisonModels, read_comparison_models
+from api.engine.prompt import Prompt
 from api.errors import LimitsUnavailable, SettingsError, StartError
 from api.ledger.backends import open_ledger
 from api.ledger.keys import NORMAL, Key, Limits
@@ -35,7 +36,9 @@ def main() -> int:
             if arguments.verb == "check":
                 _with_ledger(settings, settings.keys_file, None, lambda ledger: ledger.verify())
                 artifact.verify()
+                prompt = Prompt.load(artifact.directory)
                 print(f"ok: {artifact.manifest.name} ({artifact.directory}) can be served")
+                print("".join(f"    {line}\n" for line in prompt.described()), end="")
                 if comparison:
                     comparison.verify(artifact)
                     print(f"ok: {' and '.join(comparison.names)} can be served for comparison")

@@ -4,9 +4,11 @@
 
 The trainer's own code does it: the score of rows beside transformers' loss, the probe of packed rows, a merge
 of a random adapter on all linear layers in fp32, the engine `compiled` beside `plain`, and whether the export
-to GGUF knows the family. Run it in the trainer's environment; it takes a minute.
+to GGUF knows the family. What a chat template does is found in those that TRL ships. Run it in the trainer's
+environment; it takes a minute.
 """
 
+import importlib.resources
 import itertools
 import tempfile
 from pathlib import Path
@@ -14,13 +16,17 @@ from typing import Any
 
 import torch
 import transformers
+import trl
 from peft import LoraConfig, get_peft_model
 
+from tests.support.ends import tokenizer_of
 from tests.support.families import FAMILIES, WORDS, model_of
+from tests.support.tool_form import FORMS
 from trainer.base_model import attention_of
 from trainer.config import TrainConfig
 from trainer.config_lora import LoraConfig as LoraSettings
-from trainer.data.tokenize import IGNORED, TokenRow
+from trainer.data.template_form import Written, ends_of
+from trainer.data.tokenize import IGNORED, ChatTokenizer, TokenRow
 from trainer.engines import compiled, plain
 from trainer.engines.families import unknown_shape
 from trainer.errors import ArtifactError
@@ -44,16 +50,60 @@ and no real model of a family other than Llama has been trained.
 - **compiled:** the largest difference of the loss of packed rows between the fast engine and `plain`, in nats
   a token, in fp32 on a CPU. `no` if it refuses the family; `plain` trains all of them.
 - **GGUF:** whether the export knows the family.
+- **template, tools:** what ends an answer in the template of the family that TRL {trl.__version__} ships, and
+  how a call of a function begins. `as text`: the template has no place for functions, or a form that is not
+  known here, and they are written as text. Families of which TRL has no template are left blank.
 
-| family | loss | rows | merge | compiled | GGUF |
-| --- | --- | --- | --- | --- | --- |
+| family | loss | rows | merge | compiled | GGUF | template | tools |
+| --- | --- | --- | --- | --- | --- | --- | --- |
 """
+CALLS = """
+## Forms of calls
+Trainer and API find by trying the chat template how it writes calls. Rows, prompts and forced calls are in
+that form, and calls are read from it. `tests/support/tool_form.py` has a template for each of these forms:
+
+| in the manner of | a call begins with | ends with | arguments |
+| --- | --- | --- | --- |
+"""
+STYLES = {"json": "a JSON object", "tags": "text in tags", "python": "Python's"}
+# TRL's names of the templates of families.
+TEMPLATES = {
+    "Cohere": "cohere", "Cohere2": "cohere2", "Gemma2": "gemma", "Gemma3Text": "gemma3", "Lfm2": "lfm2_v2",
+    "Llama": "llama3_2", "Phi3": "phi3_5", "Qwen2": "qwen2_5", "Qwen3": "qwen3",
+    "Qwen3_5Text": "qwen3_5_think",
+}  # fmt: skip
 
 
 def main() -> None:
     lines = [_line(family) for family in sorted(FAMILIES, key=str.lower)]
-    PAGE.write_text(HEAD + "".join(lines))
+    calls = [_form(name, form.found) for name, form in FORMS.items() if form.found]
+    PAGE.write_text(HEAD + "".join(lines) + CALLS + "".join(calls))
     print(PAGE)
+
+
+def _form(name: str, found: tuple[str, str, str]) -> str:
+    style, begin, tail = found
+    return f"| {name} | {_code(f'{begin}NAME')} | {_code(tail)} | {STYLES[style]} |\n"
+
+
+def _template(family: str) -> tuple[str, str]:
+    """Return what ends an answer in the family's template, and how a call begins."""
+    if family not in TEMPLATES:
+        return "", ""
+    file = importlib.resources.files("trl") / "chat_templates" / f"{TEMPLATES[family]}.jinja"
+    tokenizer = tokenizer_of(file.read_text(), ("</s>",))
+    tokenizer.add_special_tokens({"bos_token": "<s>"})
+    template = ChatTokenizer(tokenizer).template
+    ends = ends_of(tokenizer, template.render, template.tool_form)
+    named = [*map(str, tokenizer.convert_ids_to_tokens(list(ends.ids))), *ends.texts]
+    written: Written | None = template.tool_form.written if template.tool_form else None
+    return " ".join(map(_code, named)), _code(f"{written.begin}NAME") if written else "as text"
+
+
+def _code(text: str) -> str:
+    """Return a text as code in a table."""
+    text = text.strip().replace("\n", "⏎").replace("|", "\\|")
+    return (f"`` {text} ``" if "`" in text else f"`{text}`") if text else ""
 
 
 def _line(family: str) -> str:
@@ -66,6 +116,7 @@ def _line(family: str) -> str:
         f"{merge:.0e}",
         _compiled(model),
         _yes(_gguf(model)),
+        *_template(family),
     ]
     return f"| {' | '.join(cells)} |\n"
 

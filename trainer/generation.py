@@ -6,12 +6,12 @@ Serving is vLLM's job, in the other service.
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, LogitsProcessor
+from transformers import GenerationConfig, LogitsProcessor, StoppingCriteria
 
 BATCH_ROWS = 64
 
@@ -27,6 +27,31 @@ class Answer:
     stopped: bool
     top_ids: list[list[int]] = field(default_factory=list)
     top_logprobs: list[list[float]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class TextEnds:
+    """Ends of answers that are texts of several tokens. decode: returns the text of tokens."""
+
+    texts: tuple[str, ...]
+    decode: Callable[[Sequence[int]], str]
+
+    def within(self, ids: Sequence[int]) -> bool:
+        """Return whether one of them is in the text of `ids`."""
+        text = self.decode(ids)
+        return any(end in text for end in self.texts)
+
+
+class _StopsAt(StoppingCriteria):
+    """Stop a row once its answer has a text that ends it. begin: where answers begin."""
+
+    def __init__(self, ends: TextEnds, begin: int) -> None:
+        self._ends = ends
+        self._begin = begin
+
+    def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
+        answers = input_ids[:, self._begin :].tolist()
+        return torch.tensor([self._ends.within(ids) for ids in answers], device=input_ids.device)
 
 
 class _TopTokens(LogitsProcessor):
@@ -77,10 +102,11 @@ def generate(
     max_new_tokens: int,
     sample_seed: int | None = None,
     top_tokens: int = 0,
+    text_ends: TextEnds | None = None,
 ) -> list[Answer]:
     """Answer every prompt from the bare distribution: greedily, or sampled at temperature 1.
 
-    top_tokens: record this many of the most likely tokens at each place.
+    top_tokens: record this many of the most likely tokens at each place. text_ends: end answers, too.
     """
     sampling: dict[str, Any] = {"do_sample": False}
     if sample_seed is not None:
@@ -106,17 +132,18 @@ def generate(
                 max_new_tokens=max_new_tokens,
                 pad_token_id=pad_id,
                 logits_processor=[top],
+                stopping_criteria=[_StopsAt(text_ends, width)] if text_ends else [],
                 **sampling,
             )
         for row, (i, tokens) in enumerate(zip(indices, out[:, width:].tolist(), strict=True)):
-            kept, stopped = _cut(tokens, stops)
+            kept, stopped = _cut(tokens, stops, text_ends)
             answers[i] = Answer(kept, stopped, *top.of(row, len(kept)))
     return [answer for answer in answers if answer is not None]
 
 
-def _cut(tokens: list[int], stops: list[int]) -> tuple[list[int], bool]:
-    """Cut off the padding after the first stop token; return whether there is one."""
+def _cut(tokens: list[int], stops: list[int], text_ends: TextEnds | None) -> tuple[list[int], bool]:
+    """Cut off the padding after what ends the answer; return whether something does."""
     for i, token in enumerate(tokens):
-        if token in stops:
+        if token in stops or (text_ends and text_ends.within(tokens[: i + 1])):
             return tokens[: i + 1], True
     return tokens, False

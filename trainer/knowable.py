@@ -25,7 +25,7 @@ from trainer.ship.gguf_file import require_llama
 from trainer.ship.gguf_tokenizer import pre_tokenizer_name, rules_of
 from trainer.ship.merge import weight_bytes
 from trainer.ship.modelfile import go_template
-from trainer.ship.stops import end_of_turn_id
+from trainer.ship.stops import template_ends
 
 
 def check_base(config: RunConfig, model: BaseModel) -> list[str]:
@@ -53,8 +53,9 @@ def check_base(config: RunConfig, model: BaseModel) -> list[str]:
             f"data.max_length is {config.data.max_length}, and the base reads at most {longest} tokens: "
             "lower it"
         )
-    if config.data.chat_template:
-        end_of_turn_id(load_tokenizer(base, config.data.chat_template))
+    tokenizer = load_tokenizer(base, config.data.chat_template)
+    if tokenizer.chat_template:  # `prepare` says that it needs one
+        template_ends(tokenizer)
     return remarks
 
 
@@ -80,7 +81,7 @@ def check_data(config: RunConfig, base: Path, prepared: Prepared) -> Iterator[st
     test = prepared.rows("test")
     require_turns(test, config.evaluate.turns)
     require_endings(test, config.evaluate)
-    end_of_turn_id(_tokenizer(config, base, prepared))
+    template_ends(_tokenizer(config, base, prepared))
     if remark := few_endings(test, config.evaluate):
         yield remark
 

@@ -11,7 +11,7 @@ import subprocess
 import threading
 import time
 import warnings
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable, Collection
 from functools import partial
 from typing import Any
 
@@ -24,8 +24,9 @@ from api.engine.delta import Delta, delta_of, echoed, thinking_delta
 from api.engine.environment import set_engine_environment
 from api.engine.presets import hardware_arguments
 from api.engine.processes import engine_processes, kill, start_watchdog
-from api.engine.sampling import Sampling, sampling_arguments
-from api.engine.thinking import Thinking, Thinks
+from api.engine.sampling import NO_ENDS, Sampling, sampling_arguments
+from api.engine.template_form import Ends
+from api.engine.thinking import Thinking, Thinks, json_rules
 from api.errors import EngineFailed, EngineStartError
 from api.settings import Settings
 
@@ -156,7 +157,8 @@ class Engine:
     async def generate(
         self, request_id: str, prompt_ids: list[int], sampling: Sampling, max_tokens: int,
         *, stream: bool, model: str = "", logprobs: int | None = None, cache_salt: str | None = None,
-        json_schema: str | None = None, echo: bool = False, thinks: Thinks | None = None,
+        json_schema: str | None = None, rules: str | None = None, echo: bool = False,
+        thinks: Thinks | None = None, ends: Ends = NO_ENDS, show_controls: bool = False,
     ) -> AsyncGenerator[Delta, None]:  # fmt: skip
         """Yield text as it is generated: token by token (stream), or several tokens at a time.
 
@@ -164,10 +166,12 @@ class Engine:
         model: the name of a comparison model; any other name means the artifact.
         logprobs: the number of alternatives for each token in addition to its own; None: no logprobs.
         cache_salt: only prompts with the same salt share this prompt's cache.
-        json_schema: the schema that the text must obey. grammars.py must have tried it.
+        json_schema: the schema that the text must obey. rules: or a grammar's that define `answer`.
+        grammars.py must have tried them.
         echo: with logprobs, each choice's first delta has those of the prompt's tokens, too.
         thinks: the answer may begin with thinking; ThinkingDeltas are yielded, and only what follows the
         thinking obeys `json_schema`.
+        ends: end an answer like the artifact's own stop tokens. show_controls: the text has control tokens.
 
         Raises: EngineFailed if the engine is dead or ends the request itself.
         """
@@ -177,15 +181,15 @@ class Engine:
         from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
-        arguments, copies = sampling_arguments(sampling, self._defaults, max_tokens)
+        arguments, copies = sampling_arguments(sampling, self._defaults, max_tokens, ends)
         params = SamplingParams(
             **arguments,
             logprobs=logprobs,
             prompt_logprobs=logprobs if echo else None,
-            structured_outputs=StructuredOutputsParams(**_grammar(json_schema, thinks))
-            if json_schema
+            structured_outputs=StructuredOutputsParams(**_grammar(json_schema, rules, thinks))
+            if json_schema or rules
             else None,
-            skip_special_tokens=not (thinks and thinks.closing.special),
+            skip_special_tokens=not (show_controls or (thinks and thinks.closing.special)),
             output_kind=RequestOutputKind.DELTA,
             stream_interval=1 if stream else _COUNT_EVERY,
             **self._thinking_limit(sampling, thinks, prompt_ids),
@@ -197,7 +201,10 @@ class Engine:
             request_id=request_id,
             lora_request=self._adapters.get(model),
         )
+        made: Callable[..., Delta]
         made = partial(echoed, prompt_ids) if echo else thinking_delta if thinks else delta_of
+        if ends.texts:
+            made = partial(_without_stops, made, ends.texts)
         first = True
         try:
             async with contextlib.aclosing(outputs):
@@ -265,6 +272,17 @@ def _end_requests(llm: Any) -> None:
             reader.get_loop().call_soon_threadsafe(end, reader)
 
 
-def _grammar(json_schema: str, thinks: Thinks | None) -> dict[str, str]:
-    """Return vLLM's argument for an answer that obeys a schema."""
-    return {"grammar": thinks.grammar(json_schema)} if thinks else {"json": json_schema}
+def _without_stops(made: Callable[..., Delta], ends: Collection[str], *arguments: Any) -> Delta:
+    """Return a delta in which the template's own ends are no stop strings of the client's."""
+    delta = made(*arguments)
+    if delta.stop in ends:
+        delta.stop = None
+    return delta
+
+
+def _grammar(json_schema: str | None, rules: str | None, thinks: Thinks | None) -> dict[str, str]:
+    """Return vLLM's argument for an answer that obeys a schema or rules."""
+    if json_schema and not thinks:
+        return {"json": json_schema}
+    rules = rules or json_rules(json_schema or "")
+    return {"grammar": thinks.grammar(rules) if thinks else f"start: answer\n{rules}"}

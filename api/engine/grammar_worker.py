@@ -1,8 +1,9 @@
 """`python -m api.engine.grammar_worker`: try JSON schemas and check answers, one request a line.
 
-In: lines of {"directory": of the tokenizer, "vocab_size": N, "schema": JSON text, "closing": marker of the
-thinking before it or null} for a trial, or of {"schema": JSON text, "answer": text} for a check. Out: a line
-for each. It is empty if the engine may have the schema, or if the answer obeys it. If not, it is the reason.
+In: lines of {"directory": of the tokenizer, "vocab_size": N, "schema": JSON text, "rules": of a grammar in
+place of the schema, or "", "closing": marker of the thinking before it or null} for a trial, or of {"schema":
+JSON text, "answer": text} for a check. Out: a line for each. It is empty if the engine may have the schema,
+or if the answer obeys it. If not, it is the reason.
 
 Every request is a fork with its own limits; the kernel ends it when it exceeds them. A trial compiles the
 schema with vLLM's library, then writes a few random texts: a grammar that no text can satisfy reaches a state
@@ -27,7 +28,7 @@ from jsonschema.validators import Draft202012Validator, extend, validator_for
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from referencing import Registry
 
-from api.engine.thinking import Marker, Thinks
+from api.engine.thinking import Marker, Thinks, json_rules
 
 CPU_S = 5
 MEMORY_BYTES = 2**29
@@ -51,7 +52,8 @@ def _answered(request: dict[str, Any]) -> str:
         return _in_a_fork(partial(_check, request["answer"], schema), "the answer could not be checked")
     tokenizer = _tokenizer(request["directory"], request["vocab_size"])
     closing = Marker(**request["closing"]) if request.get("closing") else None
-    return _in_a_fork(partial(_trial, tokenizer, schema, closing), "it takes too much time or memory")
+    trial = partial(_trial, tokenizer, schema, request.get("rules") or "", closing)
+    return _in_a_fork(trial, "it takes too much time or memory")
 
 
 def _in_a_fork(work: Callable[[], str], ended: str) -> str:
@@ -86,12 +88,12 @@ def _limit() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-def _trial(tokenizer: Any, schema: str, closing: Marker | None) -> str:
+def _trial(tokenizer: Any, schema: str, rules: str, closing: Marker | None) -> str:
     begun = time.thread_time()
-    grammar, before = _grammar(tokenizer, schema, closing)
+    grammar, before = _grammar(tokenizer, schema, rules, closing)
     refusal = str(LLMatcher.validate_grammar(grammar))
-    if refusal:  # behind thinking, the library tells where in the grammar, and shows it
-        return refusal.partition("\n")[0].rpartition("JSON schema: ")[2] if closing else refusal
+    if refusal:  # in rules the library tells where in the grammar, and shows it
+        return refusal.partition("\n")[0].rpartition("JSON schema: ")[2] if closing or rules else refusal
     if time.thread_time() - begun > VALIDATION_S:
         return "it takes too much time"
     matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=LLParserLimits(verbose_errors=False))
@@ -111,11 +113,14 @@ def _trial(tokenizer: Any, schema: str, closing: Marker | None) -> str:
     return ""
 
 
-def _grammar(tokenizer: Any, schema: str, closing: Marker | None) -> tuple[str, list[int]]:
-    """Return the grammar as the engine has it, and the tokens after which the schema begins."""
+def _grammar(tokenizer: Any, schema: str, rules: str, closing: Marker | None) -> tuple[str, list[int]]:
+    """Return the grammar as the engine has it, and the tokens after which the answer begins."""
     if closing is None:
+        if rules:
+            return LLMatcher.grammar_from_lark(f"start: answer\n{rules}"), []
         return LLMatcher.grammar_from_json_schema(schema, defaults={"whitespace_flexible": False}), []
-    grammar = LLMatcher.grammar_from_lark(Thinks(closing, closing, inside=True).grammar(schema))
+    answer = rules or json_rules(schema)
+    grammar = LLMatcher.grammar_from_lark(Thinks(closing, closing, inside=True).grammar(answer))
     return grammar, tokenizer.tokenize_str(closing.text) if closing.id is None else [closing.id]
 
 

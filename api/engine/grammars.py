@@ -39,19 +39,20 @@ class Grammars:
         self._checks: set[asyncio.Task[str]] = set()
 
     async def require(
-        self, schema: str, artifact: Artifact, param: str, closing: Marker | None = None
+        self, schema: str, artifact: Artifact, param: str, closing: Marker | None = None, rules: str = ""
     ) -> None:
         """Return once a trial has shown that the engine may have the schema. schema: JSON text.
 
-        closing: ends the thinking before the answer that obeys it, if it may begin with one.
+        closing: ends the thinking before the answer that obeys it, if it may begin with one. rules: of a
+        grammar, instead of a schema.
         Raises: InvalidRequest if it may not; Overloaded, Unavailable.
         """
-        name = (artifact.directory, schema, closing)
+        name = (artifact.directory, rules or schema, closing)
         trial = self._trials.get(name)
         if trial is None:
             if sum(not trial.done() for trial in self._trials.values()) >= MAX_WAITING:
                 raise Overloaded("Too many new schemas wait for their trial. Try again in a moment.")
-            trial = asyncio.create_task(self._try(schema, artifact, closing))
+            trial = asyncio.create_task(self._try(schema, artifact, closing, rules))
             self._trials[name] = trial
             if len(self._trials) > REMEMBERED:
                 self._trials.popitem(last=False)
@@ -76,8 +77,9 @@ class Grammars:
         except Exception:
             return NOT_CHECKED
 
-    async def _try(self, schema: str, artifact: Artifact, closing: Marker | None) -> str:
-        given = {"directory": str(artifact.directory), "vocab_size": artifact.vocab_size, "schema": schema}
+    async def _try(self, schema: str, artifact: Artifact, closing: Marker | None, rules: str) -> str:
+        given: dict[str, Any] = {"directory": str(artifact.directory), "vocab_size": artifact.vocab_size}
+        given |= {"schema": schema, "rules": rules}
         return await self._ask({**given, "closing": dataclasses.asdict(closing) if closing else None})
 
     async def _ask(self, request: dict[str, Any]) -> str:

@@ -8,6 +8,7 @@ import json
 import re
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,11 @@ from api.engine import thinking
 from api.engine.artifact import TEMPLATE_DATE
 from api.engine.messages import Call, Layout, Message, Tool
 from api.engine.template import named_roles, system_in_question, takes_system, variables
+from api.engine.template_form import Ends, ends_of, in_channels, tool_form
 from api.engine.thinking import Marker, Thinking, Thinks
-from api.engine.tool_prompt import template_input, tool_form
+from api.engine.tool_prompt import HERMES, template_input
 from api.engine.turns import in_turns
-from api.errors import InvalidRequest
+from api.errors import ArtifactError, InvalidRequest
 
 EFFORT = "reasoning_effort"  # a variable of some templates
 _TAIL_TOKENS = 64  # of a prompt, which a marker and the white space around it may take up
@@ -30,20 +32,25 @@ class Prompt:
     """Encode prompts for one model. Safe to use from several threads."""
 
     def __init__(self, tokenizer: Any) -> None:
-        """tokenizer: a fast Hugging Face tokenizer with a chat template."""
+        """tokenizer: a fast Hugging Face tokenizer with a chat template.
+
+        Raises: ArtifactError if the answers of the template cannot be read.
+        """
         self._template = tokenizer
-        self._tool_form = tool_form(
-            lambda messages, tools, begins: self._render(
-                {"messages": messages, "tools": tools, "values": {}, "begins": begins, "end": ""}
+        if in_channels(self._tried):
+            raise ArtifactError(
+                "the chat template writes answers in channels (OpenAI's Harmony), which this API does not "
+                "read; serve a model with another template"
             )
-        )
+        self._tool_form = tool_form(self._tried)
+        self.lays_out_tools = self._tool_form is not None
+        self.written = self._tool_form.written if self._tool_form else HERMES  # how an answer has a call
+        self.ends = self._ends()
         self.variables = variables(tokenizer)  # that a request may set
         self.thinking: Thinking | None = None  # until it is found
         self._takes_system = True  # likewise
         self._takes_system = takes_system(lambda messages: self._render(self._given(messages)))
         self.named_roles = named_roles(lambda messages: self._render(self._given(messages)))
-        # The name of a call's arguments in this template.
-        self.arguments_key = self._tool_form.key if self._tool_form else "arguments"
         self._encode = tokenizer.backend_tokenizer
         self._encode_plain = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
         self._encode_plain.encode_special_tokens = True
@@ -57,15 +64,21 @@ class Prompt:
         # A tokenizer without control tokens gets a pattern that matches nothing.
         pattern = "|".join(map(re.escape, longest_first)) or r"(?!)"
         self._control_pattern = re.compile(f"({pattern})")
+        spelled = "".join(v for v in astuple(replace(self.written, end="")) if isinstance(v, str))
+        self.calls_in_controls = bool(self._control_pattern.search(spelled))  # answers must show them
         self.thinking = thinking.find(
             str(tokenizer.chat_template), self.variables, self._marker, self._end, self._reads
         )
 
     @classmethod
     def load(cls, directory: Path) -> "Prompt":
+        """Raises: ArtifactError naming the directory."""
         from transformers import AutoTokenizer  # seconds to import
 
-        return cls(AutoTokenizer.from_pretrained(directory, local_files_only=True))
+        try:
+            return cls(AutoTokenizer.from_pretrained(directory, local_files_only=True))
+        except ArtifactError as error:
+            raise ArtifactError(f"artifact {directory}: {error}") from None
 
     def encode(
         self,
@@ -132,7 +145,7 @@ class Prompt:
         if ordered:
             given["messages"] = in_turns(given["messages"], self._takes_system)
         end = secrets.token_hex(16) if layout.continued else ""
-        given["messages"][-1]["content"] += end
+        given["messages"][-1]["content"] = (given["messages"][-1]["content"] or "") + end
         values = {**self._thinking_values(layout), **layout.values}
         return {**given, "values": values, "begins": layout.begins, "end": end}
 
@@ -144,6 +157,43 @@ class Prompt:
         if layout.effort is not None and EFFORT in self.variables:
             values[EFFORT] = layout.effort
         return values
+
+    def described(self) -> list[str]:
+        """Return what was found in the template, a sentence each."""
+        ends = [*(self.text([id]) for id in self.ends.ids), *self.ends.texts]
+        call = " ".join(f"{self.written.begin}NAME{self.written.middle}".split())
+        own = self.lays_out_tools
+        where = "the template lays out functions" if own else "functions are written as text"
+        thinks = f"it thinks until {self.thinking.closing.text}" if self.thinking else "it does not think"
+        return [
+            f"the template ends answers with {' and '.join(ends) or 'nothing'}",
+            f"{where}; a call begins with {call}",
+            thinks,
+        ]
+
+    def without_controls(self, text: str) -> str:
+        """Return a text of an answer without the text of control tokens."""
+        return self._control_pattern.sub("", text)
+
+    def grammar_text(self, text: str) -> str:
+        """Return the rule of the grammar library for a text, in which control tokens are tokens."""
+        pieces = enumerate(self._control_pattern.split(text))
+        return " ".join(
+            f"<[{self._control[piece]}]>" if number % 2 else json.dumps(piece, ensure_ascii=False)
+            for number, piece in pieces
+            if piece
+        )
+
+    def _tried(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]], begins: bool) -> str:
+        """Return how the template renders turns in its own form."""
+        return self._render({"messages": messages, "tools": tools, "values": {}, "begins": begins, "end": ""})
+
+    def _ends(self) -> Ends:
+        """Return what the template puts behind an answer."""
+        try:
+            return ends_of(self._template, self._tried, self._tool_form)
+        except InvalidRequest:  # it refuses a question and its answer
+            return Ends((), ())
 
     def _marker(self, text: str) -> Marker:
         return Marker(text, self._encode.token_to_id(text), text in self._control)
@@ -192,7 +242,7 @@ class Prompt:
         try:
             text: str = self._template.apply_chat_template(
                 given["messages"],
-                tools=given["tools"],
+                tools=given["tools"] or None,
                 tokenize=False,
                 add_generation_prompt=given["begins"] and not given["end"],
                 date_string=TEMPLATE_DATE,

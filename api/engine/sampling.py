@@ -5,6 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from api.engine.template_form import Ends
+
+NO_ENDS = Ends((), ())
 EngineFinishReason = Literal["stop", "length"]
 _GREEDY = 1e-5  # vLLM samples greedily below this temperature
 
@@ -36,11 +39,12 @@ class Sampling:
 
 
 def sampling_arguments(
-    sampling: Sampling, defaults: dict[str, Any], max_tokens: int
+    sampling: Sampling, defaults: dict[str, Any], max_tokens: int, ends: Ends = NO_ENDS
 ) -> tuple[dict[str, Any], int]:
     """Return vLLM's arguments, and how often each of its choices must be returned.
 
-    defaults: the model's generation_config.json, which the request's own values override. A greedy request
+    defaults: the model's generation_config.json, which the request's own values override. ends: of the chat
+    template; like the stop tokens of that file they hold unless the request ignores them. A greedy request
     has equal choices, and vLLM refuses n > 1 for it. So vLLM makes one, which is returned n times.
     vLLM also refuses min_tokens above max_tokens, which may be less than the request asked for.
     """
@@ -48,6 +52,12 @@ def sampling_arguments(
     asked = {name: value for name in fields if (value := getattr(sampling, name)) is not None}
     arguments = {**{name: value for name, value in defaults.items() if name in fields}, **asked}
     greedy = arguments.get("temperature", 1.0) < _GREEDY
+    if not sampling.ignore_eos:
+        for name, own in (("stop_token_ids", ends.ids), ("stop", ends.texts)):
+            if own:
+                asked_for = arguments.get(name) or ()
+                asked_for = [asked_for] if isinstance(asked_for, str) else asked_for
+                arguments[name] = [*asked_for, *own]
     arguments["max_tokens"] = max_tokens
     if sampling.min_tokens:
         arguments["min_tokens"] = min(sampling.min_tokens, max_tokens)

@@ -84,8 +84,8 @@ class Thinks:
             return None
         return most + (len(prompt_ids) - 1 - last if last is not None and is_open else 0)
 
-    def grammar(self, schema: str) -> str:
-        """Return the grammar of an answer that obeys a JSON Schema once the thinking has ended."""
+    def grammar(self, answer: str) -> str:
+        """Return the grammar of an answer that obeys the rules `answer` once the thinking has ended."""
         closing, close = re.escape(self.closing.text).replace("/", r"\/"), self.closing.id
         rules = [_WRITTEN.format(closing)]
         thinking = "WRITTEN"
@@ -97,8 +97,13 @@ class Thinks:
             opening = text if id is None else f"({text} | <[{id}]>)"
             thinking = f"{opening} {thinking}"
         begun = f"{thinking} {_LINES}" if self.inside else f"({thinking} {_LINES})?"
-        strict = orjson.loads(schema) | {"x-guidance": {"whitespace_flexible": False}}
-        return "\n".join([f"start: {begun} answer", *rules, f"answer: %json {orjson.dumps(strict).decode()}"])
+        return "\n".join([f"start: {begun} answer", *rules, answer])
+
+
+def json_rules(schema: str, name: str = "answer") -> str:
+    """Return the grammar's rule of this name for what obeys a JSON Schema, which is JSON text."""
+    strict = orjson.loads(schema) | {"x-guidance": {"whitespace_flexible": False}}
+    return f"{name}: %json {orjson.dumps(strict).decode()}"
 
 
 def find(

@@ -1,23 +1,20 @@
 """Prepare messages and tools for a chat template, or as text for a template that knows no tools.
 
-A template that lays out tools, calls and results, and writes calls as `generation.tool_calls` reads them,
-gets them as they are. For other templates this module writes them in Hermes' form, which most open models
-that call functions know: a part of the system message, and tags around calls and results. The trainer decides
-in the same way, and gives an artifact that was trained on calls a template that lays them out.
+A template that lays out tools, calls and results in a form that template_form.py knows gets them as it takes
+them. For other templates this module writes them in Hermes' form, which most open models that call functions
+know: a part of the system message, and tags around calls and results. The trainer decides in the same way,
+and gives an artifact that was trained on calls a template that lays them out.
 """
 
 import json
-import secrets
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import orjson
 
 from api.engine.json_schema import is_deep
 from api.engine.messages import Call, Message, Tool
-
-Render = Callable[[list[dict[str, Any]], list[dict[str, Any]], bool], str]
+from api.engine.template_form import ToolForm, Written
 
 _INTRODUCTION = """\
 You can call functions. These are known, one a line, with their parameters as JSON Schema:
@@ -30,44 +27,14 @@ To call one, answer with its name and arguments as a JSON object within tags, an
 </tool_call>"""
 
 
-@dataclass(frozen=True, slots=True)
-class ToolForm:
-    """How a template writes a call. key: the name of the arguments. as_text: it takes them as JSON text."""
-
-    key: str
-    as_text: bool
-
-
-def tool_form(render: Render) -> ToolForm | None:
-    """Return how a chat template writes calls; None if it leaves any out, or writes calls otherwise.
-
-    render: takes messages, tools, and whether an answer begins. It is tried with names that nobody can guess.
-    """
-    return _form_of(render, as_text=False) or _form_of(render, as_text=True)
-
-
-def _form_of(render: Render, *, as_text: bool) -> ToolForm | None:
-    name, value, result = (f"{letter}{secrets.token_hex(8)}" for letter in "nvr")
-    arguments = {"x": value}
-    tools = [_offered(Tool(name, "y", {"type": "object", "properties": {"x": {"type": "string"}}}))]
-    called = {"name": name, "arguments": json.dumps(arguments) if as_text else arguments}
-    turns: list[dict[str, Any]] = [
-        {"role": "user", "content": "z"},
-        {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": called}]},
-        {"role": "tool", "content": result},
-    ]
-    try:
-        asked, whole = render(turns[:1], tools, True), render(turns, tools, False)
-    except Exception:  # whatever an expression of the template raises
-        return None
-    if name not in asked or result not in whole:
-        return None
-    answer = "".join(whole.removeprefix(asked).split())
-    for key in ("arguments", "parameters"):
-        call = f'{{"name":"{name}","{key}":{{"x":"{value}"}}'
-        if f"<tool_call>{call}" in answer or answer.startswith(call):
-            return ToolForm(key, as_text)
-    return None
+# How models that this module shows functions to write a call.
+HERMES = Written(
+    "json",
+    '<tool_call>\n{"name": "',
+    '", "arguments": ',
+    "}\n</tool_call>",
+    '<tool_call>\n{"name": "',
+)
 
 
 def template_input(
@@ -81,8 +48,8 @@ def template_input(
     """
     offered = [_offered(tool) for tool in tools]
     if form:
-        native = [_native(message, form, thinking_key) for message in messages]
-        return {"messages": native, "tools": offered or None}
+        turns = form.laid_out([_in_full(message, thinking_key) for message in messages])
+        return {"messages": turns, "tools": [form.offered(tool) for tool in offered] or None}
     turns = _plain(messages, thinking_key)
     if offered:
         lines = "\n".join(json.dumps(tool, ensure_ascii=False) for tool in offered)
@@ -100,14 +67,16 @@ def _offered(tool: Tool) -> dict[str, Any]:
     return {"type": "function", "function": function}
 
 
-def _native(message: Message, form: ToolForm, thinking_key: str | None) -> dict[str, Any]:
+def _in_full(message: Message, thinking_key: str | None) -> dict[str, Any]:
+    """Return the message in OpenAI's form."""
     turn = _turn(message, message.text, thinking_key)
     if message.calls:
-        called = [
-            {"name": call.name, "arguments": call.arguments} if form.as_text else _called(call)
+        turn["tool_calls"] = [
+            {"id": call.id, "function": {"name": call.name, "arguments": call.arguments}}
             for call in message.calls
         ]
-        turn["tool_calls"] = [{"type": "function", "function": function} for function in called]
+    if message.call_id is not None:
+        turn["tool_call_id"] = message.call_id
     return turn
 
 

@@ -37,7 +37,7 @@ def _joined(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
         if key == "tool_calls":
             both[key] = [*first[key], *second[key]]
         else:
-            both[key] = "\n\n".join(part for part in (first[key], second[key]) if part.strip())
+            both[key] = "\n\n".join(part for part in (first[key], second[key]) if part and part.strip())
     if first.get("name") != second.get("name"):  # no single person said it
         both.pop("name", None)
     return both

@@ -1,4 +1,4 @@
-"""The functions that an answer may call, and the one JSON Schema that it must obey.
+"""The functions that an answer may call, and what it must obey: a JSON Schema, or rules for a call.
 
 A schema that is not strict is enforced as far as the grammar library can, and the answer is checked against
 all of it once it is complete.
@@ -11,7 +11,11 @@ import orjson
 
 from api.engine.json_schema import enforceable, require_bounded
 from api.engine.messages import Tool
+from api.engine.prompt import Prompt
+from api.engine.thinking import json_rules
 from api.errors import InvalidRequest
+from api.generation.call_grammar import call_rules
+from api.generation.tool_calls import CallParser
 
 _FORMAT = "the.format"  # no function can have this name: theirs contain no point
 
@@ -19,12 +23,14 @@ _FORMAT = "the.format"  # no function can have this name: theirs contain no poin
 class AnswerSchema(NamedTuple):
     """The schema that the grammar library enforces, as JSON. param: the field that it comes from.
 
-    check: the client's own, as JSON, if `text` says less; otherwise "".
+    rules: of a grammar in place of the schema, if the answer may be a call. check: the client's own schema,
+    as JSON, if `text` or `rules` say less; otherwise "". A call is `{"name": ..., "arguments": ...}` there.
     """
 
     text: str
     param: str
     check: str = ""
+    rules: str = ""
 
 
 class Format(NamedTuple):
@@ -59,69 +65,97 @@ class Offer:
         self.parallel = parallel is not False
         self._required = choice == "required" or only is not None
 
-    def answer_schema(
-        self, format: Format | None, format_param: str, arguments_key: str
-    ) -> AnswerSchema | None:
-        """Return the schema of the answer, or None if it may be any text.
+    def parser(self, prompt: Prompt) -> CallParser | None:
+        """Return a parser of an answer that may call functions; None if it may not."""
+        if not self.tools:
+            return None
+        known = {tool.name: tool.parameters or {} for tool in self.tools if tool.name in self.names}
+        return CallParser(known, prompt.written, self.parallel)
+
+    def answer_schema(self, format: Format | None, format_param: str, prompt: Prompt) -> AnswerSchema | None:
+        """Return what the answer must obey, or None if it may be any text.
 
         A required call is one call, whatever the format. If the answer may be a call or in the format, it is
-        one of the two. arguments_key: the model's own name for a call's arguments.
+        one of the two. prompt: knows how the model writes a call.
         Raises: InvalidRequest if a strict schema cannot be enforced.
         """
         if self._required:
-            either = _Either()
-            self._add_calls(either, arguments_key)
-            return either.answer_schema("tools")
+            return self._calls(prompt).answer_schema("tools")
         if format is None:
             return None
         if not self.tools:
             found = enforceable(format.schema, format_param, strict=format.strict)
             check = "" if found.whole else _json(format.schema)
             return AnswerSchema(_json(found.schema), format_param, check)
-        either = _Either()
-        self._add_calls(either, arguments_key)
+        either = self._calls(prompt)
         either.add(_FORMAT, format.schema, format.strict, format_param)
         return either.answer_schema(format_param)
 
-    def _add_calls(self, either: "_Either", arguments_key: str) -> None:
-        """Add one call of each function that may be called, as tool_calls.py reads it."""
+    def as_json(self, answer: str, prompt: Prompt) -> str:
+        """Return an answer that is one call as JSON of its name and arguments; any other as it is."""
+        parser = self.parser(prompt)
+        if parser is None:
+            return answer
+        pieces = [*parser.feed(answer), *parser.end()]
+        if parser.calls != 1 or any(piece.call is None for piece in pieces):
+            return answer
+        name, arguments = pieces[0].name, "".join(piece.text for piece in pieces)
+        return f'{{"name":{orjson.dumps(name).decode()},"arguments":{arguments}}}'
+
+    def _calls(self, prompt: Prompt) -> "_Either":
+        """Return one call of each function that may be called."""
+        either = _Either(prompt)
         for tool in self.tools:
             if tool.name in self.names:
                 parameters = {"type": "object", **(tool.parameters or {"properties": {}})}
-                either.add(tool.name, parameters, tool.strict, "tools", arguments_key)
+                either.add_call(tool.name, parameters, tool.strict)
+        return either
 
 
 class _Either:
-    """A schema of several, one of which an answer must obey: as it is enforced, and as it is checked."""
+    """What an answer must obey one of, as it is enforced and as it is checked."""
 
-    def __init__(self) -> None:
+    def __init__(self, prompt: Prompt) -> None:
+        self._prompt = prompt
         self._whole = True
-        self._enforced: dict[str, Any] = {"anyOf": [], "$defs": {}}
+        self._options: list[str] = []
+        self._rules: list[str] = []
         self._checked: dict[str, Any] = {"anyOf": [], "$defs": {}}
 
-    def add(
-        self, name: str, schema: dict[str, Any], strict: bool, param: str, arguments_key: str = ""
-    ) -> None:
-        """Add a schema of the answer, or with `arguments_key` of the arguments of a call of `name`."""
-        place, id = f"#/$defs/{name}", f"urn:finechat:{name}"
-        found = enforceable(schema, param, place, strict=strict)
+    def add(self, name: str, schema: dict[str, Any], strict: bool, param: str) -> None:
+        """Add a schema of the answer."""
+        found = enforceable(schema, param, strict=strict)
         self._whole &= found.whole
-        self._enforced["$defs"][name] = found.schema
-        self._checked["$defs"][name] = {**schema, "$id": id}  # its references begin at itself
-        for either, reference in ((self._enforced, place), (self._checked, id)):
-            value = {"$ref": reference}
-            either["anyOf"].append(_call(name, arguments_key, value) if arguments_key else value)
+        self._options.append("format")
+        self._rules.append(json_rules(_json(found.schema), "format"))
+        self._checked["anyOf"].append({"$ref": self._defined(name, schema)})
+
+    def add_call(self, name: str, schema: dict[str, Any], strict: bool) -> None:
+        """Add a call with arguments that obey a schema."""
+        found = enforceable(schema, "tools", strict=strict)
+        self._whole &= found.whole
+        rule = f"call_{len(self._options)}"
+        self._options.append(rule)
+        written, literal = self._prompt.written, self._prompt.grammar_text
+        self._rules += call_rules(rule, name, found.schema, written, literal)
+        self._checked["anyOf"].append(_call(name, {"$ref": self._defined(name, schema)}))
 
     def answer_schema(self, param: str) -> AnswerSchema:
-        """Return the schema of the whole answer. param: the field that a refusal names."""
-        return AnswerSchema(_json(self._enforced), param, "" if self._whole else _json(self._checked))
+        """Return what the whole answer must obey. param: the field that a refusal names."""
+        rules = "\n".join([f"answer: {' | '.join(self._options)}", *self._rules])
+        return AnswerSchema("", param, "" if self._whole else _json(self._checked), rules)
+
+    def _defined(self, name: str, schema: dict[str, Any]) -> str:
+        """Define a schema of the check, whose references begin at itself, and return its name."""
+        self._checked["$defs"][name] = {**schema, "$id": f"urn:finechat:{name}"}
+        return f"urn:finechat:{name}"
 
 
-def _call(name: str, arguments_key: str, arguments: dict[str, Any]) -> dict[str, Any]:
+def _call(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
     return {
         "type": "object",
-        "properties": {"name": {"const": name}, arguments_key: arguments},
-        "required": ["name", arguments_key],
+        "properties": {"name": {"const": name}, "arguments": arguments},
+        "required": ["name", "arguments"],
         "additionalProperties": False,
     }
 

@@ -57,9 +57,10 @@ class Answers:
         self._schema_errors = schema_errors
         self._started = False
         self._progress = [
-            _Progress(index, CallParser(offer.names, offer.parallel) if offer.tools else None, echo)
-            for index, echo in enumerate(request.echoes(prompt))
+            _Progress(index, offer.parser(prompt), echo) for index, echo in enumerate(request.echoes(prompt))
         ]
+        # The text of an answer then has control tokens, which tell where calls are.
+        self._shows_controls = bool(offer.tools) and prompt.calls_in_controls
         # Answers whose next delta is nothing but a piece of text, unless it is the last.
         self._counts = request.usage_in_chunks
         self._may_be_plain = not (offer.tools or self._counts) and request.logprobs is None
@@ -117,12 +118,19 @@ class Answers:
             pieces = [Piece(text)] if text else []
         else:
             pieces = parser.feed(delta.text)
+        if delta.finish_reason is not None and parser is not None:
+            pieces += parser.end()
+        if self._shows_controls:
+            pieces = [piece for piece in pieces if piece.call is not None or self._strip(piece)]
         if delta.finish_reason is not None:
-            if parser is not None:
-                pieces += parser.end()
             if progress.first and not pieces:
                 pieces = [Piece("")]
         return pieces
+
+    def _strip(self, piece: Piece) -> bool:
+        """Take control tokens out of a piece of text; return whether something is left."""
+        piece.text = self._prompt.without_controls(piece.text)
+        return bool(piece.text)
 
     def _piece(self, progress: _Progress, piece: Piece) -> bytes:
         events, index, first, thought = self._events, progress.index, progress.first, progress.thinks

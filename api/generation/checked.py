@@ -13,11 +13,16 @@ Check = Callable[[str], Awaitable[str]]
 
 
 async def checked(
-    deltas: AsyncGenerator[Delta, None], check: Check | None, errors: dict[int, str], may_be_cut: bool
+    deltas: AsyncGenerator[Delta, None],
+    check: Check | None,
+    read: Callable[[str], str],
+    errors: dict[int, str],
+    may_be_cut: bool,
 ) -> AsyncGenerator[Delta, None]:
     """Yield `deltas`. Before the last of an answer, write into `errors` how the answer disobeys its schema.
 
     check: returns that, or "" for an answer that obeys; None if the engine enforces all of the schema.
+    read: returns an answer that is a call as JSON, and any other as it is.
     may_be_cut: strings of the client end an answer.
 
     Raises: EngineFailed for an answer that has ended by itself and is no JSON: vLLM ends an answer without a
@@ -28,7 +33,7 @@ async def checked(
         async for delta in deltas:
             written[delta.index].append(delta.text)
             if delta.finish_reason is not None:
-                answer = "".join(written.pop(delta.index))
+                answer = read("".join(written.pop(delta.index)))
                 if delta.finish_reason == "stop" and not may_be_cut and not _is_json(answer):
                     raise EngineFailed("The answer could not be held to its schema. Try again.")
                 if check is not None and (error := await check(answer)):

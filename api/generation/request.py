@@ -186,7 +186,7 @@ class GenerationRequest:
 
         Raises: InvalidRequest if it cannot be enforced.
         """
-        schema = self.offer.answer_schema(self.format, self.fields.format, prompt.arguments_key)
+        schema = self.offer.answer_schema(self.format, self.fields.format, prompt)
         if schema:
             self._require_end_by_schema(schema.param)
         return schema

@@ -13,6 +13,7 @@ import uuid
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated
 
 from fastapi import Header, Response
@@ -22,7 +23,6 @@ from starlette.types import Receive, Scope, Send
 
 from api.engine.context import token_budget
 from api.engine.delta import Delta
-from api.engine.engine import Engine
 from api.engine.grammars import Grammars
 from api.engine.lifecycle import Lifecycle
 from api.engine.served import ServedModel
@@ -138,18 +138,21 @@ class Generation(Response):
             headers = await held.enter_async_context(self._reserved(key, most, tally))
             if schema is not None:
                 closing = thinks.closing if thinks else None
-                await runner.grammars.require(schema.text, served.artifact, schema.param, closing)
+                await runner.grammars.require(
+                    schema.text, served.artifact, schema.param, closing, schema.rules
+                )
             priority = key.priority if key else NORMAL
             turn = runner.admission.turn(tally.key, request.answers, most, priority)
             await held.enter_async_context(turn)
             tally.take_turn()
             identity = Identity(self._id, self._created, request.model, served.artifact.manifest.id)
             errors: dict[int, str] = {}
-            deltas = self._generate(served.engine, prompts, limits, key, schema, thinks)
+            deltas = self._generate(served, prompts, limits, key, schema, thinks)
             if thinks is not None:
                 deltas = thought(deltas, thinks, request.sampling, served.prompt, request.show_thinking)
             if schema is not None:
-                deltas = checked(deltas, self._check(schema), errors, bool(request.sampling.stop))
+                read = partial(request.offer.as_json, prompt=served.prompt)
+                deltas = checked(deltas, self._check(schema), read, errors, bool(request.sampling.stop))
             async with aclosing(deltas):
                 if request.stream:
                     events = self._dialect.frames(identity, request.answers)
@@ -217,7 +220,7 @@ class Generation(Response):
 
     def _generate(
         self,
-        engine: Engine,
+        served: ServedModel,
         prompts: list[list[int]],
         limits: list[int],
         key: Key | None,
@@ -227,12 +230,14 @@ class Generation(Response):
         request, sampling, each_token = self._request, self._request.sampling, self._request.stream
         if thinks is not None and sampling.stop:  # `thought` looks for them
             sampling, each_token = dataclasses.replace(sampling, stop=None), True
+        show_controls = bool(request.offer.tools) and served.prompt.calls_in_controls
         salt = self._runner.ledger.cache_salt(key) if key else None
         streams = [
-            engine.generate(
+            served.engine.generate(
                 f"{current_request_id.get()}.{self._id}-{i}", ids, sampling, limit,
                 stream=each_token, model=request.model, logprobs=request.logprobs, cache_salt=salt,
-                json_schema=schema.text if schema else None, echo=request.echo, thinks=thinks,
+                json_schema=schema.text if schema else None, rules=schema.rules if schema else None,
+                echo=request.echo, thinks=thinks, ends=served.prompt.ends, show_controls=show_controls,
             )
             for i, (ids, limit) in enumerate(zip(prompts, limits, strict=True))
         ]  # fmt: skip

@@ -1,6 +1,7 @@
 """The events of answers: the same for a stream and a whole answer, in one order, with nothing left open."""
 
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -9,6 +10,7 @@ from api.engine.delta import Delta
 from api.engine.messages import Tool
 from api.engine.prompt import Prompt
 from api.engine.sampling import Sampling
+from api.engine.tool_prompt import HERMES
 from api.errors import EngineFailed
 from api.generation.answer_schema import Offer
 from api.generation.answers import Answers
@@ -45,7 +47,8 @@ def answers(recorder: Recorder, *, n: int = 1, tools: bool = False) -> Answers:
         fields=FieldNames("prompt", "max_tokens"),
         offer=Offer([Tool("f")] if tools else ()),
     )
-    return Answers(cast(Any, recorder), request, cast(Prompt, None), Tally("", 5, n, True, METRICS), {})
+    prompt = cast(Prompt, SimpleNamespace(written=HERMES, calls_in_controls=False))
+    return Answers(cast(Any, recorder), request, prompt, Tally("", 5, n, True, METRICS), {})
 
 
 def read(deltas: Sequence[Delta], **options: Any) -> list[tuple[Any, ...]]:

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from api.engine.grammar_worker import _check
 from api.engine.json_schema import enforceable
 from api.engine.messages import Tool
+from api.engine.prompt import Prompt
 from api.errors import InvalidRequest
 from api.generation.answer_schema import Format, Offer
 
@@ -30,17 +31,21 @@ def name(case: dict[str, Any]) -> str:
 
 
 class Grammar:
-    """A schema as vLLM's guidance backend compiles it, without white space."""
+    """A schema, or rules, as vLLM's guidance backend compiles it, without white space."""
 
-    def __init__(self, schema: dict[str, Any], tokenizer: PreTrainedTokenizerFast) -> None:
+    def __init__(self, schema: dict[str, Any] | str, tokenizer: PreTrainedTokenizerFast) -> None:
         self._tokens = from_tokenizer(tokenizer)
-        grammar = LLMatcher.grammar_from_json_schema(schema, defaults={"whitespace_flexible": False})
+        if isinstance(schema, str):
+            grammar = LLMatcher.grammar_from_lark(f"start: answer\n{schema}")
+        else:
+            grammar = LLMatcher.grammar_from_json_schema(schema, defaults={"whitespace_flexible": False})
         self._matcher = LLMatcher(self._tokens, grammar, log_level=0)
         assert not self._matcher.is_error(), self._matcher.get_error()
 
     def takes(self, answer: Any) -> bool:
         """Return whether the grammar allows every token of an answer, and its end after the last."""
-        text = json.dumps(answer, separators=(",", ":"), ensure_ascii=False)
+        compact = json.dumps(answer, separators=(",", ":"), ensure_ascii=False)
+        text = answer if isinstance(answer, str) else compact
         tokens = self._tokens.tokenize_str(text)
         self._matcher.reset()
         return self._matcher.try_consume_tokens(tokens) == len(tokens) and self._matcher.is_accepting()
@@ -71,18 +76,19 @@ def test_what_cannot_be_enforced_is_refused_by_name_or_checked(
     assert all(_check(json.dumps(answer), text) for answer in case["bad"])
 
 
-def test_a_call_or_a_format_is_one_schema_and_references_stay_their_own(
+def test_a_call_or_a_format_is_one_grammar_and_references_stay_their_own(
     tokenizer: PreTrainedTokenizerFast,
 ) -> None:
     tags = {"type": "object", "properties": {"tags": {"$ref": "#/$defs/T"}}, "required": ["tags"]}
     tags["$defs"] = {"T": {"type": "array", "items": {"type": "string"}, "uniqueItems": True}}
     leaf = {"type": "object", "properties": {"v": {"$ref": "#/$defs/T"}}, "required": ["v"]}
     leaf["$defs"] = {"T": {"type": "integer"}}
+    prompt = Prompt(tokenizer)
     made = Offer([Tool("f", None, tags, strict=False), Tool("now")]).answer_schema(
-        Format(leaf), "response_format", "arguments"
+        Format(leaf), "response_format", prompt
     )
     assert made is not None
-    grammar = Grammar(json.loads(made.text), tokenizer)
+    grammar = Grammar(made.rules, tokenizer)
     good = [{"name": "f", "arguments": {"tags": ["a"]}}, {"name": "now", "arguments": {}}, {"v": 1}]
     bad: list[Any] = [
         {"name": "f", "arguments": {"tags": 1}},
@@ -90,10 +96,11 @@ def test_a_call_or_a_format_is_one_schema_and_references_stay_their_own(
         {"v": "x"},
     ]
     twice = {"name": "f", "arguments": {"tags": ["a", "a"]}}
-    assert [grammar.takes(answer) for answer in [*good, *bad, twice]] == [True] * 3 + [False] * 3 + [True]
+    said = [f"<tool_call>\n{json.dumps(a)}\n</tool_call>" if "name" in a else a for a in [*good, *bad, twice]]
+    assert [grammar.takes(answer) for answer in said] == [True] * 3 + [False] * 3 + [True]
     assert [_check(json.dumps(answer), made.check) for answer in good] == [""] * 3
     assert all(_check(json.dumps(answer), made.check) for answer in [bad[0], bad[2], twice])
-    assert Offer([Tool("now")], "required").answer_schema(None, "", "arguments") is not None
+    assert Offer([Tool("now")], "required").answer_schema(None, "", prompt) is not None
 
 
 @pytest.mark.parametrize("case", CASES, ids=name)

@@ -7,6 +7,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from api.dialects.messages.schema import MAX_BLOCKS, MessageRequest
+from api.engine.prompt import Prompt
 from api.generation.answer_schema import Format
 from tests.support.api import FakeEngine, House
 from tests.support.messages import TOOL, URL, error_of, post, wants
@@ -83,12 +84,12 @@ def test_blocks_become_turns_calls_and_results() -> None:
     ],
 )
 def test_a_tool_choice_says_what_may_and_must_be_called(
-    choice: Any, names: list[str], required: bool, parallel: bool
+    tokenizer: PreTrainedTokenizerFast, choice: Any, names: list[str], required: bool, parallel: bool
 ) -> None:
     tools = [TOOL, {"type": "custom", "name": "now", "input_schema": {"type": "object"}}]
     offer = MessageRequest.model_validate(wants(tools=tools, tool_choice=choice)).offer()
     assert (offer.names, offer.parallel) == (names, parallel)
-    assert (offer.answer_schema(None, "", "arguments") is not None) == required
+    assert (offer.answer_schema(None, "", Prompt(tokenizer)) is not None) == required
 
 
 @pytest.mark.parametrize("field", ["output_config", "output_format"])

@@ -15,7 +15,7 @@ from api.engine.delta import Delta
 from api.engine.messages import Call, Layout, Message
 from api.engine.prompt import Prompt
 from api.engine.sampling import Sampling
-from api.engine.thinking import Marker, Thinking, Thinks
+from api.engine.thinking import Marker, Thinking, Thinks, json_rules
 from api.generation.thinking import Splitter, Stops, thought
 from tests.support.prompts import THINKING as TRAINED
 from tests.support.thinking import (
@@ -340,7 +340,7 @@ def test_a_grammar_holds_for_what_follows_the_thinking(
     found = cast(Thinking, prompt.thinking)
     thinks = Thinks(found.opening, found.closing, inside)
     library = LLTokenizer(prompt._encode.to_str(), n_vocab=300, eos_token=tokenizer.eos_token_id)
-    grammar = LLMatcher.grammar_from_lark(thinks.grammar(json.dumps(SCHEMA)))
+    grammar = LLMatcher.grammar_from_lark(thinks.grammar(json_rules(json.dumps(SCHEMA))))
     assert LLMatcher.validate_grammar(grammar) == "", "vLLM validates it without a tokenizer"
     matcher = LLMatcher(library, grammar, log_level=0)
 

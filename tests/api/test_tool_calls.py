@@ -2,11 +2,14 @@
 
 import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from api.dialects.chat.answer import ChatCompletion, ChatCompletionChunk
@@ -16,7 +19,8 @@ from api.engine.grammars import Grammars
 from api.engine.messages import Tool
 from api.engine.prompt import Prompt
 from api.engine.sampling import Sampling
-from api.engine.tool_prompt import tool_form
+from api.engine.template_form import ToolForm, Written, tool_form
+from api.engine.tool_prompt import HERMES as IN_TAGS
 from api.generation.answer_schema import Offer
 from api.generation.answers import Answers
 from api.generation.events import Collected
@@ -27,7 +31,7 @@ from api.ledger.keys import Limits
 from api.telemetry.metrics import Metrics, Tally
 from tests.support import ROOT
 from tests.support.api import FakeEngine, House, ask, assert_openai_error, events, post
-from tests.support.tool_form import CHATML, FORMS, MESSAGES, WRITTEN
+from tests.support.tool_form import CHATML, FORMS, LAID_OUT, MESSAGES, RENDERED, WRITTEN
 from tests.support.tool_form import TOOLS as OFFERED
 
 MakeHouse = Callable[..., House]
@@ -35,6 +39,7 @@ METRICS = Metrics()
 TRAINERS = ROOT / "trainer" / "data" / "tools.jinja"  # the trainer puts it before a template without tools
 LLAMA = '{"name": "weather", "parameters": {"city": "Paris", "deep": {"a": "}\\"{"}}}'
 HERMES = 'Let me see.\n<tool_call>\n{"name": "weather", "arguments": {"city": "Paris"}}\n</tool_call>'
+IN_TAGS_OF_A_TURN = replace(IN_TAGS, end="<|im_end|>")
 CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 TOOLS: list[dict[str, Any]] = [
     {"type": "function", "function": {"name": "weather", "description": "Now.", "parameters": CITY}},
@@ -46,7 +51,9 @@ def function(name: str, parameters: dict[str, Any]) -> dict[str, Any]:
     return {"type": "function", "function": {"name": name, "parameters": parameters}}
 
 
-def read(*pieces: str, parallel: bool = True) -> tuple[str, list[tuple[str, str]]]:
+def read(
+    *pieces: str, parallel: bool = True, written: Written = IN_TAGS
+) -> tuple[str, list[tuple[str, str]]]:
     request = GenerationRequest(
         model="m",
         prompts=["x"],
@@ -56,8 +63,8 @@ def read(*pieces: str, parallel: bool = True) -> tuple[str, list[tuple[str, str]
         fields=FieldNames("prompt", "max_tokens"),
         offer=Offer([Tool("weather"), Tool("now")], parallel=parallel),
     )
-    collected, unused_prompt = Collected(1), cast(Prompt, None)
-    answers = Answers(collected, request, unused_prompt, Tally("", 1, 1, False, METRICS), {})
+    collected, prompt = Collected(1), cast(Prompt, SimpleNamespace(written=written, calls_in_controls=False))
+    answers = Answers(collected, request, prompt, Tally("", 1, 1, False, METRICS), {})
     for text in pieces:
         answers.read(Delta(text, 1, None))
     answers.read(Delta("", 0, "stop"))
@@ -108,10 +115,10 @@ def test_only_one_call_is_passed_on_when_parallel_calls_are_not_wanted() -> None
 
 
 def test_text_that_is_no_call_waits_for_nothing() -> None:
-    parser = CallParser(["now"])
+    parser = CallParser({"now": {}})
     found = ["".join(p.text for p in parser.feed(text)) for text in ("He", "llo", " <", "b> <tool", "tip>")]
     assert found == ["He", "llo", " ", "<b> ", "<tooltip>"]
-    assert CallParser(["now"]).feed('{"now": ')[0].text == '{"now": '
+    assert CallParser({"now": {}}).feed('{"now": ')[0].text == '{"now": '
 
 
 @pytest.fixture
@@ -184,10 +191,12 @@ async def test_a_required_call_is_all_that_can_be_said(
     house = make_house(says('{"name":"now","arguments":{}}'))
     answer = await post(house, json=ask(tools=TOOLS, tool_choice=choice))
     assert answer.json()["choices"][0]["finish_reason"] == "tool_calls"
-    schema = json.loads(house.engine.calls[0]["json_schema"])
-    assert [call["properties"]["name"]["const"] for call in schema["anyOf"]] == called
-    nothing = {"type": "object", "properties": {}, "additionalProperties": False}
-    assert schema["$defs"]["now"] == nothing
+    assert not house.engine.calls[0]["json_schema"]
+    rules = house.engine.calls[0]["rules"].split("\n")
+    calls = [line for line in rules if "<tool_call>" in line]
+    assert [name for line in calls for name in ("weather", "now") if f'\\"{name}\\"' in line] == called
+    nothing = '{"type":"object","properties":{},"additionalProperties":false,'
+    assert any(f"_arguments: %json {nothing}" in line for line in rules)
 
 
 @pytest.mark.anyio
@@ -285,29 +294,34 @@ def test_a_template_without_tools_gets_them_as_text(tokenizer: PreTrainedTokeniz
     assert "<|im_start|>system\nBe kind.\n\nYou can call functions." in found
 
 
-def with_template(tokenizer: PreTrainedTokenizerFast, template: str) -> PreTrainedTokenizerFast:
+def with_template(
+    tokenizer: PreTrainedTokenizerFast, template: str, controls: Sequence[str] = ()
+) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer.backend_tokenizer,
+        tokenizer_object=Tokenizer.from_str(tokenizer.backend_tokenizer.to_str()),
         eos_token="<|im_end|>",
-        extra_special_tokens=["<|im_start|>"],
+        extra_special_tokens=["<|im_start|>", *controls],
         chat_template=template,
     )
 
 
-def form_of(tokenizer: PreTrainedTokenizerFast) -> tuple[str, bool] | None:
+def of_family(tokenizer: PreTrainedTokenizerFast, family: str) -> PreTrainedTokenizerFast:
+    return with_template(tokenizer, FORMS[family].template, FORMS[family].controls)
+
+
+def form_of(tokenizer: PreTrainedTokenizerFast) -> ToolForm | None:
     def render(messages: Any, tools: Any, begins: bool) -> str:
         text = tokenizer.apply_chat_template(
             messages, tools=tools, tokenize=False, add_generation_prompt=begins
         )
         return str(text)
 
-    form = tool_form(render)
-    return (form.key, form.as_text) if form else None
+    return tool_form(render)
 
 
 @pytest.fixture
 def llama(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
-    return with_template(tokenizer, FORMS["Llama's"][0])
+    return of_family(tokenizer, "Llama's")
 
 
 def test_a_template_with_tools_lays_them_out_itself(llama: PreTrainedTokenizerFast) -> None:
@@ -315,25 +329,43 @@ def test_a_template_with_tools_lays_them_out_itself(llama: PreTrainedTokenizerFa
     assert text.startswith(json.dumps(TOOLS[0]))
     assert '{"name": "weather", "parameters": {"city": "x"}}<|im_end|>' in text
     assert "<|im_start|>tool\nRain<|im_end|>" in text
-    assert Prompt(llama).arguments_key == "parameters"
+    assert Prompt(llama).written.middle == '", "parameters": '
 
 
 @pytest.mark.parametrize("family", FORMS)
 def test_how_a_template_writes_calls_is_found_by_trying_it(
     tokenizer: PreTrainedTokenizerFast, family: str
 ) -> None:
-    template, expected = FORMS[family]
-    assert form_of(with_template(tokenizer, template)) == expected
+    form, expected = form_of(of_family(tokenizer, family)), FORMS[family]
+    written = form and form.written
+    assert (written and (written.style, written.begin, written.tail)) == expected.found
+    if form and written:
+        assert (form.as_text, form.with_ids, written.end) == (
+            expected.as_text,
+            expected.with_ids,
+            "<|im_end|>",
+        )
 
 
-@pytest.mark.parametrize("family", [family for family, (_, form) in FORMS.items() if form])
-def test_a_call_that_a_template_lays_out_is_read_again(
+@pytest.mark.parametrize("family", LAID_OUT)
+def test_prompts_are_rendered_as_rows_are(tokenizer: PreTrainedTokenizerFast, family: str) -> None:
+    used = of_family(tokenizer, family)
+    assert used.decode(encoded(used, MESSAGES, OFFERED)) == RENDERED[family]["prompt"]
+
+
+@pytest.mark.parametrize("family", LAID_OUT)
+def test_the_calls_of_a_template_are_read_again_however_they_are_cut(
     tokenizer: PreTrainedTokenizerFast, family: str
 ) -> None:
-    text = rendered(with_template(tokenizer, FORMS[family][0]), CALLED[:2])
-    written = text.removesuffix("<|im_start|>assistant\n").rpartition("<|im_start|>assistant\n")[2]
-    said, [(name, arguments)] = read(written.removesuffix("<|im_end|>\n"))
-    assert (said, name, json.loads(arguments)) == ("", "weather", {"city": "x"})
+    prompt, answer = Prompt(of_family(tokenizer, family)), RENDERED[family]["calls"]
+    bare = family == "Llama's"  # such an answer is nothing but one call
+    answer = answer.removeprefix("Let me see.") if bare else answer
+    expected = [("weather", {"city": "Düren", "days": [1, {"x": None}]}), ("now", {})][: 1 if bare else 2]
+    for step in (1, 2, 3, 7, len(answer)):
+        cuts = [answer[place : place + step] for place in range(0, len(answer), step)]
+        text, calls = read(*cuts, written=prompt.written)
+        assert [(name, json.loads(arguments)) for name, arguments in calls] == expected, cuts
+        assert prompt.without_controls(text) == ("" if bare or family == "DeepSeek's" else "Let me see.")
 
 
 def test_tools_as_text_are_the_words_that_the_trainer_writes(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -349,7 +381,8 @@ def test_a_template_of_the_trainer_writes_the_same_words(tokenizer: PreTrainedTo
     assert used.decode(encoded(used, MESSAGES[:2], [])) == used.decode(
         encoded(with_template(tokenizer, CHATML), MESSAGES[:2], [])
     )
-    assert form_of(used) == ("arguments", False)
+    form = form_of(used)
+    assert form and form.written == IN_TAGS_OF_A_TURN
     assert Prompt(used).variables == Prompt(with_template(tokenizer, CHATML)).variables
 
 

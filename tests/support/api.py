@@ -17,7 +17,9 @@ from starlette.types import ASGIApp
 
 from api.engine.delta import Delta
 from api.engine.lifecycle import State
+from api.engine.sampling import NO_ENDS
 from api.engine.served import PROBE
+from api.engine.template_form import Ends
 from api.engine.thinking import Thinking, Thinks
 from api.http.idle import IdleConnections
 from api.http.server import AdminServer, Server, listen
@@ -152,8 +154,11 @@ class FakeEngine:
         logprobs: int | None = None,
         cache_salt: str | None = None,
         json_schema: str | None = None,
+        rules: str | None = None,
         echo: bool = False,
         thinks: Thinks | None = None,
+        ends: Ends = NO_ENDS,
+        show_controls: bool = False,
     ) -> AsyncIterator[Delta]:
         if request_id == PROBE:
             yield Delta("x", 1, "length")
@@ -169,8 +174,11 @@ class FakeEngine:
                 "logprobs": logprobs,
                 "cache_salt": cache_salt,
                 "json_schema": json_schema,
+                "rules": rules,
                 "echo": echo,
                 "thinks": thinks,
+                "ends": ends,
+                "show_controls": show_controls,
             }
         )
         try:

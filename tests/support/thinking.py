@@ -4,7 +4,7 @@ import hashlib
 import json
 import shutil
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,13 +59,29 @@ def thinking_artifact(model: Path, artifacts: Path, template: str, special: bool
     The model hardly ever ends by itself, whatever it has learned, so that it thinks until it is told to stop.
     special: the markers are tokens of their own, control tokens or not; None: they are not.
     """
-    copied = artifacts / "models" / "thinking"
+    changed_artifact(model, artifacts, template, {} if special is None else MARKERS, bool(special), END)
+
+
+def changed_artifact(
+    model: Path,
+    artifacts: Path,
+    template: str,
+    renamed: Mapping[str, str],
+    special: bool = True,
+    unlikely: int | None = None,
+) -> None:
+    """Copy an artifact to another folder of artifacts, with another template.
+
+    renamed: tokens with their new texts. special: they are control tokens. unlikely: a token's id that the
+    model hardly ever writes then.
+    """
+    copied = artifacts / "models" / "changed"
     shutil.copytree(model, copied)
     (copied.parent / "current").symlink_to(copied.name)
     (copied / "chat_template.jinja").write_text(template)
-    if special is not None:
-        _rename_tokens(copied / "tokenizer.json", special)
-    _make_unlikely(copied / "model.safetensors", END)
+    _rename_tokens(copied / "tokenizer.json", renamed, special)
+    if unlikely is not None:
+        _make_unlikely(copied / "model.safetensors", unlikely)
     manifest = json.loads((copied / "manifest.json").read_text())
     for name in ("chat_template.jinja", "tokenizer.json", "model.safetensors"):
         content = (copied / name).read_bytes()
@@ -84,13 +100,13 @@ def _make_unlikely(file: Path, token: int) -> None:
         opened.write(bytes(width))
 
 
-def _rename_tokens(file: Path, special: bool) -> None:
+def _rename_tokens(file: Path, renamed: Mapping[str, str], special: bool) -> None:
     tokenizer: dict[str, Any] = json.loads(file.read_text())
     for token in tokenizer["added_tokens"]:
-        if token["content"] in MARKERS:
-            token |= {"content": MARKERS[token["content"]], "special": special}
+        if token["content"] in renamed:
+            token |= {"content": renamed[token["content"]], "special": special}
     vocabulary = tokenizer["model"]["vocab"]
-    tokenizer["model"]["vocab"] = {MARKERS.get(token, token): id for token, id in vocabulary.items()}
+    tokenizer["model"]["vocab"] = {renamed.get(token, token): id for token, id in vocabulary.items()}
     file.write_text(json.dumps(tokenizer))
 
 

@@ -25,7 +25,7 @@ from trainer.data.tokenize import ChatTokenizer, TokenRow
 from trainer.errors import BaseModelError, GateError, MissingError
 from trainer.ship import merge as stage
 from trainer.ship.merge import merge
-from trainer.ship.stops import end_of_turn_id, set_stop_tokens
+from trainer.ship.stops import set_stop_tokens, template_ends
 
 END, TEXT_END = "<|im_end|>", "<|endoftext|>"
 PROMPT, ANSWER = "Say ok.", "ok"
@@ -134,7 +134,7 @@ def test_template_without_an_end_of_turn_token_is_refused(tokenizer: PreTrainedT
     other = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer)
     other.chat_template = "{% for message in messages %}{{ message['content'] + '\n' }}{% endfor %}"
     with pytest.raises(BaseModelError, match="expected a control token"):
-        end_of_turn_id(other)
+        template_ends(other)
 
 
 def test_tied_base_gives_a_tied_model_without_an_output_tensor(

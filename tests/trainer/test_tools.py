@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.support import prompts
-from tests.support.tool_form import CHATML, FORMS, MESSAGES, TOOLS, WRITTEN
+from tests.support.tool_form import CHATML, FORMS, LAID_OUT, MESSAGES, RENDERED, TOOLS, WRITTEN
 from trainer.cli import main
 from trainer.data.conversation import Conversation
 from trainer.data.parse import Reading, parse_row
@@ -24,11 +24,13 @@ END = "<|im_end|>"
 
 
 def chat_of(template: str, extended: bool = False) -> ChatTokenizer:
-    """A chat tokenizer with a template of ours, or one that trl ships, by its file."""
+    """A chat tokenizer with a template of ours, by its family, or one that trl ships, by its file."""
+    controls = FORMS[template].controls if template in FORMS else ()
+    template = FORMS[template].template if template in FORMS else template
     if template.endswith(".jinja"):
         template = (importlib.resources.files("trl") / "chat_templates" / template).read_text()
     made = prompts.tokenizer(template)
-    made.add_special_tokens({"bos_token": "<s>"})
+    made.add_special_tokens({"bos_token": "<s>", "additional_special_tokens": list(controls)})
     chat = ChatTokenizer(made)
     if extended:
         made.chat_template = with_tools(template, not chat.template.traits.system)
@@ -55,9 +57,11 @@ ONE_CALL = {**MESSAGES[2], "content": "", "tool_calls": MESSAGES[2]["tool_calls"
 
 @pytest.mark.parametrize("family", FORMS)
 def test_how_a_template_writes_calls_is_found_by_trying_it(family: str) -> None:
-    template, expected = FORMS[family]
-    form = chat_of(template).template.tool_form
-    assert ((form.key, form.as_text) if form else None) == expected
+    form, expected = chat_of(family).template.tool_form, FORMS[family]
+    written = form and form.written
+    assert (written and (written.style, written.begin, written.tail)) == expected.found
+    if form and written:
+        assert (form.as_text, form.with_ids, written.end) == (expected.as_text, expected.with_ids, END)
 
 
 def test_an_extended_template_writes_the_words_of_the_api() -> None:
@@ -76,19 +80,26 @@ def test_rows_without_tools_have_the_same_tokens_in_an_extended_template() -> No
     assert chat_of(CHATML, extended=True).row(plain) == chat_of(CHATML).row(plain)
 
 
-@pytest.mark.parametrize(
-    "family", [*(f for f, (_, form) in FORMS.items() if form), "qwen2_5.jinja", "llama3_2.jinja"]
-)
-def test_a_template_with_tools_writes_them_itself_and_answers_are_trained(family: str) -> None:
-    chat = chat_of(FORMS[family][0] if family in FORMS else family)
+@pytest.mark.parametrize("family", LAID_OUT)
+def test_rows_are_rendered_as_the_api_renders_them(family: str) -> None:
+    chat = chat_of(family)
+    row = chat.row(conversation(*MESSAGES, LAST))
+    assert whole(chat, row) == f"{RENDERED[family]['prompt']}Noon.{END}\n"
+    assert trained(chat, row) == [f"{RENDERED[family]['calls']}{END}", f"It rains.{END}", f"Noon.{END}"]
+
+
+@pytest.mark.parametrize("file", ["qwen2_5.jinja", "llama3_2.jinja", "lfm2_v2.jinja"])
+def test_a_published_template_writes_tools_itself_and_answers_are_trained(file: str) -> None:
+    chat = chat_of(file)
     chat.tokenizer.add_special_tokens({"additional_special_tokens": ["<|eot_id|>"]})
-    chat, form = ChatTokenizer(chat.tokenizer), chat.template.tool_form
-    assert form
+    chat = ChatTokenizer(chat.tokenizer)
+    assert chat.template.tool_form
     row = chat.row(conversation(*MESSAGES[:2], ONE_CALL, MESSAGES[3], *MESSAGES[5:], LAST))
     call, *texts = trained(chat, row)
-    assert [text.replace("<|eot_id|>", END) for text in texts] == [f"It rains.{END}", f"Noon.{END}"]
-    head = f'{{"name": "weather", "{form.key}": '
-    assert head in call and '{"city": "Düren", "days": [1, {"x": null}]}' in call
+    assert [text.replace("<|eot_id|>", END).rpartition("\n")[2] for text in texts] == [
+        f"It rains.{END}", f"Noon.{END}",
+    ]  # fmt: skip
+    assert "weather" in call and "Düren" in call and '[1, {"x": null}]' in call
     assert all(word not in text for text in (call, *texts) for word in ("Now, in", "Rain in", "And the time"))
     assert "Now, in °C." in whole(chat, row) and "Rain" in whole(chat, row)
 
@@ -119,7 +130,7 @@ def test_tools_for_a_template_that_leaves_them_out_are_no_row() -> None:
 @pytest.mark.parametrize("family", ["without tools", "Qwen's", "arguments as text"])
 @pytest.mark.parametrize("place", ["argument", "name of an argument", "result", "description"])
 def test_control_tokens_in_tools_and_calls_stay_text(family: str, place: str) -> None:
-    chat = chat_of(FORMS[family][0], extended=FORMS[family][1] is None)
+    chat = chat_of(family, extended=FORMS[family].found is None)
     messages, tools = json.loads(json.dumps(MESSAGES)), json.loads(json.dumps(TOOLS))
     function = messages[2]["tool_calls"][0]["function"]
     if place == "argument":
@@ -186,7 +197,7 @@ def test_an_artifact_that_was_trained_on_calls_has_a_template_that_writes_them(
 
 
 def test_text_that_a_template_leaves_out_beside_a_call_is_counted(run: Any, tmp_path: Path) -> None:
-    drops = FORMS["Llama's"][0].replace("<|im_start|>assistant\n' + m.content", "<|im_start|>assistant\n'")
+    drops = FORMS["Llama's"].template.replace("assistant\n' + (m.content or '')", "assistant\n'")
     printed = run("prepare", drops, rows(beside="Let me see."))
     assert "20 rows have text beside a call, which this chat template leaves out" in printed
     (report,) = tmp_path.glob("artifacts/data/*/report.json")

@@ -19,15 +19,14 @@ from typing import Any
 
 from trainer.data.conversation import Message
 from trainer.data.shapes import RowError
+from trainer.data.template_form import Turn, tool_form
 from trainer.data.template_traits import FIELDS, MARKERS, opening, shared, split_thought, thought, traits_of
-from trainer.data.tool_template import tool_form
 
 # Some templates print today's date unless it is given; training and serving pin the same one.
 DATE = "26 Jul 2024"
 REASON_CHARACTERS = 120
 # Unicode noncharacters, never part of a text, fence stand-ins for control tokens during rendering.
 _STAND_IN = re.compile("\ufdd0(\\d+)\ufdd1")
-Turn = dict[str, Any]  # role, content and calls, as chat templates take them
 Render = Callable[[list[Turn], bool], str]  # turns, and whether the prompt of an answer to them is wanted
 
 
@@ -81,7 +80,8 @@ class ChatTemplate:
         """
         if tools and not self.tool_form:
             raise RowError("the chat template has no place for tools")
-        offered = [self._fenced(json.loads(tool)) for tool in tools]
+        form = self.tool_form
+        offered = [self._fenced(form.offered(json.loads(tool)) if form else tool) for tool in tools]
         render = partial(self._rendered, offered)
         turns = self._turns(messages)
         bare = [without_thinking(message) for message in messages] if self._own_thinking_only else messages
@@ -153,18 +153,25 @@ class ChatTemplate:
 
     def _turns(self, messages: Sequence[Message]) -> list[Turn]:
         """Return the template's input, with stand-ins for control tokens inside messages."""
-        return [self._turn(message) for message in messages]
+        turns = [self._turn(message) for message in messages]
+        laid_out = self.tool_form.laid_out(turns) if self.tool_form else turns
+        return [
+            {name: self._fenced(value) if name != "role" else value for name, value in turn.items()}
+            for turn in laid_out
+        ]
 
     def _turn(self, message: Message) -> Turn:
-        turn: Turn = {"role": message.role, "content": self._fenced(message.content)}
+        """Return a message in OpenAI's form."""
+        turn: Turn = {"role": message.role, "content": message.content}
         if message.reasoning:
-            turn[self.traits.field or FIELDS[0]] = self._fenced(message.reasoning)
+            turn[self.traits.field or FIELDS[0]] = message.reasoning
         if message.calls and self.tool_form:
-            called = [
-                {"name": call.name, "arguments": self._fenced(self.tool_form.arguments(call.arguments))}
+            turn["tool_calls"] = [
+                {"id": call.id, "function": {"name": call.name, "arguments": call.arguments}}
                 for call in message.calls
             ]
-            turn["tool_calls"] = [{"type": "function", "function": function} for function in called]
+        if message.call_id and self.tool_form:
+            turn["tool_call_id"] = message.call_id
         return turn
 
     def _fenced(self, value: Any) -> Any:
@@ -213,7 +220,7 @@ def _following(prompt: str, written: str, answer: Turn) -> str:
     missing = opening(prompt, written)
     rest = written[shared(prompt, written) :]
     if missing in MARKERS:
-        thinking, _ = split_thought(answer["content"])
+        thinking, _ = split_thought(answer["content"] or "")
         thinking = next((answer[name] for name in FIELDS if answer.get(name)), thinking)
         rest = thought(thinking, rest.lstrip(), missing).removeprefix(f"{missing}\n")
     elif missing:

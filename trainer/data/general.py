@@ -56,9 +56,10 @@ def answer_prompts(
         raise DataError(f"{config.prompts} holds {len(prompts)} prompts, {wanted} are asked for")
     ids = [chat.prompt_ids([Message("user", prompt)]) for prompt in prompts[:wanted]]
     model = load_model(base.directory, dtype, device)
-    answers = generate(model, ids, chat.pad_id, config.max_new_tokens, seed, config.top_tokens or 0)
+    top = config.top_tokens or 0
+    answers = generate(model, ids, chat.pad_id, config.max_new_tokens, seed, top, chat.text_ends)
     made = [
-        OwnAnswer(prompt, answer, str(chat.tokenizer.decode(answer.token_ids, skip_special_tokens=True)))
+        OwnAnswer(prompt, answer, chat.answer_text(answer.token_ids))
         for prompt, answer in zip(prompts, answers, strict=False)
     ]
     return made[config.test_prompts :], made[: config.test_prompts]

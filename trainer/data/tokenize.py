@@ -16,7 +16,9 @@ from tokenizers import Tokenizer
 from trainer.data.chat_template import Answer, ChatTemplate, Text
 from trainer.data.conversation import Conversation, Message
 from trainer.data.shapes import RowError
+from trainer.data.template_form import ends_of
 from trainer.errors import BaseModelError
+from trainer.generation import TextEnds
 
 IGNORED = -100
 # Control tokens of widespread templates: a text that contains one was probably formatted for it.
@@ -87,6 +89,7 @@ class ChatTokenizer:
         self._literal = Tokenizer.from_str(self._backend.to_str())
         self._literal.encode_special_tokens = True
         self._header, self._header_ids = self._usual_header()
+        self.text_ends = self._text_ends()
 
     def row(self, conversation: Conversation) -> TokenRow:
         """Return the one row of a conversation. Raises: RowError if the template makes none or several."""
@@ -133,6 +136,21 @@ class ChatTokenizer:
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         """Return the token ids up to where the next answer begins. Raises: RowError."""
         return self._ids(self.template.prompt(messages))
+
+    def answer_text(self, ids: Sequence[int]) -> str:
+        """Return the text of an answer's tokens, without what ends it."""
+        text = str(self.tokenizer.decode(ids, skip_special_tokens=True))
+        for end in self.text_ends.texts if self.text_ends else ():
+            text = text.partition(end)[0]
+        return text
+
+    def _text_ends(self) -> TextEnds | None:
+        """Return the ends of answers that are no tokens, or None if all are."""
+        try:
+            texts = ends_of(self.tokenizer, self.template.render, self.template.tool_form).texts
+        except RowError:
+            return None
+        return TextEnds(texts, lambda ids: str(self.tokenizer.decode(ids))) if texts else None
 
     def _controls_in(self, conversation: Conversation) -> set[str]:
         """Return the control tokens, of this tokenizer or of a widespread template, that texts contain."""

@@ -42,7 +42,7 @@ def answer(
     shown = [Place(i, *answer_runs(row.labels)[-1]) for i, row in enumerate(test[: config.samples])]
     wanted = list(dict.fromkeys([*shown, *places]))
     prompts = [test[place.row].input_ids[: place.begin] for place in wanted]
-    written = generate(model, prompts, chat.pad_id, config.max_new_tokens)
+    written = generate(model, prompts, chat.pad_id, config.max_new_tokens, text_ends=chat.text_ends)
     answer_at = dict(zip(wanted, written, strict=True))
     histories: list[list[Message]] = [[] for _ in conversations]
     for turn in range(max(map(len, conversations))):
@@ -50,7 +50,7 @@ def answer(
         for history, questions in asked:
             history.append(Message("user", questions[turn]))
         prompts = [chat.prompt_ids(history) for history, _ in asked]
-        found = generate(model, prompts, chat.pad_id, config.prompt_tokens)
+        found = generate(model, prompts, chat.pad_id, config.prompt_tokens, text_ends=chat.text_ends)
         for (history, _), own in zip(asked, found, strict=True):
             history.append(Message("assistant", text_of(chat, own.token_ids)))
     return Answers(
@@ -98,4 +98,4 @@ def first_question(row: TokenRow) -> str:
 
 
 def text_of(chat: ChatTokenizer, ids: Sequence[int]) -> str:
-    return str(chat.tokenizer.decode(ids, skip_special_tokens=True)).rstrip("\n")
+    return chat.answer_text(ids).rstrip("\n")

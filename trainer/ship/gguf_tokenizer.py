@@ -11,7 +11,7 @@ from typing import Any
 from gguf import GGUFWriter, TokenType
 
 from trainer.errors import ArtifactError
-from trainer.ship.stops import end_of_turn_id, special_ids
+from trainer.ship.stops import special_ids, template_ends
 
 # The pattern at which Llama 3's tokenizer.json splits (llama.cpp knows it as `llama-bpe`).
 LLAMA3_SPLIT = (
@@ -37,9 +37,11 @@ def add_tokenizer(writer: GGUFWriter, tokenizer: Any, vocab_size: int) -> None:
         writer.add_bos_token_id(tokenizer.bos_token_id)
     writer.add_add_bos_token(adds_bos(tokenizer))
     writer.add_add_space_prefix(False)
-    end_of_turn = end_of_turn_id(tokenizer)
-    writer.add_eos_token_id(end_of_turn if tokenizer.eos_token_id is None else tokenizer.eos_token_id)
-    writer.add_eot_token_id(end_of_turn)
+    ends = template_ends(tokenizer).ids  # ends that are texts stand in Ollama's Modelfile
+    for eos in [id for id in (tokenizer.eos_token_id, *ends) if id is not None][:1]:
+        writer.add_eos_token_id(eos)
+    for end_of_turn in ends[:1]:
+        writer.add_eot_token_id(end_of_turn)
     if tokenizer.pad_token_id is not None:
         writer.add_pad_token_id(tokenizer.pad_token_id)
     writer.add_chat_template(tokenizer.chat_template)

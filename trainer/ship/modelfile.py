@@ -13,7 +13,7 @@ from jinja2 import TemplateError
 from trainer.data.chat_template import DATE
 from trainer.errors import ArtifactError
 from trainer.ship.gguf_tokenizer import adds_bos
-from trainer.ship.stops import end_of_turn_id
+from trainer.ship.stops import end_of_turn
 
 _SYSTEM, _USER, _ANSWER, _NEXT = (f"\ufdd0{letter}\ufdd1" for letter in "saun")
 
@@ -38,7 +38,7 @@ def go_template(tokenizer: Any) -> str:
         whole, (_SYSTEM, _USER, _ANSWER, _NEXT)
     )
     opening_without_system, *_ = _between(_render(tokenizer, [user]), (_USER,))
-    turn_end = str(tokenizer.convert_ids_to_tokens(end_of_turn_id(tokenizer)))
+    turn_end = end_of_turn(tokenizer)
     behind = before_answer.removeprefix(turn_end)
     end = turn_end + behind[: len(behind) - len(behind.lstrip())]
     answer_header, user_header = before_answer.removeprefix(end), before_next.removeprefix(end)
