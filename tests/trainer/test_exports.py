@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from trainer.data.clean import clean
 from trainer.data.parse import parse_row
 from trainer.data.shapes import RowError
 from trainer.data.sources import read_rows
@@ -154,3 +155,12 @@ def test_files_of_a_folder_that_are_not_read_are_named(
     said = capsys.readouterr().out
     assert said.startswith("  set: not read, because they are none of .json, ") and said.count("\n") == 1
     assert said.endswith(": b.zip, book.xlsx\n")
+    for number in range(9):
+        (folder / f"c{number}.txt").write_text("")
+    list(read_rows(str(folder)))
+    assert capsys.readouterr().out.endswith(": b.zip, book.xlsx, c0.txt, c1.txt, c2.txt and 6 more\n")
+
+
+def test_a_column_without_a_name_is_listed_as_one(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(",question,answer\n0,a,b\n1,c,d\n")
+    assert clean(read_rows(str(tmp_path / "a.csv"))).unread_columns() == "one without a name (2 rows)"

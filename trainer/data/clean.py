@@ -103,7 +103,10 @@ class Cleaned:
 
     def unread_columns(self) -> str:
         """Return `category (24 rows), id (24)`, the columns that were not used; empty if there are none."""
-        found = [f"{name} ({count:,} rows)" for name, count in self.unread.most_common(COLUMNS_NAMED)]
+        found = [
+            f"{name or 'one without a name'} ({count:,} rows)"
+            for name, count in self.unread.most_common(COLUMNS_NAMED)
+        ]
         more = len(self.unread) - len(found)
         return ", ".join(found) + (f" and {more} more" if more else "")
 

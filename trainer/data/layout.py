@@ -6,7 +6,7 @@ The names are those that the Hub's loader knows: `train`, `validation` (`valid`,
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from trainer.data_card import README, splits_of
@@ -74,10 +74,14 @@ def _described(
     found = {side: splits[split] for side, split in sides.items()}
     read = {file for those in found.values() for file in those}
     if left := [file.relative_to(folder).as_posix() for file in files if file not in read]:
-        more = f" and {len(left) - NAMED} more" if len(left) > NAMED else ""
-        named = ", ".join(left[:NAMED])
-        say(f"  {folder.name}: its {README} takes no side from {named}{more}, which are not read")
+        say(f"  {folder.name}: its {README} takes no side from {some_of(left)}, which are not read")
     return found
+
+
+def some_of(names: Sequence[str]) -> str:
+    """Return names in a sentence: `a, b and 12 more`."""
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more
 
 
 def split_sides(names: Iterable[str]) -> dict[str, str]:

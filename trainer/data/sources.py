@@ -14,7 +14,7 @@ from typing import Any
 
 from trainer.data import hub
 from trainer.data.formats import RawRow, read_file, without_nulls
-from trainer.data.layout import file_sides, short_names, split_sides
+from trainer.data.layout import file_sides, short_names, some_of, split_sides
 from trainer.errors import DataError
 from trainer.files import COMPRESSED, DATA_SUFFIXES, data_files, unknown_files
 from trainer.progress import say
@@ -95,8 +95,8 @@ def _local(path: Path, names: Mapping[Path, str] | None) -> dict[str, Rows]:
             f"data.source {path}: no {wanted} file there (also as {' or '.join(COMPRESSED)}); "
             "give a file or a folder of them. Unpack an archive, and save a spreadsheet as CSV"
         )
-    if left := ", ".join(unknown_files(path)):
-        say(f"  {path.name}: not read, because they are none of {wanted}: {left}")
+    if left := unknown_files(path):
+        say(f"  {path.name}: not read, because they are none of {wanted}: {some_of(left)}")
     called = names or short_names(file for files in sides.values() for file in files)
     return {side: _files(files, called) for side, files in sides.items()}
 
