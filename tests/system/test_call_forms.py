@@ -39,7 +39,7 @@ TOOLS: Any = [
     {"type": "function", "function": {"name": "now"}},
 ]
 ONLY: Any = {"type": "function", "function": {"name": "weather"}}
-FAMILIES = ("Qwen's", "Granite's", "Mistral's", "DeepSeek's", "Qwen Coder's", "LFM's")
+FAMILIES = ("Qwen's", "Granite's", "Qwen Coder's", "LFM's")
 
 
 @contextmanager
