@@ -5,8 +5,8 @@ import pytest
 SLOW = {
     "trainer": "benchmarks cluster compiled engines export hostile_rows knowable pipeline push "
     "several_processes train".split(),
-    "api": "capacity comparison document fork_server grammars ledger_machine processes redis_ledger replicas "
-    "serving_bench validators".split(),
+    "api": "call_grammar capacity comparison document fork_server grammars ledger_machine processes "
+    "redis_ledger replicas serving_bench validators".split(),
 }
 
 

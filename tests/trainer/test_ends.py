@@ -57,6 +57,7 @@ def test_answers_in_channels_and_without_an_end_are_refused() -> None:
         template_ends(tokenizer_of(CASES["none"].template, CASES["none"].controls))
 
 
+@pytest.mark.slow
 def test_an_end_of_several_tokens_is_learned_ends_answers_and_is_shipped(
     tmp_path: Path, tiny_model: LlamaForCausalLM
 ) -> None:
