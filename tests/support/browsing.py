@@ -137,12 +137,16 @@ class Visit:
         self.page.locator("#chat-input textarea").fill(text)
         self.page.locator("#chat-input textarea").press("Enter")
 
-    def answered(self, count: int, box: str = "#chatbot") -> Locator:
-        """Wait for the end of `count` answers and return the last.
+    def limit_answers(self, tokens: int) -> None:
+        """Set how long an answer may be: a model of few training steps may not end it before the context."""
+        self.page.locator("#settings > button").click()
+        self.page.locator("#max-tokens input[type=number]").fill(str(tokens))
+        self.page.locator("#max-tokens input[type=number]").press("Tab")
+        self.page.keyboard.press("Escape")
 
-        An answer of a real model on a busy machine can take minutes.
-        """
-        expect(self.page.locator(f"{box} .note")).to_have_count(count, timeout=5 * PATIENCE_S * 1000)
+    def answered(self, count: int, box: str = "#chatbot") -> Locator:
+        """Wait for the end of `count` answers and return the last."""
+        expect(self.page.locator(f"{box} .note")).to_have_count(count)
         expect(self.page.locator("#send")).to_be_visible()
         return self.page.locator(f"{box} .bot-row:not(:has(.note, .notice)) [data-testid=bot]").last
 

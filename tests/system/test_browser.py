@@ -59,6 +59,7 @@ def set_state(api: str, state: str) -> None:
 def test_a_person_chats_with_the_real_model(first_up: Up, visit: Visit) -> None:
     visit.open(first_up.page_url)
     page = visit.page
+    visit.limit_answers(32)
     page.locator("#chatbot .example").first.click()
     expect(page.locator("#chatbot .user-row")).to_have_count(1)
     expect(visit.answered(1)).not_to_be_empty()

@@ -50,7 +50,8 @@ def api(folder: Path, limited_key: str, first_up: Up) -> Iterator[Service]:
 def test_the_page_says_how_long_a_limit_lasts(
     visit: Visit, api: Service, limited_key: str, folder: Path
 ) -> None:
-    with page_process(folder / "page.log", api.url, FRONTEND_API_KEY=limited_key) as url:
+    short = {"FRONTEND_API_KEY": limited_key, "FRONTEND_MAX_TOKENS": "32"}
+    with page_process(folder / "page.log", api.url, 0, **short) as url:
         visit.open(url)
         visit.say("Name a color.")
         visit.answered(1)
@@ -89,6 +90,7 @@ def test_the_page_reports_draining_stopping_and_restarting_without_a_reload(
         expect(banner).to_contain_text("The API does not answer")
         api.start()
         expect(banner).not_to_be_visible(timeout=60_000)
+        visit.limit_answers(32)
         visit.say("Name a color.")
         visit.answered(2)
     log = (folder / "page.log").read_text()
