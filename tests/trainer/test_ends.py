@@ -1,6 +1,8 @@
 """What ends an answer is found from the template, learned, and written into the artifact."""
 
 import copy
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import torch
 from transformers import LlamaForCausalLM
 
 from tests.support.ends import CASES, CHANNELS, tokenizer_of
+from trainer.cli import main
 from trainer.data.conversation import Conversation, Message
 from trainer.data.tokenize import ChatTokenizer, answer_runs
 from trainer.errors import BaseModelError
@@ -86,3 +89,27 @@ def test_an_end_of_several_tokens_is_learned_ends_answers_and_is_shipped(
         torch.tensor([prompt]), tokenizer=chat.tokenizer, max_new_tokens=24, do_sample=False
     )
     assert chat.tokenizer.decode(out[0, len(prompt) :]) == f"ok{end}"
+
+
+@pytest.mark.slow
+def test_a_run_with_an_end_of_several_tokens_ships_it_and_shows_it_nowhere(
+    tmp_path: Path, base_directory: Path, config_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base, end = tmp_path / "base", "</turn>"
+    shutil.copytree(base_directory, base)
+    template = (base / "chat_template.jinja").read_text()
+    (base / "chat_template.jinja").write_text(template.replace("<|im_end|>", end))
+    flags = [
+        "--artifacts",
+        str(tmp_path / "artifacts"),
+        "--set",
+        f"base.path={base}",
+        "--set",
+        "sweep.ranks=[2]",
+    ]
+    assert main(["run", "--config", str(config_file), *flags]) == 0, capsys.readouterr()
+    artifact = (tmp_path / "artifacts/models/current").resolve()
+    assert json.loads((artifact / "generation_config.json").read_text())["stop_strings"] == [end]
+    samples = json.loads((artifact / "samples.json").read_text())
+    assert samples and not any(end in sample[name] for sample in samples for name in ("reference", "tuned"))
+    assert main(["check", "--config", str(config_file), *flags]) == 0, capsys.readouterr()
