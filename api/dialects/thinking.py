@@ -47,6 +47,11 @@ class ThinkingChoice(Strict):
     def on(self) -> bool:
         return self.type != "disabled"
 
+    @property
+    def limit_fields(self) -> list[str]:
+        """Return the name of the field that limits the thinking, if it is given."""
+        return [] if self.budget_tokens is None else ["thinking.budget_tokens"]
+
 
 class ThinkingFields(Strict):
     """Fields of chat and responses. Those that the model's template cannot follow are ignored."""

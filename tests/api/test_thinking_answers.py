@@ -446,6 +446,7 @@ async def test_text_that_is_continued_without_a_template_is_as_it_comes(serve: S
         (CHAT, {"reasoning": {"max_tokens": 5}}, 5, "reasoning.max_tokens"),
         (RESPONSES, {"reasoning": {"effort": "high", "max_tokens": 5}}, 5, "reasoning.max_tokens"),
         (MESSAGES, {"thinking": {"type": "enabled", "budget_tokens": 1024}}, 1024, "thinking.budget_tokens"),
+        (MESSAGES, {"thinking": {"type": "enabled", "budget_tokens": 0}}, 0, "thinking.budget_tokens"),
         (MESSAGES, {"thinking": {"type": "enabled"}}, None, ""),
         (CHAT, {}, None, ""),
     ],

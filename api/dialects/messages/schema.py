@@ -243,7 +243,7 @@ class PromptRequest(Strict):
             turns,
             Layout(continued=continued, thinking=self.thinking is not None and self.thinking.on),
             thinking_fields=["thinking"] if self.thinking else [],
-            limit_fields=["thinking.budget_tokens"] if self.thinking and self.thinking.budget_tokens else [],
+            limit_fields=self.thinking.limit_fields if self.thinking else [],
             earlier_thinking=["messages.content.thinking"] if thought else [],
         )
 
