@@ -80,8 +80,9 @@ def test_a_call_is_forced_in_the_form_of_the_template_and_read_from_it(
         with api.chat.completions.stream(**ask) as stream:
             streamed = stream.get_final_completion().choices[0]
         [again] = streamed.message.tool_calls or []
-        assert (again.function.name, again.function.arguments) == ("weather", call.function.arguments)
-        assert streamed.finish_reason == "tool_calls"
+        assert (again.function.name, streamed.finish_reason) == ("weather", "tool_calls")
+        # Not the same arguments: the model does not know them, and near-ties fall either way.
+        jsonschema.validate(json.loads(again.function.arguments), CITY)
 
         ask["messages"] += [whole.message, {"role": "tool", "tool_call_id": call.id, "content": "11 C"}]
         more = api.chat.completions.create(**ask | {"tool_choice": "none"}, max_tokens=4)
