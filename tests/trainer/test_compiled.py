@@ -27,6 +27,8 @@ LENGTHS = (17, 2, 60, 31)
 DOCUMENTS = [torch.randint(500, (n,), generator=torch.Generator().manual_seed(n)).tolist() for n in LENGTHS]
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+# torch's own: it instantiates autograd functions, and reads .grad of hidden states.
+tracing = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:The .grad attribute:UserWarning")
 
 
 SHAPE = {
@@ -188,6 +190,7 @@ def test_a_shape_that_it_does_not_compute_is_refused(family: str, more: dict[str
     assert found is not None and reason in found
 
 
+@tracing
 @pytest.mark.parametrize(
     ("family", "near"),
     [("llama", 0.98), ("phi3", 0.98), ("granite", 0.98), ("gemma3", 0.96)],  # four norms a layer round more
@@ -207,6 +210,7 @@ def test_fp8_is_near_and_still_fp8(
 
 
 @needs_gpu
+@tracing
 @pytest.mark.parametrize("recompute", [False, True])
 def test_compiled_on_a_gpu_in_bfloat16(base: Path, row: dict[str, Any], recompute: bool) -> None:
     settings = SETTINGS.model_copy(
@@ -219,7 +223,35 @@ def test_compiled_on_a_gpu_in_bfloat16(base: Path, row: dict[str, Any], recomput
         assert functional.cosine_similarity(got.cpu().flatten(), want.flatten(), 0) > 0.99
 
 
+@tracing
+@pytest.mark.parametrize(("family", "graphs"), [("gemma3", 2), ("granite", 1), ("phi3 with a window", 1)])
+def test_a_layer_is_traced_whole_and_once_for_each_window(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, family: str, graphs: int
+) -> None:
+    """As a GPU compiles it, up to the attention, whose kernel is not on a CPU."""
+
+    def attend(query: Any, key: Any, value: Any, *more: Any) -> Any:
+        return query + (key.mean(1) + value.mean(1))[:, None] / (more[-1] or 1)  # the window, as a number
+
+    monkeypatch.setattr(compiled, "attend", attend)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    model = compiled.load(
+        other_base(tmp_path / "base", family), SETTINGS, LoraConfig(scaling=2.0), *ARM, "cpu"
+    )
+    row = packed([DOCUMENTS[2]], [LENGTHS[2]])
+    loss = compiled.compute_loss(model, dict(row), 1).item()
+    model.decoder._run = torch.compile(
+        compiled.decoder_layer, dynamic=False, fullgraph=True, backend="aot_eager"
+    )
+    traced = compiled.compute_loss(model, dict(row), 1)
+    traced.backward()
+    assert traced.item() == pytest.approx(loss, rel=1e-6)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
+
+
 @needs_gpu
+@tracing
 @pytest.mark.parametrize("family", OTHERS)
 def test_other_families_compiled_on_a_gpu_in_bfloat16(
     tmp_path: Path, row: dict[str, Any], family: str
