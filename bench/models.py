@@ -3,9 +3,9 @@
     python -m bench.models
 
 The trainer's own code does it: the score of rows beside transformers' loss, the probe of packed rows, a merge
-of a random adapter on all linear layers in fp32, the engine `compiled` beside `plain`, and whether the export
-to GGUF knows the family. What a chat template does is found in those that TRL ships. Run it in the trainer's
-environment; it takes a minute.
+of a random adapter on all linear layers in fp32, the engine `compiled` beside `plain`, and llama.cpp beside
+transformers from an exported GGUF. What a chat template does is found in those that TRL ships. Run it in the
+trainer's environment with `xllamacpp`; it takes a minute.
 """
 
 import importlib.resources
@@ -21,6 +21,7 @@ from peft import LoraConfig, get_peft_model
 
 from tests.support.ends import tokenizer_of
 from tests.support.families import FAMILIES, WORDS, model_of
+from tests.support.gguf_models import SHAPES, apart_in_llama_cpp, save_model
 from tests.support.tool_form import FORMS
 from trainer.base_model import attention_of
 from trainer.config import TrainConfig
@@ -29,11 +30,10 @@ from trainer.data.template_form import Written, ends_of
 from trainer.data.tokenize import IGNORED, ChatTokenizer, TokenRow
 from trainer.engines import compiled, plain
 from trainer.engines.families import unknown_shape
-from trainer.errors import ArtifactError
 from trainer.fit.run.apart import rows_stay_apart
 from trainer.objective import sft
 from trainer.objective.forward import target_logits
-from trainer.ship.gguf_file import require_llama
+from trainer.ship.gguf_file import write_gguf
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "models.md"
 HEAD = f"""# Families of models
@@ -49,7 +49,9 @@ and no real model of a family other than Llama has been trained.
   trainer refuses more than 1e-3.
 - **compiled:** the largest difference of the loss of packed rows between the fast engine and `plain`, in nats
   a token, in fp32 on a CPU. `no` if it refuses the family; `plain` trains all of them.
-- **GGUF:** whether the export knows the family.
+- **GGUF:** the largest difference between llama.cpp's log probabilities, from the family's file in fp32, and
+  transformers', over tiny models of their own. llama.cpp looks GELU up in a table in float16, hence Gemma's.
+  `no` if the export refuses the family.
 - **template, tools:** what ends an answer in the template of the family that TRL {trl.__version__} ships, and
   how a call of a function begins. `as text`: the template has no place for functions, or a form that is not
   known here, and they are written as text. Families of which TRL has no template are left blank.
@@ -115,7 +117,7 @@ def _line(family: str) -> str:
         "packed" if apart else "alone",
         f"{merge:.0e}",
         _compiled(model),
-        _yes(_gguf(model)),
+        _gguf(family),
         *_template(family),
     ]
     return f"| {' | '.join(cells)} |\n"
@@ -177,16 +179,16 @@ def _compiled(model: Any) -> str:
     return f"{abs(found[0] - found[1]):.0e}"
 
 
-def _gguf(model: Any) -> bool:
-    try:
-        require_llama(model.config)
-    except ArtifactError:
-        return False
-    return True
-
-
-def _yes(known: bool) -> str:
-    return "yes" if known else "no"
+def _gguf(family: str) -> str:
+    """Return how far llama.cpp is from transformers, or `no` for a family that the export does not know."""
+    found = []
+    for name, (kind, *_) in SHAPES.items():
+        if kind == family:
+            with tempfile.TemporaryDirectory() as folder:
+                model, file = save_model(name, Path(folder) / "model"), Path(folder) / "model.gguf"
+                write_gguf(model, "f32", name, "none", file)
+                found.append(apart_in_llama_cpp(model, file))
+    return f"{max(found):.0e}" if found else "no"
 
 
 if __name__ == "__main__":

@@ -45,7 +45,8 @@ TYPED = (
         "trainer tests/trainer tests/support/trainer.py tests/support/hub.py tests/support/hub_reader.py "
         "bench/sweep.py bench/engines.py bench/training.py bench/training_run.py bench/curves.py "
         "bench/sweep_time.py bench/turns.py bench/tool_skill.py bench/merge_check.py bench/models.py "
-        "tests/support/families.py tests/support/ends.py tests/support/tool_form.py",
+        "tests/support/families.py tests/support/ends.py tests/support/tool_form.py "
+        "tests/support/gguf_models.py tests/support/go_template.py",
     ),
     (
         "api", "",

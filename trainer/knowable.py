@@ -21,8 +21,8 @@ from trainer.fit.run.apart import shares_positions_beyond
 from trainer.judge.endings import few_endings, require_endings
 from trainer.judge.turns import require_turns
 from trainer.licence import llama_terms
-from trainer.ship.gguf_file import require_llama
-from trainer.ship.gguf_tokenizer import pre_tokenizer_name, rules_of
+from trainer.ship.gguf_families import family_of
+from trainer.ship.gguf_tokenizer import name_for, pre_tokenizer_name, rules_of
 from trainer.ship.merge import weight_bytes
 from trainer.ship.modelfile import go_template
 from trainer.ship.stops import template_ends
@@ -94,8 +94,7 @@ def check_room(config: RunConfig, base: Path, artifacts: Path) -> None:
 
 def limits(config: RunConfig, base: Path, prepared: Prepared | None) -> Iterator[str]:
     """Yield what cannot be done with the model once it is made, in one sentence each."""
-    if reason := _no_gguf(config, base, prepared):
-        yield f"`export` can write fp8 only: {reason}"
+    yield from _exports(config, base, prepared)
     if llama_terms(config.base.licence) and not any(base.glob("LICENSE*")):
         yield (
             f"`push` will refuse the model: {base} has no LICENSE file, and {config.base.licence} asks for a "
@@ -103,16 +102,20 @@ def limits(config: RunConfig, base: Path, prepared: Prepared | None) -> Iterator
         )
 
 
-def _no_gguf(config: RunConfig, base: Path, prepared: Prepared | None) -> str:
-    """Return why a model of this base cannot be written as GGUF, or an empty text."""
+def _exports(config: RunConfig, base: Path, prepared: Prepared | None) -> Iterator[str]:
+    """Yield what `export` cannot write of a model of this base."""
     tokenizer = _tokenizer(config, base, prepared)
     try:
-        require_llama(AutoConfig.from_pretrained(base, local_files_only=True))
+        family_of(AutoConfig.from_pretrained(base, local_files_only=True))
         pre_tokenizer_name(rules_of(tokenizer))
+        name_for(tokenizer, config.name)
+    except ArtifactError as error:
+        yield f"`export` cannot write GGUF: {error}"
+        return
+    try:
         go_template(tokenizer)
     except ArtifactError as error:
-        return str(error).removesuffix("; export to fp8 instead")
-    return ""
+        yield f"`export` writes GGUF without a Modelfile for Ollama: {error}"
 
 
 def _tokenizer(config: RunConfig, base: Path, prepared: Prepared | None) -> Any:

@@ -1,6 +1,7 @@
 """Random models of many families: their losses are those of transformers, and packed rows stay apart."""
 
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from tests.support import ROOT
 from tests.support.families import APART, FAMILIES, HEADS, TINY, WORDS, model_of
+from tests.support.gguf_models import SHAPES
 from trainer.base_model import load_model
 from trainer.config import TrainConfig
 from trainer.config_lora import LoraConfig as LoraSettings
@@ -107,12 +109,15 @@ def test_a_step_trains_and_has_the_loss_of_its_rows(
 def test_the_page_of_models_has_every_family_and_says_what_is_done_with_it() -> None:
     head, table = (ROOT / "docs" / "models.md").read_text().split("| --- |", 1)
     names = [cell.strip() for cell in head.splitlines()[-1].strip("|").split("|")]
-    lines = [line for line in table.splitlines()[1:] if line.startswith("|")]
-    found = [
-        dict(zip(names, (cell.strip() for cell in line.strip("|").split("|")), strict=True)) for line in lines
+    lines = [
+        line for line in table.split("\n\n")[0].splitlines() if line.startswith("| ") and "---" not in line
     ]
+    cells = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
+    found = [dict(zip(names, row, strict=True)) for row in cells]
     assert {row["family"] for row in found} == set(FAMILIES)
     assert {row["family"] for row in found if row["rows"] == "packed"} == set(APART)
     fast = {family for family in FAMILIES if unknown_shape(model_of(family).config) is None}
     assert {row["family"] for row in found if row["compiled"] != "no"} == fast
     assert all(float(row["compiled"]) < 1e-5 for row in found if row["compiled"] != "no")
+    assert {row["family"] for row in found if row["GGUF"] != "no"} == {kind for kind, *_ in SHAPES.values()}
+    assert all(float(row["GGUF"]) < 5e-3 for row in found if row["GGUF"] != "no")

