@@ -5,6 +5,7 @@ Every stage first completes the stages before it. Exit codes: 0 success, 1 a pro
 """
 
 import argparse
+import difflib
 import errno
 import os
 import signal
@@ -14,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from trainer.config import EXPORT_FORMATS, RunConfig
+from trainer.config import EXPORT_FORMATS, PUSHED_FORMATS, RunConfig
 from trainer.config_data import CONFIGS
 from trainer.config_file import from_here, load
 from trainer.errors import ArmError, ArtifactError, ConfigError, TrainerError
@@ -35,7 +36,7 @@ VERBS = {
     "merge": "merge the trained adapter into the base, and check the result",
     "evaluate": "compare the merged model with the base, and apply the gates",
     "push": "print what would be uploaded to the Hugging Face Hub; --upload uploads it",
-    "export": "convert the finished artifact to GGUF (llama.cpp, Ollama) and FP8",
+    "export": "write the finished artifact as GGUF (llama.cpp, Ollama) and FP8, and its adapter alone",
 }
 AUTO = "auto"
 FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT)
@@ -92,10 +93,10 @@ def _run(options: argparse.Namespace) -> None:
     if options.verb == "push":
         _push(config, options)
         return
-    if options.verb == "export":  # it reads a finished artifact only and needs no base, data or GPU
+    if options.verb == "export":  # it reads what a run has made and needs no GPU
         from trainer.ship.export import export
 
-        export(config, options.artifacts, options.format or EXPORT_FORMATS)
+        export(config, options.artifacts, options.format or (), options.check)
         return
     from trainer import hashes, preflight
 
@@ -179,8 +180,8 @@ def _check(config: RunConfig, options: argparse.Namespace) -> None:
 def _push(config: RunConfig, options: argparse.Namespace) -> None:
     from trainer.ship.push import push
 
-    models = options.artifacts / "models"
-    push(config, models, options.to, options.private, options.upload, options.allow_override)
+    what = (options.private, options.upload, options.allow_override, options.format)
+    push(config, options.artifacts, options.to, *what)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -235,6 +236,9 @@ def _add_own(verb: str, sub: argparse.ArgumentParser) -> None:
         sub.add_argument("--steps", type=_positive, help="default: train.max_steps, or train.epochs")
     if verb == "push":
         sub.add_argument("--to", required=True, metavar="OWNER/NAME", help="the model repository")
+        sub.add_argument(
+            "--format", choices=PUSHED_FORMATS, help="push this export of the model in its place"
+        )
         sub.add_argument("--private", action="store_true", help="make a new repository private")
         sub.add_argument("--upload", action="store_true", help="upload it; needs HF_TOKEN")
         sub.add_argument(
@@ -242,8 +246,13 @@ def _add_own(verb: str, sub: argparse.ArgumentParser) -> None:
         )
     if verb == "export":
         sub.add_argument(
-            "--format", action="append", choices=EXPORT_FORMATS, help="repeatable (default: all)"
-        )
+            "--format", action="append", type=_export_format, metavar="FORMAT",
+            help=f"{', '.join(EXPORT_FORMATS)}; repeatable (default: all that this model can have)",
+        )  # fmt: skip
+        sub.add_argument(
+            "--check", action="store_true",
+            help="compare what llama.cpp answers from each GGUF with the artifact; needs xllamacpp",
+        )  # fmt: skip
 
 
 def _add_executor(sub: argparse.ArgumentParser) -> None:
@@ -269,6 +278,14 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or not int(text):
         raise argparse.ArgumentTypeError(f"{text!r} must be a number of 1 or more")
     return int(text)
+
+
+def _export_format(text: str) -> str:
+    if text in EXPORT_FORMATS:
+        return text
+    near = difflib.get_close_matches(text.lower(), EXPORT_FORMATS, 1, 0.5)
+    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(EXPORT_FORMATS)}"
+    raise argparse.ArgumentTypeError(f"no such format {text!r}; {hint}")
 
 
 def _config_path(name: str) -> Path:

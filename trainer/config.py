@@ -18,7 +18,8 @@ from trainer.config_lora import LoraConfig
 from trainer.licence import wrong_name
 
 OLLAMA = "ollama:"  # begins the name of a model in Ollama's store
-EXPORT_FORMATS = ("gguf-f16", "gguf-q8_0", "fp8")
+EXPORT_FORMATS = ("gguf-f16", "gguf-q8_0", "gguf-q4_k_m", "gguf-lora", "adapter", "fp8")
+PUSHED_FORMATS = ("adapter", "gguf-lora")  # that have a card of their own
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
 

@@ -63,7 +63,9 @@ def read_back(file: Path) -> Any:
     return model.eval()
 
 
-@pytest.mark.parametrize(("matrices", "bound", "agreement"), [("f16", 1e-3, 1.0), ("q8_0", 0.5, 0.85)])
+@pytest.mark.parametrize(
+    ("matrices", "bound", "agreement"), [("f16", 1e-3, 1.0), ("q8_0", 0.5, 0.85), ("q4_k_m", 8.0, 0.4)]
+)
 def test_gguf_read_back_by_transformers_gives_the_artifacts_logits(
     artifact: Path, config_file: Path, matrices: str, bound: float, agreement: float
 ) -> None:
@@ -90,9 +92,10 @@ def test_modelfile_of_chatml_has_its_turns_and_stops(artifact: Path, config_file
     text = (run_export(config_file, artifact, "gguf-q8_0") / "gguf-q8_0/Modelfile").read_text()
     assert text == (
         "FROM ./tiny-q8_0.gguf\n"
-        'TEMPLATE """{{ if .System }}<|im_start|>system\n{{ .System }}<|im_end|>\n{{ else }}{{ end }}'
-        '{{ range .Messages }}{{ if ne .Role "system" }}<|im_start|>{{ .Role }}\n{{ .Content }}<|im_end|>\n'
-        '{{ end }}{{ end }}<|im_start|>assistant\n"""\n'
+        'TEMPLATE """{{ if .System }}<|im_start|>system\n{{ .System }}<|im_end|>\n{{ end }}'
+        '{{ range .Messages }}{{ if eq .Role "user" }}<|im_start|>user\n{{ .Content }}<|im_end|>\n'
+        '{{ else if eq .Role "assistant" }}<|im_start|>assistant\n{{ .Content }}<|im_end|>\n{{ end }}'
+        '{{ end }}<|im_start|>assistant\n"""\n'
         'PARAMETER stop "<|im_end|>"\n'
         'LICENSE """llama3.2"""\n'
     )
@@ -135,7 +138,7 @@ def test_a_second_export_finds_the_first_finished_and_mends_an_altered_one(
     first = {path: path.stat().st_mtime_ns for path in directory.glob("*/*")}
     capsys.readouterr()
     run_export(config_file, artifact)
-    assert capsys.readouterr().out.count("skipped") == 3
+    assert capsys.readouterr().out.count("skipped") == 4
     assert first == {path: path.stat().st_mtime_ns for path in directory.glob("*/*")}
     file = directory / "gguf-f16/tiny-f16.gguf"
     whole = file.read_bytes()
@@ -161,3 +164,49 @@ def test_an_altered_artifact_is_not_exported(
     found = capsys.readouterr().err
     assert "README.md is missing or altered" in found and found.count("\n") == 1
     assert not (artifact.parents[1] / "exports").exists()
+
+
+def test_without_formats_all_that_can_be_written_is_and_the_others_are_named(
+    artifact: Path, config_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory = run_export(config_file, artifact)
+    assert {p.name for p in directory.iterdir() if p.is_dir()} == {
+        "gguf-f16",
+        "gguf-q8_0",
+        "gguf-q4_k_m",
+        "fp8",
+    }
+    found = capsys.readouterr().out.splitlines()[-2:]
+    assert [line.split(":")[1].strip() for line in found] == ["gguf-lora", "adapter"]
+    assert all("does not hold the adapter of tiny-00000000 any more" in line for line in found)
+
+
+def test_a_format_that_was_asked_for_and_cannot_be_is_an_error(
+    artifact: Path, config_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = ["--config", str(config_file), "--artifacts", str(artifact.parents[1])]
+    assert main(["export", *where, "--format", "adapter"]) == 1
+    assert "0 adapters of r2-lr0.01-s7 are there" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"), [("q4_k_m", "did you mean gguf-q4_k_m?"), ("onnx", "there are gguf-f16, gguf-q8_0")]
+)
+def test_an_unknown_format_is_refused_with_the_nearest_one(
+    wrong: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["export", "--format", wrong])
+    assert f"no such format '{wrong}'; {said}" in capsys.readouterr().err
+
+
+def test_a_template_that_ollama_cannot_have_costs_the_modelfile_only(
+    artifact: Path, config_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = artifact / "chat_template.jinja"
+    file.write_text(file.read_text() + "{{ messages|length }}")
+    manifest = json.loads((artifact / "manifest.json").read_text())
+    write_manifest(artifact, manifest)
+    directory = run_export(config_file, artifact, "gguf-f16") / "gguf-f16"
+    assert (directory / "tiny-f16.gguf").exists() and not (directory / "Modelfile").exists()
+    assert "no Modelfile for Ollama: the chat template is not made of" in capsys.readouterr().out

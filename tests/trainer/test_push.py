@@ -12,6 +12,8 @@ from trainer.cli import main
 from trainer.config_file import load
 from trainer.identity import config_hash
 from trainer.ship import push as push_module
+from trainer.ship.export import entry_of
+from trainer.ship.manifest import write_manifest
 from trainer.ship.store import find
 
 LLAMA = ("--set", "name=Llama-tiny", "--set", "base.licence=llama3.2")
@@ -178,3 +180,22 @@ def test_an_artifact_of_an_older_schema_is_not_taken_for_finished(artifact: Path
     manifest = json.loads((artifact / "manifest.json").read_text())
     (artifact / "manifest.json").write_text(json.dumps({**manifest, "schema_version": 0}))
     assert find(artifact.parent, artifact.name) is None
+
+
+def test_an_export_is_pushed_once_it_is_made(pushed: Any, artifact: Path, hub: Any) -> None:
+    double = hub()
+    code, _, err = pushed("--format", "adapter", "--upload")
+    assert code == 1 and "make it with `export --format adapter`" in err and not double.calls
+    manifest = json.loads((artifact / "manifest.json").read_text())
+    directory = artifact.parents[1] / "exports" / artifact.name / "adapter"
+    directory.mkdir(parents=True)
+    for name in ("README.md", "NOTICE", "LICENSE"):
+        (directory / name).write_bytes((artifact / name).read_bytes())
+    (directory / "adapter_model.safetensors").write_bytes(b"weights")
+    of = {"id": f"{manifest['id']}-adapter", "export": entry_of(artifact, "adapter")}
+    write_manifest(directory, {**manifest, **of})
+    code, out, _ = pushed("--format", "adapter", "--upload")
+    assert code == 0 and "adapter_model.safetensors" in out
+    assert double.calls[-1][1]["folder_path"] == directory
+    (directory / "adapter_model.safetensors").write_bytes(b"others")
+    assert pushed("--format", "adapter", "--upload")[0] == 1

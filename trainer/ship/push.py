@@ -16,24 +16,34 @@ from trainer.config import RunConfig
 from trainer.errors import ArtifactError, ConfigError, GateError, MissingError, TrainerError
 from trainer.licence import llama_terms, wrong_name
 from trainer.progress import say
+from trainer.ship.export import exported
 from trainer.ship.manifest import MANIFEST
 from trainer.ship.store import Artifact, newest
 
 # Weights of an earlier push under other names would be loaded in place of these.
-REPLACED = ["*.safetensors", "*.safetensors.index.json"]
+REPLACED = ["*.safetensors", "*.safetensors.index.json", "*.gguf"]
 
 
 def push(
-    config: RunConfig, models: Path, repository: str, private: bool, upload: bool, allow_override: bool
+    config: RunConfig,
+    artifacts: Path,
+    repository: str,
+    private: bool,
+    upload: bool,
+    allow_override: bool,
+    form: str | None = None,
 ) -> None:
     """Check and print, and with `upload` upload, the newest artifact of this configuration.
 
-    repository: OWNER/NAME. allow_override: take one that a person shipped against a failed gate.
+    repository: OWNER/NAME. allow_override: take one that a person shipped against a failed gate. form: of an
+    export of the artifact, to be pushed in its place.
 
     Raises: ConfigError, ArtifactError, GateError, MissingError.
     """
     _check_repository(repository, config.base.licence)
-    artifact = newest(models, config)
+    artifact = newest(artifacts / "models", config)
+    if form:
+        artifact = exported(artifacts, artifact, form)
     directory, manifest = artifact.directory, artifact.manifest
     passed = list(checks(artifact, allow_override))
     visibility = "private" if private else "public"
