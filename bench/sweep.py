@@ -127,8 +127,8 @@ def claims(runs: Sequence[Run]) -> list[str]:
     lines = []
     for rate in sorted({run.arm.setting.learning_rate for run in runs}):
         lines.append(f"at {rate:g}: {_range([r for r in runs if r.arm.setting.learning_rate == rate])}")
-    for rank in sorted({run.arm.setting.rank for run in runs}):
-        lines.append(f"at rank {rank}: {_range([r for r in runs if r.arm.setting.rank == rank])}")
+    for rank in sorted({run.arm.setting.size for run in runs}):
+        lines.append(f"at rank {rank}: {_range([r for r in runs if r.arm.setting.size == rank])}")
     return lines
 
 

@@ -1,4 +1,4 @@
-"""Fine-tune a chat model with LoRA, choose the best setting, and publish the merged model.
+"""Fine-tune a chat model, choose the best setting, and publish the merged model.
 
 Every stage first completes the stages before it. Exit codes: 0 success, 1 a problem, reported in one line,
 130 interrupted.
@@ -162,7 +162,8 @@ def _train_arm(config: RunConfig, pipeline: "Pipeline", options: argparse.Namesp
 
     arm = arms(config)[0]
     base, prepared = pipeline.found_or_made()
-    check_adapter(base.directory, [arm.setting.rank], config.lora)
+    if config.lora and arm.setting.rank:
+        check_adapter(base.directory, [arm.setting.rank], config.lora)
     try:
         train(config, base, prepared, arm, options.steps, options.artifacts, options.keep_older_runs)
     except (MemoryError, RuntimeError) as error:

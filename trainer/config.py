@@ -48,13 +48,15 @@ class BaseModelConfig(Frozen):
 
 
 class SweepConfig(Frozen):
-    """A grid of rank × learning rate × seed. Each arm runs `steps` steps; None: as many as `train` says.
+    """A grid of rank × learning rate × seed, without ranks in full fine-tuning.
+
+    Each arm runs `steps` steps; None: as many as `train` says.
 
     With `halvings` the arms pause at a quarter, a half, ... of the steps, and the worse half of the settings
     stops there.
     """
 
-    ranks: tuple[Annotated[int, Field(ge=1, le=1024)], ...] = Field(min_length=1)
+    ranks: tuple[Annotated[int, Field(ge=1, le=1024)], ...] | None = Field(None, min_length=1)
     learning_rates: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(min_length=1)
     seeds: tuple[Seed, ...] = Field((7,), min_length=1)
     steps: int | None = Field(None, ge=1)
@@ -208,7 +210,7 @@ class RunConfig(Frozen):
     seed: Seed = 7
     base: BaseModelConfig
     data: DataConfig
-    lora: LoraConfig
+    lora: LoraConfig | None = Field(description="None: full fine-tuning, of all weights.")
     sweep: SweepConfig
     train: TrainConfig
     evaluate: EvaluateConfig
@@ -232,16 +234,32 @@ class RunConfig(Frozen):
         return self
 
     @model_validator(mode="after")
-    def _more_than_lora_needs_plain(self) -> "RunConfig":
-        given = {"dora": self.lora.dora, "modules_to_save": self.lora.modules_to_save}
-        train = self.train
-        for name in (name for name, value in given.items() if value):
-            if (train.engine, train.quantization, train.shard_base) != ("plain", "none", False):
-                raise ValueError(
-                    f"`lora.{name}` needs `train.engine: plain`, `train.quantization: none` and no "
-                    "`train.shard_base`"
-                )
+    def _ranks_are_loras(self) -> "RunConfig":
+        if self.lora and not self.sweep.ranks:
+            raise ValueError("sweep.ranks: expected a value, because it has no default")
+        if self.sweep.ranks and not self.lora:
+            raise ValueError("sweep.ranks: full fine-tuning (`lora: null`) has no ranks; leave it out")
         return self
+
+    @model_validator(mode="after")
+    def _more_than_lora_needs_plain(self) -> "RunConfig":
+        train = self.train
+        is_plain = (train.engine, train.quantization, train.shard_base) == ("plain", "none", False)
+        if self.more_than_lora and not is_plain:
+            raise ValueError(
+                f"`{self.more_than_lora}` needs `train.engine: plain`, `train.quantization: none` and no "
+                "`train.shard_base`"
+            )
+        return self
+
+    @property
+    def more_than_lora(self) -> str:
+        """Return the setting that asks for more than adapters of frozen layers, or an empty text."""
+        if self.lora is None:
+            return "lora: null"
+        if self.lora.modules_to_save:
+            return "lora.modules_to_save"
+        return "lora.dora" if self.lora.dora else ""
 
     @field_validator("base")
     @classmethod

@@ -17,12 +17,19 @@ def choose_device(wanted: Literal["auto", "cpu", "cuda"]) -> str:
     return "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
 
 
+def memory_gib(device: str) -> float:
+    """Return the memory of the GPU, or of this machine."""
+    if device == "cuda":
+        return float(torch.cuda.mem_get_info()[1]) / 2**30
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+
+
 def describe_hardware() -> dict[str, Any]:
     """Return processor, cores, memory_gib and accelerator (None without a GPU)."""
     return {
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)),
-        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "memory_gib": round(memory_gib("cpu"), 1),
         "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
 

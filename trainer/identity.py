@@ -168,7 +168,9 @@ def data_key(config: RunConfig, base: str) -> str:
     return fingerprint(by_content(config.data, "data"), config.seed, base, answers, library)
 
 
-def run_key(config: RunConfig, base: str, data: str, rank: int, learning_rate: float, seed: int) -> str:
+def run_key(
+    config: RunConfig, base: str, data: str, rank: int | None, learning_rate: float, seed: int
+) -> str:
     """Return the key of an arm's runs, whatever their length."""
     train = config.train.model_dump(mode="json", exclude=NOT_IN_A_RUN)
     return fingerprint(by_content(config.lora, "lora"), train, base, data, rank, learning_rate, seed)
@@ -180,8 +182,9 @@ def sweep_key(config: RunConfig, runs: Sequence[str]) -> str:
 
 
 def merged_key(config: RunConfig, run: str, adapter: Path) -> str:
-    """Return the key of the model that a run's adapter is merged into. run: its `run_key`."""
-    parts = [run, sha256_file(adapter / "adapter_model.safetensors"), config.ship_dtype, made_by(ONLY_SHOWS)]
+    """Return the key of the model that is made of what a run trained. run: its `run_key`."""
+    weights = [sha256_file(file) for file in sorted(adapter.glob("*.safetensors"))]
+    parts = [run, *weights, config.ship_dtype, made_by(ONLY_SHOWS)]
     if template := config.data.chat_template:  # other templates can render the same rows
         parts.append(by_content(template, "data.chat_template"))
     return fingerprint(*parts)

@@ -13,8 +13,9 @@ from transformers import AutoConfig
 from trainer.base_model import BaseModel, load_tokenizer
 from trainer.config import RunConfig
 from trainer.data.prepare import Prepared
+from trainer.device import choose_device, memory_gib
 from trainer.engines.families import unknown_shape
-from trainer.errors import ArtifactError, BaseModelError, ConfigError
+from trainer.errors import ArtifactError, BaseModelError, ConfigError, MissingError
 from trainer.files import require_room
 from trainer.fit.run.adapter import check_adapter, check_origin
 from trainer.fit.run.apart import shares_positions_beyond
@@ -35,11 +36,12 @@ def check_base(config: RunConfig, model: BaseModel) -> list[str]:
     """
     base = model.directory
     remarks = []
-    if config.lora.adapter:
+    if config.lora and config.lora.adapter:
         remarks.append(check_origin(config.lora.adapter, config.base, model.weights_sha256))
     try:
         shape = AutoConfig.from_pretrained(base, local_files_only=True)
-        remarks += check_adapter(base, config.sweep.ranks, config.lora)
+        if config.lora and config.sweep.ranks:
+            remarks += check_adapter(base, config.sweep.ranks, config.lora)
     except (KeyError, OSError, ValueError, StrictDataclassError) as error:  # transformers' own
         raise BaseModelError(
             f"the base model {base} is no causal language model that transformers knows: "
@@ -56,6 +58,8 @@ def check_base(config: RunConfig, model: BaseModel) -> list[str]:
     tokenizer = load_tokenizer(base, config.data.chat_template)
     if tokenizer.chat_template:  # `prepare` says that it needs one
         template_ends(tokenizer)
+    if config.lora is None:
+        remarks.append(_memory_of_all_weights(config, base))
     return remarks
 
 
@@ -70,6 +74,23 @@ def _check_compiled(shape: Any, max_length: int) -> None:
         remedy += f", which trains each row alone, or data.max_length to {limit}"
     if reason:
         raise ConfigError(f"train.engine: the compiled engine {reason}; {remedy}")
+
+
+def _memory_of_all_weights(config: RunConfig, base: Path) -> str:
+    """Return what full fine-tuning takes. Raises: MissingError if the machine can never hold it."""
+    sweep = config.sweep
+    arms = min(sweep.parallel_arms, len(sweep.learning_rates) * len(sweep.seeds))
+    moments = 2 if config.train.optimizer == "adamw_8bit" else 8
+    gib = arms * weight_bytes(base, "float32") / 4 * (4 + 4 + moments) / 2**30
+    has = memory_gib(choose_device(config.train.device))
+    said = (
+        f"full fine-tuning keeps {gib:.2f} GiB of weights, gradients and moments in fp32"
+        f"{f' for {arms} arms at a time' if arms > 1 else ''}, and activations beside them; this machine has "
+        f"{has:.1f} GiB"
+    )
+    if gib > has:
+        raise MissingError(f"{said}. Set `lora`, a smaller base, or lower sweep.parallel_arms")
+    return said
 
 
 def check_data(config: RunConfig, base: Path, prepared: Prepared) -> Iterator[str]:
@@ -87,7 +108,16 @@ def check_data(config: RunConfig, base: Path, prepared: Prepared) -> Iterator[st
 
 
 def check_room(config: RunConfig, base: Path, artifacts: Path) -> None:
-    """Check that the disk has room for the merged model, unless one is there. Raises: MissingError."""
+    """Check that the disk has room for what is not there yet. Raises: MissingError.
+
+    That is the merged model. In full fine-tuning it is also the weights of each arm and a checkpoint of
+    weights and moments, and three more checkpoints of each arm that trains.
+    """
+    if config.lora is None and not any((artifacts / "runs").glob("full-*")):
+        sweep, weights = config.sweep, weight_bytes(base, "float32")
+        arms = len(sweep.learning_rates) * len(sweep.seeds)
+        needed = weights * (4 * (arms + 1) + 9 * min(sweep.parallel_arms, arms))  # 1: the last training
+        require_room(artifacts / "runs", needed, "full fine-tuning, with its checkpoints,")
     if not any((artifacts / "merged").glob(f"{config.name}-*")):
         require_room(artifacts / "merged", weight_bytes(base, config.ship_dtype), "the merged model")
 

@@ -109,8 +109,9 @@ class Pipeline:
             say(f"note: {line}")
 
     def sweep(self, base: BaseModel, prepared: Prepared) -> tuple[Setting, dict[str, Any]]:
-        ranks = " and ".join(map(str, self.config.sweep.ranks))
-        with self._stages.stage("sweep", f"train LoRA at rank {ranks}, choose on validation loss"):
+        ranks = " and ".join(map(str, self.config.sweep.ranks or ()))
+        what = f"LoRA at rank {ranks}" if ranks else "all weights"
+        with self._stages.stage("sweep", f"train {what}, choose on validation loss"):
             if self._cluster:
                 run_arms = partial(self._cluster.run_arms, command=self._arm_command)
             elif self.config.train.shard_base:
@@ -239,7 +240,8 @@ class Pipeline:
         return merged_key(self.config, place.key, winner.adapter)
 
     def _merge(self, base: BaseModel, prepared: Prepared, winner: Run, merged: Path) -> None:
-        with self._stages.stage("merge", f"merge {winner.arm.name} in fp32 and check it"):
+        verb = "merge" if self.config.lora else "cast"
+        with self._stages.stage("merge", f"{verb} {winner.arm.name} in fp32 and check it"):
             if read_json(merged / MERGE_CHECK) is None:
                 device = choose_device(self.config.train.device)
                 with whole_directory(merged) as scratch:
@@ -249,9 +251,10 @@ class Pipeline:
                     )  # fmt: skip
                     write_json(scratch / MERGE_CHECK, check)
             check = read_json(merged / MERGE_CHECK)
+            exact = check["fp32"]  # None where nothing was merged
+            largest = f"max logit difference {exact['max_logit_difference']:.1e} in fp32; " if exact else ""
             say(
-                f"  over {check['positions']} tokens: max logit difference "
-                f"{check['fp32']['max_logit_difference']:.1e} in fp32; top-1 agreement "
+                f"  over {check['positions']} tokens: {largest}top-1 agreement "
                 f"{check['shipped']['top1_agreement']:.4f} as shipped in {self.config.ship_dtype}"
             )
 

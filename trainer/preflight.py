@@ -120,7 +120,7 @@ def _engine(config: RunConfig) -> list[str]:
     if train.engine == "compiled":
         from trainer.engines.compiled import refusal  # imports torch
 
-        if reason := refusal(train, config.lora, _device_of(train)):
+        if config.lora and (reason := refusal(train, config.lora, _device_of(train))):
             problems.append(f"another engine: the compiled one {reason}; set train.engine=plain")
     needed = {"unsloth": train.engine == "unsloth"}
     needed["bitsandbytes"] = train.quantization == "4bit" or train.optimizer == "adamw_8bit"
@@ -165,9 +165,9 @@ def _dtype(train: TrainConfig) -> str | None:
 
 def _whole_in_16_bits(config: RunConfig) -> str | None:
     """Whole weights are trained in fp32, which only a GPU's autocast joins with a 16-bit base."""
-    if not config.lora.modules_to_save or _device_of(config.train) == "cuda":
+    if config.more_than_lora in ("", "lora.dora") or _device_of(config.train) == "cuda":
         return None
-    return "train.dtype=float32 for lora.modules_to_save on a CPU"
+    return f"train.dtype=float32 for `{config.more_than_lora}` on a CPU"
 
 
 def _fp8() -> str | None:

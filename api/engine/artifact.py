@@ -57,7 +57,7 @@ class FileRecord(_Part):
 
 class MergeCheck(_Part):
     positions: int = Field(ge=1)
-    fp32: Report
+    fp32: Report | None  # None after full fine-tuning, which merges nothing
     shipped: Report
     passed: Literal[True]
 
@@ -91,7 +91,7 @@ class Manifest(_Part):
     examples: list[str] = []  # older artifacts have none
     created_at: AwareDatetime
     base_model: Base
-    adapter: Report
+    adapter: Report | None  # None after full fine-tuning
     training: Report
     data: Report
     chat_template_date: str = Field("26 Jul 2024", min_length=1)  # older artifacts do not state it

@@ -47,6 +47,15 @@ def test_model_and_json_schema_accept_the_same_example(artifacts: Path) -> None:
     Manifest.model_validate(manifest)
 
 
+def test_a_model_of_full_fine_tuning_has_no_adapter_and_no_merge(artifacts: Path) -> None:
+    check = example_manifest(artifacts / "models/tiny-r8")["merge_check"] | {"fp32": None}
+    rewrite(artifacts, adapter=None, merge_check=check)
+    manifest = json.loads((artifacts / "models/tiny-r8/manifest.json").read_text())
+    jsonschema.validate(manifest, SCHEMA)
+    artifact = read_artifact(artifacts)
+    assert artifact.manifest.adapter is None and artifact.manifest.merge_check.fp32 is None
+
+
 def test_an_export_under_its_own_id_is_served_like_any_artifact(artifacts: Path) -> None:
     directory = (artifacts / "models/tiny-r8").rename(artifacts / "models/tiny-r8-fp8")
     entry = {"format": "fp8", "artifact": "tiny-r8", "artifact_manifest_sha256": "0" * 64, "method": "m"}
@@ -70,7 +79,7 @@ def test_model_that_a_person_shipped_despite_a_failed_gate_is_served_and_named(a
 @pytest.mark.parametrize(
     "change",
     [
-        *({name: None} for name in SCHEMA["required"]),
+        *({name: None} for name in SCHEMA["required"] if name != "adapter"),
         {"schema_version": 2},
         {"unknown": 1},
         {"id": "../x"},

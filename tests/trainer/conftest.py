@@ -136,7 +136,8 @@ def manifest() -> dict[str, Any]:
         "packages": {"torch": "2.0"},
         "hardware": {"processor": "A|B", "cores": 2, "memory_gib": 4.0, "accelerator": None},
         "training": {
-            "steps": 6, "best_step": 6, "seed": 7, "engine": "compiled", "dtype": "bfloat16",
+            "steps": 6, "best_step": 6, "learning_rate": 0.01, "seed": 7,
+            "engine": "compiled", "dtype": "bfloat16",
             "quantization": "fp8", "train_seconds": 1.0, "tokens_per_second": 9.0,
             "validation_loss": interval,
         },

@@ -114,6 +114,7 @@ def test_an_engine_starts_with_the_scores_of_the_adapter(
         pytest.skip("plain trains these")
     adapter = made(**settings)
     config = load(config_file, [f"lora={{adapter: {adapter}}}", "sweep.ranks=null"])
+    assert config.lora and config.sweep.ranks
     rows = [row_of(tokenizer, ("Say word1.", "word1"), ("Say it.", "it"))]
     model = engine.load(base_directory, config.train, config.lora, config.sweep.ranks[0], 7, "cpu")
     base = AutoModelForCausalLM.from_pretrained(base_directory)
@@ -248,7 +249,7 @@ def test_an_adapter_beside_the_configuration_is_found(made: Make, config_values:
     file = adapter.parent / "relative.yaml"
     file.write_text(yaml.safe_dump(config_values))
     config = load(file)
-    assert config.lora.adapter == adapter and config.sweep.ranks == (4,)
+    assert config.lora and config.lora.adapter == adapter and config.sweep.ranks == (4,)
     (adapter / CONFIG).unlink()
     with pytest.raises(ConfigError, match="has no readable"):
         load(file)

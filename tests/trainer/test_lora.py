@@ -107,6 +107,7 @@ def test_what_was_trained_is_merged_exactly_and_the_tie_stays(
     before, after = weights(base.directory), weights(tmp_path / "merged")
     assert before.keys() == after.keys() and (HEAD in after) != tied
     moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert config.lora
     whole = set(config.lora.modules_to_save)
     assert (EMBED in moved) == any("embed_tokens" in name for name in whole)
     assert (HEAD in moved) == ("lm_head" in whole and not tied)
@@ -126,7 +127,7 @@ def test_rslora_divides_alpha_by_the_root_of_the_rank(tmp_path: Path, configured
         a, b = (opened.get_tensor(f"base_model.model.{name}.lora_{side}.weight") for side in "AB")
     wanted = weights(base.directory)[f"{name}.weight"] + 8 / math.sqrt(4) * b @ a
     torch.testing.assert_close(weights(tmp_path / "merged")[f"{name}.weight"], wanted)
-    assert config.lora.scaling_at(4) == 8 / math.sqrt(4)
+    assert config.lora and config.lora.scaling_at(4) == 8 / math.sqrt(4)
 
 
 @pytest.mark.parametrize("kind", ["dora", "embeddings"])
@@ -185,6 +186,7 @@ def test_the_layers_without_an_adapter_are_on_the_console_and_in_the_manifest(
     assert verb("prepare", "data.general=null", one)[1].count(line) == 1
     assert "no adapter" not in verb("check", "data.general=null", "lora={scaling: 2}")[1]
     lora = configured(yaml.safe_load(one.partition("=")[2])).lora
+    assert lora
     said = _adapter(lora, base_directory, ARM.setting)
     assert said["without_adapter"]["mlp.up_proj"] == 2 and said["scaling"] == 2.0
     assert _adapter(ALL, base_directory, ARM.setting)["target_modules"] == sorted(DEFAULT.target_modules)

@@ -15,7 +15,7 @@ from trainer.config_lora import LoraConfig
 from trainer.data.tokenize import IGNORED, TokenRow
 from trainer.engines import plain
 from trainer.fit.arm import Arm, Setting
-from trainer.fit.run.trainer import LoraTrainer, build_trainer
+from trainer.fit.run.trainer import ArmTrainer, build_trainer
 from trainer.fit.run.world import World
 from trainer.objective import Objective, objective_of, sft
 from trainer.objective.score import Measure, RowScore, mean_score
@@ -48,7 +48,7 @@ def doubled() -> Any:
 
 def trainer_for(
     objective: Objective, base: Path, tokenizer: PreTrainedTokenizerFast, output: Path
-) -> LoraTrainer:
+) -> ArmTrainer:
     rows = Dataset.from_dict({"input_ids": [r.input_ids for r in ROWS], "labels": [r.labels for r in ROWS]})
     model = plain.load(base, SETTINGS, LoraConfig(scaling=1), 2, 1, "cpu")
     return build_trainer(

@@ -141,8 +141,15 @@ def losses(artifacts: Path) -> Any:
     return json.loads(result.read_text())
 
 
-def test_killed_training_resumes_with_identical_losses(tmp_path: Path, config_file: Path) -> None:
-    more = ("--rank", "2", "--set", "train.max_steps=40")
+@pytest.mark.parametrize(
+    "kind",
+    [("--rank", "2"), ("--set", "lora=null", "--set", "sweep.ranks=null")],
+    ids=["adapter", "all weights"],
+)
+def test_killed_training_resumes_with_identical_losses(
+    tmp_path: Path, config_file: Path, kind: tuple[str, ...]
+) -> None:
+    more = (*kind, "--set", "train.max_steps=40")
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert trainer("arm", config_file, whole, *more).returncode == 0
     process = subprocess.Popen(

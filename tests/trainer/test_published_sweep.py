@@ -76,7 +76,7 @@ def test_the_learning_rate_matters_ten_times_as_much_as_the_rank() -> None:
     ranks = low.difference(low.scores[-1])
     assert ranks.measurable and low.best.setting.rank == 8
     shown = {}
-    for rank in sorted({score.setting.rank for score in SCORES}):
+    for rank in sorted({score.setting.size for score in SCORES}):
         own = standing_of([score for score in SCORES if score.setting.rank == rank])
         rates = own.difference(own.scores[-1])
         assert own.scores[-1].setting.learning_rate == LOW

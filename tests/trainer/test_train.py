@@ -20,7 +20,7 @@ from trainer.fit.arm import Arm, Run, Setting, place_of, read_run
 from trainer.fit.run import train as train_module
 from trainer.fit.run.callbacks import DivergedError, StopDiverged, last_step, read_log
 from trainer.fit.run.train import train
-from trainer.fit.run.trainer import LoraTrainer
+from trainer.fit.run.trainer import ArmTrainer
 
 ARM = Arm(Setting(2, 0.01), 7)
 
@@ -71,13 +71,13 @@ def test_the_learning_rate_rises_stays_and_falls_to_the_end(config: RunConfig, t
 
 
 def overflow_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    own = LoraTrainer.compute_loss
+    own = ArmTrainer.compute_loss
 
-    def overflowing(self: LoraTrainer, *args: Any, **kwargs: Any) -> Any:
+    def overflowing(self: ArmTrainer, *args: Any, **kwargs: Any) -> Any:
         loss = own(self, *args, **kwargs)
         return loss * float("inf") if self.state.global_step >= step else loss
 
-    monkeypatch.setattr(LoraTrainer, "compute_loss", overflowing)
+    monkeypatch.setattr(ArmTrainer, "compute_loss", overflowing)
 
 
 def test_a_run_that_diverges_is_finished_and_keeps_its_last_good_checkpoint(
@@ -105,27 +105,27 @@ def test_a_loss_far_above_its_start_is_a_divergence() -> None:
 @pytest.fixture
 def scaler(monkeypatch: pytest.MonkeyPatch) -> None:
     """Give runs on a CPU the loss scaler that float16 has on a GPU."""
-    own = LoraTrainer.create_accelerator_and_postprocess
+    own = ArmTrainer.create_accelerator_and_postprocess
 
-    def with_scaler(self: LoraTrainer) -> None:
+    def with_scaler(self: ArmTrainer) -> None:
         own(self)
         monkeypatch.setattr(self.accelerator.state, "_mixed_precision", "fp16")
         self.accelerator.native_amp, self.accelerator.scaler = True, torch.amp.GradScaler("cpu")
 
-    monkeypatch.setattr(LoraTrainer, "create_accelerator_and_postprocess", with_scaler)
+    monkeypatch.setattr(ArmTrainer, "create_accelerator_and_postprocess", with_scaler)
 
 
 def overflowing_gradient(before: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the gradient, not the loss, infinite in the first steps, as a scale that is too large does."""
-    own = LoraTrainer.compute_loss
+    own = ArmTrainer.compute_loss
 
-    def overflowing(self: LoraTrainer, *args: Any, **kwargs: Any) -> Any:
+    def overflowing(self: ArmTrainer, *args: Any, **kwargs: Any) -> Any:
         loss = own(self, *args, **kwargs)
         if self.state.global_step < before:
             loss.register_hook(lambda gradient: gradient * math.inf)
         return loss
 
-    monkeypatch.setattr(LoraTrainer, "compute_loss", overflowing)
+    monkeypatch.setattr(ArmTrainer, "compute_loss", overflowing)
 
 
 @pytest.mark.usefixtures("scaler")
@@ -150,13 +150,13 @@ def test_steps_that_are_skipped_at_every_scale_are_a_divergence(
 @pytest.fixture
 def spoilt(monkeypatch: pytest.MonkeyPatch) -> None:
     """From step 5 on a run climbs: what it learns then is wrong."""
-    own = LoraTrainer.compute_loss
+    own = ArmTrainer.compute_loss
 
-    def climbing(self: LoraTrainer, *args: Any, **kwargs: Any) -> Any:
+    def climbing(self: ArmTrainer, *args: Any, **kwargs: Any) -> Any:
         loss = own(self, *args, **kwargs)
         return -loss if self.state.global_step >= 4 else loss
 
-    monkeypatch.setattr(LoraTrainer, "compute_loss", climbing)
+    monkeypatch.setattr(ArmTrainer, "compute_loss", climbing)
 
 
 @pytest.mark.usefixtures("spoilt")
@@ -177,15 +177,15 @@ def test_a_run_that_is_moved_half_way_still_restores_its_best_checkpoint(
     config_values["train"].update(restore_best=True, warmup_steps=0)
     config = configured(config_values, tmp_path)
     whole = trained(config, tmp_path / "whole", 12)
-    own = LoraTrainer.training_step
+    own = ArmTrainer.training_step
 
-    def killed(self: LoraTrainer, *args: Any, **kwargs: Any) -> Any:
+    def killed(self: ArmTrainer, *args: Any, **kwargs: Any) -> Any:
         if self.state.global_step == 9:
             raise KeyboardInterrupt
         return own(self, *args, **kwargs)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(LoraTrainer, "training_step", killed)
+        patch.setattr(ArmTrainer, "training_step", killed)
         trained(config, tmp_path / "before", 12)
     (tmp_path / "before").rename(tmp_path / "after")
     moved = trained(config, tmp_path / "after", 12)

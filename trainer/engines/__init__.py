@@ -9,11 +9,18 @@ from trainer.config_lora import LoraConfig
 
 class Engine(Protocol):
     def load(
-        self, base: Path, settings: TrainConfig, lora: LoraConfig, rank: int, seed: int, device: str
+        self,
+        base: Path,
+        settings: TrainConfig,
+        lora: LoraConfig | None,
+        rank: int | None,
+        seed: int,
+        device: str,
     ) -> Any:
         """Return the base, frozen, with an adapter of `rank`.
 
-        Its first weights are those of `lora.adapter`, or `seed` alone decides them.
+        Its first weights are those of `lora.adapter`, or `seed` alone decides them. Without `lora` return the
+        base in fp32, all of it to be trained.
         """
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], target_tokens: Any) -> Any:

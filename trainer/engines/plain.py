@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel, get_peft_model
+from peft import get_peft_model
 from torch.nn import functional
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 
@@ -18,19 +18,24 @@ from trainer.engines.adapters import fill, peft_config
 from trainer.engines.sharded import shard
 
 
-def load(base: Path, settings: TrainConfig, lora: LoraConfig, rank: int, seed: int, device: str) -> PeftModel:
+def load(
+    base: Path, settings: TrainConfig, lora: LoraConfig | None, rank: int | None, seed: int, device: str
+) -> Any:
     """Return the base, frozen, with an adapter of `rank`.
 
-    Its first weights are those of `lora.adapter`, or `seed` alone decides them.
+    Its first weights are those of `lora.adapter`, or `seed` alone decides them. Without `lora` return the
+    base in fp32, all of it to be trained: small updates would be lost in 16 bits.
     """
     if settings.quantization == "4bit":
         model = _load_in_4bit(base, settings.dtype, device)
     elif settings.shard_base:
         model = shard(load_model(base, settings.dtype, "cpu"), device)
     else:
-        model = load_model(base, settings.dtype, device)
+        model = load_model(base, settings.dtype if lora else "float32", device)
     model.config.use_cache = False  # with a cache, packed rows would silently attend to each other
     torch.manual_seed(seed)
+    if lora is None or rank is None:
+        return model
     adapted = get_peft_model(model, peft_config(model, lora, rank))
     if lora.adapter:
         fill(adapted, lora.adapter)

@@ -15,14 +15,19 @@ from trainer.objective.score import RowScore
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """The hyperparameters that the sweep chooses."""
+    """The hyperparameters that the sweep chooses. rank: None in full fine-tuning."""
 
-    rank: int
+    rank: int | None
     learning_rate: float
 
     @property
     def name(self) -> str:
-        return f"r{self.rank}-lr{self.learning_rate:g}"
+        return f"r{self.rank}-lr{self.learning_rate:g}" if self.rank else f"full-lr{self.learning_rate:g}"
+
+    @property
+    def size(self) -> int:
+        """Return the rank, for an order; full fine-tuning has none, and no other size beside it."""
+        return self.rank or 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +44,8 @@ class Arm:
 class Run:
     """An arm that was trained for some steps.
 
-    adapter: a PEFT directory. validation: one score a row, in the order of the split. diverged: why the run
-    has neither, or None. record: the content of result.json.
+    adapter: a PEFT directory, or the whole model after full fine-tuning. validation: one score a row, in the
+    order of the split. diverged: why the run has neither, or None. record: the content of result.json.
     """
 
     arm: Arm
@@ -55,7 +60,7 @@ def arms(config: RunConfig) -> list[Arm]:
     sweep = config.sweep
     return [
         Arm(Setting(rank, rate), seed)
-        for rank in sorted(set(sweep.ranks))
+        for rank in (sorted(set(sweep.ranks)) if sweep.ranks else [None])
         for rate in sorted(set(sweep.learning_rates))
         for seed in dict.fromkeys(sweep.seeds)
     ]
@@ -101,17 +106,29 @@ def run_name(config: RunConfig, steps: int | None) -> str:
 def read_run(directory: Path, arm: Arm) -> Run | None:
     """Return the run, or None if it has not finished, or if its adapter has been cut or removed since."""
     record = read_json(directory / "result.json")
-    if record is None or not (record["diverged"] or _is_whole(directory / "adapter")):
+    trained = directory / trained_folder(arm)
+    if record is None or not (record["diverged"] or _is_whole(trained)):
         return None
     rows = record["validation"]["rows"] if record["validation"] else []
-    return Run(arm, directory / "adapter", [RowScore(*row) for row in rows], record["diverged"], record)
+    return Run(arm, trained, [RowScore(*row) for row in rows], record["diverged"], record)
 
 
-def _is_whole(adapter: Path) -> bool:
-    """Return whether the adapter can be read. The header of its weights must match the file's length."""
+def trained_folder(arm: Arm) -> str:
+    """Return the folder of a run that receives what it trained."""
+    return "adapter" if arm.setting.rank else "model"
+
+
+def _is_whole(trained: Path) -> bool:
+    """Return whether adapter or model can be read. The headers of weights must match the files' lengths."""
+    index = read_json(trained / "model.safetensors.index.json")
+    names = set(index["weight_map"].values()) if isinstance(index, dict) else {"model.safetensors"}
+    config = "config.json"
+    if trained.name == "adapter":
+        names, config = {"adapter_model.safetensors"}, "adapter_config.json"
     try:
-        with safe_open(adapter / "adapter_model.safetensors", "np"):
-            pass
+        for name in names:
+            with safe_open(trained / name, "np"):
+                pass
     except (OSError, SafetensorError):
         return False
-    return isinstance(read_json(adapter / "adapter_config.json"), dict)
+    return isinstance(read_json(trained / config), dict)

@@ -77,7 +77,9 @@ def _edges(sweep: dict[str, Any]) -> list[str]:
     best = in_order(sweep)[0]
     found = []
     for key, noun in (("learning_rate", "learning rate"), ("rank", "rank")):
-        tried = sorted({arm[key] for arm in sweep["arms"]})
+        tried = sorted({arm[key] for arm in sweep["arms"] if arm[key] is not None})
+        if not tried:  # full fine-tuning has no ranks
+            continue
         if len(tried) == 1:
             found.append(f"Only one {noun} was tried, {tried[0]:g}, so nothing is known about others.")
         elif best[key] in (tried[0], tried[-1]):

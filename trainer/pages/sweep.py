@@ -10,6 +10,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from trainer.fit.arm import Setting
 from trainer.pages.caveats import caveats, count, in_order, one_seed
 from trainer.pages.charts import COLOURS, FAR, Bar, Line, Point, curves, forest, losses_scale
 from trainer.pages.frame import Figure, document, table
@@ -29,7 +30,7 @@ def page(sweep: dict[str, Any]) -> str:
     """Return the whole page."""
     settings = in_order(sweep, _without_score(sweep))
     power = f"<p>{escape(_sentence(sweep['power']))}</p>" if sweep["power"] else ""
-    body = f"""<h1>Which LoRA setting is worth shipping</h1>
+    body = f"""<h1>Which {"LoRA setting" if all(_ranks(sweep)) else "learning rate"} is worth shipping</h1>
 <p><code>{escape(sweep["model"])}</code> tuned on <code>{escape(sweep["data"])}</code></p>
 <p class=lead>{escape(_sentence(sweep["reason"]))}</p>
 {power}
@@ -51,7 +52,7 @@ def page(sweep: dict[str, Any]) -> str:
 def _without_score(sweep: dict[str, Any]) -> list[dict[str, Any]]:
     """Return entries for the settings that have arms but no score, because one of their seeds diverged."""
     known = {(s["rank"], s["learning_rate"]) for s in sweep["settings"]}
-    lost: dict[tuple[int, float], list[dict[str, Any]]] = {}
+    lost: dict[tuple[int | None, float], list[dict[str, Any]]] = {}
     for arm in sweep["arms"]:
         key = (arm["rank"], arm["learning_rate"])
         if key not in known:
@@ -59,7 +60,7 @@ def _without_score(sweep: dict[str, Any]) -> list[dict[str, Any]]:
     empty = dict.fromkeys(("validation_score", "ci_low", "ci_high", "difference_to_best", "seed_spread"))
     return [
         {
-            "name": f"r{rank}-lr{rate:g}",
+            "name": Setting(rank, rate).name,
             "rank": rank,
             "learning_rate": rate,
             "seeds": [arm["seed"] for arm in arms],
@@ -87,6 +88,12 @@ def _size(sweep: dict[str, Any]) -> str:
 
 def _rates(sweep: dict[str, Any]) -> list[float]:
     return sorted({arm["learning_rate"] for arm in sweep["arms"]})
+
+
+def _ranks(sweep: dict[str, Any]) -> list[int | None]:
+    """Return the ranks that were tried; full fine-tuning has None alone."""
+    ranks = {arm["rank"] for arm in sweep["arms"]}
+    return sorted(ranks) if all(ranks) else [None]
 
 
 def _legend(sweep: dict[str, Any]) -> str:
@@ -131,7 +138,7 @@ def _differences(sweep: dict[str, Any], settings: Sequence[dict[str, Any]]) -> s
 
 def _curves(sweep: dict[str, Any]) -> str:
     rates, steps = _rates(sweep), sweep["steps"]
-    panels: dict[int, list[Line]] = {rank: [] for rank in sorted({a["rank"] for a in sweep["arms"]})}
+    panels: dict[int | None, list[Line]] = {rank: [] for rank in _ranks(sweep)}
     for arm in sweep["arms"]:
         panels[arm["rank"]].append(
             Line(
@@ -147,7 +154,8 @@ def _curves(sweep: dict[str, Any]) -> str:
     score = sweep["score"]
     measured = f"{score['name']}, {score['unit']}"
     drawn = "".join(
-        f"<div>{curves(f'rank {rank}', lines, steps, y, measured)}</div>" for rank, lines in panels.items()
+        f"<div>{curves(f'rank {rank}' if rank else 'all weights', lines, steps, y, measured)}</div>"
+        for rank, lines in panels.items()
     )
     caption = (
         f"Lines are the training loss, one for each arm; each point is a mean over "
@@ -202,7 +210,7 @@ def _setting_row(setting: dict[str, Any], arms: Sequence[dict[str, Any]], winner
     speeds = [arm["tokens_per_second"] for arm in arms if arm["tokens_per_second"]]
     return [
         setting["name"],
-        setting["rank"],
+        setting["rank"] or NONE,
         Figure(f"{setting['learning_rate']:g}"),
         Figure(", ".join(map(str, setting["seeds"]))),
         setting["steps"],

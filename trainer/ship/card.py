@@ -28,8 +28,7 @@ BODY = """---
 {built_with}{warning}
 {description}
 
-[{base}](https://huggingface.co/{base}) fine-tuned with {method} by finechat; the adapter is merged, so this
-is a whole model.
+[{base}](https://huggingface.co/{base}) fine-tuned {method} by finechat{whole}.
 
 ## What it is for, and what it is not
 Use it for the task above, in the chat format of the base model, on prompts like the rows of `{source}`. Do
@@ -68,8 +67,8 @@ evaluation.html contains the test prompts, a fixed list of general ones, and bot
 |---|---|---|---|---|
 {settings}
 
-## Merge check
-The adapter was merged in fp32. Over {positions} target tokens of held-out rows, against base + adapter:
+## {check}
+{merged}, over {positions} target tokens of held-out rows:
 
 | weights | largest logit difference | same most likely token |
 |---|---|---|
@@ -128,7 +127,7 @@ def card_data(manifest: dict[str, Any], objective: Objective, licence_file: str 
         datasets=on_hub or None,
         library_name="transformers",
         pipeline_tag="text-generation",
-        tags=["finechat", "lora", objective.NAME, "conversational"],
+        tags=["finechat", *(["lora"] if manifest["adapter"] else []), objective.NAME, "conversational"],
         eval_results=[
             EvalResult(
                 task_type="text-generation",
@@ -150,7 +149,7 @@ def _dataset(metric: Mapping[str, Any], measured: str) -> str:
 
 
 def _body(manifest: dict[str, Any], objective: Objective, front: str) -> str:
-    data, base = manifest["data"], manifest["base_model"]
+    data, base, adapter = manifest["data"], manifest["base_model"], manifest["adapter"]
     terms, check = llama_terms(base["licence"]), manifest["merge_check"]
     python, known = data.get("python_version"), measures(objective)
     return BODY.format(
@@ -159,7 +158,14 @@ def _body(manifest: dict[str, Any], objective: Objective, front: str) -> str:
         built_with=f"\n**{terms.built_with}**\n" if terms and terms.built_with else "",
         description=manifest["description"],
         base=base["id"],
-        method=method_of(manifest["adapter"]),
+        method=f"with {method_of(adapter)}" if adapter else "in full",
+        whole="; the adapter is merged, so this\nis a whole model"
+        if adapter
+        else "; all its weights were trained",
+        check="Merge check" if adapter else "Check of the shipped weights",
+        merged="The adapter was merged in fp32. The result against base + adapter"
+        if adapter
+        else "Nothing was merged: every weight is the trained one, rounded. Both compared",
         source=data["source"],
         made_with=f", made from the standard library of Python {python}" if python else "",
         fingerprint=data["fingerprint"],
@@ -178,7 +184,12 @@ def _body(manifest: dict[str, Any], objective: Objective, front: str) -> str:
         score=objective.SCORE.name,
         settings=_table(map(_setting, manifest["selection"]["settings"])),
         positions=check["positions"],
-        merges=_table([_merge("merged", check["fp32"]), _merge("as shipped", check["shipped"])]),
+        merges=_table(
+            [
+                *([_merge("merged", check["fp32"])] if check["fp32"] else []),
+                _merge("as shipped", check["shipped"]),
+            ]
+        ),
         limitations="\n".join(f"- {line}" for line in _limitations(manifest, objective)),
         licence=_licence(base["licence"], base["id"]),
     )
@@ -195,11 +206,12 @@ def _procedure(manifest: dict[str, Any], objective: Objective) -> list[tuple[str
     training = manifest["training"]
     versions = ", ".join(f"{name} {version}" for name, version in manifest["packages"].items())
     return [
-        ("method", f"{method_of(adapter)} {objective.METHOD}, merged in fp32"),
-        ("rank, alpha", f"{adapter['rank']}, {adapter['alpha']:g}"),
-        ("on", ", ".join(adapter["target_modules"])),
-        *_beside(adapter),
-        ("learning rate", f"{adapter['learning_rate']:g}"),
+        *(
+            _of_adapter(adapter, objective)
+            if adapter
+            else [("method", f"full fine-tuning {objective.METHOD}")]
+        ),
+        ("learning rate", f"{training['learning_rate']:g}"),
         ("steps", _steps(training)),
         ("seed", f"{training['seed']}"),
         ("engine", _engine(training)),
@@ -217,11 +229,14 @@ def method_of(adapter: dict[str, Any]) -> str:
     return f"{name}, scaled by alpha / √rank (rsLoRA)," if adapter.get("rslora") else name
 
 
-def _beside(adapter: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return what else was trained, and which layers were not; older manifests do not say it."""
+def _of_adapter(adapter: dict[str, Any], objective: Objective) -> list[tuple[str, str]]:
+    """Return the method, what else was trained, and which layers were not; older manifests say less."""
     without = adapter.get("without_adapter", {})
     start = adapter.get("started_from")
     rows = [
+        ("method", f"{method_of(adapter)} {objective.METHOD}, merged in fp32"),
+        ("rank, alpha", f"{adapter['rank']}, {adapter['alpha']:g}"),
+        ("on", ", ".join(adapter["target_modules"])),
         (
             "went on from",
             f"the adapter `{start['name']}`, weights `{start['weights_sha256'][:16]}`" if start else "",

@@ -54,7 +54,7 @@ def build_manifest(
             "licence": config.base.licence,
             "weights_sha256": base.weights_sha256,
         },
-        "adapter": _adapter(config.lora, base.directory, winner.arm.setting),
+        "adapter": _adapter(config.lora, base.directory, winner.arm.setting) if config.lora else None,
         "training": _training(config, winner),
         "data": _data(config, prepared),
         "chat_template_date": DATE,
@@ -69,11 +69,12 @@ def build_manifest(
 
 
 def _adapter(lora: LoraConfig, base: Path, setting: Setting) -> dict[str, Any]:
-    found = reach(skeleton(base), lora, setting.rank)
+    rank = setting.size
+    found = reach(skeleton(base), lora, rank)
     return {
-        "rank": setting.rank,
-        "alpha": lora.alpha_at(setting.rank),
-        "scaling": lora.scaling_at(setting.rank),
+        "rank": rank,
+        "alpha": lora.alpha_at(rank),
+        "scaling": lora.scaling_at(rank),
         "rslora": lora.rslora,
         "dora": lora.dora,
         "target_modules": found.names,
@@ -91,6 +92,7 @@ def _started_from(adapter: Path) -> dict[str, str]:
 def _training(config: RunConfig, winner: Run) -> dict[str, Any]:
     return {
         **{key: winner.record[key] for key in TRAINING},
+        "learning_rate": winner.arm.setting.learning_rate,
         "seed": winner.arm.seed,
         "engine": config.train.engine,
         "dtype": config.train.dtype,

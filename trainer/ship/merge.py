@@ -1,11 +1,14 @@
 """Stage `merge`: merge base and adapter in fp32, and prove the result equal before it is cast.
 
+After full fine-tuning there is nothing to merge. Every shipped weight must be the trained one, rounded.
+
 The check runs base with adapter, the merged model, and the merged model written and loaded again, over the
 same held-out target positions. A merge in bf16 would differ by 1.7 in a logit and agree on 0.97 of the tokens
 (docs/log.md), hence fp32. The cast model may differ as much as base + adapter do in the same number format.
 Tied embeddings stay tied, and `generation_config.json` gets every token that ends an answer.
 """
 
+import contextlib
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,7 +47,8 @@ def merge(
 ) -> dict[str, Any]:
     """Write the merged model and tokenizer to `destination`; return the manifest's `merge_check`.
 
-    dtype: of the shipped weights. compute_dtype: of the same weights loaded for the last check.
+    adapter: or the whole model, after full fine-tuning; then `fp32` of the check is None. dtype: of
+    the shipped weights. compute_dtype: of the same weights loaded for the last check.
     chat_template: that the rows were rendered with; None: the base's.
 
     Raises: MissingError if the disk is too small, GateError if the merged model does not reproduce
@@ -57,30 +61,64 @@ def merge(
     pad_id = tokenizer.pad_token_id or 0
     checked = rows[:CHECK_ROWS]
     device = _device_with_room(device, base.directory)
-    adapted = PeftModel.from_pretrained(load_model(base.directory, "float32", device), adapter)
-    wanted = _logits(adapted.eval().get_base_model(), checked, pad_id)
-    merged = adapted.merge_and_unload(safe_merge=True)
-    exact = _agreement(wanted, _logits(merged, checked, pad_id), "float32")
+    trained, wrapped = _trained(base, adapter, "float32", device)
+    wanted, exact, merged = _logits(trained, checked, pad_id), None, trained
+    if wrapped:
+        merged = wrapped.merge_and_unload(safe_merge=True)
+        exact = _agreement(wanted, _logits(merged, checked, pad_id), "float32")
     set_stop_tokens(merged, tokenizer)
     merged.to(getattr(torch, dtype)).save_pretrained(destination)
     tokenizer.save_pretrained(destination)
-    del adapted, merged
+    del trained, wrapped, merged
     _require_same_tie(base.directory, destination)
     got = _logits(load_model(destination, compute_dtype, device), checked, pad_id)
     shipped = _agreement(wanted, got, dtype)
-    whole = (  # with NaN on either side a comparison is false, and the check fails
-        exact["max_logit_difference"] <= MAX_FP32_DIFFERENCE
-        and exact["top1_agreement"] >= MIN_FP32_AGREEMENT
-        and math.isfinite(shipped["max_logit_difference"])
+    same = exact is None or (  # with NaN on either side a comparison is false, and the check fails
+        exact["max_logit_difference"] <= MAX_FP32_DIFFERENCE and exact["top1_agreement"] >= MIN_FP32_AGREEMENT
     )
-    if not whole:
-        raise GateError(f"the merged model is not base + adapter: fp32 {exact}, as shipped {shipped}")
-    if shipped["top1_agreement"] < MIN_SHIPPED_AGREEMENT:
-        apart = PeftModel.from_pretrained(load_model(base.directory, compute_dtype, device), adapter)
-        require_only_rounding(
-            wanted, _logits(apart.eval().get_base_model(), checked, pad_id), got, compute_dtype
+    if not (same and math.isfinite(shipped["max_logit_difference"])):
+        what = "base + adapter" if exact else "what was trained"
+        raise GateError(f"the merged model is not {what}: fp32 {exact}, as shipped {shipped}")
+    if exact is None:
+        _require_rounded(adapter, destination, dtype)
+        say(
+            f"  every weight is the trained one in {dtype}; rounding left {shipped['top1_agreement']:.3f} of "
+            f"{len(wanted)} tokens as they are in fp32"
         )
+    elif shipped["top1_agreement"] < MIN_SHIPPED_AGREEMENT:
+        apart, _ = _trained(base, adapter, compute_dtype, device)
+        require_only_rounding(wanted, _logits(apart, checked, pad_id), got, compute_dtype)
     return {"positions": len(wanted), "fp32": exact, "shipped": shipped, "passed": True}
+
+
+def _trained(base: BaseModel, trained: Path, dtype: str, device: str) -> tuple[Any, Any]:
+    """Return the model as it was trained, and PEFT's wrapper of it, None after full fine-tuning."""
+    if not (trained / "adapter_config.json").is_file():
+        return load_model(trained, dtype, device), None
+    wrapped = PeftModel.from_pretrained(load_model(base.directory, dtype, device), trained).eval()
+    return wrapped.get_base_model(), wrapped
+
+
+def _require_rounded(trained: Path, shipped: Path, dtype: str) -> None:
+    """Require that the shipped weights are the trained ones in `dtype`, bit for bit. Raises: GateError."""
+    with contextlib.ExitStack() as stack:
+        ours, theirs = (
+            {
+                name: opened
+                for file in sorted(directory.glob("*.safetensors"))
+                for opened in [stack.enter_context(safe_open(file, "pt"))]
+                for name in opened.keys()
+            }
+            for directory in (trained, shipped)
+        )
+        for name in sorted(ours.keys() | theirs.keys()):
+            if name not in ours or name not in theirs:
+                raise GateError(
+                    f"{name} is {'not trained' if name in theirs else 'not in the shipped model'}"
+                )
+            weight = ours[name].get_tensor(name)
+            if not torch.equal(weight.to(getattr(torch, dtype)), theirs[name].get_tensor(name)):
+                raise GateError(f"the shipped {name} is not the trained one in {dtype}")
 
 
 def require_only_rounding(wanted: Any, unmerged: Any, merged: Any, dtype: str) -> None:

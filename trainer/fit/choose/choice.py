@@ -55,12 +55,12 @@ def survivors(standing: Standing) -> list[Setting]:
 def choose(standing: Standing) -> Choice:
     """Return the smallest rank that is not worse than the best, by its best setting."""
     best = standing.best
-    ranks: dict[int, Score] = {}  # the best setting of each
+    ranks: dict[int | None, Score] = {}  # the best setting of each
     for score in standing.scores:
         ranks.setdefault(score.setting.rank, score)
     differences = {score: standing.difference(score) for score in ranks.values()}
     staying = [score for score, gap in differences.items() if not _passed_over(gap, standing.measure)]
-    winner = min(staying, key=lambda score: score.setting.rank)
+    winner = min(staying, key=lambda score: score.setting.size)
     rivals = [score for score in ranks.values() if score is not best]
     verdict = _verdict([differences[score] for score in rivals], standing)
     tied = [score for score in rivals if not differences[score].measurable]
@@ -96,9 +96,12 @@ def _reason(standing: Standing, winner: Score, other: Score | None, verdict: str
     value = f"{measure.sign * best.cost:.4f}"
     score = f"{best.setting.name} has the {measure.best} validation {measure.name}, {value}"
     if other is None:
-        ends = (
-            "there is no other rank" if verdict == ONE_RANK else f"whether another rank differs is {verdict}"
+        alone = (
+            "there is no other rank"
+            if best.setting.rank
+            else "all weights were trained, so there are no ranks"
         )
+        ends = alone if verdict == ONE_RANK else f"whether another rank differs is {verdict}"
         return f"{score}, on {_evidence(best, best.seeds)}; {ends}"
     gap = standing.difference(other)
     name, evidence = other.setting.name, _evidence(best, gap.seeds)
@@ -108,7 +111,7 @@ def _reason(standing: Standing, winner: Score, other: Score | None, verdict: str
             f"seed explains; the noise of a seed is {ONE_SEED}"
         )
     if not gap.noise:
-        ends = ", so the smaller rank ships" if winner.setting.rank <= other.setting.rank else ""
+        ends = ", so the smaller rank ships" if winner.setting.size <= other.setting.size else ""
         return (
             f"{score}, on {evidence}; whether {name} is worse is {ONE_SEED} (difference over the rows alone "
             f"{gap.interval}){ends}"

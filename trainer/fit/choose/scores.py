@@ -113,7 +113,7 @@ def central(found: Sequence[Score]) -> list[Score]:
     """
     partners = {score: sum(share(score, other) for other in found) for score in found}
     most = [score for score in found if partners[score] == max(partners.values())]
-    smallest = min(most, key=lambda score: score.setting.rank, default=None)
+    smallest = min(most, key=lambda score: score.setting.size, default=None)
     return [score for score in most if smallest and share(score, smallest)]
 
 

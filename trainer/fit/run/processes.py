@@ -77,8 +77,7 @@ def show_progress(arm: Arm, directory: Path, progress: Progress) -> None:
 
 def arm_flags(arm: Arm, steps: int | None) -> list[str]:
     """Return the flags with which the `arm` verb runs this arm."""
-    flags = [
-        "--rank", str(arm.setting.rank), "--learning-rate", repr(arm.setting.learning_rate),
-        "--seed", str(arm.seed),
-    ]  # fmt: skip
+    flags = ["--learning-rate", repr(arm.setting.learning_rate), "--seed", str(arm.seed)]
+    if arm.setting.rank:
+        flags = ["--rank", str(arm.setting.rank), *flags]
     return flags if steps is None else [*flags, "--steps", str(steps)]

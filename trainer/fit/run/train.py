@@ -1,15 +1,16 @@
-"""Stage `train`: train one arm for a number of steps, from the prepared rows to an adapter and its scores.
+"""Stage `train`: train one arm for a number of steps, from the prepared rows to its weights and their scores.
 
-A run that was killed continues from its last whole checkpoint and ends with the same adapter. A run that
-diverges is finished too, with the reason in place of an adapter, and is not repeated. Where several processes
+A run that was killed continues from its last whole checkpoint and ends with the same weights. A run that
+diverges is finished too, with the reason in place of weights, and is not repeated. Where several processes
 share a run, rank 0 writes.
-Writes `runs/<arm>/<steps>/`: `log.jsonl`, `adapter/` and, last, `result.json`.
+Writes `runs/<arm>/<steps>/`: `log.jsonl`, `adapter/` (`model/` in full fine-tuning) and, last, `result.json`.
 """
 
 import contextlib
 import importlib
 import math
 import resource
+import shutil
 import statistics
 import time
 from pathlib import Path
@@ -23,11 +24,11 @@ from trainer.data.prepare import Prepared
 from trainer.device import choose_device
 from trainer.engines import Engine
 from trainer.files import only_writer, sync_files, write_json
-from trainer.fit.arm import Arm, Run, place_of, read_run, run_name
+from trainer.fit.arm import Arm, Run, place_of, read_run, run_name, trained_folder
 from trainer.fit.run.apart import rows_stay_apart, shares_positions_beyond
 from trainer.fit.run.callbacks import Checkpoints, DivergedError, Log, Patience, ShowProgress, StopDiverged
 from trainer.fit.run.checkpoint import keep_trunk, remove_checkpoints, starting_point
-from trainer.fit.run.trainer import LoraTrainer, build_trainer, cooldown_steps
+from trainer.fit.run.trainer import ArmTrainer, build_trainer, cooldown_steps
 from trainer.fit.run.world import World
 from trainer.identity import made_by, older_line, write_record
 from trainer.objective import objective_of
@@ -104,22 +105,28 @@ def _train(
             trainer.add_callback(Patience(settings.patience))
         if world.first and checkpoint:
             progress.say(f"  {arm.name}: continues from {checkpoint.parent.name}/{checkpoint.name}")
-        record = _run(trainer, checkpoint, directory, world)
+        record = _run(trainer, checkpoint, directory / trained_folder(arm), world)
     if world.first:
         _finish(arm, base, record, directory)
 
 
 def _finish(arm: Arm, base: BaseModel, record: dict[str, Any], directory: Path) -> None:
-    if not record["diverged"]:  # the base that the adapter belongs to, for a server
-        write_json(directory / "adapter" / "base.json", {"weights_sha256": base.weights_sha256})
-        sync_files(directory / "adapter")  # a power cut must not leave the result without it
+    if not record["diverged"]:
+        trained = directory / trained_folder(arm)
+        if arm.setting.rank:  # the base that the adapter belongs to, for a server
+            write_json(trained / "base.json", {"weights_sha256": base.weights_sha256})
+        else:  # training switches the cache off, and TRL sets special tokens
+            for name in ("config.json", "generation_config.json"):
+                if (base.directory / name).is_file():
+                    shutil.copyfile(base.directory / name, trained / name)
+        sync_files(trained)  # a power cut must not leave the result without it
     write_json(directory / "result.json", {"arm": arm.name, "made_by": made_by(), **record})
     if not record["diverged"]:
         remove_checkpoints(directory)
 
 
-def _run(trainer: LoraTrainer, checkpoint: Path | None, directory: Path, world: World) -> dict[str, Any]:
-    """Train to the end and save the adapter; return the record of the run."""
+def _run(trainer: ArmTrainer, checkpoint: Path | None, trained: Path, world: World) -> dict[str, Any]:
+    """Train to the end and save what was trained; return the record of the run."""
     begun = time.monotonic()
     diverged, validation = None, None
     try:
@@ -129,7 +136,7 @@ def _run(trainer: LoraTrainer, checkpoint: Path | None, directory: Path, world: 
         if not math.isfinite(mean_score(scores)):
             raise DivergedError(f"the validation {trainer.objective.SCORE.name} is {mean_score(scores)}")
         if world.first:
-            trainer.model.save_pretrained(directory / "adapter")
+            trainer.model.save_pretrained(trained)
         validation = {
             trainer.objective.SCORE.name: mean_score(scores),
             "rows": [[x.total, x.weight, x.hit] for x in scores],

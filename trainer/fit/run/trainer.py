@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import torch
 from datasets import Dataset
+from peft import PeftModel
 from torch.utils.data import RandomSampler
 from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback, TrainerControl
 from trl import SFTConfig, SFTTrainer
@@ -28,10 +29,10 @@ from trainer.objective.forward import batches
 from trainer.objective.score import RowScore, mean_score
 
 
-class LoraTrainer(SFTTrainer):
-    """Trains one adapter.
+class ArmTrainer(SFTTrainer):
+    """Trains one arm.
 
-    validation: the rows whose score judges the adapter. rows_per_step: packed rows, over all processes of
+    validation: the rows whose score judges it. rows_per_step: packed rows, over all processes of
     `world`. sharded: whether the base is sharded over them.
     """
 
@@ -126,10 +127,11 @@ class LoraTrainer(SFTTrainer):
         return metrics
 
     def validation_scores(self) -> list[RowScore]:
-        """Score every validation row under the adapter as it is now; each process scores a part."""
+        """Score every validation row under the model as it is now; each process scores a part."""
         model: Any = self.model
         tokenizer: Any = self.processing_class
-        base, pad_id = model.get_base_model(), tokenizer.pad_token_id or 0
+        base = model.get_base_model() if isinstance(model, PeftModel) else model
+        pad_id = tokenizer.pad_token_id or 0
         part = self._world.share(self._validation)
         passes = len(batches(part))
         most = max(self._world.joined([passes]))
@@ -166,7 +168,7 @@ def build_trainer(
     callbacks: Sequence[TrainerCallback],
     world: World,
     together: bool = True,
-) -> LoraTrainer:
+) -> ArmTrainer:
     """Return a trainer for one arm, ready to train or resume.
 
     model: from the engine. rows: `input_ids` and `labels`. steps: None for `settings.epochs`. together:
@@ -186,7 +188,7 @@ def build_trainer(
             f"{rows_per_step}: lower it, or train.tokens_per_step"
         )
     total = steps or max(1, round(settings.epochs * steps_an_epoch))
-    trainer = LoraTrainer(
+    trainer = ArmTrainer(
         objective=objective,
         engine=engine,
         validation=validation,
