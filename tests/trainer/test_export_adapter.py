@@ -150,6 +150,12 @@ def test_an_adapter_that_is_not_the_artifacts_is_not_exported(
         adapter_of(config, artifacts, artifact, content)
 
 
+def test_a_model_that_was_trained_whole_has_no_adapter(artifact: Path, config_file: Path) -> None:
+    content = {**json.loads((artifact / "manifest.json").read_text()), "adapter": None}
+    with pytest.raises(ArtifactError, match="the whole model was trained"):
+        adapter_of(load(config_file), artifact.parents[1], artifact, content)
+
+
 def test_dora_is_exported_for_peft_and_refused_for_llama_cpp_by_name(
     base_directory: Path,
     config_file: Path,
