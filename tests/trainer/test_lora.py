@@ -261,7 +261,7 @@ def test_a_layer_that_kernels_read_without_calling_it_gets_no_adapter(
 def test_whole_modules_in_16_bits_need_a_gpu(verb: Verb) -> None:
     settings = ("data.general=null", "train.dtype=bfloat16", "lora.modules_to_save=[embed_tokens]")
     status, _, error = verb("check", *settings)
-    assert status == 1 and "train.dtype=float32 for lora.modules_to_save on a CPU" in error
+    assert status == 1 and "train.dtype=float32 for `lora.modules_to_save` on a CPU" in error
 
 
 def test_settings_that_are_new_leave_the_keys_of_older_configurations(configured: Configured) -> None:
