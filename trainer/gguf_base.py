@@ -5,15 +5,12 @@ or in Ollama's store (`ollama:NAME:TAG`). Quantised weights are used as they are
 says.
 """
 
-import contextlib
-import functools
 import importlib.metadata
 import os
 import re
 import shutil
 import tempfile
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -133,21 +130,16 @@ def _convert(gguf: Gguf, config: BaseModelConfig, directory: Path) -> tuple[str,
 
 
 def _read(gguf: Gguf) -> tuple[Any, Any]:
-    """Return the model in bf16 and its tokenizer. Raises: BaseModelError if transformers cannot read it."""
-    import torch
-    from gguf import GGUFReader
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    """Return the model in bf16 and its tokenizer. Raises: BaseModelError if they cannot be read right."""
+    from trainer import gguf_reading  # torch and transformers: `check` of another base needs neither
 
     try:
-        with read_once(), tempfile.TemporaryDirectory() as named:
+        with tempfile.TemporaryDirectory() as named:
             file = Path(named) / "model.gguf"  # transformers goes by the ending
             file.symlink_to(gguf.file.resolve())
-            source = {"gguf_file": file.name, "local_files_only": True}
-            model = AutoModelForCausalLM.from_pretrained(
-                named, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True), **source
-            )
-            tokenizer = AutoTokenizer.from_pretrained(named, **source)
-            kinds = Counter(tensor.tensor_type.name for tensor in GGUFReader(str(file)).tensors)
+            model, tokenizer, kinds = gguf_reading.read(file)
+    except gguf_reading.Misread as problem:
+        raise BaseModelError(f"{gguf.file} {problem}; give the model's own directory or its id") from None
     except Exception as error:  # gguf's, transformers' and the tokenizer's errors share no base
         said = " ".join(str(error).split())[:200]
         raise BaseModelError(
@@ -158,21 +150,3 @@ def _read(gguf: Gguf) -> tuple[Any, Any]:
         named_kinds = ", ".join(f"{count} in {name}" for name, count in sorted(rounded.items()))
         say(f"  {gguf.name}: quantised weights ({named_kinds}) are used as they are rounded, in bf16")
     return model, tokenizer
-
-
-@contextlib.contextmanager
-def read_once() -> Iterator[None]:
-    """Keep what transformers asks of `gguf` while the block lasts.
-
-    It reads the header three times, 2.4 s each for 98,000 strings, and makes the map of names once a module.
-    """
-    import gguf
-
-    own = {name: getattr(gguf, name) for name in ("GGUFReader", "get_tensor_name_map")}
-    for name, function in own.items():
-        setattr(gguf, name, functools.cache(function))
-    try:
-        yield
-    finally:
-        for name, function in own.items():
-            setattr(gguf, name, function)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.support.gguf_models import save_model
 from tests.support.trainer import model_of
 from trainer.base_model import fetch, load_model, load_tokenizer, local, require_base
 from trainer.cli import main
@@ -189,3 +190,9 @@ def test_check_refuses_a_base_that_is_none(
 
 def test_a_name_of_ollama_is_no_relative_path(config_file: Path) -> None:
     assert load(config_file, ["base.path=ollama:tiny:1b"]).base.path == Path("ollama:tiny:1b")
+
+
+def test_a_gguf_that_would_be_misread_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    write_gguf(save_model("phi3", tmp_path / "m"), "f16", "n", "l", tmp_path / "x.gguf")
+    with pytest.raises(BaseModelError, match="a GGUF does not say; give the model's own directory or its id"):
+        fetch(config(tmp_path / "x.gguf"), tmp_path)

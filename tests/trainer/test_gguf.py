@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.support.trainer import model_of
 from trainer.errors import ArtifactError
-from trainer.gguf_base import read_once
+from trainer.gguf_reading import read_once
 from trainer.ship.gguf_file import write_gguf
 from trainer.ship.gguf_tokenizer import pre_tokenizer_name
 
