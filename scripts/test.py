@@ -127,6 +127,7 @@ def _build_environments(fast: bool) -> None:
     for name in SERVICES:
         add(name, ROOT / "tests" / "pytest.txt")
     add("api", ROOT / "tests" / "fuzz.txt")
+    add("trainer", ROOT / "tests" / "llama-cpp.txt")  # which the exports are held against
     if not fast:
         add("trainer", BENCHMARKS)
         add("trainer", RAY)

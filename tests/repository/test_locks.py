@@ -12,6 +12,7 @@ LOCKS = sorted(
         *ROOT.glob("*/requirements*.txt"),
         ROOT / "tests" / "pytest.txt",
         ROOT / "tests" / "fuzz.txt",
+        ROOT / "tests" / "llama-cpp.txt",
     }
 )
 PIN = re.compile(r"([A-Za-z0-9._-]+)(\[[a-z0-9,-]+\])?==[^\s;]+( ; python_version >= '3\.11')?")
