@@ -5,7 +5,6 @@ Every stage first completes the stages before it. Exit codes: 0 success, 1 a pro
 """
 
 import argparse
-import difflib
 import errno
 import os
 import signal
@@ -15,37 +14,23 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from trainer.config import EXPORT_FORMATS, PUSHED_FORMATS, RunConfig
+from trainer.arguments import AUTO, parser
+from trainer.config import RunConfig
 from trainer.config_data import CONFIGS
 from trainer.config_file import from_here, load
 from trainer.errors import ArmError, ArtifactError, ConfigError, TrainerError
 from trainer.identity import KEEP_OLDER
-from trainer.judge.gates import OVERRIDE
 
 if TYPE_CHECKING:  # the stages import torch, which takes seconds; a wrong flag must not
     from trainer.fit.run.cluster import Cluster
     from trainer.pipeline import Pipeline
 
-VERBS = {
-    "run": "run all stages: prepare, sweep, train, merge, evaluate, publish",
-    "check": "report what this machine lacks for the configuration",
-    "prepare": "get the base model and tokenise the data",
-    "sweep": "train every arm of the grid and choose a setting",
-    "arm": "train one arm; `sweep` starts this once for each arm",
-    "train": "train the chosen setting on all of the data",
-    "merge": "merge the trained adapter into the base, and check the result",
-    "evaluate": "compare the merged model with the base, and apply the gates",
-    "push": "print what would be uploaded to the Hugging Face Hub; --upload uploads it",
-    "export": "write the finished artifact as GGUF (llama.cpp, Ollama) and FP8, and its adapter alone",
-}
-AUTO = "auto"
 FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT)
-STAGES = ("run", "prepare", "sweep", "arm", "train", "merge", "evaluate")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse, run, and turn expected failures into one line on standard error."""
-    options = _parser().parse_args(arguments)
+    options = parser(__doc__).parse_args(arguments)
     signal.signal(signal.SIGTERM, _terminate)
     try:
         _run(options)
@@ -53,6 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _report(str(error))
     except KeyboardInterrupt:
         return _report("interrupted; the same command continues from here", 130)
+    except BrokenPipeError:  # of `python -m trainer … | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python flushes into it again
+        return _report("what read the output has ended")
     except Exception as error:
         if _is_full_disk(error):
             return _report(f"the disk under {options.artifacts} is full; free some and run the same command")
@@ -183,110 +171,6 @@ def _push(config: RunConfig, options: argparse.Namespace) -> None:
 
     what = (options.private, options.upload, options.allow_override, options.format)
     push(config, options.artifacts, options.to, *what)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m trainer", description=__doc__)
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    for verb, what in VERBS.items():
-        sub = verbs.add_parser(verb, help=what, description=what)
-        sub.add_argument(
-            "--config",
-            default="quickstart",
-            help=f"a YAML file, the name of a shipped profile, or `{AUTO}`: the largest of these that this "
-            "machine can train and reach (default: quickstart)",
-        )
-        sub.add_argument(
-            "--artifacts",
-            type=Path,
-            default=Path(os.environ.get("ARTIFACTS_DIR", "artifacts")),
-            help="directory for all results (default: ARTIFACTS_DIR, or `artifacts`)",
-        )
-        sub.add_argument(
-            "--set", action="append", default=[], metavar="KEY=VALUE",
-            help="override one setting of the file, such as train.max_steps=5; repeatable",
-        )  # fmt: skip
-        sub.add_argument("--dry-run", action="store_true", help="print the resolved configuration and stop")
-        _add_own(verb, sub)
-    return parser
-
-
-def _add_own(verb: str, sub: argparse.ArgumentParser) -> None:
-    if verb == "run":
-        sub.add_argument(
-            OVERRIDE, action="store_true", dest="ship_despite_failed_gates",
-            help="publish a model that failed its gates; manifest, card and page say so",
-        )  # fmt: skip
-    if verb in STAGES:
-        sub.add_argument(
-            KEEP_OLDER, action="store_true", dest="keep_older_runs",
-            help="also use data and runs that other code or packages made, instead of making them again",
-        )  # fmt: skip
-    if verb == "sweep":
-        _add_executor(sub)
-    if verb in ("run", "train"):
-        sub.add_argument(
-            "--processes", type=int, default=1, metavar="N",
-            help="processes that share the final training, one per GPU (default: 1). Each arm of the sweep "
-            "has one process; with train.shard_base it has N, and arms run one after another",
-        )  # fmt: skip
-    if verb == "arm":
-        sub.add_argument("--rank", type=int, help="default: the lowest of sweep.ranks")
-        sub.add_argument("--learning-rate", type=float, help="default: the lowest of sweep.learning_rates")
-        sub.add_argument("--seed", type=int, help="default: the first of sweep.seeds")
-        sub.add_argument("--steps", type=_positive, help="default: train.max_steps, or train.epochs")
-    if verb == "push":
-        sub.add_argument("--to", required=True, metavar="OWNER/NAME", help="the model repository")
-        sub.add_argument(
-            "--format", choices=PUSHED_FORMATS, help="push this export of the model in its place"
-        )
-        sub.add_argument("--private", action="store_true", help="make a new repository private")
-        sub.add_argument("--upload", action="store_true", help="upload it; needs HF_TOKEN")
-        sub.add_argument(
-            "--allow-override", action="store_true", help=f"upload a model that was shipped by {OVERRIDE}"
-        )
-    if verb == "export":
-        sub.add_argument(
-            "--format", action="append", type=_export_format, metavar="FORMAT",
-            help=f"{', '.join(EXPORT_FORMATS)}; repeatable (default: all that this model can have)",
-        )  # fmt: skip
-        sub.add_argument(
-            "--check", action="store_true",
-            help="compare what llama.cpp answers from each GGUF with the artifact; needs xllamacpp",
-        )  # fmt: skip
-
-
-def _add_executor(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument(
-        "--executor", choices=("local", "ray"), default="local",
-        help="where arms run: on this machine, or on a Ray cluster with the options below (default: local)",
-    )  # fmt: skip
-    sub.add_argument(
-        "--address",
-        metavar="HOST:PORT",
-        help="the Ray cluster (default: RAY_ADDRESS, or the one on this machine)",
-    )
-    sub.add_argument("--cpus-per-arm", type=int, metavar="N", help="CPUs for each arm (default: 1)")
-    sub.add_argument(
-        "--gpus-per-arm",
-        type=float,
-        metavar="N",
-        help="GPUs for each arm, or a share of one (default: 1 if the cluster has GPUs)",
-    )
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r} must be a number of 1 or more")
-    return int(text)
-
-
-def _export_format(text: str) -> str:
-    if text in EXPORT_FORMATS:
-        return text
-    near = difflib.get_close_matches(text.lower(), EXPORT_FORMATS, 1, 0.5)
-    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(EXPORT_FORMATS)}"
-    raise argparse.ArgumentTypeError(f"no such format {text!r}; {hint}")
 
 
 def _config_path(name: str) -> Path:

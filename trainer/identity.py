@@ -41,6 +41,7 @@ ENGINE_PACKAGES = ("bitsandbytes", "unsloth", "unsloth_zoo")  # recorded where t
 # Code that cannot change a run, because none imports it (tests/trainer/test_identity.py).
 OUTSIDE_A_RUN = (
     "__main__.py",
+    "arguments.py",
     "auto_profile.py",
     "cli.py",
     "config_adapter.py",
@@ -57,6 +58,7 @@ OUTSIDE_A_RUN = (
 # Code that cannot change a merged model or its evaluation.
 ONLY_SHOWS = (
     "__main__.py",
+    "arguments.py",
     "auto_profile.py",
     "cli.py",
     "config_adapter.py",

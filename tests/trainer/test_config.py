@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -119,3 +121,14 @@ def test_a_mistake_costs_one_line_and_exit_1(config_file: Path, capsys: pytest.C
     assert main(["run", "--config", str(config_file), "--set", "sweep.ranks=[0]"]) == 1
     found = capsys.readouterr().err
     assert found.count("\n") == 1 and "sweep.ranks" in found
+
+
+def test_a_reader_of_the_output_that_ends_early_is_one_line() -> None:
+    talkative = (
+        "from trainer import cli; cli._run = lambda _: print('x' * 2**20, flush=True); cli.main(['run'])"
+    )
+    command = [sys.executable, "-c", talkative]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout and process.stderr
+        process.stdout.close()
+        assert process.stderr.read() == "trainer: what read the output has ended\n"

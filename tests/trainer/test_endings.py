@@ -123,9 +123,9 @@ def test_the_shown_samples_and_the_counted_answers_are_one_batch(
     made = Endings.of(config(), rows, scored(rows), [STOP])
     batches: list[int] = []
 
-    def counted(model: Any, prompts: Any, *more: Any) -> list[Answer]:
+    def counted(model: Any, prompts: Any, *more: Any, **named: Any) -> list[Answer]:
         batches.append(len(prompts))
-        made: list[Answer] = generate(model, prompts, *more)
+        made: list[Answer] = generate(model, prompts, *more, **named)
         return made
 
     monkeypatch.setattr(judge_answers, "generate", counted)

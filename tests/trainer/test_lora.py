@@ -26,7 +26,7 @@ from trainer.engines.adapters import reach
 from trainer.errors import ConfigError
 from trainer.fit.arm import Arm, Run, Setting
 from trainer.fit.run.train import train
-from trainer.ship.card import method_of
+from trainer.ship.card_parts import method_of
 from trainer.ship.manifest import _adapter
 from trainer.ship.merge import merge
 

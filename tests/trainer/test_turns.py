@@ -229,7 +229,7 @@ def test_a_follow_up_is_asked_after_the_models_own_answer(
 ) -> None:
     asked: dict[str, list[list[str]]] = defaultdict(list)
 
-    def answers(model: Any, prompts: Any, pad_id: int, max_new_tokens: int) -> list[Answer]:
+    def answers(model: Any, prompts: Any, *_: Any, **__: Any) -> list[Answer]:
         asked[model.name_or_path].append([tokenizer.decode(ids) for ids in prompts])
         return [Answer(tokenizer.encode(f"answer{i}"), True) for i in range(len(prompts))]
 

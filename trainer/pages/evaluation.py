@@ -16,7 +16,7 @@ from trainer.objective import Objective
 from trainer.objective.score import Measure
 from trainer.pages.charts import Pair, pairs_chart
 from trainer.pages.frame import BOXES, document, table
-from trainer.ship.card import benchmark_note, by_turn_note, interval
+from trainer.ship.card_parts import benchmark_note, by_turn_note, interval
 
 
 def write_page(
