@@ -13,7 +13,7 @@ from trainer.base_place import GGUF, INDEX, MODELS, missing_files, place
 from trainer.config import BaseModelConfig
 from trainer.errors import BaseModelError
 from trainer.files import read_json
-from trainer.gguf_base import convert, gguf_of, place_of, whole
+from trainer.gguf_base import check_header, convert, gguf_of, place_of, whole
 from trainer.identity import base_hashes
 
 LICENCE_FILES = ("LICENSE*", "NOTICE*", "USE_POLICY*")
@@ -62,6 +62,14 @@ def local(config: BaseModelConfig, artifacts: Path) -> BaseModel | None:
         return fetch(config, artifacts)
     snapshot = cached(config)
     return BaseModel(snapshot, snapshot.name, *base_hashes(snapshot)) if snapshot else None
+
+
+def missing(config: BaseModelConfig) -> str:
+    """Return what is still to be done for a base that is not `local`. Raises: BaseModelError."""
+    if gguf := gguf_of(config):
+        check_header(gguf)
+        return f"{gguf.file.name} is not converted yet"
+    return f"{config.id} is not downloaded yet"
 
 
 def cached(config: BaseModelConfig) -> Path | None:

@@ -5,12 +5,13 @@ or in Ollama's store (`ollama:NAME:TAG`). Quantised weights are used as they are
 says.
 """
 
+import contextlib
 import importlib.metadata
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -129,24 +130,39 @@ def _convert(gguf: Gguf, config: BaseModelConfig, directory: Path) -> tuple[str,
     return hashes
 
 
+def check_header(gguf: Gguf) -> None:
+    """Check what can be told without reading the weights. Raises: BaseModelError."""
+    with _named(gguf) as file:
+        from trainer import gguf_reading  # it imports torch and transformers, which takes seconds
+
+        gguf_reading.read_config(file)
+
+
 def _read(gguf: Gguf) -> tuple[Any, Any]:
     """Return the model in bf16 and its tokenizer. Raises: BaseModelError if they cannot be read right."""
-    from trainer import gguf_reading  # torch and transformers: `check` of another base needs neither
+    with _named(gguf) as file:
+        from trainer import gguf_reading
 
-    try:
-        with tempfile.TemporaryDirectory() as named:
-            file = Path(named) / "model.gguf"  # transformers goes by the ending
-            file.symlink_to(gguf.file.resolve())
-            model, tokenizer, kinds = gguf_reading.read(file)
-    except gguf_reading.Misread as problem:
-        raise BaseModelError(f"{gguf.file} {problem}; give the model's own directory or its id") from None
-    except Exception as error:  # gguf's, transformers' and the tokenizer's errors share no base
-        said = " ".join(str(error).split())[:200]
-        raise BaseModelError(
-            f"{gguf.file} cannot be read as a base model ({type(error).__name__}: {said})"
-        ) from None
+        model, tokenizer, kinds = gguf_reading.read(file)
     rounded = {name: count for name, count in kinds.items() if name not in ("F32", "F16", "BF16")}
     if rounded:
         named_kinds = ", ".join(f"{count} in {name}" for name, count in sorted(rounded.items()))
         say(f"  {gguf.name}: quantised weights ({named_kinds}) are used as they are rounded, in bf16")
     return model, tokenizer
+
+
+@contextlib.contextmanager
+def _named(gguf: Gguf) -> Iterator[Path]:
+    """Yield a link to the file with the ending that transformers goes by. Raises: BaseModelError."""
+    try:
+        with tempfile.TemporaryDirectory() as named:
+            file = Path(named) / "model.gguf"
+            file.symlink_to(gguf.file.resolve())
+            yield file
+    except BaseModelError as problem:
+        raise BaseModelError(f"{gguf.file} {problem}; give the model's own directory or its id") from None
+    except Exception as error:  # gguf's, transformers' and the tokenizer's errors share no base
+        said = " ".join(re.sub(r"\S+/model\.gguf", "it", str(error)).split())[:200]
+        raise BaseModelError(
+            f"{gguf.file} cannot be read as a base model ({type(error).__name__}: {said})"
+        ) from None

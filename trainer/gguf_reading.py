@@ -2,7 +2,7 @@
 
 It takes sizes, weights and the tokenizer from the file. It leaves out, in silence, how RoPE is scaled,
 Gemma's frequencies and scale of scores, the size of heads of most families, and biases. Here they are read;
-what cannot be is refused.
+what cannot be is refused, with the end of a sentence that begins with the file.
 """
 
 import contextlib
@@ -18,6 +18,8 @@ import torch
 from gguf import GGUFReader
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+from trainer.errors import BaseModelError
 
 CONTROL = 3  # GGUF's kind of a control token
 # Llama 3's scaling, of which a GGUF has the result alone. The rest is found from it.
@@ -35,20 +37,13 @@ BIASES = {"attn_q.bias": "attention_bias", "ffn_up.bias": "mlp_bias"}
 GEMMAS_27B = {"gemma2": 46, "gemma3_text": 62}
 
 
-class Misread(Exception):
-    """What transformers would read otherwise than it is meant, as the end of a sentence about the file."""
-
-
 def read(file: Path) -> tuple[Any, Any, Counter[str]]:
     """Return the model in bf16, its tokenizer, and how many tensors are stored in which type.
 
-    Raises: Misread; and gguf's, transformers' and the tokenizer's own errors.
+    Raises: BaseModelError; and gguf's, transformers' and the tokenizer's own errors.
     """
     with read_once():
-        reader = gguf.GGUFReader(str(file))
-        source = {"gguf_file": file.name, "local_files_only": True}
-        config = AutoConfig.from_pretrained(file.parent, **source)
-        _complete(config, reader)
+        config, reader, source = _config(file)
         model = AutoModelForCausalLM.from_pretrained(
             file.parent,
             config=config,
@@ -60,13 +55,29 @@ def read(file: Path) -> tuple[Any, Any, Counter[str]]:
     weights = [tensor for tensor in reader.tensors if not tensor.name.startswith("rope_")]
     held, taken = sum(int(t.n_elements) for t in weights), sum(p.numel() for p in model.parameters())
     if held != taken:
-        raise Misread(f"holds {held:,} weights, and transformers reads {taken:,} as a {config.model_type}")
+        raise BaseModelError(
+            f"holds {held:,} weights, and transformers reads {taken:,} as a {config.model_type}"
+        )
     _require_tokens(config, tokenizer, reader)
     return model, tokenizer, Counter(tensor.tensor_type.name for tensor in reader.tensors)
 
 
+def read_config(file: Path) -> Any:
+    """Return the model's configuration, by the header alone. Raises: as `read`."""
+    with read_once():
+        return _config(file)[0]
+
+
+def _config(file: Path) -> tuple[Any, GGUFReader, dict[str, Any]]:
+    """Return the configuration, the reader, and how transformers is told the file."""
+    source = {"gguf_file": file.name, "local_files_only": True}
+    config, reader = AutoConfig.from_pretrained(file.parent, **source), gguf.GGUFReader(str(file))
+    _complete(config, reader)
+    return config, reader, source
+
+
 def _complete(config: Any, reader: GGUFReader) -> None:
-    """Set what transformers leaves out. Raises: Misread."""
+    """Set what transformers leaves out. Raises: BaseModelError."""
     names = {tensor.name for tensor in reader.tensors}
     for key, name in SETTINGS.items():
         if (value := _value(reader, key)) is not None and hasattr(config, name):
@@ -86,7 +97,10 @@ def _complete(config: Any, reader: GGUFReader) -> None:
 
 
 def _rope(config: Any, reader: GGUFReader) -> dict[str, Any]:
-    """Return transformers' `rope_parameters` of all layers, or of Gemma 3's global ones. Raises: Misread."""
+    """Return transformers' `rope_parameters` of all layers, or of Gemma 3's global ones.
+
+    Raises: BaseModelError.
+    """
     tensors = {tensor.name: np.array(tensor.data) for tensor in reader.tensors if "rope_" in tensor.name}
     kind = _value(reader, "rope.scaling.type") or "none"
     found: dict[str, Any] = {"rope_type": "default", "rope_theta": _value(reader, "rope.freq_base") or 1e4}
@@ -107,12 +121,12 @@ def _rope(config: Any, reader: GGUFReader) -> dict[str, Any]:
         if original is not None:
             found["original_max_position_embeddings"] = original
     elif kind != "none":
-        raise Misread(f"scales RoPE by {kind!r}, which cannot be read here")
+        raise BaseModelError(f"scales RoPE by {kind!r}, which cannot be read here")
     return found
 
 
 def _llama3(config: Any, theta: float, divisors: Any) -> dict[str, Any]:
-    """Return Llama 3's scaling from the divisor of each frequency, (head size / 2,). Raises: Misread."""
+    """Return Llama 3's scaling. divisors: of each frequency, (head size / 2,). Raises: BaseModelError."""
     factor = float(divisors.max())
     waves = 2 * np.pi * theta ** (np.arange(len(divisors)) / len(divisors))
     between = (divisors > 1.001) & (divisors < 0.999 * factor)
@@ -132,20 +146,22 @@ def _llama3(config: Any, theta: float, divisors: Any) -> dict[str, Any]:
     )
     meant = 2 * np.pi / waves / LlamaRotaryEmbedding(shape).inv_freq.numpy()
     if not np.allclose(meant, divisors, rtol=1e-3):
-        raise Misread("scales RoPE's frequencies otherwise than Llama 3 does")
+        raise BaseModelError("scales RoPE's frequencies otherwise than Llama 3 does")
     return found
 
 
 def _require_tokens(config: Any, tokenizer: Any, reader: GGUFReader) -> None:
-    """Raises: Misread if texts would be cut into other tokens than the model's."""
+    """Raises: BaseModelError if texts would be cut into other tokens than the model's."""
     if config.model_type == "phi3" and _value(reader, "tokenizer.ggml.model", own=False) == "llama":
-        raise Misread("has control tokens that take the blanks behind them, which a GGUF does not say")
+        raise BaseModelError("has control tokens that take the blanks behind them, which a GGUF does not say")
     kinds = _value(reader, "tokenizer.ggml.token_type", own=False) or []
     marks = [id_ for id_, kind in enumerate(kinds) if kind == CONTROL]
     texts = tokenizer.convert_ids_to_tokens(marks)
     read = tokenizer([f"a{text}b" for text in texts], add_special_tokens=False)["input_ids"] if texts else []
     if cut := [text for text, id_, ids in zip(texts, marks, read, strict=True) if id_ not in ids]:
-        raise Misread(f"has {len(cut)} control tokens that transformers reads as text, such as {cut[0]!r}")
+        raise BaseModelError(
+            f"has {len(cut)} control tokens that transformers reads as text, such as {cut[0]!r}"
+        )
 
 
 def _value(reader: GGUFReader, key: str, own: bool = True) -> Any:

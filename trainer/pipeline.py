@@ -97,7 +97,7 @@ class Pipeline:
         check_items(self.config.evaluate.benchmarks)
         base = base_model.local(self.config.base, self.artifacts)
         if base is None:
-            say(f"{self.config.base.id} is not on this machine yet; `prepare` gets it and checks the rest")
+            say(f"{base_model.missing(self.config.base)}; `prepare` does it and checks the rest")
             return
         remarks = check_base(self.config, base)
         prepared = find_prepared(self.config, base, self.artifacts, self._keep_older)

@@ -11,7 +11,7 @@ import torch
 
 from tests.support.gguf_models import save_model
 from tests.support.trainer import model_of
-from trainer.base_model import fetch, load_model, load_tokenizer, local, require_base
+from trainer.base_model import fetch, load_model, load_tokenizer, local, missing, require_base
 from trainer.cli import main
 from trainer.config import BaseModelConfig
 from trainer.config_file import load
@@ -146,9 +146,10 @@ def test_a_file_that_is_no_gguf_is_refused_in_one_sentence(
 ) -> None:
     file = tmp_path / "x.gguf"
     file.write_bytes(content)
-    with pytest.raises(BaseModelError, match=reason) as refused:
-        fetch(config(file), tmp_path)
-    assert "\n" not in str(refused.value)
+    for use in (lambda: missing(config(file)), lambda: fetch(config(file), tmp_path)):  # at `check`, too
+        with pytest.raises(BaseModelError, match=reason) as refused:
+            use()
+        assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.support.gguf_models import SHAPES, TEXTS, save_model
-from trainer.gguf_reading import Misread, read
+from trainer.errors import BaseModelError
+from trainer.gguf_reading import read
 from trainer.ship import gguf_families, gguf_file
 from trainer.ship.gguf_file import write_gguf
 
@@ -53,7 +54,7 @@ def test_a_family_that_transformers_does_not_read_is_an_error(tmp_path: Path, sh
 
 def test_blanks_that_control_tokens_take_are_not_in_a_gguf(tmp_path: Path) -> None:
     _, file = written(tmp_path, "phi3")
-    with pytest.raises(Misread, match="take the blanks behind them"):
+    with pytest.raises(BaseModelError, match="take the blanks behind them"):
         read(file)
 
 
@@ -79,15 +80,17 @@ def test_what_cannot_be_read_right_is_refused(tmp_path: Path, monkeypatch: pytes
     with monkeypatch.context() as patched:
         patched.setattr(gguf_file, "rope_divisors", _odd_divisors)
         _, file = written(tmp_path / "a", "llama3")
-        with pytest.raises(Misread, match="otherwise than Llama 3"):
+        with pytest.raises(BaseModelError, match="otherwise than Llama 3"):
             read(file)
     with monkeypatch.context() as patched:
         patched.setattr(gguf_families, "_add_scaling", _dynamic)
         _, file = written(tmp_path / "b", "qwen2")
-        with pytest.raises(Misread, match="scales RoPE by 'dynamic'"):
+        with pytest.raises(BaseModelError, match="scales RoPE by 'dynamic'"):
             read(file)
     with monkeypatch.context() as patched:
         patched.setattr(gguf_file, "_tensors", _doubled(gguf_file._tensors))
         _, file = written(tmp_path / "c", "qwen2")
-        with pytest.raises(Misread, match=r"holds [\d,]+ weights, and transformers reads [\d,]+ as a qwen2"):
+        with pytest.raises(
+            BaseModelError, match=r"holds [\d,]+ weights, and transformers reads [\d,]+ as a qwen2"
+        ):
             read(file)

