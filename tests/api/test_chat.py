@@ -135,7 +135,7 @@ async def test_answer_may_fill_what_remains_of_the_context(make_house: MakeHouse
         ({"max_tokens": 0}, "max_tokens"),
         ({"max_completion_tokens": 1.5}, "max_completion_tokens"),
         ({"seed": 2**63}, "seed"),
-        ({"stop": list("abcde")}, "stop"),
+        ({"stop": list("abcdefghijklmnopq")}, "stop"),
         ({"stop": "x" * 257}, "stop"),
         ({"stream_options": {"x": 1}}, "stream_options.x"),
         ({"min_tokens": 10**6}, "min_tokens"),

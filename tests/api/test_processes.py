@@ -113,7 +113,7 @@ def test_an_engine_that_does_not_start_ends_no_grammar_worker_of_the_one_that_se
     monkeypatch.setitem(sys.modules, "vllm.usage.usage_lib", SimpleNamespace(UsageContext=usage))
     monkeypatch.setitem(sys.modules, "vllm.v1.engine.async_llm", SimpleNamespace(AsyncLLM=async_llm))
     monkeypatch.setattr(Engine, "import_libraries", lambda _: None)
-    monkeypatch.setattr(Engine, "arguments", lambda _: [None])
+    monkeypatch.setattr(Engine, "arguments", lambda *_: [None])
     serving, worker = started(multiprocessing.get_context("spawn"))
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     try:
