@@ -16,7 +16,8 @@ from trainer.config import RunConfig
 CLOSE = 0.7  # of difflib's ratio: `max_step` is close to `max_steps`, `rank` is not close to `roles`
 LONGEST_VALUE = 60
 
-# Each constraint kind of pydantic that `config` uses; {} holds what the error's context names.
+# Each constraint kind of pydantic that `config` uses; {} holds what the error's context names, and the
+# value.
 EXPECTED = {
     "greater_than_equal": "a number of at least {ge}",
     "greater_than": "a number above {gt}",
@@ -37,7 +38,7 @@ EXPECTED = {
     "string_pattern_mismatch": "a text of the form {pattern}",
     "path_type": "a path",
     "literal_error": "{expected}",
-    "tuple_type": "a list, such as [1, 2]",
+    "tuple_type": "a list, such as [{value}]",
     "too_short": "a list of at least {min_length}",
     "too_long": "a list of at most {max_length}",
     "dict_type": "keys with values, such as {{a: b}}",
@@ -80,8 +81,11 @@ def _problem(error: Mapping[str, Any]) -> str:
     if kind == "value_error":
         reason = str(error["ctx"]["error"])
         return f"{name}: {reason}" if name else reason
-    expected = EXPECTED[kind].format(**error.get("ctx", {})) if kind in EXPECTED else error["msg"]
-    return f"{name}: expected {expected}, got {short(error['input'])}"
+    value = short(error["input"])
+    expected = (
+        EXPECTED[kind].format(value=value, **error.get("ctx", {})) if kind in EXPECTED else error["msg"]
+    )
+    return f"{name}: expected {expected}, got {value}"
 
 
 def _unknown(place: Place) -> str:

@@ -44,7 +44,7 @@ CASES = {
     ),
     "path_type": ("evaluate.prompts=5", "evaluate.prompts: expected a path, got 5"),
     "literal_error": ("train.device=gpu", "train.device: expected 'auto', 'cpu' or 'cuda', got \"gpu\""),
-    "tuple_type": ("sweep.ranks=8", "sweep.ranks: expected a list, such as [1, 2], got 8"),
+    "tuple_type": ("sweep.ranks=8", "sweep.ranks: expected a list, such as [8], got 8"),
     "too_short": ("sweep.ranks=[]", "sweep.ranks: expected a list of at least 1, got []"),
     "too_long": (
         "train.adam_betas=[0, 0, 0]", "train.adam_betas: expected a list of at most 2, got [0, 0, 0]",
