@@ -33,9 +33,14 @@ def find(name: str) -> tuple[Path, Sequence[Path]]:
         file = store / "manifests" / place
         if file.is_file() and (manifest := read_json(file)) is not None:
             return _weights(name, store, manifest)
+    if not any(map(Path.is_dir, stores)):
+        looked = " or ".join(map(str, stores or STORES))
+        raise BaseModelError(
+            f"base.path {OLLAMA}{name}: Ollama has no store at {looked}; OLLAMA_MODELS names another place"
+        )
     raise BaseModelError(
         f"base.path {OLLAMA}{name}: Ollama has no such model on this machine; it has "
-        f"{', '.join(_names(stores)) or 'none'} (in {' or '.join(map(str, stores)) or 'no store'})"
+        f"{', '.join(_names(stores)) or 'none'} (in {' or '.join(map(str, stores))})"
     )
 
 
