@@ -110,7 +110,9 @@ def test_a_model_that_ollama_lacks_is_refused_with_those_that_it_has(
 ) -> None:
     store = ollama(tmp_path / "store", gguf)
     monkeypatch.setenv("OLLAMA_MODELS", str(tmp_path / "nowhere"))
-    with pytest.raises(BaseModelError, match="Ollama has no store at .*nowhere; OLLAMA_MODELS names another"):
+    with pytest.raises(
+        BaseModelError, match=r"Ollama has no store at .*nowhere; OLLAMA_MODELS names another"
+    ):
         fetch(config("ollama:tiny:1b"), tmp_path)
     monkeypatch.setenv("OLLAMA_MODELS", str(store))
     with pytest.raises(BaseModelError, match=r"ollama:other: Ollama has no such model .* it has tiny:1b"):
