@@ -218,7 +218,7 @@ def test_the_gpu_file_asks_for_a_gpu_and_says_so_where_there_is_none(running: St
     running.compose("build", "trainer", "api", **gpu)
     assert "prepare" in docker("run", "--rm", "--read-only", "finechat-trainer:gpu", "--help")
     volume = f"{running.inspect('api')['Config']['Labels']['com.docker.compose.project']}_artifacts"
-    checked = docker("run", "--rm", "--read-only", "--env", f"API_KEY={KEY}", "--volume",
+    checked = docker("run", "--rm", "--read-only", "--tmpfs", "/tmp", "--env", f"API_KEY={KEY}", "--volume",
                      f"{volume}:/artifacts:ro", "finechat-api:gpu", "check")  # fmt: skip
     assert checked.startswith("ok: ")
     refused = running.try_compose("up", "--detach", "trainer", **gpu)

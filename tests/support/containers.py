@@ -60,4 +60,6 @@ class Stack:
 
 
 def docker(*arguments: str) -> str:
-    return subprocess.run(["docker", *arguments], capture_output=True, text=True, check=True).stdout
+    done = subprocess.run(["docker", *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, f"docker {' '.join(arguments)}: {done.stderr[-3000:]}"
+    return done.stdout

@@ -146,9 +146,10 @@ def _prompts(artifact: Path) -> list[list[dict[str, str]]]:
 @torch.inference_mode()
 def _answer(model: Any, ids: list[int]) -> list[int]:
     """Return the first tokens of the artifact's answer, without an end token."""
-    ends = model.generation_config.eos_token_id
+    ends, prompt = model.generation_config.eos_token_id, torch.tensor([ids])
     answer = model.generate(
-        torch.tensor([ids]),
+        prompt,
+        attention_mask=torch.ones_like(prompt),  # else transformers masks what looks like padding
         do_sample=False,
         max_new_tokens=TOKENS,
         pad_token_id=ids[0],
