@@ -218,7 +218,7 @@ def test_the_gpu_file_asks_for_a_gpu_and_says_so_where_there_is_none(running: St
     running.compose("build", "trainer", "api", **gpu)
     assert "prepare" in docker("run", "--rm", "--read-only", "finechat-trainer:gpu", "--help")
     volume = f"{running.inspect('api')['Config']['Labels']['com.docker.compose.project']}_artifacts"
-    given = ["--tmpfs", "/tmp", "--tmpfs", "/cache", "--volume", f"{volume}:/artifacts:ro"]  # as in compose
+    given = ["--tmpfs", "/tmp", "--volume", "/cache", "--volume", f"{volume}:/artifacts:ro"]  # as in compose
     checked = docker(
         "run", "--rm", "--read-only", "--env", f"API_KEY={KEY}", *given, "finechat-api:gpu", "check"
     )
