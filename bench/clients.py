@@ -80,7 +80,7 @@ QUIET = {  # no client calls home, or a hub
 
 @dataclass(frozen=True)
 class Target:
-    """What a client is given: an address without /v1, a key, and a model with its tokenizer's folder."""
+    """The server under test. url: without /v1. tokenizer: the folder of the model's tokenizer."""
 
     url: str
     key: str

@@ -49,7 +49,7 @@ def _compare(stream: list[Any], answer: Any) -> tuple[str, float]:
     """Return whether the texts are equal or a tie explains the difference, and the tie in nats.
 
     The stream says no tokens, so a tie is looked for at every token up to which the texts agree: another
-    candidate, nearly as likely, that the stream goes on with.
+    candidate that is nearly as likely and that the stream continues with.
     """
     text = "".join(choice["delta"].get("content") or "" for event in stream for choice in event["choices"])
     if text == answer["choices"][0]["message"]["content"] and stream[-1]["usage"] == answer["usage"]:

@@ -96,6 +96,11 @@ def _run(options: argparse.Namespace) -> None:
     if options.verb == "check":
         _check(config, options)
         return
+    _make_stages(config, options, processes)
+
+
+def _make_stages(config: RunConfig, options: argparse.Namespace, processes: int) -> None:
+    """Run the stages up to the verb's, or one arm."""
     try:
         options.artifacts.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -38,23 +38,6 @@ KEEP_OLDER = "--keep-older-runs"
 CODE = "trainer code"
 PACKAGES = ("accelerate", "peft", "tokenizers", "torch", "transformers", "trl")
 ENGINE_PACKAGES = ("bitsandbytes", "unsloth", "unsloth_zoo")  # recorded where they are installed
-# Code that cannot change a run, because none imports it (tests/trainer/test_identity.py).
-OUTSIDE_A_RUN = (
-    "__main__.py",
-    "arguments.py",
-    "auto_profile.py",
-    "cli.py",
-    "config_adapter.py",
-    "config_file.py",
-    "config_words.py",
-    "pipeline.py",
-    "preflight.py",
-    "fit/choose",
-    "judge",
-    "knowable.py",
-    "pages",
-    "ship",
-)
 # Code that cannot change a merged model or its evaluation.
 ONLY_SHOWS = (
     "__main__.py",
@@ -67,6 +50,8 @@ ONLY_SHOWS = (
     "pages",
     "preflight.py",
 )
+# Code that cannot change a run, because none imports it (tests/trainer/test_identity.py).
+OUTSIDE_A_RUN = (*ONLY_SHOWS, "pipeline.py", "fit/choose", "judge", "knowable.py", "ship")
 # The files of a model directory that transformers reads. Licences, cards and our own record decide nothing.
 READ = ("*.json", "*.jinja", "*.model", "*.safetensors", "*.tiktoken", "*.txt", "additional_chat_templates/*")
 NOT_READ = (".", "base.json", "LICENSE", "NOTICE", "README", "USE_POLICY")

@@ -113,7 +113,7 @@ class Offer:
 
 
 class _Either:
-    """What an answer must obey one of, as it is enforced and as it is checked."""
+    """The alternatives that an answer may take: the grammar to enforce and the schema to check."""
 
     def __init__(self, prompt: Prompt) -> None:
         self._prompt = prompt

@@ -25,7 +25,7 @@ class Called(NamedTuple):
 
 
 class Malformed(Exception):
-    """What looked like a call is none."""
+    """The text looked like a call and is not one."""
 
 
 @dataclass(slots=True)

@@ -16,7 +16,7 @@ import orjson
 from api.engine.template_form import Written
 from api.engine.tool_prompt import HERMES
 
-# As templates write JSON.
+# The white space of JSON in chat templates.
 _SPACED = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 _ANY_TEXT = r"/(?s:.{%s,%s})/ & ~/(?s:.*)%s(?s:.*)/"
 _IN_QUOTES = r"/'([^'\\\n]|\\['\\nrt])*'/"

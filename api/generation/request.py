@@ -89,7 +89,7 @@ class GenerationRequest:
     prompts: a conversation, texts without a template, or token ids. max_tokens: None for as many as fit.
     logprobs: alternatives to return with each token's own logprob; None for no logprobs at all.
     offer: functions that an answer may call. format: what it must obey if it calls none.
-    usage_in_chunks: a stream's events are told of the usage as it grows. echo: an answer begins with its
+    usage_in_chunks: a stream's events carry the usage so far. echo: an answer begins with its
     prompt, which is a text or token ids. unused: names of fields that the dialect does not use.
     show_thinking: the answer has its thinking, too.
     """

@@ -32,7 +32,7 @@ PLAIN = {
     "required": ["city", "days"],
 }  # fmt: skip
 OPTIONAL = {"type": "object", "properties": {"a": {"type": "integer"}, "b": {"const": "c"}}}
-# What no text between tags can say: a pattern, and a text or a number.
+# Text between tags cannot express this: a pattern, and a value that is a text or a number.
 HARD = {
     "type": "object",
     "properties": {

@@ -22,7 +22,7 @@ _NO_ARGUMENTS = {"type": "object", "properties": {}}
 
 
 class Ends(NamedTuple):
-    """What ends an answer. texts: ends of several tokens, none of which is a control token."""
+    """The marks that end an answer. texts: marks of several tokens without a control token."""
 
     ids: tuple[int, ...]
     texts: tuple[str, ...]

@@ -73,12 +73,7 @@ def merge(
     _require_same_tie(base.directory, destination)
     got = _logits(load_model(destination, compute_dtype, device), checked, pad_id)
     shipped = _agreement(wanted, got, dtype)
-    same = exact is None or (  # with NaN on either side a comparison is false, and the check fails
-        exact["max_logit_difference"] <= MAX_FP32_DIFFERENCE and exact["top1_agreement"] >= MIN_FP32_AGREEMENT
-    )
-    if not (same and math.isfinite(shipped["max_logit_difference"])):
-        what = "base + adapter" if exact else "what was trained"
-        raise GateError(f"the merged model is not {what}: fp32 {exact}, as shipped {shipped}")
+    _require_agreement(exact, shipped)
     if exact is None:
         _require_rounded(adapter, destination, dtype)
         say(
@@ -89,6 +84,16 @@ def merge(
         apart, _ = _trained(base, adapter, compute_dtype, device)
         require_only_rounding(wanted, _logits(apart, checked, pad_id), got, compute_dtype)
     return {"positions": len(wanted), "fp32": exact, "shipped": shipped, "passed": True}
+
+
+def _require_agreement(exact: dict[str, Any] | None, shipped: dict[str, Any]) -> None:
+    """Require the bounds of fp32, where something was merged, and finite logits. Raises: GateError."""
+    same = exact is None or (  # with NaN on either side a comparison is false, and the check fails
+        exact["max_logit_difference"] <= MAX_FP32_DIFFERENCE and exact["top1_agreement"] >= MIN_FP32_AGREEMENT
+    )
+    if not (same and math.isfinite(shipped["max_logit_difference"])):
+        what = "base + adapter" if exact else "what was trained"
+        raise GateError(f"the merged model is not {what}: fp32 {exact}, as shipped {shipped}")
 
 
 def _trained(base: BaseModel, trained: Path, dtype: str, device: str) -> tuple[Any, Any]:
