@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from redis.asyncio import Connection
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from api.app import create_app
 from api.engine.artifact import read_artifact
@@ -23,6 +23,8 @@ from bench.redis_server import RedisServer, redis_server
 from tests.support.api import FakeEngine, House, example_manifest
 from tests.support.ledgers import API_KEY, Clock
 from tests.support.replicas import Counted
+from tests.support.thinking import deltas
+from tests.support.thinking_house import ANSWER, Serve
 
 CHATML = (
     "{{ bos_token }}{% for message in messages %}"
@@ -126,3 +128,18 @@ async def counted(redis: RedisServer, monkeypatch: pytest.MonkeyPatch) -> AsyncI
     monkeypatch.setattr(Connection, "pack_command", packed)
     yield Counted(ledger, clock, sent)
     await ledger.close()
+
+
+@pytest.fixture
+def serve(artifacts: Path, make_house: Callable[..., House]) -> Serve:
+    """Return a function that serves a model of this template, which answers in pieces of this length."""
+
+    def make(template: str, answer: str = ANSWER, size: int = 1, reason: str = "stop") -> House:
+        directory = (artifacts / "models" / "current").resolve()
+        (directory / "chat_template.jinja").write_text(template)
+        (directory / "manifest.json").write_text(json.dumps(example_manifest(directory)))
+        tokenizer: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(directory)
+        pieces = [answer[start : start + size] for start in range(0, len(answer), size)]
+        return make_house(FakeEngine([*deltas(tokenizer, pieces, reason)], max_model_len=4096))
+
+    return make
